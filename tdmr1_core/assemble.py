@@ -1,0 +1,201 @@
+"""From a checked config to the parts of an engine: the one place where settings are handed out to stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tdmr1_core.algorithm import seeds
+from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
+from tdmr1_core.config import FakeConfig, GeneratorConfig, RunConfig, SurrogateConfig
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.lora_files import LoraFile, read_lora
+from tdmr1_core.models.registry import ModelEntry, load_backbone
+from tdmr1_core.models.roles import (
+    FAKE,
+    GENERATOR,
+    GENERATOR_EMA,
+    REFERENCE,
+    SURROGATE,
+    SURROGATE_EMA,
+    LoraShape,
+    Roles,
+)
+from tdmr1_core.plugins import Extensions, Hooks
+from tdmr1_core.records import Prompt
+from tdmr1_core.stages.fake_score import FakeScoreStage
+from tdmr1_core.stages.generator import GeneratorStage
+from tdmr1_core.stages.optimiser import TrainedRole
+from tdmr1_core.stages.prompts import load_prompts
+from tdmr1_core.stages.rollout import RolloutStage
+from tdmr1_core.stages.scoring import ScoringStage, build_runner
+from tdmr1_core.stages.surrogate import SurrogateStage
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is loaded from outside: the model with its roles, prompts, rewards (none in a distillation) and plugins."""
+
+    entry: ModelEntry
+    roles: Roles
+    prompts: list[Prompt]
+    scoring: ScoringStage | None
+    hooks: Hooks
+
+
+def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions) -> Parts:
+    """Load them; rewards and prompts are checked before any weight is loaded.
+
+    Raises Tdmr1Error for anything in the config that can't be had.
+    """
+    entry = extensions.models.get(config.model.name, path=config.model.path, lora=config.model.lora)
+    device = choose_device(config.model.device)
+    training = config.kind == "train"
+    prompts = load_prompts(training_prompts(config, extensions), entry.domain)
+    scoring = None
+    if training:
+        runner = build_runner(
+            config.rewards,
+            extensions.plugins,
+            combine=config.scoring.combine,
+            workers=config.scoring.workers,
+            device=str(device),
+        )
+        scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
+    few_step = read_lora(Path(entry.lora)) if entry.lora and training else None
+    roles = _load_roles(config, entry, few_step, device)
+    return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager))
+
+
+def _load_roles(config: RunConfig, entry: ModelEntry, few_step: LoraFile | None, device: torch.device) -> Roles:
+    """The backbone with every adapter in its starting state."""
+    rank, alpha = config.model.rank or entry.rank, config.model.alpha or entry.alpha
+    shape = few_step.shape if few_step else LoraShape(rank, alpha, entry.targets)
+    surrogate = config.kind == "train"
+    roles = Roles(
+        load_backbone(entry, device, PRECISIONS[config.model.precision]),
+        shape,
+        trained=(GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE),
+        averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
+        seed=seeds.stream(config.seed, "lora").initial_seed(),
+    )
+    if few_step is not None:
+        roles.load(GENERATOR, few_step.weights, str(entry.lora))
+        if config.fake.start == "generator":
+            roles.copy(GENERATOR, FAKE)
+    roles.copy(GENERATOR, GENERATOR_EMA)
+    if surrogate:
+        roles.copy(SURROGATE, SURROGATE_EMA)
+    return roles
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a run. Raises Tdmr1Error for one that isn't there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Tdmr1Error(f"the device {name!r} can't be used here", "cpu, cuda or cuda:N; auto chooses") from error
+    return device
+
+
+def training_prompts(config: RunConfig, extensions: Extensions) -> str:
+    """The prompt set of the run: its own, or the first reward's default. Raises Tdmr1Error where there is neither."""
+    if config.prompts.train is not None:
+        return config.prompts.train
+    if not config.rewards:
+        raise Tdmr1Error("a distillation needs prompts", "name a prompt set or file with --prompts")
+    return extensions.plugins.rewards.get(config.rewards[0].name).spec.default_prompts
+
+
+def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
+    """Each trained role with its AdamW."""
+    own: dict[str, FakeConfig | GeneratorConfig | SurrogateConfig] = {
+        GENERATOR: config.generator,
+        FAKE: config.fake,
+        SURROGATE: config.surrogate,
+    }
+    common = config.optimizer
+    return {
+        name: TrainedRole(
+            name,
+            roles.parameters(name),
+            learning_rate=own[name].learning_rate,
+            betas=(own[name].beta1, common.beta2),
+            epsilon=common.epsilon,
+            weight_decay=common.weight_decay,
+            max_grad_norm=common.max_grad_norm,
+        )
+        for name in roles.trained
+    }
+
+
+def build_rollout(config: RunConfig, roles: Roles, sigmas: Tensor, size: tuple[int, int]) -> RolloutStage:
+    """The sampler of an iteration."""
+    return RolloutStage(
+        roles,
+        sigmas,
+        roles.backbone.latent_shape(*size),
+        sampler=config.rollout.sampler,
+        eta=config.rollout.eta,
+        micro_batch=config.batch.micro_batch,
+        seed=config.seed,
+        decode=config.kind == "train",
+    )
+
+
+def build_fake(config: RunConfig, roles: Roles, role: TrainedRole) -> FakeScoreStage:
+    """The fake score's updates."""
+    return FakeScoreStage(
+        roles,
+        role,
+        teacher_weight=config.fake.teacher_weight,
+        micro_batch=config.batch.micro_batch,
+        seed=config.seed,
+    )
+
+
+def build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:
+    """The surrogate's updates."""
+    settings = config.surrogate
+    return SurrogateStage(
+        roles,
+        role,
+        reference=_reference(config),
+        beta_dpo=settings.beta_dpo,
+        stabilisers=Stabilisers(settings.trust_region, settings.drift_threshold, settings.reference_penalty),
+        time_weight=settings.time_weight,
+        micro_batch=config.batch.micro_batch,
+        seed=config.seed,
+    )
+
+
+def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> GeneratorStage:
+    """The generator's updates."""
+    settings = config.generator
+    return GeneratorStage(
+        roles,
+        role,
+        reference=_reference(config),
+        weights=GeneratorWeights(settings.tdm_weight, settings.reward_scale, settings.trunc_steps),
+        loss=settings.loss,
+        huber_c=settings.huber_c,
+        guidance_scale=settings.guidance_scale,
+        rl_cfg=settings.rl_cfg,
+        normaliser_floor=settings.normaliser_floor,
+        reward=config.kind == "train",
+        micro_batch=config.batch.micro_batch,
+        seed=config.seed,
+    )
+
+
+def _reference(config: RunConfig) -> str:
+    """The role that stands for p_ref."""
+    return SURROGATE_EMA if config.surrogate.reference == "ema" else REFERENCE

@@ -1,0 +1,178 @@
+"""From presets, YAML files and `--set a.b=c` to one checked RunConfig, with every mistake named at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tdmr1_core.config import RunConfig
+from tdmr1_core.errors import Tdmr1Error, close_match_hint
+
+Tree = dict[str, Any]
+
+
+def preset_names() -> list[str]:
+    """The packaged presets, sorted."""
+    folder = resources.files("tdmr1_core") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> Tree:
+    """A packaged preset as a tree. Raises Tdmr1Error for an unknown name."""
+    if name not in preset_names():
+        raise Tdmr1Error(f"there is no preset {name!r}", close_match_hint(name, preset_names()))
+    return _parse((resources.files("tdmr1_core") / "presets" / f"{name}.yaml").read_text(), f"preset {name}")
+
+
+def read_file(path: Path) -> Tree:
+    """A YAML file as a tree. Raises Tdmr1Error if it can't be read or isn't a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Tdmr1Error(f"config file {path} can't be read: {error.strerror}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise Tdmr1Error(f"config file {path} is not text (byte {error.start})", "save it as UTF-8 YAML") from error
+    return _parse(text, str(path))
+
+
+def _parse(text: str, where: str) -> Tree:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise Tdmr1Error(f"{where}{line} is not valid YAML: {problem}", "check indentation and colons there") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise Tdmr1Error(f"{where} holds a {type(tree).__name__}, not settings", "write `key: value` lines")
+    return tree
+
+
+def parse_assignments(assignments: Iterable[str]) -> Tree:
+    """`a.b=c` arguments as a tree; values are read as YAML. Raises Tdmr1Error for one without key or equals sign."""
+    tree: Tree = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise Tdmr1Error(
+                f"--set {assignment!r} is not an assignment", "write it as `--set generator.learning_rate=1e-4`"
+            )
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise Tdmr1Error(
+                f"the value of --set {assignment!r} can't be read", "quote it, as in 'a.b=\"text\"'"
+            ) from error
+        node = tree
+        for part in parts[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise Tdmr1Error(f"--set {assignment!r} goes below a value set before it", "drop one of the two")
+            node = child
+        node[parts[-1]] = parsed
+    return tree
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`over` laid on `base`: mappings merge key by key, a mapping with number keys changes items of a list."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
+    if isinstance(base, list) and isinstance(over, dict) and all(str(key).isdigit() for key in over):
+        changed = list(base)
+        for key, value in over.items():
+            if int(key) >= len(changed):
+                raise Tdmr1Error(f"there is no item {key} in a list of {len(changed)}", "items are counted from 0")
+            changed[int(key)] = merge(changed[int(key)], value)
+        return changed
+    return over
+
+
+def resolve(trees: Sequence[Tree]) -> RunConfig:
+    """The settings that later trees lay over earlier ones. Raises Tdmr1Error that names every wrong setting."""
+    merged: Tree = {}
+    for tree in trees:
+        merged = merge(merged, tree)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise _sentence(error) from error
+
+
+def _sentence(error: ValidationError) -> Tdmr1Error:
+    """All problems of a validation as one message, with close matches for unknown keys in the hint."""
+    problems, hints = [], []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(RunConfig, item["loc"][:-1])
+            problems.append(f"{where} is not a setting")
+            hints.append(close_match_hint(str(item["loc"][-1]), known))
+        elif item["type"] == "value_error":
+            problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
+        else:
+            got = json.dumps(item["input"], default=str)
+            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {got[:60]})")
+    hint = "; ".join(dict.fromkeys(hints)) or "`tdmr1 config show` lists every setting with its meaning"
+    start = "" if len(problems) == 1 else f"{len(problems)} settings are wrong: "
+    return Tdmr1Error(start + "; ".join(problems), hint)
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The field names of the section that a location in the tree leads to."""
+    section: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(section.model_fields)
+
+
+def dump(config: RunConfig) -> Tree:
+    """The resolved settings as plain data."""
+    return config.model_dump(mode="json")
+
+
+def fingerprint(config: RunConfig) -> str:
+    """The first 16 hex digits of the SHA-256 of the resolved settings."""
+    return hashlib.sha256(json.dumps(dump(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[tuple[str, str, Any, str]]:
+    """Every setting as (dotted name, type, default, meaning), in the order of the tree."""
+    rows: list[tuple[str, str, Any, str]] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += describe(kind, f"{prefix}{name}.")
+        else:
+            shown = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+            rows.append(
+                (
+                    prefix + name,
+                    shown.replace("typing.", ""),
+                    field.get_default(call_default_factory=True),
+                    field.description or "",
+                )
+            )
+    return rows
+
+
+def read_overrides(
+    preset: str | None, files: Sequence[Path], flags: Mapping[str, Any], sets: Sequence[str]
+) -> list[Tree]:
+    """The layers of a command line, weakest first: preset, files, flags, --set."""
+    trees = [read_preset(preset)] if preset else []
+    trees += [read_file(path) for path in files]
+    return [*trees, dict(flags), parse_assignments(sets)]

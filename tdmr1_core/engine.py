@@ -1,0 +1,298 @@
+"""TDM-R1, one iteration at a time (arXiv 2603.07700): sample, score, compare, and update three LoRAs.
+
+`Engine.iteration` is the algorithm; each of its stages is public, so that a researcher can take control. It differs
+from the authors' trainer in this: (1) draws come from named streams and do not depend on processes or micro-batches;
+(2) k and tau may be shared by a group or a sample instead of by all; (3) the drift clip looks at one sample's mean, so
+that it does not depend on the micro-batch either; (4) Euler samples by default, as the losses assume.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tdmr1_core.algorithm import seeds
+from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
+from tdmr1_core.assemble import (
+    Parts,
+    build_fake,
+    build_generator,
+    build_rollout,
+    build_surrogate,
+    build_trained,
+    load_parts,
+)
+from tdmr1_core.config import RunConfig
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
+from tdmr1_core.plugins import Extensions, discover
+from tdmr1_core.records import (
+    Advantages,
+    Conditioning,
+    Groups,
+    IterationReport,
+    Prompt,
+    Scores,
+    Trajectory,
+    UpdateStats,
+)
+from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
+from tdmr1_core.stages.prompts import next_groups
+from tdmr1_core.stages.scoring import reward_metrics
+
+
+class Engine:
+    """Holds the roles and their stages, and runs iterations. Build it with `Engine.from_config`."""
+
+    def __init__(self, config: RunConfig, parts: Parts) -> None:
+        self.config = config
+        self.entry = parts.entry
+        self.roles = parts.roles
+        self.prompts = parts.prompts
+        self.scoring = parts.scoring
+        self.hooks = parts.hooks
+        self.start = parts.roles.weights(GENERATOR)
+        self.iteration_index = 0
+        self.trained = build_trained(config, parts.roles)
+        self.sigmas = parts.roles.backbone.schedule(self.steps, self.shift)
+        self._rollout = build_rollout(config, parts.roles, self.sigmas, self.size)
+        self._fake = build_fake(config, parts.roles, self.trained[FAKE])
+        if SURROGATE in self.trained:
+            self._surrogate = build_surrogate(config, parts.roles, self.trained[SURROGATE])
+        self._generator = build_generator(config, parts.roles, self.trained[GENERATOR])
+        self._conditionings: dict[str, Conditioning] = {}
+        self._metrics: dict[str, float] = {}
+        self._seen: dict[str, list[float]] = {}
+        self._skipped: list[str] = []
+
+    @classmethod
+    def from_config(
+        cls, config: RunConfig, *, run_folder: Path | None = None, extensions: Extensions | None = None
+    ) -> Engine:
+        """Load everything a run needs. Raises Tdmr1Error for anything in the config that can't be had."""
+        return cls(config, load_parts(config, run_folder, extensions or discover()))
+
+    # The algorithm.
+
+    def iteration(self) -> IterationReport:
+        """One iteration of TDM-R1: roll out, score, and update each role at M of the K steps."""
+        started = self._begin()
+        trajectory = self.rollout(self.next_groups())
+        scores = self.score(trajectory)
+        advantages = self.advantages(scores)
+        for step in range(self.config.timesteps.per_iteration):
+            for repeat in range(self.config.fake.updates):
+                self.update_fake(trajectory, step, repeat)
+            for repeat in range(self.config.surrogate.updates):
+                self.update_surrogate(trajectory, advantages, step, repeat)
+            self.update_generator(trajectory, advantages, step)
+        return self._finish(trajectory.groups, started)
+
+    def iterations(self) -> Iterator[IterationReport]:
+        """Iterations up to the configured number, from wherever the engine stands."""
+        while self.iteration_index < self.config.iterations:
+            yield self.iteration()
+
+    # The stages.
+
+    def next_groups(self) -> Groups:
+        """The prompts of this iteration."""
+        batch = self.config.batch
+        return next_groups(self.prompts, self.iteration_index, batch.groups, batch.group_size, self.config.seed)
+
+    def rollout(self, groups: Groups) -> Trajectory:
+        """Sample every image; scoring of finished groups begins while the next ones are sampled."""
+        self.hooks.call("tdmr1_before_rollout", engine=self, groups=groups)
+        scoring = self.scoring
+        with self._timed("rollout"):
+            trajectory = self._rollout.run(
+                groups,
+                self.conditioning(groups.prompts),
+                self.trained[GENERATOR].updates,
+                None if scoring is None else lambda images: scoring.submit(groups, images),
+            )
+        self.hooks.call("tdmr1_after_rollout", engine=self, trajectory=trajectory)
+        return trajectory
+
+    def score(self, trajectory: Trajectory) -> Scores:
+        """The rewards of the last rollout's images. Raises Tdmr1Error if a reward fails."""
+        if self.scoring is None:
+            raise Tdmr1Error("a distillation has no rewards to score with", "train with --reward instead")
+        with self._timed("score"):
+            scores = self.scoring.collect()
+        self._metrics |= reward_metrics(scores)
+        self.hooks.call("tdmr1_after_scoring", engine=self, trajectory=trajectory, scores=scores)
+        return scores
+
+    def advantages(self, scores: Scores) -> Advantages:
+        """Rewards compared within each group."""
+        config, size = self.config.advantages, self.config.batch.group_size
+        values = group_advantages(
+            scores.total, scores.valid, size, std=config.std, clip=config.clip, binary=config.binary
+        )
+        if config.permute:
+            order = seeds.uniform(self.config.seed, "permute", (self.iteration_index,), range(len(values)))
+            values = permute_in_groups(values, order, size)
+        advantages = Advantages(values, zero_std_ratio(scores.total, scores.valid, size))
+        self._metrics |= {"zero_std_ratio": advantages.zero_std_ratio, "advantage/max": values.abs().max().item()}
+        self.hooks.call("tdmr1_after_advantages", engine=self, scores=scores, advantages=advantages)
+        return advantages
+
+    def update_fake(self, trajectory: Trajectory, step: int = 0, repeat: int = 0) -> UpdateStats:
+        """Let the fake score follow the generator at the step-th drawn point of each trajectory."""
+        if veto := self._veto(FAKE, trajectory=trajectory):
+            return veto
+        step_index, tau = self._generator_points(trajectory, step, repeat)
+        fresh = trajectory.stored_velocity and trajectory.generator_updates == self.trained[GENERATOR].updates
+        with self._timed(FAKE):
+            loss = self._fake.accumulate(trajectory, (step, repeat), step_index, tau, fresh, self._scale)
+            stats = self._apply(FAKE, step, {"loss/fake": loss})
+        return self._report(stats)
+
+    def update_surrogate(
+        self, trajectory: Trajectory, advantages: Advantages, step: int = 0, repeat: int = 0
+    ) -> UpdateStats:
+        """Let the surrogate prefer what the rewards preferred, at a boundary drawn for itself."""
+        if self.config.generator.reward_scale == 0:
+            return self._skip(SURROGATE, "generator.reward_scale is 0: the reward term is off")
+        if not advantages.teaches:
+            return self._skip(SURROGATE, "no group has two different rewards")
+        if veto := self._veto(SURROGATE, trajectory=trajectory, advantages=advantages):
+            return veto
+        config, groups, counters = self.config, trajectory.groups, (step, repeat)
+        boundary = draw_boundaries(
+            config.seed,
+            groups,
+            self.steps,
+            counters,
+            config.timesteps.k_sharing,
+            config.surrogate.boundary == "weighted",
+        )
+        lower = trajectory.sigmas[boundary + 1].clamp_min(config.surrogate.tau_min)
+        tau = draw_levels(
+            config.seed, "tau-surrogate", groups, counters, config.surrogate.tau_sharing, lower, self.shift
+        )
+        with self._timed(SURROGATE):
+            seen = self._surrogate.accumulate(trajectory, advantages.values, counters, boundary, tau, self._scale)
+            stats = self._apply(SURROGATE, step, seen)
+            if "grad_norm/surrogate" in stats.metrics:
+                updates = self.trained[SURROGATE].updates
+                decay = min(config.surrogate.ema_max, config.surrogate.ema_slope * updates)
+                self.roles.average(SURROGATE_EMA, SURROGATE, decay)
+        return self._report(stats)
+
+    def update_generator(
+        self, trajectory: Trajectory, advantages: Advantages | None = None, step: int = 0
+    ) -> UpdateStats:
+        """Move the generator along the surrogate's gradient, the teacher's guidance and the reverse KL."""
+        rewarded = self.config.kind == "train" and self.config.generator.reward_scale > 0
+        if rewarded and advantages is not None and not advantages.teaches:
+            return self._skip(GENERATOR, "no group has two different rewards")
+        if veto := self._veto(GENERATOR, trajectory=trajectory, advantages=advantages):
+            return veto
+        config = self.config
+        step_index, tau = self._generator_points(trajectory, step, 0)
+        lower = trajectory.sigmas[step_index + 1].clamp_min(config.generator.tau_min)
+        tau_reward = draw_levels(
+            config.seed, "tau-reward", trajectory.groups, (step,), config.surrogate.tau_sharing, lower, self.shift
+        )
+        with self._timed(GENERATOR):
+            seen = self._generator.accumulate(trajectory, step, step_index, tau, tau_reward, self._scale)
+            stats = self._apply(GENERATOR, step, seen)
+            if "grad_norm/generator" in stats.metrics:
+                self.roles.average(GENERATOR_EMA, GENERATOR, config.generator.ema_decay)
+        return self._report(stats)
+
+    # What the stages share.
+
+    @property
+    def steps(self) -> int:
+        """K, the number of sampling steps."""
+        return self.config.rollout.steps or self.entry.steps
+
+    @property
+    def shift(self) -> float:
+        """s of the noise schedule."""
+        return self.config.rollout.shift or self.entry.shift
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        return self.config.model.height or self.entry.height, self.config.model.width or self.entry.width
+
+    def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Encoded prompts, one row each; every text is encoded once."""
+        new = [text for text in dict.fromkeys(prompt.text for prompt in prompts) if text not in self._conditionings]
+        if new:
+            encoded = self.roles.backbone.encode(new)
+            self._conditionings |= {text: encoded.select([row]) for row, text in enumerate(new)}
+        return Conditioning.cat([self._conditionings[prompt.text] for prompt in prompts])
+
+    def _begin(self) -> float:
+        self._metrics, self._seen, self._skipped = {}, {}, []
+        return time.monotonic()
+
+    def _finish(self, groups: Groups, started: float) -> IterationReport:
+        """Count the iteration, gather its metrics and tell the plugins."""
+        self.iteration_index += 1
+        seconds = time.monotonic() - started
+        means = {name: sum(values) / len(values) for name, values in self._seen.items()}
+        timing = {"time/iteration": seconds, "images_per_second": groups.images / seconds}
+        metrics = {**self._metrics, **means, **timing}
+        report = IterationReport(self.iteration_index, metrics, tuple(dict.fromkeys(self._skipped)))
+        self.hooks.call("tdmr1_after_iteration", engine=self, report=report)
+        return report
+
+    def close(self) -> None:
+        """Let the rewards go."""
+        if self.scoring is not None:
+            self.scoring.runner.close()
+
+    def _generator_points(self, trajectory: Trajectory, step: int, repeat: int) -> tuple[Tensor, Tensor]:
+        """The drawn step (N,) of each image and its level (N,): the generator's are those of the first fake update."""
+        times, groups, seed = self.config.timesteps, trajectory.groups, self.config.seed
+        step_index = draw_steps(seed, groups, self.steps, times.per_iteration, times.k_sharing)[step]
+        lower = trajectory.sigmas[step_index + 1]
+        return step_index, draw_levels(seed, "tau", groups, (step, repeat), times.tau_sharing, lower, self.shift)
+
+    @property
+    def _scale(self) -> float:
+        """What a loss is multiplied by so that accumulated steps average."""
+        times = self.config.timesteps
+        return 1 / times.per_iteration if times.optimizer_step == "iteration" else 1.0
+
+    def _apply(self, name: str, step: int, seen: Mapping[str, float]) -> UpdateStats:
+        """Step a role's optimiser, if this is the time to."""
+        times = self.config.timesteps
+        if times.optimizer_step == "iteration" and step < times.per_iteration - 1:
+            return UpdateStats(name, seen)
+        progress = self.iteration_index / self.config.iterations
+        norm = self.trained[name].step(1 - (1 - self.config.optimizer.final_lr) * progress)
+        return UpdateStats(name, {**seen, f"grad_norm/{name}": norm})
+
+    def _veto(self, name: str, **arguments: Any) -> UpdateStats | None:
+        reasons = self.hooks.vetoes(f"tdmr1_before_{name}_update", engine=self, **arguments)
+        return self._skip(name, "; ".join(reasons)) if reasons else None
+
+    def _skip(self, name: str, reason: str) -> UpdateStats:
+        self._skipped.append(f"{name}: {reason}")
+        self.trained[name].optimizer.zero_grad()
+        return UpdateStats(name, {}, reason)
+
+    def _report(self, stats: UpdateStats) -> UpdateStats:
+        """Average an update's numbers into the iteration's and tell the plugins."""
+        for name, value in stats.metrics.items():
+            self._seen.setdefault(name, []).append(value)
+        self.hooks.call(f"tdmr1_after_{stats.role}_update", engine=self, stats=stats)
+        return stats
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._metrics[f"time/{stage}"] = self._metrics.get(f"time/{stage}", 0.0) + time.monotonic() - started

@@ -1,0 +1,137 @@
+"""The records that travel between the stages. Images lie group by group: image i belongs to group i // group_size.
+
+Names: N images = groups x group_size, K sampling steps, latents (C, H, W), L prompt tokens of width D, P pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and what is known of it (GenEval's layout where it fits)."""
+
+    text: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: token embeddings (B, L, D) and pooled embeddings (B, P)."""
+
+    embeddings: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def select(self, rows: Tensor | Sequence[int]) -> Conditioning:
+        """The given rows, in that order; a row may come more than once."""
+        index = torch.as_tensor(rows, device=self.embeddings.device)
+        return Conditioning(self.embeddings[index], self.pooled[index])
+
+    def expand(self, size: int) -> Conditioning:
+        """One prompt repeated for `size` rows."""
+        return Conditioning(self.embeddings.expand(size, -1, -1), self.pooled.expand(size, -1))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Several conditionings one after another."""
+        return Conditioning(torch.cat([p.embeddings for p in parts]), torch.cat([p.pooled for p in parts]))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What one iteration samples: a prompt for each group and the number of images drawn for it."""
+
+    iteration: int
+    prompts: tuple[Prompt, ...]
+    group_size: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def images(self) -> int:
+        """How many images: groups x group size."""
+        return len(self.prompts) * self.group_size
+
+    @property
+    def group_of_image(self) -> list[int]:
+        """The group of every image, (N,)."""
+        return [group for group in range(len(self.prompts)) for _ in range(self.group_size)]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A rollout with everything kept.
+
+    `latents` (K+1, N, C, H, W) from noise to picture, `sigmas` (K+1,) float64 from 1 to 0, `conditioning` one row a
+    group, `images` uint8 (N, height, width, 3), or None where
+    nothing looks at them. `stored_velocity` says whether neighbouring latents give back the
+    generator's velocity (deterministic Euler steps); that holds while the generator has made `generator_updates`.
+    """
+
+    groups: Groups
+    latents: Tensor
+    sigmas: Tensor
+    conditioning: Conditioning
+    images: np.ndarray | None
+    stored_velocity: bool
+    generator_updates: int
+
+    @property
+    def steps(self) -> int:
+        """K, the number of sampling steps."""
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of N images: the combined value, whether it counts, and every reward's own answers.
+
+    `total` float64 (N,), 0 where `valid` (N,) is False; `per_reward` holds a float or None for each image.
+    """
+
+    total: Tensor
+    valid: Tensor
+    per_reward: Mapping[str, Sequence[float | None]]
+    details: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages float64 (N,) that sum to 0 in every group, and the share of groups that teach nothing (0 to 1)."""
+
+    values: Tensor
+    zero_std_ratio: float
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any image has an advantage at all."""
+        return bool(self.values.abs().max() > 0)
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What one update of a role reports: named numbers, or why it was left out."""
+
+    role: str
+    metrics: Mapping[str, float]
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class IterationReport:
+    """One iteration: its number from 1, flat metrics as written to metrics.jsonl, and the vetoes that were obeyed."""
+
+    step: int
+    metrics: Mapping[str, float]
+    skipped: tuple[str, ...] = ()

@@ -1,0 +1,93 @@
+"""Prompt sets by name or from files, and the order they are drawn in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from tdmr1_core.algorithm import seeds
+from tdmr1_core.errors import Tdmr1Error, close_match_hint
+from tdmr1_core.records import Groups, Prompt
+from tdmr1_core.tiny.world import count_captions, pair_captions
+
+
+def _count(held_out: bool | None) -> list[Prompt]:
+    return [Prompt(caption.text, caption.metadata) for caption in count_captions(held_out=held_out)]
+
+
+def _pairs(held_out: bool | None) -> list[Prompt]:
+    return [Prompt(caption.text, caption.metadata) for caption in pair_captions(held_out=held_out)]
+
+
+PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
+    "tiny": {
+        "count": lambda: _count(False),
+        "count-held-out": lambda: _count(True),
+        "count-all": lambda: _count(None),
+        "pairs": lambda: _pairs(False),
+        "pairs-held-out": lambda: _pairs(True),
+    }
+}
+"""Generated prompt sets by domain and name; `-held-out` ones hold captions never trained on."""
+
+
+def load_prompts(source: str, domain: str) -> list[Prompt]:
+    """A prompt set of the domain by name, or a file: .jsonl in GenEval's layout, any other one prompt a line.
+
+    Raises Tdmr1Error for an unknown name and for a file that is missing, empty or not text.
+    """
+    known = PROMPT_SETS.get(domain, {})
+    if source in known:
+        return known[source]()
+    path = Path(source)
+    if not path.is_file():
+        what = "no prompt set and no file" if path.suffix else "no prompt set"
+        raise Tdmr1Error(
+            f"there is {what} {source!r} for {domain} models", close_match_hint(source, known) + "; or name a file"
+        )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise Tdmr1Error(f"the prompt file {path} is not text (byte {error.start})", "save it as UTF-8") from error
+    except OSError as error:
+        raise Tdmr1Error(f"the prompt file {path} can't be read: {error.strerror}", "check its permissions") from error
+    parse = _parse_json if path.suffix == ".jsonl" else _parse_text
+    prompts = [parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise Tdmr1Error(f"the prompt file {path} holds no prompts", "write one prompt a line")
+    return prompts
+
+
+def _parse_text(line: str, path: Path, number: int) -> Prompt:
+    if "\0" in line:
+        raise Tdmr1Error(f"the prompt file {path} is not text (line {number})", "save it as UTF-8")
+    return Prompt(line.strip(), {})
+
+
+def _parse_json(line: str, path: Path, number: int) -> Prompt:
+    try:
+        entry = json.loads(line)
+        return Prompt(str(entry["prompt"]), entry)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Tdmr1Error(
+            f"line {number} of {path} is not a JSON object with a prompt", 'write {"prompt": "…", …} on each line'
+        ) from error
+
+
+def held_out_companion(source: str, domain: str) -> str:
+    """The held-out set that belongs to a named set, or the set itself where there is none."""
+    candidate = f"{source}-held-out"
+    return candidate if candidate in PROMPT_SETS.get(domain, {}) else source
+
+
+def next_groups(prompts: Sequence[Prompt], iteration: int, groups: int, group_size: int, seed: int) -> Groups:
+    """The prompts of an iteration (from 0): the set is walked through in a new random order each time it is used up."""
+    chosen = []
+    for position in range(iteration * groups, (iteration + 1) * groups):
+        epoch, place = divmod(position, len(prompts))
+        order = torch.randperm(len(prompts), generator=seeds.stream(seed, "prompts", epoch))
+        chosen.append(prompts[int(order[place])])
+    return Groups(iteration, tuple(chosen), group_size)

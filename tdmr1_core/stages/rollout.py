@@ -1,0 +1,81 @@
+"""The generator's trajectories: deterministic, K steps, everything kept (paper Eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmr1_core.models.roles import GENERATOR, Roles
+from tdmr1_core.records import Conditioning, Groups, Trajectory
+from tdmr1_core.stages.points import micro_batches, noise_for
+from tdmr1_core.stages.sampling import Sampler, sample
+
+
+class RolloutStage:
+    """Samples every image of an iteration with the generator, without guidance."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        sigmas: Tensor,
+        latent_shape: tuple[int, int, int],
+        *,
+        sampler: Sampler,
+        eta: float,
+        micro_batch: int | None,
+        seed: int,
+        decode: bool,
+    ) -> None:
+        self.roles = roles
+        self.sigmas = sigmas
+        self._like = torch.empty(latent_shape, dtype=roles.backbone.dtype, device=roles.backbone.device)
+        self._sampler = sampler
+        self._eta = eta
+        self._micro_batch = micro_batch
+        self._seed = seed
+        self._decode = decode
+
+    @torch.no_grad()
+    def run(
+        self,
+        groups: Groups,
+        conditioning: Conditioning,
+        generator_updates: int,
+        on_decoded: Callable[[np.ndarray], None] | None = None,
+    ) -> Trajectory:
+        """Sample and decode; `on_decoded(images)` is told of each micro-batch, in order, as soon as it is finished."""
+        group = torch.tensor(groups.group_of_image)
+        latents, images = [], []
+        for rows in micro_batches(groups.images, self._micro_batch):
+
+            def fresh(k: int, rows: Tensor = rows) -> Tensor:
+                return noise_for(self._seed, "rollout-eta", groups, (k,), rows, "sample", self._like)
+
+            with self.roles.acting(GENERATOR) as backbone:
+                path = sample(
+                    backbone,
+                    noise_for(self._seed, "rollout", groups, (), rows, "sample", self._like),
+                    conditioning.select(group[rows]),
+                    self.sigmas,
+                    sampler=self._sampler,
+                    eta=self._eta,
+                    fresh_noise=fresh,
+                )
+                pictures = backbone.decode(path[-1]) if self._decode else None
+            latents.append(path)
+            if pictures is not None:
+                images.append(pictures)
+                if on_decoded is not None:
+                    on_decoded(pictures)
+        return Trajectory(
+            groups=groups,
+            latents=torch.cat(latents, dim=1),
+            sigmas=self.sigmas,
+            conditioning=conditioning,
+            images=np.concatenate(images) if images else None,
+            stored_velocity=self._sampler == "euler" and self._eta == 0,
+            generator_updates=generator_updates,
+        )

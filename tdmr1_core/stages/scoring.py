@@ -1,0 +1,96 @@
+"""Finished images to rewards, in a pool, while sampling goes on. Rewards see pictures, never tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmr1_core.config import RewardConfig
+from tdmr1_core.records import Groups, Scores
+from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.registry import Plugins
+from tdmr1_rewards.runner import ActiveReward, Combine, RewardRunner, ScoredBatch
+
+
+def build_runner(
+    rewards: Sequence[RewardConfig], plugins: Plugins, *, combine: Combine, workers: int, device: str
+) -> RewardRunner:
+    """The run's rewards, ready to score. Raises Tdmr1Error for an unknown reward or wrong options."""
+    entries = []
+    for reward in rewards:
+        registered = plugins.rewards.get(reward.name)
+        built = plugins.rewards.create(reward.name, reward.options)
+        entries.append(ActiveReward(reward.name, reward.weight, registered.spec, built, registered.provenance))
+    return RewardRunner(entries, combine, workers, device)
+
+
+class ScoringStage:
+    """Hands whole groups to the rewards as soon as they are decoded, and collects the answers."""
+
+    def __init__(self, runner: RewardRunner, *, run_folder: Path | None, seed: int) -> None:
+        self.runner = runner
+        self._run_folder = run_folder
+        self._seed = seed
+        self._waiting: list[np.ndarray] = []
+        self._done = 0
+        self._futures: list[Future[ScoredBatch]] = []
+
+    def submit(self, groups: Groups, images: np.ndarray) -> None:
+        """The next images of the iteration, in order; every group they complete starts to be scored."""
+        self._waiting.append(images)
+        ready = np.concatenate(self._waiting)
+        whole = len(ready) - len(ready) % groups.group_size
+        if whole:
+            rows = range(self._done, self._done + whole)
+            self._futures.append(self.runner.submit(self._batch(groups, rows, ready[:whole])))
+            self._done += whole
+        self._waiting = [ready[whole:]]
+
+    def collect(self) -> Scores:
+        """All answers of the iteration. Raises Tdmr1Error if a reward failed."""
+        futures, self._futures, self._waiting, self._done = self._futures, [], [], 0
+        parts = [future.result() for future in futures]
+        total = [score for part in parts for score in part.total]
+        names = parts[0].per_reward
+        return Scores(
+            total=torch.tensor([0.0 if score is None else score for score in total], dtype=torch.float64),
+            valid=torch.tensor([score is not None for score in total]),
+            per_reward={name: [score for part in parts for score in part.per_reward[name]] for name in names},
+            details=[detail for part in parts for detail in part.details],
+        )
+
+    def score(self, groups: Groups, images: np.ndarray) -> Scores:
+        """Score all images (N, height, width, 3) of an iteration at once."""
+        self.submit(groups, images)
+        return self.collect()
+
+    def _batch(self, groups: Groups, rows: range, images: np.ndarray) -> RewardBatch:
+        group_ids = [row // groups.group_size for row in rows]
+        return RewardBatch(
+            images=images,
+            prompts=[groups.prompts[group].text for group in group_ids],
+            metadata=[groups.prompts[group].metadata for group in group_ids],
+            group_ids=group_ids,
+            image_ids=list(rows),
+            context=RewardContext(self._run_folder, groups.iteration, self._seed),
+        )
+
+
+def reward_metrics(scores: Scores) -> dict[str, float]:
+    """Means and deviations of the combined reward and of each one, over the images that were judged."""
+    metrics = {}
+    if bool(scores.valid.any()):
+        judged = scores.total[scores.valid]
+        metrics = {"reward/mean": judged.mean().item(), "reward/std": judged.std(correction=0).item()}
+    for name, answers in scores.per_reward.items():
+        given: Tensor = torch.tensor([answer for answer in answers if answer is not None], dtype=torch.float64)
+        if len(given):
+            metrics[f"reward/{name}/mean"] = given.mean().item()
+            metrics[f"reward/{name}/std"] = given.std(correction=0).item()
+        metrics[f"reward/{name}/unjudged"] = float(len(answers) - len(given))
+    return metrics

@@ -1,0 +1,163 @@
+"""The surrogate reward learns which images of a group were preferred (paper Eq. 7-9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdmr1_core.algorithm.flow import renoise, renoise_velocity
+from tdmr1_core.algorithm.objectives import (
+    PreferenceLoss,
+    Stabilisers,
+    preference_loss,
+    preference_weights,
+    sample_mse,
+)
+from tdmr1_core.models.roles import SURROGATE, SURROGATE_EMA, Roles
+from tdmr1_core.records import Conditioning, Trajectory
+from tdmr1_core.stages.optimiser import TrainedRole
+from tdmr1_core.stages.points import latents_at, micro_batches, noise_for
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """A micro-batch at the level it is asked at."""
+
+    renoised: Tensor
+    target: Tensor
+    tau: Tensor
+    conditioning: Conditioning
+
+
+class SurrogateStage:
+    """Updates the surrogate on re-noised stored points; noise is shared by the images of a group."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        role: TrainedRole,
+        *,
+        reference: str,
+        beta_dpo: float,
+        stabilisers: Stabilisers,
+        time_weight: bool,
+        micro_batch: int | None,
+        seed: int,
+    ) -> None:
+        self.roles = roles
+        self.role = role
+        self._reference = reference
+        self._beta_dpo = beta_dpo
+        self._stabilisers = stabilisers
+        self._time_weight = time_weight
+        self._micro_batch = micro_batch
+        self._seed = seed
+
+    def accumulate(
+        self,
+        trajectory: Trajectory,
+        advantages: Tensor,
+        counters: tuple[int, int],
+        boundary: Tensor,
+        tau: Tensor,
+        scale: float,
+    ) -> dict[str, float]:
+        """Add `scale` times the gradient of the mean loss over all images; returns the means of what was seen.
+
+        `advantages`, `boundary` and `tau` are (N,). The group weight needs every image of a group, so micro-batches
+        smaller than a group cost one more pass without gradient.
+        """
+        groups = trajectory.groups
+        images, size = groups.images, self._micro_batch or groups.images
+        whole_groups = size >= groups.group_size
+        if whole_groups:
+            size -= size % groups.group_size
+        weights = None if whole_groups else self._weights(trajectory, advantages, counters, boundary, tau, size)
+        seen = {"loss/preference": 0.0, "surrogate/clipped": 0.0, "surrogate/drifted": 0.0, "surrogate/drift": 0.0}
+        for rows in micro_batches(images, size):
+            queries = self._queries(trajectory, rows, counters, boundary, tau)
+            result = self.losses(
+                queries, advantages[rows], boundary[rows], trajectory, None if weights is None else weights[rows]
+            )
+            loss = result.loss.sum() / images
+            (loss * scale).backward()
+            seen["loss/preference"] += loss.item()
+            seen["surrogate/clipped"] += result.clipped.sum().item() / images
+            seen["surrogate/drifted"] += result.drifted.sum().item() / images
+            seen["surrogate/drift"] += result.drift.sum().item() / images
+        return seen
+
+    def losses(
+        self,
+        queries: _Queries,
+        advantages: Tensor,
+        boundary: Tensor,
+        trajectory: Trajectory,
+        weights: Tensor | None,
+    ) -> PreferenceLoss:
+        """Loss and statistics of each image (B,), differentiable in the surrogate alone."""
+        with torch.no_grad():
+            with self.roles.acting(self._reference) as backbone:
+                reference = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
+            old_loss = self._old_loss(queries, reference)
+        with self.roles.acting(SURROGATE) as backbone:
+            velocity = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
+        advantages = advantages.to(velocity)
+        if weights is None:
+            loss, reference_loss = sample_mse(velocity, queries.target), sample_mse(reference, queries.target)
+            group_size = trajectory.groups.group_size
+            weights = preference_weights(advantages, loss, reference_loss, self._beta_dpo, group_size)
+        share = (boundary.to(velocity) + 1) / trajectory.steps
+        time_weight = share if self._time_weight else torch.ones_like(share)
+        return preference_loss(
+            velocity, queries.target, reference, old_loss, advantages, weights, time_weight, self._stabilisers
+        )
+
+    def _old_loss(self, queries: _Queries, reference: Tensor) -> Tensor | None:
+        """The loss of the surrogate's average, for the trust region."""
+        if self._stabilisers.trust_region is None:
+            return None
+        if self._reference == SURROGATE_EMA:
+            return sample_mse(reference, queries.target)
+        with self.roles.acting(SURROGATE_EMA) as backbone:
+            return sample_mse(backbone.velocity(queries.renoised, queries.tau, queries.conditioning), queries.target)
+
+    @torch.no_grad()
+    def _weights(
+        self,
+        trajectory: Trajectory,
+        advantages: Tensor,
+        counters: tuple[int, int],
+        boundary: Tensor,
+        tau: Tensor,
+        size: int,
+    ) -> Tensor:
+        """w_g of every image (N,), computed without gradient in micro-batches smaller than a group."""
+        losses: list[Tensor] = []
+        reference_losses: list[Tensor] = []
+        for rows in micro_batches(trajectory.groups.images, size):
+            queries = self._queries(trajectory, rows, counters, boundary, tau)
+            for role, collected in ((SURROGATE, losses), (self._reference, reference_losses)):
+                with self.roles.acting(role) as backbone:
+                    velocity = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
+                collected.append(sample_mse(velocity, queries.target))
+        loss, reference_loss = torch.cat(losses), torch.cat(reference_losses)
+        group_size = trajectory.groups.group_size
+        return preference_weights(advantages.to(loss), loss, reference_loss, self._beta_dpo, group_size)
+
+    def _queries(
+        self, trajectory: Trajectory, rows: Tensor, counters: tuple[int, int], boundary: Tensor, tau: Tensor
+    ) -> _Queries:
+        device = trajectory.latents.device
+        level = tau[rows].to(device)
+        sigma = trajectory.sigmas.to(device)[boundary[rows] + 1]
+        point = latents_at(trajectory, boundary + 1, rows)
+        noise = noise_for(self._seed, "surrogate", trajectory.groups, counters, rows, "group", trajectory.latents)
+        return _Queries(
+            renoised=renoise(point, sigma, level, noise),
+            target=renoise_velocity(point, sigma, level, noise),
+            tau=level,
+            conditioning=trajectory.conditioning.select(rows // trajectory.groups.group_size),
+        )

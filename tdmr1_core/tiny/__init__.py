@@ -1,0 +1,1 @@
+"""The embedded world: renderer, captions, and the packaged tiny SD3 pipeline with its 4-step LoRA."""

@@ -1,0 +1,273 @@
+"""Finds plugins, keeps what went wrong with each, and knows every reward by name. Imports no reward until one is made.
+
+Entry points are iterated and hooks called one plugin at a time, because pluggy's own loading and calling
+let one broken plugin take all others down with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pluggy
+
+from tdmr1_rewards import hookspecs
+from tdmr1_rewards.api import Reward, RewardSpec
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
+
+ENTRY_POINT_GROUP = "tdmr1"
+DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"
+BUILTIN = "builtin"
+"""The plugin name of everything that comes with tdmr1 itself."""
+
+Registered = TypeVar("Registered")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a plugin comes from: its entry-point name, its distribution and version, and the module it names."""
+
+    plugin: str
+    distribution: str
+    version: str | None
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}" if self.version else self.distribution
+
+
+@dataclass
+class PluginRecord:
+    """A plugin that was found, with what is wrong with it in one sentence, or whether the user left it out."""
+
+    provenance: Provenance
+    error: str | None = None
+    disabled: bool = False
+
+    def add_error(self, sentence: str) -> None:
+        """Keep a further thing that is wrong."""
+        self.error = f"{self.error}; {sentence}" if self.error else sentence
+
+
+@dataclass(frozen=True)
+class RegisteredReward:
+    """A reward's spec and where it comes from; `rivals` are the other plugins that claim its name."""
+
+    spec: RewardSpec
+    provenance: Provenance
+    rivals: tuple[Provenance, ...] = ()
+
+
+class RewardRegistry:
+    """Every registered reward by name."""
+
+    def __init__(self, rewards: Iterable[tuple[RewardSpec, Provenance]]) -> None:
+        self._claims: dict[str, list[RegisteredReward]] = {}
+        for spec, provenance in rewards:
+            self._claims.setdefault(spec.name, []).append(RegisteredReward(spec, provenance))
+
+    def names(self) -> list[str]:
+        """Every name, sorted, those that are claimed twice too."""
+        return sorted(self._claims)
+
+    def entries(self) -> list[RegisteredReward]:
+        """Every registered reward, sorted by name; a name that is claimed twice has two entries with `rivals`."""
+        entries = []
+        for name in self.names():
+            claims = self._claims[name]
+            for claim in claims:
+                rivals = tuple(other.provenance for other in claims if other is not claim)
+                entries.append(replace(claim, rivals=rivals))
+        return entries
+
+    def get(self, name: str) -> RegisteredReward:
+        """The reward of this name. Raises Tdmr1Error for an unknown name, and for one that several plugins claim."""
+        if name not in self._claims:
+            raise Tdmr1Error(f"there is no reward {name!r}", close_match_hint(name, self._claims))
+        claims = self._claims[name]
+        if len(claims) > 1:
+            claimants = " and ".join(f"{claim.provenance} ({claim.provenance.module})" for claim in claims)
+            raise Tdmr1Error(
+                f"the reward name {name!r} is claimed by {claimants}",
+                f"uninstall one, or leave it out: {DISABLE_VARIABLE}={claims[-1].provenance.distribution}",
+            )
+        return claims[0]
+
+    def create(self, name: str, options: Mapping[str, Any]) -> Reward:
+        """Import and build a reward; its options are validated before its factory is called.
+
+        Raises Tdmr1Error for an unknown name, for wrong options (all at once), and when the reward cannot be built.
+        """
+        registered = self.get(name)
+        spec = registered.spec
+        owner = f"reward {name!r} (from {registered.provenance})"
+        arguments = []
+        if spec.options is not None:
+            arguments.append(_validated_options(spec.options, options, owner))
+        elif options:
+            raise Tdmr1Error(f"{owner} takes no options, but got {', '.join(map(repr, options))}")
+        factory = _resolve(spec.factory, owner)
+        try:
+            reward = factory(*arguments)
+        except Tdmr1Error:
+            raise
+        except Exception as error:
+            raise Tdmr1Error(f"{owner} could not be built: {_told(error)}") from error
+        if not isinstance(reward, Reward):
+            raise Tdmr1Error(f"{owner}: {spec.factory} made a {type(reward).__name__}, which cannot be called")
+        return reward
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """All plugins that were found, the pluggy manager that calls their hooks, and the rewards they brought.
+
+    `unmatched` are the names in TDMR1_DISABLE_PLUGINS that fit no plugin.
+    """
+
+    manager: pluggy.PluginManager
+    records: tuple[PluginRecord, ...]
+    rewards: RewardRegistry
+    unmatched: tuple[str, ...]
+
+    def collect(self, hook: str, expected: type[Registered]) -> list[tuple[Registered, Provenance]]:
+        """What plugins register through `hook(register)`, a hook of that one argument, in the order of `records`.
+
+        A plugin whose hook raises, or registers anything but `expected`, brings nothing and has it on its record.
+        """
+        return _collect(self.manager, self.records, hook, expected)
+
+
+def load_plugins(extra_hookspecs: Sequence[ModuleType] = (), builtin_modules: Sequence[str] = ()) -> Plugins:
+    """Find and load every plugin: the built-in modules first, then the entry points of group `tdmr1`.
+
+    `extra_hookspecs` are the modules with the hooks of higher layers. Only when they are given are all hooks known,
+    so only then is a plugin's hook that nobody specifies taken for a mistake. `builtin_modules` name further
+    modules that come with tdmr1. Never raises for what is wrong with a plugin: that is on its record.
+    """
+    manager = pluggy.PluginManager("tdmr1")
+    for specs in (hookspecs, *extra_hookspecs):
+        manager.add_hookspecs(specs)
+    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
+    records = []
+    for provenance, load in [*_builtins(("tdmr1_rewards.builtin", *builtin_modules)), *_installed()]:
+        record = PluginRecord(provenance, disabled=not disabled.isdisjoint(_identifiers(provenance)))
+        records.append(record)
+        if not record.disabled:
+            _register(manager, record, load)
+    if extra_hookspecs:
+        _check_hook_names(manager, records)
+    return Plugins(
+        manager=manager,
+        records=tuple(records),
+        rewards=RewardRegistry(_collect(manager, records, "tdmr1_register_rewards", RewardSpec)),
+        unmatched=tuple(sorted(disabled.difference(*(_identifiers(record.provenance) for record in records)))),
+    )
+
+
+def _builtins(modules: Iterable[str]) -> list[tuple[Provenance, Callable[[], Any]]]:
+    try:
+        version: str | None = importlib.metadata.version("tdmr1")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return [
+        (Provenance(BUILTIN, "tdmr1", version, module), partial(importlib.import_module, module)) for module in modules
+    ]
+
+
+def _installed() -> list[tuple[Provenance, Callable[[], Any]]]:
+    found: list[tuple[Provenance, Callable[[], Any]]] = []
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", None)
+        found.append((Provenance(entry.name, distribution, version, entry.value), entry.load))
+    # The order of entry points is that of sys.path, which should decide nothing.
+    return sorted(found, key=lambda item: (item[0].distribution, item[0].plugin))
+
+
+def _identifiers(provenance: Provenance) -> set[str]:
+    return {provenance.plugin, provenance.distribution}
+
+
+def _key(provenance: Provenance) -> str:
+    """The plugin's name for pluggy: entry-point names alone are not unique."""
+    return f"{provenance.distribution}:{provenance.plugin}:{provenance.module}"
+
+
+def _register(manager: pluggy.PluginManager, record: PluginRecord, load: Callable[[], Any]) -> None:
+    try:
+        plugin = load()
+        hash(plugin)  # pluggy keeps plugins in sets
+        manager.register(plugin, name=_key(record.provenance))
+    except (Exception, SystemExit) as error:
+        # Older pluggy leaves a plugin that it refuses half registered.
+        manager.unregister(name=_key(record.provenance))
+        record.add_error(f"could not be loaded: {_told(error)}")
+        return
+    if not manager.get_hookcallers(plugin):
+        record.add_error("implements no hook (is its function marked @hookimpl?)")
+
+
+def _check_hook_names(manager: pluggy.PluginManager, records: Sequence[PluginRecord]) -> None:
+    """pluggy's `check_pending`, told plugin by plugin instead of at the first."""
+    callers = {name: caller for name, caller in vars(manager.hook).items() if isinstance(caller, pluggy.HookCaller)}
+    known = [name for name, caller in callers.items() if caller.has_spec()]
+    records_by_key = {_key(record.provenance): record for record in records}
+    for name in sorted(callers.keys() - set(known)):
+        for implementation in callers[name].get_hookimpls():
+            if not implementation.optionalhook:
+                record = records_by_key[implementation.plugin_name]
+                record.add_error(f"implements the unknown hook {name!r} ({close_match_hint(name, known)})")
+
+
+def _collect(
+    manager: pluggy.PluginManager, records: Sequence[PluginRecord], hook: str, expected: type[Registered]
+) -> list[tuple[Registered, Provenance]]:
+    plugins = [manager.get_plugin(_key(record.provenance)) for record in records]
+    collected: list[tuple[Registered, Provenance]] = []
+    for record, plugin in zip(records, plugins, strict=True):
+        if plugin is None:
+            continue
+        call = manager.subset_hook_caller(hook, [other for other in plugins if other not in (plugin, None)])
+        brought: list[Registered] = []
+        try:
+            call(register=brought.append)
+        except (Exception, SystemExit) as error:
+            record.add_error(f"{hook} raised {_told(error)}")
+            continue
+        wrong = [type(item).__name__ for item in brought if not isinstance(item, expected)]
+        if wrong:
+            record.add_error(f"{hook} registered a {wrong[0]} where a {expected.__name__} belongs")
+            continue
+        collected += [(item, record.provenance) for item in brought]
+    return collected
+
+
+def _validated_options(reference: str, options: Mapping[str, Any], owner: str) -> Any:
+    from tdmr1_rewards.options import RewardOptions, validate_options
+
+    model = _resolve(reference, owner)
+    if not (isinstance(model, type) and issubclass(model, RewardOptions)):
+        raise Tdmr1Error(f"{owner}: {reference} is not a RewardOptions class")
+    return validate_options(model, options, owner)
+
+
+def _resolve(reference: str, owner: str) -> Any:
+    """The object that "module:attr" names."""
+    try:
+        return pkgutil.resolve_name(reference)
+    except Exception as error:
+        raise Tdmr1Error(f"{owner}: {reference} could not be imported: {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, Tdmr1Error):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

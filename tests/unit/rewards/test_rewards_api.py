@@ -1,0 +1,98 @@
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tdmr1_rewards
+from tdmr1_rewards import RewardBatch, RewardContext, RewardSpec, Tdmr1Error
+
+pytestmark = pytest.mark.unit
+
+CONTEXT = RewardContext(run_folder=None, iteration=0, seed=0)
+
+
+def make_batch(images):
+    count = len(images)
+    return RewardBatch(
+        images=images,
+        prompts=[f"prompt {i}" for i in range(count)],
+        metadata=[{"i": i} for i in range(count)],
+        group_ids=[i // 2 for i in range(count)],
+        image_ids=[10 + i for i in range(count)],
+        context=CONTEXT,
+    )
+
+
+def make_spec(**changes):
+    fields = {"name": "good_one", "summary": "", "factory": "a.b:C", "default_prompts": "count"} | changes
+    return RewardSpec(**fields)
+
+
+@pytest.mark.parametrize("images", [list("abcd"), np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)])
+def test_select_keeps_everything_of_an_image_together(images):
+    batch = make_batch(images).select([3, 0])
+    assert len(batch) == 2
+    assert type(batch.images) is type(images)
+    assert np.array_equal(batch.images[0], images[3]) and np.array_equal(batch.images[1], images[0])
+    assert batch.prompts == ["prompt 3", "prompt 0"]
+    assert batch.metadata == [{"i": 3}, {"i": 0}]
+    assert batch.group_ids == [1, 0]
+    assert batch.image_ids == [13, 10]
+    assert batch.context is CONTEXT
+
+
+def test_selecting_nothing_keeps_the_shape_of_an_image():
+    assert make_batch(np.zeros((4, 2, 2, 3), np.uint8)).select([]).images.shape == (0, 2, 2, 3)
+
+
+def test_unequal_lengths_are_refused_with_all_of_them():
+    with pytest.raises(Tdmr1Error, match="2 images, 1 prompts, 2 metadata, 2 group_ids, 2 image_ids"):
+        RewardBatch(["a", "b"], ["p"], [{}, {}], [0, 0], [0, 1], CONTEXT)
+
+
+@pytest.mark.parametrize("name", ["Bad", "bad-name", "2bad", "bad__name", "bad_", ""])
+def test_names_are_snake_case(name):
+    with pytest.raises(Tdmr1Error, match="snake case"):
+        make_spec(name=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"api_version": 2}, "written for reward API 2, and this tdmr1 has 1"),
+        ({"factory": "a.b.C"}, "factory is 'a.b.C', which is not of the form"),
+        ({"options": "a b:C"}, "options is 'a b:C'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"image_format": "tensor"}, "image_format is 'tensor', but must be 'pil' or 'array'"),
+    ],
+)
+def test_a_spec_that_cannot_be_right_is_refused(changes, message):
+    assert make_spec()
+    with pytest.raises(Tdmr1Error, match=message):
+        make_spec(**changes)
+
+
+def test_every_public_name_is_there():
+    from tdmr1_rewards.options import RewardOptions
+
+    assert tdmr1_rewards.RewardOptions is RewardOptions
+    assert all(getattr(tdmr1_rewards, name) is not None for name in tdmr1_rewards.__all__)
+    with pytest.raises(AttributeError, match="RewardOption"):
+        tdmr1_rewards.RewardOption  # noqa: B018
+
+
+def test_the_package_is_the_lowest_layer():
+    forbidden = {"tdmr1_core", "tdmr1_cli", "torch", "diffusers", "transformers"}
+    files = sorted(Path(tdmr1_rewards.__file__).parent.rglob("*.py"))
+    assert len(files) >= 9
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                modules = {node.module}
+            else:
+                continue
+            assert not {module.split(".")[0] for module in modules} & forbidden, file

@@ -1,0 +1,56 @@
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError, field_validator
+
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.options import RewardOptions, validate_options
+
+pytestmark = pytest.mark.unit
+
+
+class Options(RewardOptions):
+    model_name: str
+    min_area: float = Field(6.0, gt=0)
+    score: Literal["exact", "graded"] = "exact"
+
+    @field_validator("model_name")
+    @classmethod
+    def _lower(cls, value):
+        if value != value.lower():
+            raise ValueError("must be in lower case")
+        return value
+
+
+class NoOptions(RewardOptions):
+    pass
+
+
+def test_valid_options_are_frozen():
+    options = validate_options(Options, {"model_name": "m", "min_area": 2}, "reward 'x'")
+    assert (options.model_name, options.min_area, options.score) == ("m", 2.0, "exact")
+    with pytest.raises(ValidationError):
+        options.min_area = 3.0
+
+
+def test_every_mistake_is_told_at_once():
+    with pytest.raises(Tdmr1Error) as caught:
+        validate_options(Options, {"min_area": -1, "scor": "exact", "score": "no", "zzz": 1}, "reward 'x'")
+    assert caught.value.message == (
+        "reward 'x' got wrong options: 'model_name' is required; 'min_area' should be greater than 0, not -1; "
+        "'score' should be 'exact' or 'graded', not 'no'; unknown option 'scor' (did you mean 'score'?); "
+        "unknown option 'zzz' (known: min_area, model_name, score)"
+    )
+    assert caught.value.hint == "options are: model_name, min_area, score"
+    assert isinstance(caught.value.__cause__, ValidationError)
+
+
+def test_a_validators_own_words_are_kept():
+    with pytest.raises(Tdmr1Error, match="'model_name' must be in lower case, not 'M'"):
+        validate_options(Options, {"model_name": "M"}, "reward 'x'")
+
+
+def test_a_reward_without_options_says_so():
+    with pytest.raises(Tdmr1Error) as caught:
+        validate_options(NoOptions, {"a": 1}, "reward 'x'")
+    assert caught.value.hint == "it takes no options"
