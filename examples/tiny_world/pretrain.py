@@ -20,7 +20,7 @@ from base import to_tensor
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
-from tdmr1_core.tiny.world import CaptionNoise, captions_of_training, make_dataset
+from tdmr1_core.tiny.world import CaptionNoise, make_dataset, training_captions
 
 EMA_DECAY = 0.9985
 CAPTION_DROPOUT = 0.1
@@ -66,7 +66,7 @@ def encode_data(pipeline: StableDiffusion3Pipeline, size: int, seed: int) -> tup
     vae = pipeline.vae
     with torch.no_grad():
         latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in to_tensor(images).split(512)])
-        known = captions_of_training()
+        known = ["", *(caption.text for caption in training_captions())]
         embeddings, _, pooled, _ = pipeline.encode_prompt(
             known, None, None, do_classifier_free_guidance=False, max_sequence_length=0
         )

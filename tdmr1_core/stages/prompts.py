@@ -11,7 +11,7 @@ import torch
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
 from tdmr1_core.records import Groups, Prompt
-from tdmr1_core.tiny.world import count_captions, pair_captions
+from tdmr1_core.tiny.world import CountCaption, count_captions, pair_captions, training_captions
 
 
 def _count(held_out: bool | None) -> list[Prompt]:
@@ -22,6 +22,13 @@ def _pairs(held_out: bool | None) -> list[Prompt]:
     return [Prompt(caption.text, caption.metadata) for caption in pair_captions(held_out=held_out)]
 
 
+def _world() -> list[Prompt]:
+    """Every caption the tiny model was trained on; those of count scenes five times, so that they are half of all."""
+    captions = training_captions()
+    captions += 4 * [caption for caption in captions if isinstance(caption, CountCaption)]
+    return [Prompt(caption.text, caption.metadata) for caption in captions]
+
+
 PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
     "tiny": {
         "count": lambda: _count(False),
@@ -29,6 +36,7 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "count-all": lambda: _count(None),
         "pairs": lambda: _pairs(False),
         "pairs-held-out": lambda: _pairs(True),
+        "world": _world,
     }
 }
 """Generated prompt sets by domain and name; `-held-out` ones hold captions never trained on."""

@@ -242,28 +242,24 @@ def _pair_caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise) -
     return PairCaption(drawn.first, None, drawn.second) if drawn.held_out else drawn
 
 
-def captions_of_training() -> list[str]:
-    """Every caption that training can meet, the empty one first (a fixed order: an index is a caption)."""
-    parts: list[str] = [""]
+def training_captions() -> list[CountCaption | PairCaption]:
+    """Every caption that training can meet but the empty one, in a fixed order."""
+    captions: list[CountCaption | PairCaption] = []
     for number in (None, 1, 2, 3, 4):
         for colour in (None, *COLOURS):
             for shape in (None, *SHAPES):
-                candidate = CountCaption(number, colour, shape)
-                if not candidate.held_out:
-                    parts.append(candidate.text)
+                captions.append(CountCaption(number, colour, shape))
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     for first in kinds:
         for second in kinds:
             if first[0] != second[0]:
-                pairs = [PairCaption(first, relation, second) for relation in (None, *RELATIONS)]
-                parts += [pair.text for pair in pairs if not pair.held_out]
-    return parts
+                captions += [PairCaption(first, relation, second) for relation in (None, *RELATIONS)]
+    return [entry for entry in captions if not entry.held_out]
 
 
 def vocabulary() -> list[str]:
     """Every word that a caption of this world can hold."""
-    words = {word for text in captions_of_training() for word in text.split()}
-    words |= {word for entry in count_captions() for word in entry.text.split()}
+    words = {word for entry in [*training_captions(), *count_captions()] for word in entry.text.split()}
     return sorted(words)
 
 

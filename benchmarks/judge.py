@@ -1,0 +1,334 @@
+"""Measures of the tiny world's pictures that no reward pays for, found by analysis by synthesis.
+
+A picture is explained as clean discs, squares and triangles on a flat background. The background is the median
+of the border; every pixel's coverage is how far it lies from the background towards the nearest palette colour;
+shapes of many radii are matched to the coverage greedily and then fitted to a fraction of a pixel. Nothing is
+thresholded into regions and no hue is taken, so that what fools a counter of coloured blobs need not fool this.
+An object whose ink goes less than 0.6 (large) to 0.75 (small) of the way from the background to a palette colour
+is not found: it counts as stray ink and as background noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmr1_core.tiny import world
+
+Array = NDArray[np.float32]
+
+MAX_OBJECTS = 10
+"""Most objects looked for in one picture."""
+MIN_EVIDENCE = 6.0
+"""What a shape must explain to be an object: pixels of coverage, covered rightly less covered wrongly."""
+COARSE_RADII = (1.6, 2.2, 2.8, 3.4, 4.2, 5.2, 6.5, 8.0, 10.0)
+"""Radii of the templates, in pixels; the fit that follows is continuous."""
+PURITY = 0.6
+"""0 to 1: how much a clean match counts against a large one. At 0, one large shape is taken over several close ones."""
+FIT_STEPS = 8
+FIT_DIFFERENCE = 0.25
+"""Half-width of the fit's finite differences, in pixels."""
+MAX_STEP = 0.5
+"""Most that one step of the fit moves a centre or a radius, in pixels."""
+OBJECT_MARGIN = 1.5
+"""A pixel up to this far outside of a shape, in pixels, counts as belonging to its object."""
+BACKGROUND_MARGIN = 2.0
+"""A pixel at least this far outside of every shape, in pixels, is background."""
+STRAY_INK = 0.1
+"""Distance from the background (0 to 1, largest channel) from which a pixel outside of all objects counts as ink."""
+CHUNK = 64
+"""Pictures analysed at once; a matter of memory and speed only."""
+
+_SIZE = world.IMAGE_SIZE
+_YS, _XS = (grid.ravel().astype(np.float32) + np.float32(0.5) for grid in np.mgrid[0:_SIZE, 0:_SIZE])
+_PALETTE = np.array(list(world.PALETTE.values()), np.float32)
+_BORDER = (_XS < 1) | (_XS > _SIZE - 1) | (_YS < 1) | (_YS > _SIZE - 1)
+# Of a shape of radius 1: the square root of its area, and how far its centroid lies below its centre.
+_EXTENT = {"circle": np.sqrt(np.pi), "square": 1.78, "triangle": 1.95 / np.sqrt(2)}
+_SAG = {"circle": 0.0, "square": 0.0, "triangle": 0.2}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object that was found: centre and radius in pixels, `residual` the root mean square error of its pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One picture explained. `crispness` and `background_noise` are as `judge` gives them."""
+
+    objects: tuple[Found, ...]
+    crispness: float
+    background_noise: float
+
+
+def analyse(images: np.ndarray) -> list[Analysis]:
+    """Explain uint8 pictures (N, 24, 24, 3) as clean shapes on a flat background."""
+    if images.dtype != np.uint8 or images.shape[1:] != (_SIZE, _SIZE, 3):
+        raise ValueError(f"expected uint8 (N, {_SIZE}, {_SIZE}, 3), got {images.dtype} {images.shape}")
+    flat = images.reshape(len(images), -1, 3)
+    return [
+        analysis
+        for start in range(0, len(flat), CHUNK)
+        for analysis in _analyse_chunk(flat[start : start + CHUNK].astype(np.float32) / np.float32(255))
+    ]
+
+
+def judge(
+    images: np.ndarray, metadata: Sequence[Mapping[str, Any]], analyses: Sequence[Analysis] | None = None
+) -> dict[str, np.ndarray]:
+    """Measure pictures against what was asked for, in GenEval's layout; each value is an array (N,), float64.
+
+    NaN where a measure has no meaning: no object was found, or nothing of the kind was asked for.
+
+    - `found`: number of objects, 0 to 10
+    - `shape_right`, `colour_right`: share of the objects whose shape, colour is one that was asked for, 0 to 1
+    - `count_right`: 1 if every item asked for is there in its colour as often as asked, else 0
+    - `size`: mean radius, px; `size_error`: mean distance of the radius from the world's range, px, 0 or more
+    - `crispness`: 1 - error of the resynthesised picture / ink, both summed over objects and stray ink, 0 to 1;
+      0 without objects
+    - `background_noise`: standard deviation of the pixels away from objects, 0 to 0.5 (white is 1)
+    - `position_x`, `position_y`: mean centre, px, 0 to 24
+    - `spread_x`, `spread_y`: standard deviation of the centres, px; needs two objects
+    """
+    if len(images) != len(metadata):
+        raise ValueError(f"{len(images)} pictures but {len(metadata)} requests")
+    rows = [
+        _judge_one(analysis, request["include"])
+        for analysis, request in zip(analyses or analyse(images), metadata, strict=True)
+    ]
+    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def diversity(
+    images: np.ndarray, group_ids: np.ndarray, analyses: Sequence[Analysis] | None = None
+) -> dict[str, np.ndarray]:
+    """How much pictures of one group (one prompt) differ; arrays (G,) in ascending order of `group`.
+
+    NaN where a group has nothing to compare.
+
+    - `group`: the groups' ids
+    - `pixel_distance`: mean over pairs of the root mean square difference of pixels, 0 to 1
+    - `position_spread`: root mean square distance of all the objects from their mean centre, px
+    - `layout_distance`: mean over pairs of the distance from an object to the nearest one in the other picture, px
+    """
+    centres = [
+        np.array([(item.x, item.y) for item in analysis.objects]).reshape(-1, 2)
+        for analysis in analyses or analyse(images)
+    ]
+    groups = np.unique(group_ids)
+    measures: dict[str, list[float]] = {"pixel_distance": [], "position_spread": [], "layout_distance": []}
+    for group in groups:
+        members = np.flatnonzero(group_ids == group)
+        points = np.concatenate([centres[i] for i in members])
+        measures["pixel_distance"].append(_pixel_distance(images[members]))
+        measures["position_spread"].append(float(np.sqrt(points.var(axis=0).sum())) if len(points) else np.nan)
+        measures["layout_distance"].append(_layout_distance([centres[i] for i in members if len(centres[i])]))
+    return {"group": groups, **{name: np.array(values) for name, values in measures.items()}}
+
+
+def _judge_one(analysis: Analysis, include: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    objects = analysis.objects
+    shapes = {item["class"] for item in include if item["class"] in world.SHAPES}
+    colours = {item["color"] for item in include if "color" in item}
+    counts = [(item["count"], item.get("color")) for item in include if "count" in item]
+    right = all(count == sum(colour in (None, item.colour) for item in objects) for count, colour in counts)
+    radii = np.array([item.radius for item in objects])
+    smallest, largest = world.RADIUS_RANGE
+    xs, ys = np.array([item.x for item in objects]), np.array([item.y for item in objects])
+    return {
+        "found": float(len(objects)),
+        "shape_right": _mean([item.shape in shapes for item in objects]) if shapes else np.nan,
+        "colour_right": _mean([item.colour in colours for item in objects]) if colours else np.nan,
+        "count_right": float(right) if counts else np.nan,
+        "size": _mean(radii),
+        "size_error": _mean(np.maximum(0, np.maximum(smallest - radii, radii - largest))),
+        "crispness": analysis.crispness,
+        "background_noise": analysis.background_noise,
+        "position_x": _mean(xs),
+        "position_y": _mean(ys),
+        "spread_x": float(xs.std()) if len(xs) > 1 else np.nan,
+        "spread_y": float(ys.std()) if len(ys) > 1 else np.nan,
+    }
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def _pixel_distance(images: np.ndarray) -> float:
+    if len(images) < 2:
+        return np.nan
+    flat = images.reshape(len(images), -1) / 255.0
+    flat -= flat.mean(axis=0)
+    gram = flat @ flat.T
+    squared = np.diag(gram)[:, None] + np.diag(gram) - 2 * gram
+    pairs = squared[np.triu_indices(len(images), k=1)]
+    return float(np.sqrt(np.maximum(pairs, 0) / flat.shape[1]).mean())
+
+
+def _layout_distance(centres: Sequence[np.ndarray]) -> float:
+    distances = []
+    for i, first in enumerate(centres):
+        for second in centres[i + 1 :]:
+            between = np.hypot(*(first[:, None] - second).transpose(2, 0, 1))
+            distances.append((between.min(axis=0).mean() + between.min(axis=1).mean()) / 2)
+    return _mean(distances)
+
+
+def _analyse_chunk(pixels: Array) -> list[Analysis]:
+    background = np.median(pixels[:, _BORDER], axis=1)
+    change = pixels - background[:, None]
+    coverage = _coverage(change, background)
+    shapes, places = _match(coverage)
+    distance = np.stack(
+        [_distances(shapes[:, k], places[:, k]) for k in range(places.shape[1])] or [np.full_like(coverage, np.inf)],
+        axis=1,
+    )
+    masks = np.clip(0.5 - distance, 0, 1)
+    inks = np.einsum("nkp,npc->nkc", masks, change) / np.maximum((masks**2).sum(axis=2), 1e-6)[..., None]
+    picture = np.zeros_like(change)
+    for k in range(masks.shape[1]):
+        picture += masks[:, k, :, None] * (inks[:, k, None] - picture)
+    error = change - picture
+    return [_explain(*parts) for parts in zip(shapes, places, distance, inks, background, change, error, strict=True)]
+
+
+def _explain(
+    shapes: np.ndarray, places: Array, distance: Array, inks: Array, background: Array, change: Array, error: Array
+) -> Analysis:
+    objects = []
+    for k, (x, y, radius) in enumerate(places.tolist()):
+        if shapes[k] >= 0:
+            colour = int(np.square(background + inks[k] - _PALETTE).sum(axis=1).argmin())
+            residual = float(np.sqrt(np.square(error[distance[k] < OBJECT_MARGIN]).mean()))
+            objects.append(Found(world.SHAPES[shapes[k]], world.COLOURS[colour], x, y, radius, residual))
+    nearest = distance.min(axis=0)
+    inked = (nearest < OBJECT_MARGIN) | (np.abs(change).max(axis=1) > STRAY_INK)
+    crispness = 1 - float(np.abs(error[inked]).sum() / np.abs(change[inked]).sum()) if objects else 0.0
+    away = change[nearest >= BACKGROUND_MARGIN]
+    noise = float(np.sqrt(away.var(axis=0).mean())) if len(away) else np.nan
+    return Analysis(tuple(objects), max(0.0, crispness), noise)
+
+
+def _coverage(change: Array, background: Array) -> Array:
+    """How far each pixel lies from the background towards the palette colour that explains it best, 0 to 1 (N, P)."""
+    towards = _PALETTE - background[:, None]
+    # The least length is for a background that has a palette colour itself; from a grey, all are much longer.
+    length = np.maximum(np.square(towards).sum(axis=2), 0.1)[:, None]
+    along = change @ towards.transpose(0, 2, 1)
+    share = np.clip(along / length, 0, 1)
+    best = (share * (share * length - 2 * along)).argmin(axis=2)
+    return np.take_along_axis(share, best[..., None], axis=2)[..., 0]
+
+
+@cache
+def _templates() -> tuple[Array, Array, Array, NDArray[np.int64], Array]:
+    """Shapes of every kind and radius at every pixel: masks (P, M), offset, scale and kinds (M,), places (M, 3).
+
+    A template's merit is `coverage @ masks - offset`: its evidence divided by `scale`, a power of its energy.
+    """
+    kinds, places, masks = [], [], []
+    for kind, shape in enumerate(world.SHAPES):
+        for radius in COARSE_RADII:
+            at = np.stack([_XS, _YS, np.full_like(_XS, radius)], axis=1)
+            masks.append(_render(shape, at))
+            places.append(at)
+            kinds.append(np.full(len(at), kind))
+    mask = np.concatenate(masks)
+    energy = np.square(mask).sum(axis=1)
+    scale = energy**PURITY
+    weighted = np.ascontiguousarray((2 * mask / scale[:, None]).T)
+    return weighted, energy / scale, scale, np.concatenate(kinds), np.concatenate(places)
+
+
+def _match(coverage: Array) -> tuple[NDArray[np.int64], Array]:
+    """Take the best shape until none has the evidence: kinds (N, K), -1 for none, and places x, y, radius (N, K, 3)."""
+    masks, offset, scale, kinds, places = _templates()
+    left = coverage.copy()
+    active = np.arange(len(left))
+    found_kinds: list[NDArray[np.int64]] = []
+    found_places: list[Array] = []
+    while len(active) and len(found_kinds) < MAX_OBJECTS:
+        merit = left[active] @ masks - offset
+        best = merit.argmax(axis=1)
+        # A fit can better the coarse grid's evidence, but hardly double it.
+        hopeful = merit[np.arange(len(active)), best] * scale[best] >= MIN_EVIDENCE / 2
+        active, best = active[hopeful], best[hopeful]
+        fitted_kinds, fitted, evidence = _fit(left[active], kinds[best], places[best])
+        active = active[evidence >= MIN_EVIDENCE]
+        these_kinds, these = np.full(len(left), -1), np.zeros((len(left), 3), np.float32)
+        these_kinds[active] = fitted_kinds[evidence >= MIN_EVIDENCE]
+        these[active] = fitted[evidence >= MIN_EVIDENCE]
+        left *= 1 - np.clip(0.5 - _distances(these_kinds, these), 0, 1)
+        found_kinds.append(these_kinds)
+        found_places.append(these)
+    if not found_kinds:
+        return np.zeros((len(left), 0), np.int64), np.zeros((len(left), 0, 3), np.float32)
+    return np.stack(found_kinds, axis=1), np.stack(found_places, axis=1)
+
+
+def _fit(coverage: Array, kinds: NDArray[np.int64], places: Array) -> tuple[NDArray[np.int64], Array, Array]:
+    """Fit each shape in turn from one start per picture: the best one's kind (N,), place (N, 3) and evidence (N,)."""
+    extent = np.array([_EXTENT[shape] for shape in world.SHAPES], np.float32)
+    sag = np.array([_SAG[shape] for shape in world.SHAPES], np.float32)
+    fits = []
+    for kind, shape in enumerate(world.SHAPES):
+        start = places.copy()
+        start[:, 2] *= extent[kinds] / extent[kind]
+        start[:, 1] += sag[kinds] * places[:, 2] - sag[kind] * start[:, 2]
+        fits.append(_fit_shape(coverage, shape, start))
+    evidence = np.stack([gain for _, gain in fits])
+    best = evidence.argmax(axis=0)
+    every = np.arange(len(best))
+    return best, np.stack([place for place, _ in fits])[best, every], evidence[best, every]
+
+
+def _fit_shape(coverage: Array, shape: str, place: Array) -> tuple[Array, Array]:
+    """Damped Gauss-Newton on centre and radius, keeping the place (N, 3) of the most evidence (N,)."""
+    best, most = place, np.full(len(place), -np.inf, np.float32)
+    for step in range(FIT_STEPS + 1):
+        mask = _render(shape, place)
+        evidence = (mask * (2 * coverage - mask)).sum(axis=1)
+        better = evidence > most
+        best, most = np.where(better[:, None], place, best), np.maximum(evidence, most)
+        if step < FIT_STEPS:
+            shifts = FIT_DIFFERENCE * np.eye(3, dtype=np.float32)
+            slopes = np.stack([_render(shape, place + shift) - _render(shape, place - shift) for shift in shifts], 1)
+            slopes /= 2 * FIT_DIFFERENCE
+            normal = slopes @ slopes.transpose(0, 2, 1) + 0.1 * np.eye(3, dtype=np.float32)
+            move = np.linalg.solve(normal, slopes @ (coverage - mask)[..., None])[..., 0]
+            place = place + np.clip(move, -MAX_STEP, MAX_STEP)
+            place[:, 2] = np.maximum(place[:, 2], 1.0)
+    return best, most
+
+
+def _distances(kinds: NDArray[np.int64], places: Array) -> Array:
+    """Distance of every pixel from one shape per picture (N, P), in pixels; infinite where the kind is -1."""
+    distance = np.full((len(kinds), len(_XS)), np.inf, np.float32)
+    for kind, shape in enumerate(world.SHAPES):
+        chosen = kinds == kind
+        distance[chosen] = _distance(shape, places[chosen])
+    return distance
+
+
+def _render(shape: str, places: Array) -> Array:
+    coverage: Array = np.clip(0.5 - _distance(shape, places), 0, 1)
+    return coverage
+
+
+def _distance(shape: str, places: Array) -> Array:
+    x, y, radius = places[:, :1], places[:, 1:2], places[:, 2:]
+    return np.asarray(world._distance(shape, _XS - x, _YS - y, radius), np.float32)  # type: ignore[arg-type]

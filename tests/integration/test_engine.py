@@ -1,0 +1,246 @@
+"""The engine on the packaged model: what may not change the result does not, and stages can be called by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from integration.support import small_config
+from tdmr1_core.algorithm.flow import unshift_sigma
+from tdmr1_core.distill import DistillEngine
+from tdmr1_core.engine import Engine
+from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
+from tdmr1_core.models.sd3 import load_pipeline
+from tdmr1_core.plugins import discover
+from tdmr1_core.runs.evaluate import draw, evaluation_noise
+from tdmr1_rewards.hookspecs import hookimpl
+
+pytestmark = pytest.mark.integration
+
+NOT_NUMERICS = ("time/", "images_per_second")
+
+
+def run(*assignments: str, iterations: int = 3) -> tuple[list[dict[str, float]], dict[str, dict[str, torch.Tensor]]]:
+    engine = Engine.from_config(small_config(*assignments))
+    reports = [engine.iteration() for _ in range(iterations)]
+    engine.close()
+    metrics = [{k: v for k, v in r.metrics.items() if not k.startswith(NOT_NUMERICS)} for r in reports]
+    return metrics, {role: engine.roles.weights(role) for role in engine.roles.names}
+
+
+def largest_difference(a, b) -> float:
+    assert [set(row) for row in a] == [set(row) for row in b]
+    return max(abs(x[key] - y[key]) for x, y in zip(a, b, strict=True) for key in x)
+
+
+@pytest.fixture(scope="module")
+def whole_batch():
+    return run("model.precision=fp64", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_micro_batches_change_nothing(whole_batch, micro_batch):
+    metrics, weights = run(
+        "model.precision=fp64",
+        "surrogate.trust_region=0.001",
+        "surrogate.drift_threshold=0.05",
+        f"batch.micro_batch={micro_batch}",
+    )
+    assert largest_difference(metrics, whole_batch[0]) <= 1e-9
+    for role, values in weights.items():
+        for name, value in values.items():
+            assert (value - whole_batch[1][role][name]).abs().max() <= 1e-9, (role, name)
+
+
+def test_three_iterations_move_every_trained_role(whole_batch):
+    before = Engine.from_config(small_config("model.precision=fp64")).roles
+    for role in (GENERATOR, FAKE, SURROGATE):
+        moved = max((before.weights(role)[k] - v).abs().max() for k, v in whole_batch[1][role].items())
+        assert moved > 1e-5, role
+
+
+def test_the_seed_decides(whole_batch):
+    assert largest_difference(run("model.precision=fp64", "seed=1", iterations=1)[0], whole_batch[0][:1]) > 1e-3
+
+
+def test_precision_changes_no_draw():
+    single = Engine.from_config(small_config())
+    double = Engine.from_config(small_config("model.precision=fp64"))
+    groups = single.next_groups()
+    assert groups == double.next_groups()
+    one, two = single.rollout(groups), double.rollout(groups)
+    assert torch.equal(one.latents[0].double(), two.latents[0])
+    assert torch.allclose(one.latents[-1].double(), two.latents[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_our_sampling_is_the_pipelines_own(precision):
+    engine = Engine.from_config(small_config(f"model.precision={precision}"))
+    prompts = engine.prompts[:3]
+    ours = draw(engine, GENERATOR_EMA, prompts, 2, seed=5).images
+    pipeline = load_pipeline(engine.entry.base, with_t5=False)
+    pipeline.load_lora_weights(engine.entry.lora)
+    pipeline.to(dtype=torch.float64 if precision == "fp64" else torch.float32)
+    theirs = pipeline(
+        [prompt.text for prompt in prompts],
+        num_images_per_prompt=2,
+        sigmas=unshift_sigma(engine.sigmas[:-1], 3.0).tolist(),
+        guidance_scale=1.0,
+        latents=evaluation_noise(prompts, 2, 5, (4, 12, 12)).to(engine.roles.backbone.dtype),
+        max_sequence_length=0,
+        output_type="np",
+    ).images
+    assert np.array_equal((theirs * 255).round().astype(np.uint8), ours)
+    assert len({image.tobytes() for image in ours}) == 6
+
+
+def test_guided_teacher_is_the_pipelines_own():
+    engine = Engine.from_config(small_config())
+    prompts = engine.prompts[:2]
+    ours = draw(engine, "teacher", prompts, 2, seed=5, steps=6, guidance_scale=2.5).images
+    pipeline = load_pipeline(engine.entry.base, with_t5=False)
+    theirs = pipeline(
+        [prompt.text for prompt in prompts],
+        num_images_per_prompt=2,
+        sigmas=[1 - k / 6 for k in range(6)],
+        guidance_scale=2.5,
+        latents=evaluation_noise(prompts, 2, 5, (4, 12, 12)),
+        max_sequence_length=0,
+        output_type="np",
+    ).images
+    difference = np.abs((theirs * 255).round() - ours.astype(float))
+    assert difference.max() <= 1
+
+
+def test_stages_by_hand_are_the_iteration():
+    config = small_config()
+    whole = Engine.from_config(config)
+    whole.iteration()
+    engine = Engine.from_config(config)
+    trajectory = engine.rollout(engine.next_groups())
+    advantages = engine.advantages(engine.score(trajectory))
+    for step in range(2):
+        engine.update_fake(trajectory, step)
+        for repeat in range(config.surrogate.updates):
+            engine.update_surrogate(trajectory, advantages, step, repeat)
+        engine.update_generator(trajectory, advantages, step)
+    for role in engine.roles.names:
+        for name, value in engine.roles.weights(role).items():
+            assert torch.equal(value, whole.roles.weights(role)[name]), (role, name)
+
+
+class Watcher:
+    """Observes every stage and vetoes one kind of update."""
+
+    def __init__(self, veto: str) -> None:
+        self.veto = veto
+        self.seen: list[str] = []
+
+    @hookimpl
+    def tdmr1_before_rollout(self, groups):
+        self.seen.append(f"before_rollout {len(groups)}")
+
+    @hookimpl
+    def tdmr1_after_rollout(self, trajectory):
+        self.seen.append(f"after_rollout {len(trajectory.images)}")
+
+    @hookimpl
+    def tdmr1_after_scoring(self, scores):
+        self.seen.append(f"after_scoring {len(scores.total)}")
+
+    @hookimpl
+    def tdmr1_after_advantages(self, advantages):
+        self.seen.append("after_advantages")
+
+    @hookimpl
+    def tdmr1_before_fake_update(self):
+        return "not today" if self.veto == FAKE else None
+
+    @hookimpl
+    def tdmr1_before_surrogate_update(self, advantages):
+        return "not today" if self.veto == SURROGATE else None
+
+    @hookimpl
+    def tdmr1_before_generator_update(self, advantages):
+        return "not today" if self.veto == GENERATOR else None
+
+    @hookimpl
+    def tdmr1_after_fake_update(self, stats):
+        self.seen.append(stats.role)
+
+    @hookimpl
+    def tdmr1_after_surrogate_update(self, stats):
+        self.seen.append(stats.role)
+
+    @hookimpl
+    def tdmr1_after_generator_update(self, stats):
+        self.seen.append(stats.role)
+
+    @hookimpl
+    def tdmr1_after_iteration(self, report):
+        self.seen.append(f"after_iteration {report.step}")
+
+
+@pytest.mark.parametrize("veto", [FAKE, SURROGATE, GENERATOR])
+def test_hooks_observe_and_veto(veto):
+    extensions = discover()
+    watcher = Watcher(veto)
+    extensions.plugins.manager.register(watcher, "watcher")
+    engine = Engine.from_config(small_config(), extensions=extensions)
+    before = engine.roles.weights(veto)
+    report = engine.iteration()
+    assert report.skipped == (f"{veto}: not today",)
+    assert all(torch.equal(value, before[name]) for name, value in engine.roles.weights(veto).items())
+    assert watcher.seen[:4] == ["before_rollout 2", "after_rollout 8", "after_scoring 8", "after_advantages"]
+    assert watcher.seen[-1] == "after_iteration 1"
+    others = {FAKE, SURROGATE, GENERATOR} - {veto}
+    assert {entry for entry in watcher.seen if entry in (FAKE, SURROGATE, GENERATOR)} == others
+
+
+def test_equal_rewards_skip_surrogate_and_generator():
+    engine = Engine.from_config(small_config())
+    trajectory = engine.rollout(engine.next_groups())
+    scores = engine.score(trajectory)
+    scores.total.fill_(0.3)
+    advantages = engine.advantages(scores)
+    assert advantages.zero_std_ratio == 1.0
+    before = {role: engine.roles.weights(role) for role in (SURROGATE, GENERATOR)}
+    assert engine.update_surrogate(trajectory, advantages).skipped
+    assert engine.update_generator(trajectory, advantages).skipped
+    for role, weights in before.items():
+        assert all(torch.equal(value, weights[name]) for name, value in engine.roles.weights(role).items())
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["rollout.eta=0.5"],
+        ["rollout.sampler=dpm-solver++"],
+        ["generator.loss=huber", "generator.trunc_steps=2"],
+        ["surrogate.boundary=weighted", "surrogate.reference=ema", "surrogate.trust_region=0.001"],
+        ["advantages.binary=true", "advantages.std=group"],
+        ["timesteps.optimizer_step=iteration", "surrogate.updates=1", "timesteps.k_sharing=sample"],
+        ["generator.reward_scale=0"],
+        ["scoring.combine=normalised"],
+    ],
+)
+def test_every_option_runs_and_learns_finite_weights(assignments):
+    engine = Engine.from_config(small_config(*assignments))
+    before = engine.roles.weights(GENERATOR)
+    report = engine.iteration()
+    after = engine.roles.weights(GENERATOR)
+    assert all(np.isfinite(value) for value in report.metrics.values())
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    if "generator.reward_scale=0" in assignments:
+        assert report.skipped == ("surrogate: generator.reward_scale is 0: the reward term is off",)
+
+
+def test_distillation_moves_generator_and_fake_only():
+    engine = DistillEngine.from_config(small_config(preset="distill-tiny"))
+    assert engine.roles.trained == (GENERATOR, FAKE)
+    report = engine.iteration()
+    assert "loss/generator" in report.metrics
+    assert "reward/mean" not in report.metrics
+    assert max(value.abs().max() for name, value in engine.roles.weights(GENERATOR).items() if "lora_B" in name) > 0

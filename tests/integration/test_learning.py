@@ -1,0 +1,35 @@
+"""The surrogate really learns a black-box reward: the test to run before any long training."""
+
+from __future__ import annotations
+
+import pytest
+
+from tdmr1_core.configure import parse_assignments, read_preset, resolve
+from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.probe import probe
+
+pytestmark = pytest.mark.learning
+
+
+def engine(*assignments: str) -> Engine:
+    rewards = {"rewards": [{"name": "object_count"}]}
+    return Engine.from_config(resolve([read_preset("tiny"), rewards, parse_assignments(assignments)]))
+
+
+def test_following_the_surrogate_raises_the_true_reward():
+    result = probe(engine(), pool=4, updates=40, strengths=(0.0, 1.0, 3.0), images=192)
+    assert [point.strength for point in result.points] == [0.0, 1.0, 3.0]
+    assert all(point.reward.n == 192 for point in result.points)
+    assert result.passed, result
+    assert result.gain > 0.05, result
+
+
+def test_a_surrogate_of_permuted_advantages_learns_nothing():
+    result = probe(engine("advantages.permute=true"), pool=4, updates=40, strengths=(0.0, 3.0), images=192)
+    assert result.gain < 0.05, result
+
+
+def test_a_probe_needs_a_reward_term():
+    with pytest.raises(Tdmr1Error, match="needs a reward"):
+        probe(engine("generator.reward_scale=0", "batch.groups=1", "batch.group_size=2"))

@@ -1,0 +1,150 @@
+"""A run's life: the folder, resuming to the bit, the same files twice, and an export that draws the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from integration.support import Silent, small_config
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.lora_files import read_lora
+from tdmr1_core.models.roles import GENERATOR_EMA
+from tdmr1_core.runs.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
+from tdmr1_core.runs.export import export_lora
+from tdmr1_core.runs.run import Run, load_run_config, load_trained
+
+pytestmark = pytest.mark.integration
+
+
+def timeless(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not key.startswith("time/") and key != "images_per_second"}
+
+
+def rows(path: Path) -> list[dict]:
+    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, object]:
+    """Every file of a run by relative path; metrics without the wall-clock fields."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "tensorboard" not in path.parts:
+            found[str(path.relative_to(folder))] = rows(path) if path.suffix == ".jsonl" else path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    config = small_config("saving.checkpoint_every=1", "saving.samples_every=2")
+    result = Run.create(config, folder).execute(Silent())
+    assert result.finished
+    assert result.before_after == folder / "before_after.png"
+    return folder
+
+
+def test_the_folder_holds_what_it_promises(finished):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["tdmr1"]["versions"]["torch"]
+    assert config["batch"] == {"groups": 2, "group_size": 4, "micro_batch": None}
+    metrics = rows(finished / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3]
+    wanted = {"reward/mean", "reward/std", "reward/object_count/mean", "zero_std_ratio", "loss/fake", "loss/preference"}
+    wanted |= {"loss/generator", "grad_norm/generator", "grad_norm/fake", "grad_norm/surrogate"}
+    assert wanted <= metrics[0].keys()
+    evaluations = rows(finished / "evaluations.jsonl")
+    assert [(row["step"], row["prompts"]) for row in evaluations] == [
+        (0, "count"),
+        (0, "count-held-out"),
+        (3, "count"),
+        (3, "count-held-out"),
+    ]
+    assert all(row["n"] >= 12 and "object_count/mean" in row for row in evaluations)
+    assert [path.name for path in sorted((finished / "samples").iterdir())] == [
+        "step-000000.png",
+        "step-000002.png",
+        "step-000003.png",
+    ]
+    assert [path.name for path in checkpoint_folders(finished / "checkpoints")] == ["step-000002", "step-000003"]
+    assert (finished / "checkpoints" / LATEST).read_text().strip() == "step-000003"
+
+
+def test_the_same_run_twice_writes_the_same_files(finished, tmp_path):
+    Run.create(load_run_config(finished), tmp_path / "again").execute(Silent())
+    assert files(tmp_path / "again") == files(finished)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
+    class StopAfterOne(Silent):
+        def iteration(self, report):
+            super().iteration(report)
+            run._stop = True
+
+    folder = tmp_path / "stopped"
+    run = Run.create(load_run_config(finished), folder)
+    result = run.execute(StopAfterOne())
+    assert (result.finished, result.iterations) == (False, 1)
+    resumed = Silent()
+    assert Run.resume(folder).execute(resumed).finished
+    assert [report.step for report in resumed.reports] == [2, 3]
+    one, other = files(folder), files(finished)
+    del one["samples/step-000001.png"]
+    assert one == other
+
+
+def test_lines_after_the_checkpoint_are_written_again(finished, tmp_path):
+    folder = tmp_path / "cut"
+    config = load_run_config(finished)
+    run = Run.create(config, folder)
+    run.execute(Silent())
+    checkpoints = folder / "checkpoints"
+    (checkpoints / LATEST).write_text("step-000002\n")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    Run.resume(folder).execute(Silent())
+    assert rows(folder / "metrics.jsonl") == rows(finished / "metrics.jsonl")
+
+
+def test_a_used_folder_is_refused_and_untouched(finished):
+    before = files(finished)
+    with pytest.raises(Tdmr1Error, match="already used") as caught:
+        Run.create(small_config(), finished)
+    assert "--resume" in caught.value.hint
+    assert files(finished) == before
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder)
+    weights = latest_checkpoint(folder / "checkpoints") / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(Tdmr1Error, match="can't be read") as caught:
+        Run.resume(folder).execute(Silent())
+    assert "step-000003" in str(caught.value)
+
+
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(Tdmr1Error, match="not a run folder"):
+        Run.resume(tmp_path)
+
+
+def test_an_export_draws_the_same_and_keeps_alpha(finished, tmp_path):
+    engine = load_trained(finished)
+    exported = export_lora(engine, tmp_path / "lora")
+    assert exported.largest_difference == 0
+    lora = read_lora(tmp_path / "lora")
+    assert (lora.shape.rank, lora.shape.alpha) == (engine.roles.shape.rank, engine.roles.shape.alpha)
+    weights = engine.roles.weights(GENERATOR_EMA)
+    assert lora.weights.keys() == weights.keys()
+    saved = load_file(latest_checkpoint(finished / "checkpoints") / "weights.safetensors")
+    for name, value in lora.weights.items():
+        assert value.equal(weights[name])
+        assert value.equal(saved[f"{GENERATOR_EMA}/{name}"])
+    with pytest.raises(Tdmr1Error, match="already there"):
+        export_lora(engine, tmp_path / "lora")
