@@ -27,11 +27,12 @@ test-fast: setup lint
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu"
 
-# Make the packaged model again: about two hours of two cores.
+# Make the packaged model again: about an hour of two cores.
 tiny-world: setup
 	$(BIN)/python examples/tiny_world/base.py --output build/tiny-world/base
 	$(BIN)/python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher
 	$(BIN)/tdmr1 distill --model tiny-tdm --model-path build/tiny-world/teacher/pipeline --output build/tiny-world/student
+	$(BIN)/python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

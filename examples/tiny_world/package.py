@@ -1,0 +1,40 @@
+"""Step 4 of the embedded model: put teacher and student into the package.
+
+    python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
+
+Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny`, without the paths of the machine they were
+made on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+TARGET = Path(__file__).parents[2] / "tdmr1_core" / "tiny"
+
+
+def main() -> None:
+    """Copy, and drop what tells of this machine."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, help="the pipeline directory written by pretrain.py")
+    parser.add_argument("--student", type=Path, help="the run folder of `tdmr1 distill`")
+    options = parser.parse_args()
+    if options.teacher:
+        shutil.rmtree(TARGET / "pipeline", ignore_errors=True)
+        shutil.copytree(options.teacher, TARGET / "pipeline")
+    if options.student:
+        shutil.rmtree(TARGET / "student", ignore_errors=True)
+        shutil.copytree(options.student / "export", TARGET / "student")
+    for path in TARGET.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+    for path in TARGET.rglob("*.safetensors"):
+        path.chmod(0o644)
+
+
+if __name__ == "__main__":
+    main()
