@@ -75,7 +75,7 @@ def builtin_models() -> list[ModelEntry]:
             domain="tiny",
             height=24,
             width=24,
-            teacher_guidance=2.0,
+            teacher_guidance=2.5,
             max_sequence_length=0,
             with_t5=False,
             rank=32,

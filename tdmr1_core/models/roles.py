@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class Roles:
         self.backbone = backbone
         self.shape = shape
         self.trained = trained
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
             for name in (*trained, *averaged):
                 backbone.network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdmr1_core.algorithm.flow import sigma_schedule
 from tdmr1_core.models.protocol import guide
@@ -30,11 +30,10 @@ class SD3Backbone:
         self.dtype = torch.promote_types(precision, torch.float32)
         self._precision = precision
         self._max_sequence_length = max_sequence_length
-        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-            part.requires_grad_(False).eval().to(device=device, dtype=precision)
-        if pipeline.text_encoder_3 is not None:
-            pipeline.text_encoder_3.requires_grad_(False).eval().to(device=device, dtype=precision)
-        pipeline.vae.to(dtype=self.dtype)
+        encoders = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
+        for part in (pipeline.transformer, *(encoder for encoder in encoders if encoder is not None)):
+            _freeze(part, device, precision)
+        _freeze(pipeline.vae, device, self.dtype)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -91,6 +90,12 @@ class SD3Backbone:
     def schedule(self, steps: int, shift: float | None = None) -> Tensor:
         """The K + 1 levels, with the scheduler's own shift unless another is given."""
         return sigma_schedule(steps, shift or self.pipeline.scheduler.config.shift)
+
+
+def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    part.requires_grad_(False).eval().to(device)
+    if any(weight.dtype != dtype for weight in part.parameters()):
+        part.to(dtype=dtype)
 
 
 def load_pipeline(source: str, *, with_t5: bool) -> Any:
