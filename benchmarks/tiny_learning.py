@@ -4,11 +4,13 @@
     python benchmarks/tiny_learning.py teacher  --output build/learning
     python benchmarks/tiny_learning.py evaluate --output build/learning
     python benchmarks/tiny_learning.py report   --output build/learning
+    python benchmarks/tiny_learning.py curves   --output build/learning
 
 `train` makes three runs a seed, each by `tdmr1 train`: as it is, with advantages permuted inside their groups, and with
 the reward term off. `evaluate` draws 24 pictures of each of the 48 captions (1,152 pairs of caption and noise; a fourth
 of the captions never trained on) from the student and from every run's *final* averaged generator, and counts; what
-was not rewarded is judged by `judge.py`. `report` prints the tables. Every step continues where it stopped.
+was not rewarded is judged by `judge.py`. `report` prints the tables, and `curves` draws the rewards during training
+(matplotlib: the extra `benchmarks`). Every step continues where it stopped.
 """
 
 from __future__ import annotations
@@ -176,10 +178,33 @@ def _report_unrewarded(root: Path, clusters: np.ndarray) -> None:
             )
 
 
+def curves(root: Path) -> None:
+    """Draw the mean reward of every iteration, one thin line a run and one thick running mean a condition."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for condition, colour in zip(CONDITIONS, ("#0a7d3b", "#c0392b", "#777777"), strict=True):
+        runs = []
+        for path in sorted(root.glob(f"{condition.replace(' ', '-')}-*/metrics.jsonl")):
+            runs.append([json.loads(line)["reward/mean"] for line in path.read_text().splitlines()])
+            axes.plot(range(1, len(runs[-1]) + 1), runs[-1], color=colour, alpha=0.25, linewidth=0.8)
+        if runs:
+            mean = np.mean([run[: min(map(len, runs))] for run in runs], axis=0)
+            smooth = np.convolve(mean, np.ones(7) / 7, mode="valid")
+            axes.plot(
+                range(4, 4 + len(smooth)), smooth, color=colour, linewidth=2.5, label=f"{condition} ({len(runs)})"
+            )
+    axes.set(xlabel="iteration", ylabel="mean reward (½ exact + ½ graded count)", ylim=(0.3, 1))
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(root / "curves.png", dpi=110)
+    print(root / "curves.png")
+
+
 def main() -> None:
     """Choose the step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["train", "teacher", "evaluate", "report"])
+    parser.add_argument("step", choices=["train", "teacher", "evaluate", "report", "curves"])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
@@ -188,7 +213,7 @@ def main() -> None:
     if options.step == "train":
         train(options.output, options.seeds, options.conditions, options.jobs, extra)
     else:
-        {"teacher": teacher, "evaluate": evaluate, "report": report}[options.step](options.output)
+        {"teacher": teacher, "evaluate": evaluate, "report": report, "curves": curves}[options.step](options.output)
 
 
 if __name__ == "__main__":

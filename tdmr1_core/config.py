@@ -183,7 +183,7 @@ class SurrogateConfig(Section):
     time_weight: bool = True
     """Weight preference and penalty by (k+1)/K (published)."""
     ema_slope: Positive = 1e-3
-    """The EMA's decay is min(ema_max, slope (n + 1)) after n updates (published: 0.001)."""
+    """The EMA's decay is min(ema_max, slope n) at the n-th update, from 1 (published: 0.001)."""
     ema_max: Below1 = 0.3
     """Largest decay of the EMA (published: 0.3)."""
 

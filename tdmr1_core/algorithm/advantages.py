@@ -32,7 +32,7 @@ def group_advantages(
     mask = mask & ~_silent(rewards, mask)[:, None]
     centred = _centre(rewards, mask)
     if binary:
-        rounding = 1e-9 * centred.abs().amax(1, keepdim=True)
+        rounding = 1e-9 * centred.abs().amax(1, keepdim=True) + 1e-14 * rewards.abs().amax(1, keepdim=True)
         return _centre(centred.sign() * (centred.abs() > rounding), mask).view(-1)
     if std == "group":
         deviation = (centred.square().sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()

@@ -51,11 +51,15 @@ class Roles:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
-            for name in (*trained, *averaged):
-                backbone.network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
+            try:
+                for name in (*trained, *averaged):
+                    backbone.network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
+            except ValueError as error:
+                raise Tdmr1Error(
+                    f"the LoRA's target modules {', '.join(shape.targets)} do not fit the model: {error}",
+                    "check the model entry's targets, or use the LoRA with the base model it was made for",
+                ) from error
         self._layers = [layer for layer in backbone.network.modules() if isinstance(layer, BaseTunerLayer)]
-        if not self._layers:
-            raise Tdmr1Error("the LoRA's target modules match nothing in the model", "check the model entry's targets")
         self._parameters = {name: self._collect(name) for name in (*trained, *averaged)}
         for weights in self._parameters.values():
             for weight in weights.values():
@@ -122,6 +126,7 @@ class Roles:
                     f"{source}: {name} is {tuple(weights[name].shape)}, the model needs {tuple(weight.shape)}",
                     "rank or width differ; use the LoRA with the base model it was made for",
                 )
+        for name, weight in own.items():
             weight.copy_(weights[name])
 
     @torch.no_grad()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from integration.support import small_config
+from tdmr1_core import hookspecs
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
 from tdmr1_core.models.sd3 import load_pipeline
 from tdmr1_core.plugins import discover
@@ -196,6 +201,29 @@ def test_hooks_observe_and_veto(veto):
     assert watcher.seen[-1] == "after_iteration 1"
     others = {FAKE, SURROGATE, GENERATOR} - {veto}
     assert {entry for entry in watcher.seen if entry in (FAKE, SURROGATE, GENERATOR)} == others
+
+
+def test_every_hook_is_documented_and_watched():
+    specified = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("tdmr1_")}
+    assert all(hook.__doc__ for hook in specified.values())
+    assert specified.keys() - {"tdmr1_register_models"} == {n for n in vars(Watcher) if n.startswith("tdmr1_")}
+
+
+def test_a_plugin_that_raises_is_named():
+    entry = replace(builtin_models()[0], name="my-tiny")
+
+    class Brings:
+        @hookimpl
+        def tdmr1_after_rollout(self, trajectory):
+            raise RuntimeError("boom")
+
+    extensions = discover()
+    extensions.plugins.manager.register(Brings(), "brings")
+    extensions.models.register(entry)
+    engine = Engine.from_config(small_config("model.name=my-tiny"), extensions=extensions)
+    with pytest.raises(Tdmr1Error, match="plugin brings raised RuntimeError in tdmr1_after_rollout: boom") as caught:
+        engine.iteration()
+    assert "TDMR1_DISABLE_PLUGINS=brings" in caught.value.hint
 
 
 def test_equal_rewards_skip_surrogate_and_generator():

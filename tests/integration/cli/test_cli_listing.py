@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import REPOSITORY
+from command_line import REPOSITORY
 
 pytestmark = pytest.mark.integration
 

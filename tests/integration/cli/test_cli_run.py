@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import SMALL, command, environment
+from command_line import SMALL, command, environment
 
 pytestmark = pytest.mark.integration
 
@@ -45,12 +45,15 @@ def test_an_interrupted_run_is_saved_and_continued(packaged_model, tdmr1, tmp_pa
         command("train", *arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("iteration 1/"):
-            process.send_signal(signal.SIGINT)
-            break
-    said += process.communicate(timeout=120)[1]
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("iteration 1/"):
+                process.send_signal(signal.SIGINT)
+                break
+        said += process.communicate(timeout=600)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, "".join(said)
     assert f"hint: tdmr1 train --resume {folder}" in "".join(said)
     reached = int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
@@ -113,7 +116,7 @@ def test_exporting_a_run(trained, tdmr1, tmp_path):
 def test_probing_says_whether_the_surrogate_learnt(packaged_model, tdmr1):
     small = [*SMALL, "--pool", 1, "--updates", 1, "--images", 4, "--json"]
     done = subprocess.run(
-        command("probe", "tiny-tdm", *small), env=environment(), capture_output=True, text=True, timeout=300
+        command("probe", "tiny-tdm", *small), env=environment(), capture_output=True, text=True, timeout=600
     )
     document = json.loads(done.stdout)
     assert [point["strength"] for point in document["points"]] == [0, 1, 3]

@@ -34,7 +34,8 @@ def test_select_keeps_everything_of_an_image_together(images):
     batch = make_batch(images).select([3, 0])
     assert len(batch) == 2
     assert type(batch.images) is type(images)
-    assert np.array_equal(batch.images[0], images[3]) and np.array_equal(batch.images[1], images[0])
+    assert np.array_equal(batch.images[0], images[3])
+    assert np.array_equal(batch.images[1], images[0])
     assert batch.prompts == ["prompt 3", "prompt 0"]
     assert batch.metadata == [{"i": 3}, {"i": 0}]
     assert batch.group_ids == [1, 0]

@@ -132,7 +132,8 @@ def test_one_broken_plugin_is_a_sentence_and_the_rest_goes_on(folder):
     assert "'Not-Snake' is not in snake case" in error("ddd_mod")
     assert error("eee_mod") == "tdmr1_register_rewards registered a dict where a RewardSpec belongs"
     assert error("fff_mod") == "implements no hook (is its function marked @hookimpl?)"
-    assert "PluginValidationError" in error("ggg_mod") and "\n" not in error("ggg_mod")
+    assert "PluginValidationError" in error("ggg_mod")
+    assert "\n" not in error("ggg_mod")
     assert error("zzz_mod") is None
     names = plugins.rewards.names()
     assert {"object_count", "last_reward"} <= set(names)
@@ -189,7 +190,8 @@ def test_disabled_plugins_are_listed_but_never_imported(folder, monkeypatch, val
     monkeypatch.setenv("TDMR1_DISABLE_PLUGINS", value)
     plugins = load_plugins()
     record = record_of(plugins, "foo_mod")
-    assert record.disabled and record.error is None
+    assert record.disabled
+    assert record.error is None
     assert "foo_mod" not in sys.modules
     assert "foo_reward" not in plugins.rewards.names()
     assert "object_count" in plugins.rewards.names()

@@ -120,7 +120,8 @@ def test_a_reward_that_draws_on_its_images_spoils_nobody_elses():
 @pytest.mark.parametrize("score", [True, 1, np.float32(1), np.int64(1), np.bool_(True), Fraction(1)])
 def test_real_numbers_of_any_type_become_floats(score):
     (total,) = run([active(lambda b: RewardResult([score]))], make_batch(1)).total
-    assert total == 1.0 and type(total) is float
+    assert total == 1.0
+    assert type(total) is float
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""`tdmr1 config`: what can be set, whether files are right, and the packaged presets."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tdmr1_cli.options import NO_PRESET, STAND_IN_REWARD, Flags, JsonOption, SetOption, resolve_settings
+from tdmr1_cli.output import data, emit_json, message, table
+from tdmr1_core.errors import Tdmr1Error
+
+app = typer.Typer(name="config", help="Show, check and list settings.", rich_markup_mode=None)
+
+
+@app.command()
+def show(
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="PRESET", help="Packaged settings (`tdmr1 config presets`).")
+    ] = None,
+    sets: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Every setting: its value with this preset and these --set, its default, and its meaning."""
+    from tdmr1_core.configure import describe, dump, parse_assignments, read_preset, resolve
+
+    layers = [read_preset(preset) if preset not in (None, NO_PRESET) else {}, parse_assignments(sets or ())]
+    named = any("rewards" in layer for layer in layers)
+    # A config without a reward is no whole one: one stands in where none is set.
+    config = resolve([{} if named else {"rewards": [{"name": STAND_IN_REWARD}]}, *layers])
+    tree = dump(config if named else config.model_copy(update={"rewards": ()}))
+    settings = [
+        {"name": name, "type": kind, "value": _at(tree, name), "default": default, "meaning": meaning}
+        for name, kind, default, meaning in describe()
+    ]
+    if json:
+        emit_json(settings)
+    else:
+        rows = [[item["name"], _shown(item["value"]), _shown(item["default"]), item["meaning"]] for item in settings]
+        table(["setting", "value", "default", "meaning"], rows)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="YAML files with settings.")],
+    json: JsonOption = False,
+) -> int:
+    """Check files as `tdmr1 train FILE` and `tdmr1 distill FILE` would, without loading anything heavy."""
+    from tdmr1_core.plugins import discover
+
+    extensions = discover()
+    wrong: dict[Path, Tdmr1Error] = {}
+    for path in files:
+        try:
+            resolve_settings(Flags(config=path), None, extensions)
+        except Tdmr1Error as error:
+            wrong[path] = error
+    if json:
+        emit_json([{"file": str(path), **_verdict(wrong.get(path))} for path in files])
+        return 2 if wrong else 0
+    if wrong:
+        raise Tdmr1Error(
+            "; ".join(
+                error.message if str(path) in error.message else f"{path}: {error.message}"
+                for path, error in wrong.items()
+            ),
+            "; ".join(dict.fromkeys(error.hint for error in wrong.values() if error.hint)),
+        )
+    for path in files:
+        data(f"{path}: fine")
+    return 0
+
+
+@app.command()
+def presets(json: JsonOption = False) -> None:
+    """The packaged presets; `tdmr1 config show --preset NAME` shows what one sets."""
+    from tdmr1_core.configure import preset_names
+
+    listed = [{"name": name, "summary": _summary(name)} for name in preset_names()]
+    if json:
+        emit_json(listed)
+    else:
+        table(["preset", "what for"], [[item["name"], item["summary"]] for item in listed])
+        message("none starts from the published defaults")
+
+
+def _verdict(error: Tdmr1Error | None) -> dict[str, Any]:
+    return {"valid": error is None, "error": error and error.message, "hint": error and error.hint}
+
+
+def _summary(preset: str) -> str:
+    """The first sentence of the comment that a preset begins with."""
+    lines = (resources.files("tdmr1_core") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return " ".join(comment).partition(". ")[0].rstrip(".")
+
+
+def _at(tree: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item.get("name")) if isinstance(item, dict) else str(item) for item in value) or "–"
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,201 @@
+"""`tdmr1 evaluate`: teacher, student and trained model on the same prompts and noises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tdmr1_cli.measuring import gain
+from tdmr1_cli.options import Flags, JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption, parse_reward
+from tdmr1_cli.output import emit_json, measure_document, message, plus_minus, signed, table
+from tdmr1_cli.targets import Target, TargetArgument, load_target
+from tdmr1_core.errors import Tdmr1Error
+
+if TYPE_CHECKING:
+    from tdmr1_core.config import RewardConfig
+    from tdmr1_core.runs.evaluate import Evaluation
+
+STUDENT, TRAINED = "student", "trained"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's evaluation on one prompt set; `label` is how it is called."""
+
+    label: str
+    steps: int
+    guidance: float
+    evaluation: Evaluation
+
+
+def command(
+    target: TargetArgument,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts", metavar="SET|FILE", help="Prompts to draw (default: training and held-out); may be repeated."
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", metavar="N", min=1, help="About how many pictures of each prompt set.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the starting noises.")] = None,
+    reward: RewardOption = None,
+    teacher_steps: Annotated[
+        int | None, typer.Option("--teacher-steps", metavar="N", min=1, help="The teacher's sampling steps.")
+    ] = None,
+    teacher_guidance: Annotated[
+        list[float] | None,
+        typer.Option("--teacher-guidance", metavar="G", min=1, help="The teacher's guidance; may be repeated."),
+    ] = None,
+    model_path: ModelPathOption = None,
+    lora: LoraOption = None,
+    sets: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the teacher, the few-step student a run started from, and what it became.
+
+    All are judged on the same prompts from the same noises, so the gain is paired image by image. A bare model has a
+    teacher and a student only.
+    """
+    names = [parse_reward(text)[0] for text in reward or ()]
+    flags = Flags(
+        rewards=names, prompts=prompts[0] if prompts else None, sets=sets or (), model_path=model_path, lora=lora
+    )
+    loaded = load_target(target, flags, judged=True)
+    engine, settings = loaded.engine, loaded.engine.config.evaluation
+    sources = prompts or _default_prompts(loaded)
+    tables = _measure(
+        loaded,
+        _judges(loaded, names),
+        sources,
+        images=images or settings.images,
+        seed=settings.seed if seed is None else seed,
+        teacher=[
+            (teacher_steps or engine.entry.teacher_steps, each)
+            for each in teacher_guidance or [engine.entry.teacher_guidance]
+        ],
+    )
+    engine.close()
+    if json:
+        emit_json(_document(target, loaded, tables))
+    else:
+        for source, rows in tables.items():
+            _show(source, rows)
+
+
+def _default_prompts(loaded: Target) -> list[str]:
+    """Training prompts and their held-out companion, as the run's own evaluations."""
+    from tdmr1_core.assemble import training_prompts
+    from tdmr1_core.stages.prompts import held_out_companion
+
+    config = loaded.engine.config
+    source = training_prompts(config, loaded.extensions)
+    return list(
+        dict.fromkeys((source, config.prompts.evaluate or held_out_companion(source, loaded.engine.entry.domain)))
+    )
+
+
+def _judges(loaded: Target, names: Sequence[str]) -> list[RewardConfig]:
+    """The named rewards with the options that the config gives them; else the config's; else the model's own."""
+    from tdmr1_core.config import RewardConfig
+
+    config, default = loaded.engine.config, loaded.engine.entry.default_reward
+    configured = list(config.evaluation.rewards or config.rewards)
+    if names:
+        options = {reward.name: reward.options for reward in (*config.rewards, *configured)}
+        return [RewardConfig(name=name, options=options.get(name, {})) for name in dict.fromkeys(names)]
+    if not configured and default is None:
+        raise Tdmr1Error("there is no reward to judge with", "name one with --reward")
+    return configured or [RewardConfig(name=str(default))]
+
+
+def _measure(
+    loaded: Target,
+    judges: Sequence[RewardConfig],
+    sources: Sequence[str],
+    *,
+    images: int,
+    seed: int,
+    teacher: Sequence[tuple[int, float]],
+) -> dict[str, list[Row]]:
+    """Every sampler on every prompt set."""
+    from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
+    from tdmr1_core.runs.evaluate import evaluate
+    from tdmr1_core.stages.prompts import load_prompts
+    from tdmr1_core.stages.scoring import build_runner
+
+    engine = loaded.engine
+    prompt_sets = {source: load_prompts(source, engine.entry.domain) for source in sources}
+    tables: dict[str, list[Row]] = {source: [] for source in sources}
+    device = str(engine.roles.backbone.device)
+    with build_runner(judges, loaded.extensions.plugins, combine="weighted_sum", workers=1, device=device) as runner:
+
+        def judge(label: str, role: str, steps: int, guidance: float) -> None:
+            for source, prompts in prompt_sets.items():
+                message(f"evaluating {label} on {source} …")
+                result = evaluate(
+                    engine,
+                    runner,
+                    role,
+                    source,
+                    prompts,
+                    images=images,
+                    seed=seed,
+                    steps=steps,
+                    guidance_scale=guidance,
+                )
+                tables[source].append(Row(label, steps, guidance, result))
+
+        for steps, guidance in teacher:
+            judge(f"teacher, guidance {guidance:g}", TEACHER, steps, guidance)
+        trained = engine.roles.weights(GENERATOR_EMA)
+        engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
+        judge(STUDENT, GENERATOR_EMA, engine.steps, 1.0)
+        if loaded.is_run:
+            engine.roles.load(GENERATOR_EMA, trained, "the run")
+            judge(TRAINED, GENERATOR_EMA, engine.steps, 1.0)
+    return tables
+
+
+def _pair(rows: Sequence[Row]) -> tuple[Evaluation, Evaluation] | None:
+    """The student's and the trained model's evaluations, where there are both."""
+    found = {row.label: row.evaluation for row in rows}
+    return (found[STUDENT], found[TRAINED]) if TRAINED in found else None
+
+
+def _show(source: str, rows: Sequence[Row]) -> None:
+    rewards = list(rows[0].evaluation.measures)
+    lines = []
+    for row in rows:
+        measures = row.evaluation.measures
+        cells = [cell for name in rewards for cell in (plus_minus(measures[name]), str(measures[name].n))]
+        lines.append([row.label, str(row.steps), *cells])
+    if pair := _pair(rows):
+        gains = [gain(pair[1], pair[0], name) for name in rewards]
+        lines.append(["trained − student", "", *(cell for value in gains for cell in (signed(value), str(value.n)))])
+    columns = ["", "steps", *(column for name in rewards for column in (name, "n"))]
+    table(columns, lines, title=f"{source}: mean ± standard error")
+
+
+def _document(target: str, loaded: Target, tables: dict[str, list[Row]]) -> dict[str, Any]:
+    sets = []
+    for source, rows in tables.items():
+        pair = _pair(rows)
+        listed = [
+            {
+                "role": row.label.partition(",")[0],
+                "steps": row.steps,
+                "guidance": row.guidance,
+                "rewards": {name: measure_document(value) for name, value in row.evaluation.measures.items()},
+            }
+            for row in rows
+        ]
+        names = list(rows[0].evaluation.measures)
+        gains = {name: measure_document(gain(pair[1], pair[0], name)) for name in names} if pair else None
+        sets.append({"prompts": source, "rows": listed, "gain": gains})
+    iteration = loaded.engine.iteration_index if loaded.is_run else None
+    return {"target": target, "model": loaded.engine.entry.name, "iteration": iteration, "prompt_sets": sets}

@@ -1,0 +1,257 @@
+"""The options that verbs share, and how they become one RunConfig.
+
+Layers, weakest first: preset, CONFIG.yaml, flags, --set. The preset is the one of --preset, else the model's own,
+else the first reward's own. A CONFIG.yaml changes nothing about that: it changes the settings it names, and what it
+leaves open is what it would be without it. `--preset none` starts from the published defaults instead. The config.yaml
+of a run names every setting, so it means the same under any preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from tdmr1_core.errors import Tdmr1Error
+
+if TYPE_CHECKING:
+    from tdmr1_core.config import RunConfig
+    from tdmr1_core.models.registry import ModelEntry
+    from tdmr1_core.plugins import Extensions
+
+ConfigArgument = Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings to start from.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="A model (`tdmr1 models list`) or a pipeline directory.")
+]
+RewardOption = Annotated[
+    list[str] | None,
+    typer.Option("--reward", metavar="NAME[:WEIGHT]", help="A reward (`tdmr1 rewards list`); may be repeated."),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="PRESET", help="Packaged settings (`tdmr1 config presets`), or none."),
+]
+PromptsOption = Annotated[
+    str | None, typer.Option("--prompts", metavar="SET|FILE", help="Training prompts: a set, a .txt or a .jsonl file.")
+]
+IterationsOption = Annotated[int | None, typer.Option("--iterations", metavar="N", help="Length of the whole run.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of every random draw.")]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="The run folder; runs/<model>-<rewards>-<time> if left out."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Any setting (`tdmr1 config show`); may be repeated."),
+]
+ModelPathOption = Annotated[
+    Path | None,
+    typer.Option("--model-path", metavar="DIR", help="Where the base pipeline lies, if not where it usually is."),
+]
+LoraOption = Annotated[
+    Path | None,
+    typer.Option("--lora", metavar="FILE", help="The few-step LoRA to start from, in place of the model's own."),
+]
+ResumeOption = Annotated[
+    Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run folder at its latest checkpoint.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings and the batch arithmetic; load no weights.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+DEFAULT_MODEL = "tiny-tdm"
+NO_PRESET = "none"
+DISTILL_PRESETS = {"tiny-tdm": "distill-tiny"}
+"""The preset that a distillation of a model starts from."""
+STAND_IN_REWARD = "object_count"
+"""Named where a config must name a reward that is never asked."""
+RUN_HEADER = "tdmr1"
+"""The key of a run's config.yaml that holds versions instead of settings."""
+
+Kind = Literal["train", "distill"]
+Result = TypeVar("Result")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The settings of a command line, as typed."""
+
+    config: Path | None = None
+    model: str | None = None
+    rewards: Sequence[str] = ()
+    preset: str | None = None
+    prompts: str | None = None
+    iterations: int | None = None
+    seed: int | None = None
+    sets: Sequence[str] = ()
+    model_path: Path | None = None
+    lora: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked config, the model it names and the preset it started from."""
+
+    config: RunConfig
+    entry: ModelEntry
+    preset: str | None
+
+
+@dataclass
+class Problems:
+    """Mistakes that are gathered in order to be told together."""
+
+    found: list[Tdmr1Error] = field(default_factory=list)
+
+    def attempt(self, action: Callable[[], Result]) -> Result | None:
+        """The action's result, or None after a mistake, which is kept."""
+        try:
+            return action()
+        except Tdmr1Error as error:
+            self.found.append(error)
+            return None
+
+    def tell(self) -> None:
+        """Raise the one mistake, or all of them as one."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            hints = dict.fromkeys(error.hint for error in self.found if error.hint)
+            messages = "; ".join(error.message for error in self.found)
+            raise Tdmr1Error(f"{len(self.found)} things are wrong: {messages}", "; ".join(hints) or None)
+
+
+def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) -> Settings:
+    """The layers as one config, with model, rewards and preset looked up; torch is not needed for it.
+
+    `kind` is what the verb does; None takes it from the settings. Raises Tdmr1Error that names every mistake.
+    """
+    from tdmr1_core.configure import merge, parse_assignments, read_preset, resolve
+
+    problems = Problems()
+    file = problems.attempt(lambda: read_config(flags.config))
+    sets = problems.attempt(lambda: parse_assignments(flags.sets))
+    typed = problems.attempt(lambda: _flag_tree(flags, file or {}))
+    own: Tree = problems.attempt(lambda: merge(merge(file or {}, typed or {}), sets or {})) or {}
+    name = _text_at(own, "model", "name") or DEFAULT_MODEL
+    path, lora = _text_at(own, "model", "path"), _text_at(own, "model", "lora")
+    entry = problems.attempt(
+        lambda: extensions.models.get(name, path=Path(path) if path else None, lora=Path(lora) if lora else None)
+    )
+    default_reward = entry.default_reward if entry else STAND_IN_REWARD
+    distils = kind == "distill" or (kind is None and own.get("kind") == "distill")
+    preset_name = flags.preset or (DISTILL_PRESETS.get(name) if distils else _default_preset(own, entry, extensions))
+    preset = problems.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
+    base: Tree = {"model": {"name": name}, "kind": kind or "train"}
+    if default_reward and not distils:
+        base["rewards"] = [{"name": default_reward}]
+    layers = [base, preset or {}, _fitting_evaluation(preset or {}, own), file or {}, typed or {}, sets or {}]
+    config = problems.attempt(lambda: resolve(layers))
+    if config is not None:
+        _check_rewards(config, extensions, problems)
+        if kind is not None and config.kind != kind:
+            problems.found.append(_wrong_kind(config.kind, kind))
+    else:
+        for reward in _names(own.get("rewards")):
+            problems.attempt(lambda reward=reward: extensions.plugins.rewards.get(reward))  # type: ignore[misc]
+    problems.tell()
+    assert config is not None
+    assert entry is not None
+    return Settings(config, entry, preset_name if preset_name != NO_PRESET else None)
+
+
+def read_config(path: Path | None) -> Tree:
+    """The settings in a YAML file, which may be the config.yaml of a run; none without a file."""
+    from tdmr1_core.configure import read_file
+
+    if path is None:
+        return {}
+    return {key: value for key, value in read_file(path).items() if key != RUN_HEADER}
+
+
+def _flag_tree(flags: Flags, file: Tree) -> Tree:
+    """The named flags as settings. Paths are made absolute: a run is continued from anywhere."""
+    tree: Tree = {}
+    name = _absolute(flags.model) if flags.model else None
+    model = {"name": name, "path": flags.model_path, "lora": flags.lora}
+    given = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in model.items() if value}
+    if given:
+        tree["model"] = given
+    if flags.rewards:
+        former = {reward["name"]: reward for reward in _named(file.get("rewards"))}
+        parsed = [parse_reward(text) for text in flags.rewards]
+        tree["rewards"] = [{**former.get(name, {}), "name": name, "weight": weight} for name, weight in parsed]
+    if flags.prompts is not None:
+        tree["prompts"] = {"train": _absolute(flags.prompts)}
+    numbers = {"iterations": flags.iterations, "seed": flags.seed}
+    return tree | {key: value for key, value in numbers.items() if value is not None}
+
+
+def _absolute(name: str) -> str:
+    """A path that is there as an absolute one; a name stays as it is."""
+    path = Path(name)
+    return str(path.absolute()) if ("/" in name or path.suffix) and path.exists() else name
+
+
+def parse_reward(text: str) -> tuple[str, float]:
+    """`NAME[:WEIGHT]` as name and weight. Raises Tdmr1Error for a weight that is no number."""
+    name, colon, weight = text.partition(":")
+    try:
+        return name, float(weight) if colon else 1.0
+    except ValueError as error:
+        raise Tdmr1Error(
+            f"--reward {text!r}: {weight!r} is not a number", f"write it as `--reward {name}:0.5`"
+        ) from error
+
+
+def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions) -> str | None:
+    if entry is None:
+        return None
+    if entry.default_preset is not None:
+        return entry.default_preset
+    reward = next(iter(_names(own.get("rewards"))), entry.default_reward)
+    try:
+        return extensions.plugins.rewards.get(reward).spec.default_preset if reward else None
+    except Tdmr1Error:
+        return None  # an unknown reward is told with the other mistakes
+
+
+def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
+    """A preset's evaluation rewards are dropped where other rewards are trained than they judge."""
+    judged = _names((preset.get("evaluation") or {}).get("rewards"))
+    unjudged = set(_names(own.get("rewards"))) - set(judged)
+    return {"evaluation": {"rewards": []}} if judged and unjudged else {}
+
+
+def _check_rewards(config: RunConfig, extensions: Extensions, problems: Problems) -> None:
+    for name in dict.fromkeys(reward.name for reward in (*config.rewards, *config.evaluation.rewards)):
+        problems.attempt(lambda name=name: extensions.plugins.rewards.get(name))  # type: ignore[misc]
+
+
+def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:
+    what = {"train": "a training with rewards", "distill": "a distillation"}
+    return Tdmr1Error(f"these settings are for {what[found]}, not {what[wanted]}", f"use `tdmr1 {found}`")
+
+
+def _text_at(tree: Mapping[str, Any], *path: str) -> str | None:
+    """The text at a place of a tree that is not checked yet."""
+    value: Any = tree
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _named(rewards: Any) -> list[Tree]:
+    """Those of unchecked rewards that have a name."""
+    listed = rewards if isinstance(rewards, list) else []
+    return [reward for reward in listed if isinstance(reward, dict) and isinstance(reward.get("name"), str)]
+
+
+def _names(rewards: Any) -> list[str]:
+    return [reward["name"] for reward in _named(rewards)]

@@ -1,0 +1,94 @@
+"""stdout is data, stderr is messages: tables, JSON documents, and the way numbers are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tdmr1_core.runs.evaluate import Measure
+
+PIPE_WIDTH = 160
+"""Columns of a table where no terminal says how wide it is."""
+
+
+def message(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warning(text: str) -> None:
+    """A line for people about what is wrong but stops nothing, on stderr."""
+    message(f"warning: {text}")
+
+
+def data(text: str) -> None:
+    """A line of the command's answer, on stdout."""
+    print(text, flush=True)
+
+
+def emit_json(document: Any) -> None:
+    """The command's whole answer as one JSON document on stdout; what is not finite becomes null."""
+    print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """A table on stdout."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if title:
+        data(title)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        shown.add_column(Text(column), overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    _console().print(shown)
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> None:
+    """Names with their values, one a line, on stdout."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        data(f"{name:<{width}}  {value}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def number(value: float) -> str:
+    """Three decimals, and a dash for what could not be measured."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def plus_minus(value: Measure) -> str:
+    """Mean ± standard error."""
+    return f"{number(value.mean)} ± {number(value.stderr)}"
+
+
+def signed(value: Measure) -> str:
+    """A difference ± its standard error, always with its sign."""
+    return ("+" if value.mean >= 0 else "") + plus_minus(value)
+
+
+def measure_document(value: Measure) -> dict[str, Any]:
+    """A measure as JSON."""
+    return {"mean": value.mean, "stderr": value.stderr, "n": value.n}

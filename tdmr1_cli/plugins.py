@@ -1,0 +1,54 @@
+"""`tdmr1 plugins`: which plugins were found, and what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tdmr1_cli.options import JsonOption
+from tdmr1_cli.output import emit_json, table, warning
+
+if TYPE_CHECKING:
+    from tdmr1_rewards.registry import PluginRecord, Plugins
+
+
+def command(json: JsonOption = False) -> None:
+    """List plugins with their distribution, version, and what is wrong with them.
+
+    TDMR1_DISABLE_PLUGINS=name,… leaves plugins out.
+    """
+    plugins = find_plugins()
+    listed = [_document(record) for record in plugins.records]
+    if json:
+        emit_json({"plugins": listed, "unmatched": list(plugins.unmatched)})
+        return
+    columns = ("plugin", "distribution", "version", "status")
+    table(columns, [[item["plugin"], item["distribution"], item["version"] or "–", _status(item)] for item in listed])
+    for name in plugins.unmatched:
+        warning(f"TDMR1_DISABLE_PLUGINS names {name!r}, which is no plugin here")
+
+
+def find_plugins() -> Plugins:
+    """Every plugin, all its hooks looked at; what is wrong with one is on its record, and nothing is raised."""
+    from tdmr1_core import hookspecs
+    from tdmr1_core.models.registry import ModelEntry
+    from tdmr1_rewards.registry import load_plugins
+
+    plugins = load_plugins(extra_hookspecs=[hookspecs])
+    plugins.collect("tdmr1_register_models", ModelEntry)
+    return plugins
+
+
+def _document(record: PluginRecord) -> dict[str, Any]:
+    origin = record.provenance
+    return {
+        "plugin": origin.plugin,
+        "distribution": origin.distribution,
+        "version": origin.version,
+        "module": origin.module,
+        "disabled": record.disabled,
+        "error": record.error,
+    }
+
+
+def _status(item: dict[str, Any]) -> str:
+    return "left out" if item["disabled"] else item["error"] or "fine"

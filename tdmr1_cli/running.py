@@ -1,0 +1,203 @@
+"""What `train` and `distill` share: starting and continuing a run, and what is said when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
+from tdmr1_cli.output import data, message, number, plus_minus, signed, table
+from tdmr1_cli.stopping import Stopped
+from tdmr1_cli.targets import check_run
+from tdmr1_core.errors import Tdmr1Error
+
+if TYPE_CHECKING:
+    from tdmr1_core.plugins import Extensions
+    from tdmr1_core.runs.evaluate import Evaluation
+    from tdmr1_core.runs.run import Run, RunResult
+
+RUNS = Path("runs")
+
+
+def start_run(kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
+    """Resolve the settings and run them in a new folder, or only show them."""
+    from tdmr1_core.plugins import discover
+
+    extensions = discover()
+    settings = resolve_settings(flags, kind, extensions)
+    folder = output or default_folder(settings)
+    check_writable(folder)
+    if dry_run:
+        _show_dry_run(settings, extensions, folder)
+        return
+    _say_loading(quiet)
+    from tdmr1_core.runs.run import Run
+
+    _execute(Run.create(settings.config, folder, extensions), quiet)
+
+
+def continue_run(folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
+    """Continue a run folder. Raises Tdmr1Error for any setting beside it: a run keeps the settings it began with."""
+    if flags != Flags() or output is not None or dry_run:
+        raise Tdmr1Error(
+            "--resume takes no other setting than --quiet: a run keeps the settings it began with",
+            "leave the others out, or start a new run with another --output",
+        )
+    check_run(folder)
+    _say_loading(quiet)
+    from tdmr1_core.runs.run import Run
+
+    _execute(Run.resume(folder), quiet)
+
+
+def default_folder(settings: Settings) -> Path:
+    """runs/<model>-<rewards>-<time>."""
+    config = settings.config
+    what = "+".join(reward.name for reward in config.rewards) if config.kind == "train" else "distill"
+    return RUNS / f"{settings.entry.name}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_writable(folder: Path) -> None:
+    """Raise Tdmr1Error where a folder can't be made or written, before minutes go by."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise Tdmr1Error(f"{folder} can't be written: {existing} is not a folder", "choose another --output")
+    if not os.access(existing, os.W_OK):
+        raise Tdmr1Error(f"{folder} can't be written: {existing} is read-only for you", "choose another --output")
+
+
+def _say_loading(quiet: bool) -> None:
+    if not quiet:
+        message("loading torch and diffusers …")
+
+
+def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> None:
+    """The resolved settings on stdout; what they mean for an iteration on stderr."""
+    import yaml
+
+    from tdmr1_core.configure import dump
+    from tdmr1_core.stages.prompts import load_prompts
+
+    config = settings.config
+    source = config.prompts.train
+    if source is None and config.rewards:
+        source = extensions.plugins.rewards.get(config.rewards[0].name).spec.default_prompts
+    if source is None:
+        raise Tdmr1Error("a distillation needs prompts", "name a prompt set or file with --prompts")
+    prompts = load_prompts(source, settings.entry.domain)
+    batch = config.batch
+    images = batch.groups * batch.group_size
+    micro = min(batch.micro_batch or images, images)
+    data(yaml.safe_dump(dump(config), sort_keys=False).rstrip())
+    message(f"preset: {settings.preset or 'none'}")
+    message(f"run folder: {folder}")
+    message(f"prompts: {len(prompts)} in {source}")
+    message(
+        f"an iteration: {batch.groups} groups × {batch.group_size} images = {images} images, "
+        f"in {-(-images // micro)} micro-batches of up to {micro}"
+    )
+    message(f"the run: {config.iterations} iterations, {config.iterations * images} images")
+
+
+def _execute(run: Run, quiet: bool) -> None:
+    from tdmr1_cli.progress import build_observer
+
+    try:
+        with build_observer(run.folder, quiet=quiet) as observer:
+            result = run.execute(observer)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(*_left_behind(run.folder, "stopped at once")) from interrupt
+    except Tdmr1Error as error:
+        if _last_checkpoint(run.folder) is None:
+            raise
+        kept = f"up to {_last_checkpoint(run.folder)} the run is saved: `{_resume_command(run.folder)}`"
+        raise Tdmr1Error(error.message, "; ".join(filter(None, (error.hint, kept)))) from error
+    if not result.finished:
+        raise Stopped(
+            *_left_behind(run.folder, f"stopped after iteration {result.iterations} of {run.config.iterations}")
+        )
+    if run.config.kind == "distill":
+        _finish_distillation(result, run.extensions)
+    else:
+        _finish_training(result)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    pointer = folder / "checkpoints" / "latest"
+    return pointer.read_text().strip() if pointer.is_file() else None
+
+
+def _resume_command(folder: Path) -> str:
+    return f"tdmr1 train --resume {folder}"
+
+
+def _left_behind(folder: Path, what: str) -> tuple[str, str]:
+    """What a stopped run leaves, and how to go on."""
+    checkpoint = _last_checkpoint(folder)
+    if checkpoint is None:
+        return f"{what}; nothing was saved yet", "start it again with another --output"
+    return f"{what}; saved: {folder / 'checkpoints' / checkpoint}", _resume_command(folder)
+
+
+def _finish_training(result: RunResult) -> None:
+    before = {evaluation.prompt_set: evaluation for evaluation in result.before}
+    _show_gains(result.after, before, _recorded_before(result.folder) if not before else {})
+    _show_picture(result)
+    message(f"run folder: {result.folder}")
+    message(f"next: tdmr1 evaluate {result.folder}\n      tdmr1 export {result.folder}")
+
+
+def _finish_distillation(result: RunResult, extensions: Extensions) -> None:
+    from tdmr1_core.runs.export import export_lora
+    from tdmr1_core.runs.run import load_trained
+
+    if result.after:
+        _show_gains(result.after, {evaluation.prompt_set: evaluation for evaluation in result.before}, {})
+    exported = export_lora(load_trained(result.folder, extensions), result.folder / "export")
+    _show_picture(result)
+    data(str(exported.file))
+    message(f"next: tdmr1 sample {result.folder} --prompt … --output …")
+    message(f"      tdmr1 train --model … --lora {exported.file}")
+
+
+def _show_picture(result: RunResult) -> None:
+    if result.before_after is not None:
+        message(f"before and after: {result.before_after}")
+
+
+def _show_gains(
+    after: tuple[Evaluation, ...], before: Mapping[str, Evaluation], recorded: Mapping[tuple[str, str], str]
+) -> None:
+    """The table of every reward on every prompt set, before and after, with the gain on the same noises."""
+    from tdmr1_cli.measuring import gain
+
+    rows = []
+    for evaluation in after:
+        former = before.get(evaluation.prompt_set)
+        for reward, value in evaluation.measures.items():
+            started = (
+                plus_minus(former.measures[reward]) if former else recorded.get((evaluation.prompt_set, reward), "–")
+            )
+            difference = signed(gain(evaluation, former, reward)) if former else "–"
+            rows.append([evaluation.prompt_set, reward, started, plus_minus(value), difference, str(value.n)])
+    table(["prompts", "reward", "before", "after", "gain", "images"], rows, title="mean ± standard error")
+
+
+def _recorded_before(folder: Path) -> dict[tuple[str, str], str]:
+    """A continued run's first evaluation, as its folder keeps it: (prompt set, reward) to mean ± standard error."""
+    path = folder / "evaluations.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    recorded = {}
+    for row in map(json.loads, lines):
+        if row["step"] == 0:
+            for reward in (key.removesuffix("/mean") for key in row if key.endswith("/mean")):
+                recorded[row["prompts"], reward] = (
+                    f"{number(row[f'{reward}/mean'])} ± {number(row[f'{reward}/stderr'])}"
+                )
+    return recorded

@@ -1,0 +1,163 @@
+"""`tdmr1 sample`: draw pictures with a run, a model or a pipeline directory."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tdmr1_cli.options import Flags, JsonOption, LoraOption, ModelPathOption, SetOption
+from tdmr1_cli.output import data, emit_json, message
+from tdmr1_cli.running import check_writable
+from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
+from tdmr1_core.errors import Tdmr1Error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tdmr1_core.records import Prompt
+    from tdmr1_core.runs.evaluate import Pictures
+
+GRID = "grid.png"
+
+
+class Who(StrEnum):
+    """Whose pictures are drawn."""
+
+    generator = "generator"
+    teacher = "teacher"
+    start = "start"
+
+
+def command(
+    target: TargetArgument,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where the PNG files go; none is overwritten.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What to draw; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", metavar="SET|FILE", help="What to draw: a prompt set or a file.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Pictures of each prompt.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starting noises.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="K", min=1, help="Sampling steps; the model's own if left out.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", metavar="G", min=1, help="Guidance; 1 is none.")
+    ] = None,
+    role: Annotated[
+        Who, typer.Option("--role", help="The trained generator, the teacher, or the few-step model it started from.")
+    ] = Who.generator,
+    model_path: ModelPathOption = None,
+    lora: LoraOption = None,
+    sets: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw pictures and write them as PNG files, with a grid of them all.
+
+    The same seed and prompt give the same starting noise, whatever the role: pictures can be compared one by one.
+    """
+    if not prompt and prompts is None:
+        raise Tdmr1Error("there is nothing to draw", 'say what with --prompt "two red circles" or --prompts SET')
+    check_writable(output)
+    _refuse_used([output / GRID])
+    texts = list(prompt or [])
+    flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
+    with _prompt_file(target, texts, prompts, flags) as flags:
+        loaded = load_target(target, flags, judged=False)
+    wanted = _wanted(loaded, texts, prompts)
+    files = [output / name for name in _file_names([each.text for each in wanted], images)]
+    _refuse_used(files)
+    pictures = _draw(loaded, role, wanted, images, seed, steps, guidance)
+    _save(pictures, files, output, images)
+    loaded.engine.close()
+    if json:
+        emit_json(_document(pictures, files, output, role, seed))
+    else:
+        for path in files:
+            data(str(path))
+        message(f"all of them: {output / GRID}")
+
+
+def _refuse_used(files: Sequence[Path]) -> None:
+    used = [path for path in files if path.exists()]
+    if used:
+        raise Tdmr1Error(f"{used[0]} is already there", "choose another --output; nothing was overwritten")
+
+
+@contextmanager
+def _prompt_file(target: str, texts: Sequence[str], prompts: str | None, flags: Flags) -> Iterator[Flags]:
+    """A bare model's config must name prompts that fit it: what is to be drawn."""
+    if is_run(target):
+        yield flags
+    elif prompts is not None:
+        yield replace(flags, prompts=prompts)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "prompts.txt"
+            path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            yield replace(flags, prompts=str(path))
+
+
+def _wanted(loaded: Target, texts: Sequence[str], prompts: str | None) -> list[Prompt]:
+    from tdmr1_core.records import Prompt
+    from tdmr1_core.stages.prompts import load_prompts
+
+    listed = load_prompts(prompts, loaded.engine.entry.domain) if prompts is not None else []
+    return [*(Prompt(text, {}) for text in texts), *listed]
+
+
+def _file_names(texts: Sequence[str], images: int) -> list[str]:
+    """`003-two-red-circles-01.png` for each picture, prompt by prompt."""
+    names = []
+    for number, text in enumerate(texts):
+        words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+        names += [f"{number:03d}-{words or 'prompt'}-{image:02d}.png" for image in range(images)]
+    return names
+
+
+def _draw(
+    loaded: Target, role: Who, wanted: list[Prompt], images: int, seed: int, steps: int | None, guidance: float | None
+) -> Pictures:
+    from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
+    from tdmr1_core.runs.evaluate import draw
+
+    engine = loaded.engine
+    if role is Who.start:
+        engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
+    name = TEACHER if role is Who.teacher else GENERATOR_EMA
+    return draw(engine, name, wanted, images, seed, steps=steps, guidance_scale=guidance)
+
+
+def _save(pictures: Pictures, files: Sequence[Path], output: Path, columns: int) -> None:
+    from PIL import Image
+
+    from tdmr1_core.runs.pictures import save_grid
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for image, path in zip(pictures.images, files, strict=True):
+            Image.fromarray(image).save(path)
+        save_grid(pictures.images, columns, output / GRID)
+    except OSError as error:
+        raise Tdmr1Error(f"{output} can't be written: {error.strerror}", "choose another --output") from error
+
+
+def _document(pictures: Pictures, files: Sequence[Path], output: Path, role: Who, seed: int) -> dict[str, Any]:
+    drawn = zip(files, pictures.prompts, strict=True)
+    return {
+        "role": role.value,
+        "seed": seed,
+        "images": [{"file": str(path), "prompt": prompt.text} for path, prompt in drawn],
+        "grid": str(output / GRID),
+    }

@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import pytest
+
+from tdmr1_cli.options import Flags, parse_reward, resolve_settings
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.registry import ModelRegistry
+from tdmr1_core.plugins import Extensions
+from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.registry import Provenance, RewardRegistry
+
+pytestmark = pytest.mark.unit
+
+
+class PluginsWithRewards:
+    """What of `Plugins` settings need."""
+
+    def __init__(self, **presets):
+        origin = Provenance("test", "test", "1", "test")
+        specs = [
+            RewardSpec(name=n, summary="", factory="a:b", default_prompts="count", default_preset=p)
+            for n, p in presets.items()
+        ]
+        self.rewards = RewardRegistry((spec, origin) for spec in specs)
+
+
+@pytest.fixture
+def extensions():
+    """The built-in models, and two rewards."""
+    return Extensions(PluginsWithRewards(object_count="tiny", legible="ocr"), ModelRegistry())
+
+
+@pytest.fixture
+def photo_model(tmp_path):
+    """A pipeline directory, which has neither reward nor preset of its own."""
+    folder = tmp_path / "photo"
+    configs = {
+        "model_index.json": '{"_class_name": "StableDiffusion3Pipeline"}',
+        "transformer/config.json": '{"sample_size": 64}',
+        "vae/config.json": '{"block_out_channels": [1, 1, 1, 1]}',
+        "scheduler/scheduler_config.json": "{}",
+    }
+    for name, text in configs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def write(folder, text):
+    """A config file."""
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_given_trains_the_embedded_model(extensions):
+    settings = resolve_settings(Flags(), "train", extensions)
+    assert (settings.config.model.name, settings.preset) == ("tiny-tdm", "tiny")
+    assert [reward.name for reward in settings.config.rewards] == ["object_count"]
+
+
+def test_each_layer_lies_over_the_one_before(extensions, tmp_path):
+    path = write(tmp_path, "iterations: 7\nseed: 7\nbatch: {groups: 7, group_size: 7}\n")
+    flags = Flags(config=path, seed=8, iterations=8, sets=["iterations=9"])
+    config = resolve_settings(flags, "train", extensions).config
+    assert (config.iterations, config.seed, config.batch.groups) == (9, 8, 7)
+    assert config.surrogate.boundary == "last"  # the preset's
+
+
+def test_a_file_keeps_the_models_preset_unless_none_is_asked_for(extensions, tmp_path):
+    path = write(tmp_path, "seed: 7\n")
+    assert resolve_settings(Flags(config=path), "train", extensions).preset == "tiny"
+    settings = resolve_settings(Flags(config=path, preset="none"), "train", extensions)
+    assert settings.preset is None
+    assert settings.config.batch.groups == 48
+
+
+def test_the_preset_is_the_rewards_where_the_model_has_none(extensions, photo_model):
+    settings = resolve_settings(Flags(model=str(photo_model), rewards=["legible:2"]), "train", extensions)
+    assert settings.preset == "ocr"
+    assert settings.config.rewards[0].weight == 2
+
+
+def test_a_model_without_a_reward_needs_one(extensions, photo_model):
+    with pytest.raises(Tdmr1Error, match="at least one reward"):
+        resolve_settings(Flags(model=str(photo_model)), "train", extensions)
+
+
+def test_other_rewards_are_evaluated_by_themselves(extensions):
+    own = resolve_settings(Flags(), "train", extensions).config
+    other = resolve_settings(Flags(rewards=["legible"]), "train", extensions).config
+    assert [reward.options for reward in own.evaluation.rewards] == [{"score": "exact"}]
+    assert other.evaluation.rewards == ()
+
+
+def test_a_weight_keeps_the_options_of_the_file(extensions, tmp_path):
+    path = write(tmp_path, "rewards: [{name: object_count, options: {score: exact}}]\n")
+    (reward,) = resolve_settings(Flags(config=path, rewards=["object_count:3"]), "train", extensions).config.rewards
+    assert (reward.weight, reward.options) == (3, {"score": "exact"})
+
+
+def test_an_option_of_the_default_reward(extensions):
+    config = resolve_settings(Flags(sets=["rewards.0.options.score=exact"]), "train", extensions).config
+    assert config.rewards[0].options == {"score": "exact"}
+
+
+def test_a_distillation_has_its_own_preset_and_no_reward(extensions, tmp_path):
+    settings = resolve_settings(Flags(), "distill", extensions)
+    assert (settings.preset, settings.config.rewards) == ("distill-tiny", ())
+    with pytest.raises(Tdmr1Error, match="for a distillation") as caught:
+        resolve_settings(Flags(config=write(tmp_path, "kind: distill\n")), "train", extensions)
+    assert "tdmr1 distill" in caught.value.hint
+
+
+def test_paths_are_kept_absolute(extensions, photo_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("two red circles")
+    flags = Flags(model_path=Path("photo"), lora=Path("lora"), prompts="mine.txt")
+    config = resolve_settings(flags, "train", extensions).config
+    assert config.model.path == photo_model
+    assert config.model.lora == tmp_path / "lora"
+    assert config.prompts.train == str(tmp_path / "mine.txt")
+
+
+def test_unknown_evaluation_rewards_are_told(extensions):
+    with pytest.raises(Tdmr1Error, match="there is no reward 'object_cuont'"):
+        resolve_settings(Flags(sets=["evaluation.rewards=[{name: object_cuont}]"]), "train", extensions)
+
+
+@pytest.mark.parametrize("text", ["model: 3", "rewards: 3", "rewards: [3]", "evaluation: []", "kind: 3", "batch: [1]"])
+def test_settings_of_a_wrong_shape_are_told(extensions, tmp_path, text):
+    with pytest.raises(Tdmr1Error):
+        resolve_settings(
+            Flags(config=write(tmp_path, text), rewards=["legible"] if "rewards" not in text else ()),
+            "train",
+            extensions,
+        )
+
+
+def test_a_reward_with_its_weight():
+    assert parse_reward("a") == ("a", 1.0)
+    assert parse_reward("a:-0.5") == ("a", -0.5)
+    with pytest.raises(Tdmr1Error, match="not a number"):
+        parse_reward("a:")

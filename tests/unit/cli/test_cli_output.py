@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tdmr1_cli.output import emit_json, fields, number, table
+from tdmr1_cli.progress import Lines, Quiet, build_observer, sparkline, trend
+from tdmr1_cli.running import check_writable
+from tdmr1_core.errors import Tdmr1Error
+
+pytestmark = pytest.mark.unit
+
+
+def test_json_holds_no_nan(capsys):
+    emit_json({"a": float("nan"), "b": (float("inf"), 1.5), "path": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "path": "x"}
+
+
+def test_tables_take_brackets_as_they_are(capsys):
+    table(["[a]"], [["[red]x"]], title="t [b]")
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("[a]", "[red]x", "t [b]"))
+
+
+def test_fields_are_aligned(capsys):
+    fields([("a", "1"), ("long", "2")])
+    assert capsys.readouterr().out == "a     1\nlong  2\n"
+
+
+def test_numbers():
+    assert number(0.12345) == "0.123"
+    assert number(float("nan")) == "–"
+
+
+def test_trend_looks_ten_values_back():
+    assert trend([1.0]) == ""
+    assert trend([0.0, 0.5]) == "↗ +0.500 in 1"
+    assert trend([5.0, *[1.0] * 10, 0.75]) == "↘ -0.250 in 10"
+    assert trend([1.0, 1.0]) == "→ +0.000 in 1"
+
+
+def test_sparkline_spans_its_values():
+    assert sparkline([]) == ""
+    assert sparkline([1.0, 1.0]) == "▁▁"
+    assert sparkline([0.0, 1.0, 0.5]) == "▁█▄"
+
+
+def test_lines_tell_a_skipped_update_once(capsys):
+    config = SimpleNamespace(
+        iterations=4, batch=SimpleNamespace(groups=2, group_size=3), rewards=[SimpleNamespace(name="r")]
+    )
+    observer = Lines(Path("run"))
+    observer.started(SimpleNamespace(config=config, iteration_index=1, entry=SimpleNamespace(name="m")))
+    metrics = {"reward/mean": 0.5, "zero_std_ratio": 0.25, "images_per_second": 3.0}
+    for step in (2, 3):
+        observer.iteration(SimpleNamespace(step=step, metrics=metrics, skipped=("surrogate: no difference",)))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "continuing after iteration 1" in err
+    assert err.count("surrogate: no difference") == 1
+    assert "iteration 3/4  reward 0.500 → +0.000 in 1  zero-std 25%  3.0 images/s" in err
+
+
+def test_a_pipe_gets_lines_and_quiet_nothing():
+    assert type(build_observer(Path("run"), quiet=False)) is Lines
+    assert type(build_observer(Path("run"), quiet=True)) is Quiet
+
+
+def test_writability_is_checked_at_the_nearest_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "new" / "newer")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(Tdmr1Error, match="can't be written"):
+            check_writable(path)

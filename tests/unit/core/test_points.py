@@ -1,0 +1,170 @@
+"""Which points are trained on: sharing, distinctness, probabilities and ranges of the draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tdmr1_core.config import Sharing
+from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
+from tdmr1_core.stages.points import (
+    draw_boundaries,
+    draw_levels,
+    draw_steps,
+    latents_at,
+    micro_batches,
+    noise_for,
+    sharing_ids,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def make_groups(groups: int = 2, size: int = 3, iteration: int = 0) -> Groups:
+    """Groups of one prompt each."""
+    return Groups(iteration, tuple(Prompt(str(i), {}) for i in range(groups)), size)
+
+
+def test_groups_are_laid_out_one_after_another() -> None:
+    groups = make_groups()
+    assert (len(groups), groups.images) == (2, 6)
+    assert groups.group_of_image == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "expected"), [("step", [0] * 6), ("group", [0, 0, 0, 1, 1, 1]), ("sample", [0, 1, 2, 3, 4, 5])]
+)
+def test_sharing_ids(sharing: Sharing, expected: list[int]) -> None:
+    assert sharing_ids(make_groups(), sharing) == expected
+
+
+@pytest.mark.parametrize("sharing", ["step", "group", "sample"])
+def test_steps_are_distinct_and_shared(sharing: Sharing) -> None:
+    groups = make_groups(5, 4)
+    steps = draw_steps(0, groups, 4, 3, sharing)
+    assert steps.shape == (3, 20)
+    assert steps.dtype == torch.int64
+    assert all(len(set(column.tolist())) == 3 for column in steps.T)
+    assert (int(steps.min()), int(steps.max())) == (0, 3) or sharing == "step"
+    ids = sharing_ids(groups, sharing)
+    for image in range(20):
+        assert torch.equal(steps[:, image], steps[:, ids.index(ids[image])])
+    different = {tuple(column.tolist()) for column in steps.T}
+    assert len(different) == 1 if sharing == "step" else 1 < len(different) <= len(set(ids))
+    assert sorted(draw_steps(0, groups, 4, 4, sharing)[:, 0].tolist()) == [0, 1, 2, 3]
+
+
+def test_steps_are_uniform_and_change_with_seed_and_iteration() -> None:
+    steps = draw_steps(0, make_groups(1, 4000), 4, 2, "sample")
+    for row in steps:
+        counts = torch.bincount(row, minlength=4).double()
+        assert ((counts - 1000) ** 2 / 1000).sum().item() < 16.3  # chi-squared, 3 degrees, p = 0.001
+    few = make_groups(1, 40)
+    first = draw_steps(0, few, 4, 2, "sample")
+    assert torch.equal(first, steps[:, :40])
+    assert not torch.equal(first, draw_steps(1, few, 4, 2, "sample"))
+    assert not torch.equal(first, draw_steps(0, make_groups(1, 40, iteration=1), 4, 2, "sample"))
+
+
+def test_boundary_probabilities() -> None:
+    """Of K = 4: 0.1, 0.2, 0.3, 0.4."""
+    drawn = draw_boundaries(0, make_groups(1, 4000), 4, (0, 0), "sample", True)
+    assert drawn.dtype == torch.int64
+    counts = torch.bincount(drawn, minlength=4).double()
+    assert len(counts) == 4
+    expected = torch.tensor([400.0, 800, 1200, 1600], dtype=torch.float64)
+    assert ((counts - expected) ** 2 / expected).sum().item() < 16.3  # chi-squared, 3 degrees, p = 0.001
+
+
+@pytest.mark.parametrize(
+    ("uniform", "boundary"), [(0.0, 0), (0.0999, 0), (0.1, 1), (0.2999, 1), (0.31, 2), (0.61, 3), (1 - 1e-16, 3)]
+)
+def test_boundary_by_hand(monkeypatch: pytest.MonkeyPatch, uniform: float, boundary: int) -> None:
+    number = torch.full((6,), uniform, dtype=torch.float64)
+    monkeypatch.setattr("tdmr1_core.stages.points.seeds.uniform", lambda *_: number)
+    assert draw_boundaries(0, make_groups(), 4, (0, 0), "sample", True).tolist() == [boundary] * 6
+
+
+def test_boundary_last_and_shared() -> None:
+    groups = make_groups(8, 3)
+    assert draw_boundaries(0, groups, 4, (0, 0), "sample", False).tolist() == [3] * 24
+    assert len(set(draw_boundaries(0, groups, 4, (0, 0), "step", True).tolist())) == 1
+    by_group = draw_boundaries(0, groups, 4, (0, 0), "group", True).view(8, 3)
+    assert bool((by_group == by_group[:, :1]).all())
+    assert len(set(by_group[:, 0].tolist())) > 1
+    draws = [draw_boundaries(0, groups, 4, counters, "sample", True) for counters in ((0, 0), (0, 1), (1, 0))]
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("sharing", ["step", "group", "sample"])
+def test_levels_lie_above_their_lower_end(sharing: Sharing) -> None:
+    groups = make_groups(40, 3)
+    lower = torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64).repeat(40)
+    levels = draw_levels(0, "tau", groups, (1,), sharing, lower, 3.0)
+    assert levels.dtype == torch.float64
+    assert bool((levels > lower).all())
+    assert bool((levels <= 1).all())
+    # One uniform number: in unshifted time the distance to 1 is (1 - u) times that of the start.
+    unshifted, start = levels / (3 - 2 * levels), lower / (3 - 2 * lower) + 0.02
+    share = ((unshifted - start) / (1 - start)).view(40, 3)
+    spread = (share - share[:, :1]).abs().max().item()
+    assert (spread < 1e-9) is (sharing != "sample")
+    if sharing == "step":
+        assert share.max().item() - share.min().item() < 1e-9
+
+
+def test_levels_have_names_and_counters() -> None:
+    groups, lower = make_groups(), torch.zeros(6, dtype=torch.float64)
+    draws = [
+        draw_levels(0, "tau", groups, (1,), "sample", lower, 3.0),
+        draw_levels(0, "tau", groups, (2,), "sample", lower, 3.0),
+        draw_levels(0, "other", groups, (1,), "sample", lower, 3.0),
+        draw_levels(0, "tau", make_groups(iteration=1), (1,), "sample", lower, 3.0),
+    ]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 4
+    assert not torch.equal(draws[0], draw_levels(0, "tau", groups, (1,), "sample", lower, 1.0))
+
+
+def test_noise_is_shared_in_the_group_and_independent_of_micro_batches() -> None:
+    groups, like = make_groups(), torch.zeros(4, 2, 3, 3, dtype=torch.float64)
+    rows = torch.arange(6)
+    shared = noise_for(0, "n", groups, (1,), rows, "group", like)
+    assert shared.shape == (6, 2, 3, 3)
+    assert shared.dtype == torch.float64
+    assert torch.equal(shared[0], shared[2])
+    assert torch.equal(shared[3], shared[5])
+    assert not torch.equal(shared[2], shared[3])
+    own = noise_for(0, "n", groups, (1,), rows, "sample", like)
+    assert len({tuple(row.flatten().tolist()) for row in own}) == 6
+    for whole, sharing in ((shared, "group"), (own, "sample")):
+        parts = [noise_for(0, "n", groups, (1,), part, sharing, like) for part in micro_batches(6, 4)]  # type: ignore[arg-type]
+        assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(own, noise_for(0, "n", make_groups(iteration=1), (1,), rows, "sample", like))
+
+
+def test_latents_at() -> None:
+    """Entry (k, i) of the latents is 10 k + i."""
+    latents = (10 * torch.arange(3)[:, None] + torch.arange(6)).double().view(3, 6, 1, 1, 1)
+    groups = make_groups()
+    conditioning = Conditioning(torch.zeros(2, 1, 1), torch.zeros(2, 1))
+    trajectory = Trajectory(groups, latents, torch.tensor([1.0, 0.5, 0.0]), conditioning, None, True, 0)
+    assert trajectory.steps == 2
+    found = latents_at(trajectory, torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([1, 3, 5]))
+    assert found.flatten().tolist() == [11, 23, 5]
+
+
+def test_micro_batches() -> None:
+    assert [part.tolist() for part in micro_batches(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert [part.tolist() for part in micro_batches(3, None)] == [[0, 1, 2]]
+    assert [part.tolist() for part in micro_batches(3, 9)] == [[0, 1, 2]]
+
+
+def test_conditioning_rows() -> None:
+    rows = Conditioning(torch.arange(3.0).view(3, 1, 1), torch.arange(3.0).view(3, 1))
+    assert len(rows) == 3
+    assert rows.select([2, 0, 2]).embeddings.flatten().tolist() == [2, 0, 2]
+    assert rows.select(torch.tensor([1])).pooled.flatten().tolist() == [1]
+    assert rows.select([1]).expand(4).pooled.flatten().tolist() == [1] * 4
+    assert rows.select([1]).expand(4).embeddings.shape == (4, 1, 1)
+    assert Conditioning.cat([rows, rows.select([1])]).pooled.flatten().tolist() == [0, 1, 2, 1]
