@@ -66,8 +66,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 DEFAULT_MODEL = "tiny-tdm"
 NO_PRESET = "none"
-DISTILL_PRESETS = {"tiny-tdm": "distill-tiny"}
-"""The preset that a distillation of a model starts from."""
 STAND_IN_REWARD = "object_count"
 """Named where a config must name a reward that is never asked."""
 RUN_HEADER = "tdmr1"
@@ -146,7 +144,10 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     )
     default_reward = entry.default_reward if entry else STAND_IN_REWARD
     distils = kind == "distill" or (kind is None and own.get("kind") == "distill")
-    preset_name = flags.preset or (DISTILL_PRESETS.get(name) if distils else _default_preset(own, entry, extensions))
+    default_preset = _default_preset(own, entry, extensions)
+    if distils:
+        default_preset = entry.distill_preset if entry else None
+    preset_name = flags.preset or default_preset
     preset = problems.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     if default_reward and not distils:

@@ -50,6 +50,9 @@ class Quiet:
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is written."""
 
+    def stopping(self) -> None:
+        """A stop was asked for."""
+
 
 class Lines(Quiet):
     """One line for everything that happens."""
@@ -97,6 +100,10 @@ class Lines(Quiet):
     def saved(self, checkpoint: Path) -> None:
         """Say where."""
         self._say(f"saved {checkpoint}")
+
+    def stopping(self) -> None:
+        """Say that it was heard."""
+        self._say("stopping after this iteration; once more to leave at once")
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

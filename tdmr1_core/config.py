@@ -256,6 +256,7 @@ class RunConfig(Section):
     """CPU threads torch computes with; by default the physical cores, or what OMP_NUM_THREADS says."""
     model: ModelConfig = ModelConfig()
     rewards: tuple[RewardConfig, ...] = ()
+    """What is rewarded: a list of {name, weight, options}."""
     scoring: ScoringConfig = ScoringConfig()
     prompts: PromptConfig = PromptConfig()
     batch: BatchConfig = BatchConfig()

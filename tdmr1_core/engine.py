@@ -226,11 +226,10 @@ class Engine:
         return self.config.model.height or self.entry.height, self.config.model.width or self.entry.width
 
     def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Encoded prompts, one row each; every text is encoded once."""
-        new = [text for text in dict.fromkeys(prompt.text for prompt in prompts) if text not in self._conditionings]
-        if new:
-            encoded = self.roles.backbone.encode(new)
-            self._conditionings |= {text: encoded.select([row]) for row, text in enumerate(new)}
+        """Encoded prompts, one row each; every text is encoded once and alone, so that its bits depend on no other."""
+        for prompt in prompts:
+            if prompt.text not in self._conditionings:
+                self._conditionings[prompt.text] = self.roles.backbone.encode([prompt.text])
         return Conditioning.cat([self._conditionings[prompt.text] for prompt in prompts])
 
     def _begin(self) -> float:

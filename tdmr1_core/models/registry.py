@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
 
@@ -58,6 +58,8 @@ class ModelEntry:
     targets: tuple[str, ...] = ATTENTION
     default_reward: str | None = None
     default_preset: str | None = None
+    distill_preset: str | None = None
+    """What a distillation of the base starts from."""
     licence: str = "unknown"
     distribution: str = field(default="tdmr1")
 
@@ -83,6 +85,7 @@ def builtin_models() -> list[ModelEntry]:
             targets=(*ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
             default_reward="object_count",
             default_preset="tiny",
+            distill_preset="distill-tiny",
             licence="Apache-2.0",
         )
     ]
@@ -92,35 +95,35 @@ class ModelRegistry:
     """Known models, from this package and from plugins (hook `tdmr1_register_models`)."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, ModelEntry] = {}
+        self._claims: dict[str, list[ModelEntry]] = {}
         for entry in builtin_models():
             self.register(entry)
 
     def register(self, entry: ModelEntry) -> None:
-        """Add a model. Raises Tdmr1Error where two distributions claim one name."""
-        former = self._entries.get(entry.name)
-        if former is not None:
-            raise Tdmr1Error(
-                f"the model {entry.name!r} is registered by both {former.distribution} and {entry.distribution}",
-                "uninstall one of them or leave it out with TDMR1_DISABLE_PLUGINS",
-            )
-        self._entries[entry.name] = entry
+        """Add a model. A name that is claimed twice is an error only when it is used."""
+        self._claims.setdefault(entry.name, []).append(entry)
 
     def entries(self) -> Sequence[ModelEntry]:
-        """Every model, by name."""
-        return [self._entries[name] for name in sorted(self._entries)]
+        """Every model sorted by name, those that are claimed twice too."""
+        return [entry for name in sorted(self._claims) for entry in self._claims[name]]
 
     def get(self, name: str, *, path: Path | None = None, lora: Path | None = None) -> ModelEntry:
         """A registered model, or a directory of a supported family, with its base or LoRA replaced on request.
 
-        Raises Tdmr1Error for an unknown name, a directory that is no pipeline, or a family that isn't supported.
+        Raises Tdmr1Error for an unknown name, one that two distributions claim, a directory that is no pipeline, or a
+        family that isn't supported.
         """
-        if name in self._entries:
-            entry = self._entries[name]
+        if name in self._claims:
+            entry, *rivals = self._claims[name]
+            if rivals:
+                raise Tdmr1Error(
+                    f"the model {name!r} is registered by both {entry.distribution} and {rivals[0].distribution}",
+                    "uninstall one of them or leave it out with TDMR1_DISABLE_PLUGINS",
+                )
         elif Path(name).is_dir():
             entry = _entry_of_directory(Path(name))
         else:
-            raise Tdmr1Error(f"there is no model {name!r}", close_match_hint(name, sorted(self._entries)))
+            raise Tdmr1Error(f"there is no model {name!r}", close_match_hint(name, sorted(self._claims)))
         if path is not None:
             _family_of_directory(path)
             entry = replace(entry, base=str(path))
@@ -134,10 +137,7 @@ def _family_of_directory(folder: Path) -> str:
         raise Tdmr1Error(
             f"{folder} is not a diffusers pipeline directory", "it needs the model_index.json of save_pretrained"
         )
-    try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Tdmr1Error(f"{index} does not name its pipeline class", "save the pipeline again") from error
+    kind = _read_config(index).get("_class_name")
     if kind not in PIPELINE_FAMILIES:
         raise Tdmr1Error(
             f"{folder} holds a {kind}, which is not supported", f"supported: {', '.join(PIPELINE_FAMILIES)}"
@@ -145,14 +145,21 @@ def _family_of_directory(folder: Path) -> str:
     return PIPELINE_FAMILIES[kind]
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise Tdmr1Error(f"{path} is missing or damaged", "copy or download the whole pipeline directory") from error
+
+
 def _entry_of_directory(folder: Path) -> ModelEntry:
     """A model entry for a bare pipeline directory, read from its own configs."""
     family = _family_of_directory(folder)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    network = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    pixels = network["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    index = _read_config(folder / "model_index.json")
+    scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
+    latents = _read_config(folder / "transformer" / "config.json").get("sample_size", 128)
+    levels = _read_config(folder / "vae" / "config.json").get("block_out_channels", [0] * 4)
+    pixels = latents * 2 ** (len(levels) - 1)
     with_t5 = index.get("text_encoder_3", [None])[0] is not None
     return ModelEntry(
         name=folder.name,

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tdmr1_core import hookspecs as engine_hooks
 from tdmr1_rewards import RewardBatch, RewardContext
+from tdmr1_rewards import hookspecs as reward_hooks
 
 pytestmark = pytest.mark.unit
 
@@ -62,3 +64,10 @@ def test_its_links_lead_somewhere():
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_every_hook_is_in_the_guide():
+    guide = (ROOT / "docs" / "writing_rewards.md").read_text()
+    hooks = [name for module in (engine_hooks, reward_hooks) for name in vars(module) if name.startswith("tdmr1_")]
+    assert len(hooks) >= 12
+    assert [name for name in hooks if name not in guide] == []
