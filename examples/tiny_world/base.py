@@ -138,10 +138,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000, help="training steps of the autoencoder")
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
-    images, _, _ = make_dataset(20_000, options.seed + 1, CaptionNoise())
+    images, _, _ = make_dataset(options.images, options.seed + 1, CaptionNoise())
     autoencoder = train_autoencoder(to_tensor(images), options.steps, options.seed)
     tokenizer = make_tokenizer()
     StableDiffusion3Pipeline(
