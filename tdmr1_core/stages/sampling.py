@@ -28,10 +28,11 @@ def sample(
 ) -> Tensor:
     """All latents (K+1, B, C, H, W) of the acting role, from `noise` down `sigmas` (K+1,).
 
-    `eta` > 0 replaces that share of the noise after every step by `fresh_noise(step)`.
+    `eta` > 0 replaces that share of the noise after every step by `fresh_noise(step)`. Levels are rounded to the
+    latents' precision before they are subtracted, as diffusers' scheduler does it: the pictures are the same.
     """
     latents = [noise]
-    levels = sigmas.to(noise.device).unsqueeze(1).expand(-1, len(noise))
+    levels = sigmas.to(noise).unsqueeze(1).expand(-1, len(noise))
     clean_before: Tensor | None = None
     for k in range(len(sigmas) - 1):
         now, after = levels[k], levels[k + 1]
