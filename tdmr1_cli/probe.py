@@ -44,7 +44,7 @@ def command(
     pool: Annotated[
         int, typer.Option("--pool", metavar="N", min=1, help="Iterations' worth of samples to learn from.")
     ] = 4,
-    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")] = 60,
+    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")] = 40,
     images: Annotated[int, typer.Option("--images", metavar="N", min=2, help="Pictures drawn at each strength.")] = 192,
     json: JsonOption = False,
 ) -> int:

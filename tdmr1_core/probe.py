@@ -33,7 +33,7 @@ class ProbePoint:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Rewards by strength, and the paired gain of the strongest over s = 0 with its standard error."""
+    """Rewards by strength, and the paired gain of the last strength over the first with its standard error."""
 
     points: tuple[ProbePoint, ...]
     gain: float
@@ -49,15 +49,16 @@ def probe(
     engine: Engine,
     *,
     pool: int = 4,
-    updates: int = 60,
-    strengths: tuple[float, ...] = (0.0, 1.0, 3.0),
+    updates: int = 40,
+    strengths: tuple[float, ...] = (0.0, 0.5, 1.0),
     steps: int = 16,
     images: int = 192,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> ProbeResult:
     """Train the surrogate on `pool` iterations' worth of scored samples, then follow it from fixed noises.
 
-    `images` are drawn at each strength with `steps` Euler steps of the reference. The engine's surrogate is changed.
+    `images` are drawn at each strength with `steps` Euler steps of the reference. Strengths far above 1 leave what the
+    surrogate knows, and the reward falls again. The engine's surrogate is changed.
     """
     if engine.scoring is None or not engine.config.generator.reward_scale:
         raise Tdmr1Error("a probe needs a reward", "train with --reward and generator.reward_scale above 0")
