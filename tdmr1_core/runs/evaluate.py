@@ -1,0 +1,135 @@
+"""Evaluations: any role on fixed prompts and noises, judged by the rewards, with n and a standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmr1_core.algorithm import seeds
+from tdmr1_core.engine import Engine
+from tdmr1_core.models.roles import TEACHER
+from tdmr1_core.records import Prompt
+from tdmr1_core.stages.points import micro_batches
+from tdmr1_core.stages.sampling import sample
+from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.runner import RewardRunner
+
+SAMPLING_BATCH = 96
+"""Images sampled at once where the run sets no micro-batch."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Sampled images uint8 (N, height, width, 3), and the prompt of each; equal seeds give equal noises."""
+
+    images: np.ndarray
+    prompts: tuple[Prompt, ...]
+    group_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One reward over N judged images: mean and its standard error, taking the images as independent."""
+
+    mean: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one role got on one prompt set: a measure for each reward, and the images themselves."""
+
+    role: str
+    prompt_set: str
+    measures: dict[str, Measure]
+    pictures: Pictures
+    scores: dict[str, list[float | None]]
+
+
+@torch.no_grad()
+def draw(
+    engine: Engine,
+    role: str,
+    prompts: Sequence[Prompt],
+    per_prompt: int,
+    seed: int,
+    *,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> Pictures:
+    """`per_prompt` images of every prompt from noises that depend on seed and prompt alone.
+
+    The teacher samples its own number of steps at its own guidance unless told otherwise; every other role K steps
+    without guidance, as in training.
+    """
+    teacher = role == TEACHER
+    steps = steps or (engine.entry.teacher_steps if teacher else engine.steps)
+    if guidance_scale is None:
+        guidance_scale = engine.entry.teacher_guidance if teacher else 1.0
+    backbone = engine.roles.backbone
+    sigmas = backbone.schedule(steps, engine.shift)
+    noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))
+    conditioning = engine.conditioning(prompts)
+    images = []
+    for rows in micro_batches(len(noise), engine.config.batch.micro_batch or SAMPLING_BATCH):
+        with engine.roles.acting(role):
+            latents = sample(
+                backbone,
+                noise[rows].to(device=backbone.device, dtype=backbone.dtype),
+                conditioning.select(rows // per_prompt),
+                sigmas,
+                sampler="euler" if teacher else engine.config.rollout.sampler,
+                guidance_scale=guidance_scale,
+            )
+        images.append(backbone.decode(latents[-1]))
+    of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
+    group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]
+    return Pictures(np.concatenate(images), tuple(of_image), tuple(group_ids))
+
+
+def evaluation_noise(prompts: Sequence[Prompt], per_prompt: int, seed: int, shape: tuple[int, int, int]) -> Tensor:
+    """Starting noise float32 (prompts x per_prompt, C, H, W), prompt by prompt."""
+    parts = [seeds.noise(seed, f"evaluation/{prompt.text}", (), range(per_prompt), shape) for prompt in prompts]
+    return torch.cat(parts)
+
+
+def evaluate(
+    engine: Engine,
+    runner: RewardRunner,
+    role: str,
+    prompt_set: str,
+    prompts: Sequence[Prompt],
+    *,
+    images: int,
+    seed: int,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> Evaluation:
+    """Sample about `images` images of a role (the same number of each prompt) and judge them with every reward."""
+    per_prompt = max(1, round(images / len(prompts)))
+    pictures = draw(engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale)
+    scored = runner.score(
+        RewardBatch(
+            images=pictures.images,
+            prompts=[prompt.text for prompt in pictures.prompts],
+            metadata=[prompt.metadata for prompt in pictures.prompts],
+            group_ids=pictures.group_ids,
+            image_ids=list(range(len(pictures.images))),
+            context=RewardContext(None, engine.iteration_index, seed),
+        )
+    )
+    measures = {name: measure(scores) for name, scores in scored.per_reward.items()}
+    return Evaluation(role, prompt_set, measures, pictures, scored.per_reward)
+
+
+def measure(scores: Sequence[float | None]) -> Measure:
+    """Mean, standard error and number of the scores that were given; nan where there are too few."""
+    given = np.array([score for score in scores if score is not None])
+    mean = float(given.mean()) if len(given) else float("nan")
+    stderr = float(given.std(ddof=1) / np.sqrt(len(given))) if len(given) > 1 else float("nan")
+    return Measure(mean, stderr, len(given))

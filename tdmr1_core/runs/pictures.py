@@ -1,0 +1,55 @@
+"""Grids of samples as PNG files that people look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CAPTION_HEIGHT = 22
+GAP = 4
+LEAST_CELL = 72
+"""Small pictures are enlarged, pixel by pixel, to at least this many pixels."""
+
+
+def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
+    """Write images uint8 (N, height, width, 3) as a grid with `columns` images a row."""
+    _grid(images, columns).save(path)
+
+
+def save_before_after(
+    before: np.ndarray, after: np.ndarray, captions: Sequence[str], titles: tuple[str, str], path: Path
+) -> None:
+    """Write pairs of rows: for each caption its images before and after, (captions, columns, height, width, 3) each."""
+    blocks = []
+    for caption, former, latter in zip(captions, before, after, strict=True):
+        left, right = _grid(former, len(former)), _grid(latter, len(latter))
+        block = Image.new("RGB", (left.width + 5 * GAP + right.width, CAPTION_HEIGHT + left.height), "white")
+        pen = ImageDraw.Draw(block)
+        font = ImageFont.load_default(14)
+        pen.text((GAP, 2), f"“{caption}”   {titles[0]}", fill="black", font=font)
+        pen.text((left.width + 6 * GAP, 2), titles[1], fill="black", font=font)
+        block.paste(left, (0, CAPTION_HEIGHT))
+        block.paste(right, (left.width + 5 * GAP, CAPTION_HEIGHT))
+        blocks.append(block)
+    sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height + GAP for b in blocks)), "white")
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height + GAP
+    sheet.save(path)
+
+
+def _grid(images: np.ndarray, columns: int) -> Image.Image:
+    count, height, width, _ = images.shape
+    factor = max(1, -(-LEAST_CELL // min(height, width)))
+    rows = -(-count // columns)
+    cell_height, cell_width = height * factor + GAP, width * factor + GAP
+    sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        tile = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        sheet.paste(tile, (GAP + column * cell_width, GAP + row * cell_height))
+    return sheet

@@ -1,0 +1,63 @@
+"""What a run writes line by line: metrics, evaluations, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
+
+class Tracker:
+    """Appends to a run folder's files; every line is flushed, so that a crash loses none."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+        self._folder = folder
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """One iteration's numbers."""
+        self._append(METRICS, {"step": step, **values})
+        self._scalars(step, values, "")
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """One evaluation's numbers; text among them names role and prompt set."""
+        self._append(EVALUATIONS, {"step": step, **values})
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        self._scalars(step, numbers, f"evaluation/{values.get('role', '')}/{values.get('prompts', '')}/")
+
+    def cut_after(self, step: int) -> None:
+        """Drop the lines after an iteration: a resumed run writes them again."""
+        for name in (METRICS, EVALUATIONS):
+            path = self._folder / name
+            if path.exists():
+                lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
+                path.write_text("".join(line + "\n" for line in lines))
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(prefix + name, value, step)
+
+
+def _step(line: str) -> float:
+    """The step of a line, or infinity for one that a crash cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
