@@ -74,7 +74,7 @@ def latest_checkpoint(folder: Path) -> Path:
         raise Tdmr1Error(f"there is no checkpoint in {folder}", "the run stopped before its first one; start it again")
     target = folder / pointer.read_text().strip()
     if target.parent != folder or not (target / STATE).is_file():
-        raise Tdmr1Error(f"{pointer} names {target.name!r}, which is no checkpoint", "write the name of one that is there")
+        raise Tdmr1Error(f"{pointer} names {target.name!r}, which is no checkpoint", "name one that is there")
     return target
 
 

@@ -96,7 +96,7 @@ class Run:
         return cls(folder, load_run_config(folder), extensions or discover(), latest_checkpoint(folder / CHECKPOINTS))
 
     def execute(self, observer: Observer) -> RunResult:
-        """Load, evaluate, iterate, save. The first Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
+        """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
         set_threads(self.config.threads)
         rewards = self.config.evaluation.rewards or self.config.rewards
         self._judge = self._build_judge(rewards) if rewards else None
