@@ -25,7 +25,10 @@ def code(language: str) -> list[str]:
 
 
 def test_every_command_it_names_exists():
-    named = {tuple(match.split()) for match in re.findall(r"`?tdmr1 ((?:config |models |rewards )?[a-z]+)", README)}
+    named = {
+        tuple(match.split())
+        for match in re.findall(r"(?:^|`)tdmr1 ((?:config |models |rewards )?[a-z]+)", README, re.M)
+    }
     assert len(named) >= 8
     for words in sorted(named):
         shown = subprocess.run(
