@@ -22,9 +22,8 @@ def test_following_the_surrogate_raises_the_true_reward():
     assert [point.strength for point in result.points] == [0.0, 0.5, 1.0]
     assert all(point.reward.n == 192 for point in result.points)
     means = [point.reward.mean for point in result.points]
-    assert means == sorted(means), result
+    assert min(means[1:]) > means[0] + 0.1, result
     assert result.passed, result
-    assert result.gain > 0.1, result
 
 
 def test_a_surrogate_of_permuted_advantages_learns_nothing():

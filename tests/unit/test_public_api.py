@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def _describe(path: str, thing: object) -> list[str]:
 
 def _signature(thing: object) -> str:
     try:
-        return str(inspect.signature(thing))  # type: ignore[arg-type]
+        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))  # type: ignore[arg-type]
     except ValueError:
         return ""
 
