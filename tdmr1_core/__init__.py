@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tdmr1_core.errors import Tdmr1Error
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.plugins import discover
-    from tdmr1_core.probe import probe
     from tdmr1_core.records import (
         Advantages,
         Conditioning,
@@ -44,7 +43,6 @@ _HOMES = {
     "Trajectory": "records",
     "UpdateStats": "records",
     "discover": "plugins",
-    "probe": "probe",
 }
 
 __all__ = [
@@ -63,7 +61,6 @@ __all__ = [
     "Trajectory",
     "UpdateStats",
     "discover",
-    "probe",
 ]
 
 
