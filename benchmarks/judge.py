@@ -10,6 +10,7 @@ is not found: it counts as stray ink and as background noise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -102,6 +103,8 @@ def judge(
     - `background_noise`: standard deviation of the pixels away from objects, 0 to 0.5 (white is 1)
     - `position_x`, `position_y`: mean centre, px, 0 to 24
     - `spread_x`, `spread_y`: standard deviation of the centres, px; needs two objects
+    - `binding_right`: of a pair, 1 if the picture holds exactly the two objects asked for, each shape in its colour
+    - `relation_right`: of a pair, 1 if there is one of each asked for, and they lie as asked, else 0
     """
     if len(images) != len(metadata):
         raise ValueError(f"{len(images)} pictures but {len(metadata)} requests")
@@ -161,7 +164,34 @@ def _judge_one(analysis: Analysis, include: Sequence[Mapping[str, Any]]) -> dict
         "position_y": _mean(ys),
         "spread_x": float(xs.std()) if len(xs) > 1 else np.nan,
         "spread_y": float(ys.std()) if len(ys) > 1 else np.nan,
+        "binding_right": _binding(objects, include),
+        "relation_right": _relation(objects, include),
     }
+
+
+def _binding(objects: Sequence[Found], include: Sequence[Mapping[str, Any]]) -> float:
+    """Whether a picture holds exactly the kinds of object asked for; NaN where only one kind is."""
+    if len(include) < 2:
+        return np.nan
+    asked = Counter((item["color"], item["class"]) for item in include)
+    return float(Counter((item.colour, item.shape) for item in objects) == asked)
+
+
+def _relation(objects: Sequence[Found], include: Sequence[Mapping[str, Any]]) -> float:
+    """Whether the one object lies to the other as asked, more along that axis than across it; NaN if nothing is."""
+    placed = [item for item in include if "position" in item]
+    if not placed:
+        return np.nan
+    relation, base = placed[0]["position"]
+    first, second = (
+        [found for found in objects if (found.colour, found.shape) == (item["color"], item["class"])]
+        for item in (placed[0], include[base])
+    )
+    if len(first) != 1 or len(second) != 1:
+        return 0.0
+    offset = (first[0].x - second[0].x, first[0].y - second[0].y)
+    along, across = offset if relation in ("left of", "right of") else offset[::-1]
+    return float((-along if relation in ("left of", "above") else along) > abs(across))
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

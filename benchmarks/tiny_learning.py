@@ -9,8 +9,9 @@
 `train` makes three runs a seed, each by `tdmr1 train`: as it is, with advantages permuted inside their groups, and with
 the reward term off. `evaluate` draws 24 pictures of each of the 48 captions (1,152 pairs of caption and noise; a fourth
 of the captions never trained on) from the student and from every run's *final* averaged generator, and counts; what
-was not rewarded is judged by `judge.py`. `report` prints the tables, and `curves` draws the rewards during training
-(matplotlib: the extra `benchmarks`). Every step continues where it stopped.
+was not rewarded is judged by `judge.py`, on these pictures and on two of each of the 432 captions of pairs. `report`
+prints the tables, and `curves` draws the rewards during training (matplotlib: the extra `benchmarks`). Every step
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ CONDITIONS = {
     "reward off": ["--set", "generator.reward_scale=0"],
 }
 PER_CAPTION, EVALUATION_SEED = 24, 77_000_077
+PAIR_SETS, PER_PAIR = ("pairs", "pairs-held-out"), 2
 GUIDANCES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 UNREWARDED = ("shape_right", "colour_right", "size", "size_error", "position_x", "position_y", "crispness")
 UNREWARDED += ("background_noise",)
 OF_A_GROUP = ("pixel_distance", "position_spread", "layout_distance")
+OF_PAIRS = ("binding_right", "relation_right")
+"""Measured on captions of another kind, which these runs never draw."""
 
 
 def run_folder(root: Path, condition: str, seed: int) -> Path:
@@ -93,7 +97,10 @@ def measure(engine, role: str, **options: float) -> dict[str, list[float]]:  # n
     judged = judge(pictures.images, [prompt.metadata for prompt in pictures.prompts], analyses)
     judged |= diversity(pictures.images, np.array(pictures.group_ids), analyses)
     chosen = {name: judged[name].tolist() for name in (*UNREWARDED, *OF_A_GROUP, "count_right")}
-    return {"exact": count_exactly(pictures).tolist(), **chosen}
+    pairs = [prompt for name in PAIR_SETS for prompt in load_prompts(name, "tiny")]
+    drawn = draw(engine, role, pairs, PER_PAIR, EVALUATION_SEED, **options)
+    judged = judge(drawn.images, [prompt.metadata for prompt in drawn.prompts])
+    return {"exact": count_exactly(pictures).tolist(), **chosen, **{name: judged[name].tolist() for name in OF_PAIRS}}
 
 
 def evaluate(root: Path) -> None:
@@ -169,7 +176,7 @@ def _report_unrewarded(root: Path, clusters: np.ndarray) -> None:
     for path in sorted(root.glob("real-*/measures.json")):
         measures = json.loads(path.read_text())
         seed = path.parent.name.rpartition("-")[2]
-        for name in (*UNREWARDED, *OF_A_GROUP, "count_right"):
+        for name in (*UNREWARDED, *OF_A_GROUP, *OF_PAIRS, "count_right"):
             before, after = (np.array(measures[who][name]) for who in ("student", "trained"))
             gain = paired_gain(before, after, clusters if len(before) == len(clusters) else None, seed=0)
             print(

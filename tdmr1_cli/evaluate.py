@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tdmr1_cli.measuring import gain
 from tdmr1_cli.options import Flags, JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption, parse_reward
-from tdmr1_cli.output import emit_json, measure_document, message, plus_minus, signed, table
+from tdmr1_cli.output import emit_json, measure_document, plus_minus, signed, table
 from tdmr1_cli.targets import Target, TargetArgument, load_target
 from tdmr1_core.errors import Tdmr1Error
 
@@ -123,6 +124,7 @@ def _measure(
     teacher: Sequence[tuple[int, float]],
 ) -> dict[str, list[Row]]:
     """Every sampler on every prompt set."""
+    from tdmr1_cli.progress import Stages
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
     from tdmr1_core.runs.evaluate import evaluate
     from tdmr1_core.stages.prompts import load_prompts
@@ -132,11 +134,11 @@ def _measure(
     prompt_sets = {source: load_prompts(source, engine.entry.domain) for source in sources}
     tables: dict[str, list[Row]] = {source: [] for source in sources}
     device = str(engine.roles.backbone.device)
-    with build_runner(judges, loaded.extensions.plugins, combine="weighted_sum", workers=1, device=device) as runner:
+    runner = build_runner(judges, loaded.extensions.plugins, combine="weighted_sum", workers=1, device=device)
+    with runner, Stages() as stages:
 
         def judge(label: str, role: str, steps: int, guidance: float) -> None:
             for source, prompts in prompt_sets.items():
-                message(f"evaluating {label} on {source} …")
                 result = evaluate(
                     engine,
                     runner,
@@ -147,6 +149,7 @@ def _measure(
                     seed=seed,
                     steps=steps,
                     guidance_scale=guidance,
+                    progress=partial(stages, f"{label} on {source}"),
                 )
                 tables[source].append(Row(label, steps, guidance, result))
 

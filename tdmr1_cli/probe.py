@@ -81,6 +81,7 @@ def _probe(flags: Flags, pool: int, updates: int, images: int) -> ProbeResult:
     extensions = discover()
     config = resolve_settings(flags, "train", extensions).config
     message("loading torch and diffusers …")
+    from tdmr1_cli.progress import Stages
     from tdmr1_core.engine import Engine
     from tdmr1_core.probe import probe
     from tdmr1_core.runs.run import set_threads
@@ -88,12 +89,9 @@ def _probe(flags: Flags, pool: int, updates: int, images: int) -> ProbeResult:
     set_threads(config.threads)
     engine = Engine.from_config(config, extensions=extensions)
 
-    def tell(stage: str, done: int, total: int) -> None:
-        if done == total or done % 10 == 0:
-            message(f"{stage}: {done}/{total}")
-
     try:
-        return probe(engine, pool=pool, updates=updates, images=images, progress=tell)
+        with Stages() as stages:
+            return probe(engine, pool=pool, updates=updates, images=images, progress=stages)
     finally:
         engine.close()
 

@@ -1,4 +1,4 @@
-"""A run's progress on stderr: a live bar on a terminal, else one line an iteration."""
+"""Progress on stderr: a live bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from tdmr1_cli.output import plus_minus
@@ -24,6 +24,8 @@ TREND = 10
 """Iterations that the trend looks back."""
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 24
+LINES_A_STAGE = 4
+"""How many lines tell of a stage where there is no terminal."""
 
 
 class Quiet:
@@ -174,6 +176,40 @@ class Bar(Lines):
         )
 
 
+class Stages:
+    """Progress of the stages of one piece of work: a bar with rate and time left on a terminal, else lines.
+
+    Called with the stage's name, how much of it is done, and how much there is.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[pace]}"), console=self._console)
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is."""
+        began = self._began.setdefault(stage, time.monotonic())
+        pace = _pace(done, total, time.monotonic() - began)
+        if self._console.is_terminal:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._progress.add_task(stage, pace="")
+            self._progress.update(self._tasks[stage], completed=done, total=total, pace=pace)
+        elif done == 0 or done * LINES_A_STAGE // total > (done - 1) * LINES_A_STAGE // total:
+            print(f"{stage}: {done}/{total}  {pace}".rstrip(), file=sys.stderr, flush=True)
+
+
 def build_observer(folder: Path, *, quiet: bool) -> Quiet:
     """The observer that fits where stderr goes."""
     console = Console(stderr=True)
@@ -199,6 +235,13 @@ def sparkline(values: list[float]) -> str:
         return ""
     low, span = min(shown), max(shown) - min(shown)
     return "".join(SPARKS[int((value - low) / span * (len(SPARKS) - 1)) if span else 0] for value in shown)
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """Rate and time left, once something was done in some time."""
+    if not done or not seconds:
+        return ""
+    return f"{done / seconds:.3g}/s  {_duration(seconds / done * (total - done))} left"
 
 
 def _duration(seconds: float) -> str:

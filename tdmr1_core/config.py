@@ -253,7 +253,7 @@ class RunConfig(Section):
     iterations: int = Field(1000, ge=1)
     """How many iterations the whole run has; learning rates are scheduled over them."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads torch computes with; by default the physical cores, or what OMP_NUM_THREADS says."""
+    """Most CPU threads torch computes with; by default the physical cores, or what OMP_NUM_THREADS says."""
     model: ModelConfig = ModelConfig()
     rewards: tuple[RewardConfig, ...] = ()
     """What is rewarded: a list of {name, weight, options}."""

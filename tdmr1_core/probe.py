@@ -63,16 +63,19 @@ def probe(
     if engine.scoring is None or not engine.config.generator.reward_scale:
         raise Tdmr1Error("a probe needs a reward", "train with --reward and generator.reward_scale above 0")
     samples = []
+    progress("sampling", 0, pool)
     for number in range(pool):
         trajectory = engine.rollout(engine.next_groups())
         samples.append((trajectory, engine.advantages(engine.score(trajectory))))
         engine.iteration_index += 1
         progress("sampling", number + 1, pool)
+    progress("training the surrogate", 0, updates)
     for number in range(updates):
         trajectory, advantages = samples[number % pool]
         engine.update_surrogate(trajectory, advantages, engine.config.timesteps.per_iteration - 1, number)
         progress("training the surrogate", number + 1, updates)
     rewards = []
+    progress("following it", 0, len(strengths))
     for number, strength in enumerate(strengths):
         rewards.append(_follow(engine, strength, steps, images))
         progress("following it", number + 1, len(strengths))

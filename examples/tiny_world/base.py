@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,20 +25,29 @@ PROMPT_LENGTH = 12
 TEXT_WIDTH = 32
 
 
+def segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """The pieces of a word after byte-pair merging: an earlier merge wins, as in CLIP's tokenizer."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while pairs := [pair for pair in pairwise(pieces) if pair in merges]:
+        at = list(pairwise(pieces)).index(min(pairs, key=merges.index))
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return pieces
+
+
 def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with the merges that make every word of the world one token."""
+    """CLIP's byte-pair tokenizer with the merges that make every word of the world one token.
+
+    A word's merges start from what the merges of the words before it leave of it: they are applied first anyway.
+    """
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [",", ".", "-"]
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
     for word in vocabulary():
-        pieces = [*word[:-1], word[-1] + "</w>"]
+        pieces = segment(word, merges)
         while len(pieces) > 1:
-            pair = (pieces[0], pieces[1])
-            pieces[:2] = ["".join(pair)]
-            if pair not in merges:
-                merges.append(pair)
-            if pieces[0] not in tokens:
-                tokens.append(pieces[0])
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = [pieces[0] + pieces[1]]
+            tokens.append(pieces[0])
     vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocab))

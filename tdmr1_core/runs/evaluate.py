@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,11 +61,12 @@ def draw(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pictures:
     """`per_prompt` images of every prompt from noises that depend on seed and prompt alone.
 
     The teacher samples its own number of steps at its own guidance unless told otherwise; every other role K steps
-    without guidance, as in training.
+    without guidance, as in training. `progress` is told how many images are drawn of how many.
     """
     teacher = role == TEACHER
     steps = steps or (engine.entry.teacher_steps if teacher else engine.steps)
@@ -76,6 +77,7 @@ def draw(
     noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))
     conditioning = engine.conditioning(prompts)
     images = []
+    progress(0, len(noise))
     for rows in micro_batches(len(noise), engine.config.batch.micro_batch or SAMPLING_BATCH):
         with engine.roles.acting(role):
             latents = sample(
@@ -87,6 +89,7 @@ def draw(
                 guidance_scale=guidance_scale,
             )
         images.append(backbone.decode(latents[-1]))
+        progress(int(rows[-1]) + 1, len(noise))
     of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
     group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]
     return Pictures(np.concatenate(images), tuple(of_image), tuple(group_ids))
@@ -109,10 +112,13 @@ def evaluate(
     seed: int,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Sample about `images` images of a role (the same number of each prompt) and judge them with every reward."""
     per_prompt = max(1, round(images / len(prompts)))
-    pictures = draw(engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale)
+    pictures = draw(
+        engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale, progress=progress
+    )
     scored = runner.score(
         RewardBatch(
             images=pictures.images,

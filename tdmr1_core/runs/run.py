@@ -247,7 +247,7 @@ def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
     return engine
 
 
-def set_threads(threads: int | None) -> None:
-    """CPU threads of torch: as configured, else as torch chose (physical cores, or OMP_NUM_THREADS)."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def set_threads(most: int | None) -> None:
+    """CPU threads of torch: as many as torch chose (physical cores, or OMP_NUM_THREADS), but at most this many."""
+    if most is not None:
+        torch.set_num_threads(min(most, torch.get_num_threads()))

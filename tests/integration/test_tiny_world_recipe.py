@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import CLIPTokenizer
+
+from tdmr1_core.tiny.world import vocabulary
 
 pytestmark = pytest.mark.integration
 
@@ -26,6 +29,8 @@ def run(*command: str) -> str:
 def test_base_teacher_and_student_are_made(tmp_path):
     base, teacher, student = tmp_path / "base", tmp_path / "teacher", tmp_path / "student"
     run(str(RECIPE / "base.py"), "--output", str(base), "--steps", "2", "--images", "300")
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    assert {word: tokenizer.tokenize(word) for word in vocabulary()} == {w: [f"{w}</w>"] for w in vocabulary()}
     pretrain = [str(RECIPE / "pretrain.py"), "--base", str(base), "--output", str(teacher), "--images", "200"]
     pretrain += ["--batch", "8"]
     run(*pretrain, "--minutes", "0.02")

@@ -144,6 +144,38 @@ def test_the_spread_is_that_of_the_centres() -> None:
     assert (measures["spread_x"][0], measures["spread_y"][0]) == pytest.approx((6, 3), abs=0.1)
 
 
+def test_pairs_are_judged_by_binding_and_by_relation() -> None:
+    circle = world.Object("red", "circle", 7.0, 12.0, 3.0)
+    square = world.Object("blue", "square", 17.0, 13.0, 3.0)
+    images = drawn(world.Scene((circle, square), "left of"))
+    asked = {
+        "a red circle left of a blue square": (1.0, 1.0),
+        "a blue square right of a red circle": (1.0, 1.0),
+        "a red circle right of a blue square": (1.0, 0.0),
+        "a red circle above a blue square": (1.0, 0.0),  # it is, by less than it is to the left
+        "a blue circle left of a red square": (0.0, 0.0),
+        "a red circle left of a red square": (0.0, 0.0),
+    }
+    for text, expected in asked.items():
+        words = text.split()
+        pair = world.PairCaption((words[1], words[2]), " ".join(words[3:-3]), (words[-2], words[-1]))
+        measures = judge.judge(images, [pair.metadata])
+        assert (measures["binding_right"][0], measures["relation_right"][0]) == expected, text
+
+
+def test_every_pair_of_the_world_is_judged_as_it_was_drawn() -> None:
+    rng = np.random.default_rng(3)
+    scenes = [world.sample_scene(rng, pair_share=1.0) for _ in range(100)]
+    captions = [
+        world.PairCaption((a.colour, a.shape), item.relation, (b.colour, b.shape))
+        for item in scenes
+        for a, b in [item.objects]
+    ]
+    measures = judge.judge(drawn(*scenes), [caption.metadata for caption in captions])
+    assert measures["binding_right"].mean() >= 0.95
+    assert measures["relation_right"].mean() >= 0.95
+
+
 def test_what_has_no_meaning_is_nan() -> None:
     blank = np.full((1, 24, 24, 3), 220, np.uint8)
     empty = judge.judge(blank, [request(2, "red", "circle")])

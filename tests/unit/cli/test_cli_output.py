@@ -1,11 +1,13 @@
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from tdmr1_cli.output import emit_json, fields, number, table
-from tdmr1_cli.progress import Lines, Quiet, build_observer, sparkline, trend
+from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
 from tdmr1_cli.running import check_writable
 from tdmr1_core.errors import Tdmr1Error
 
@@ -46,15 +48,62 @@ def test_sparkline_spans_its_values():
     assert sparkline([0.0, 1.0, 0.5]) == "▁█▄"
 
 
-def test_lines_tell_a_skipped_update_once(capsys):
+def a_run(iterations: int = 4, done: int = 1) -> SimpleNamespace:
     config = SimpleNamespace(
-        iterations=4, batch=SimpleNamespace(groups=2, group_size=3), rewards=[SimpleNamespace(name="r")]
+        iterations=iterations, batch=SimpleNamespace(groups=2, group_size=3), rewards=[SimpleNamespace(name="r")]
     )
+    return SimpleNamespace(config=config, iteration_index=done, entry=SimpleNamespace(name="m"))
+
+
+METRICS = {"reward/mean": 0.5, "zero_std_ratio": 0.25, "images_per_second": 3.0}
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    screen = io.StringIO()
+    return Console(file=screen, force_terminal=True, width=120, color_system=None), screen
+
+
+def test_the_live_bar_shows_where_a_run_is():
+    console, screen = terminal()
+    with Bar(Path("run"), console) as bar:
+        bar.started(a_run())
+        bar.iteration(SimpleNamespace(step=2, metrics=METRICS, skipped=("surrogate: no difference",)))
+        bar.saved(Path("checkpoints/step-000002"))
+        bar.iteration(SimpleNamespace(step=3, metrics=METRICS | {"reward/mean": 0.75}, skipped=()))
+    shown = screen.getvalue()
+    assert "continuing after iteration 1: m, r, 4 iterations of 2 groups × 3 images" in shown
+    assert "surrogate: no difference" in shown
+    last = shown[shown.rindex("iteration ━") :]
+    assert "3/4" in last
+    assert "left" in last
+    assert "reward 0.750 ↗ +0.250 in 1  zero-std 25%  3.0 images/s  last checkpoint step-000002" in last
+    assert "▁█" in last
+
+
+def test_stages_show_a_bar_with_rate_and_time_left():
+    console, screen = terminal()
+    with Stages(console) as stages:
+        for done in range(11):
+            stages("drawing", done, 10)
+    last = screen.getvalue()[screen.getvalue().rindex("drawing") :]
+    assert "10/10" in last
+    assert "/s  0:00 left" in last
+
+
+def test_stages_tell_a_few_lines_in_a_pipe(capsys):
+    with Stages() as stages:
+        for done in range(41):
+            stages("drawing", done, 40)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"drawing: {done}/40" for done in (0, 10, 20, 30, 40)]
+    assert all(line.endswith("left") for line in lines[1:])
+
+
+def test_lines_tell_a_skipped_update_once(capsys):
     observer = Lines(Path("run"))
-    observer.started(SimpleNamespace(config=config, iteration_index=1, entry=SimpleNamespace(name="m")))
-    metrics = {"reward/mean": 0.5, "zero_std_ratio": 0.25, "images_per_second": 3.0}
+    observer.started(a_run())
     for step in (2, 3):
-        observer.iteration(SimpleNamespace(step=step, metrics=metrics, skipped=("surrogate: no difference",)))
+        observer.iteration(SimpleNamespace(step=step, metrics=METRICS, skipped=("surrogate: no difference",)))
     out, err = capsys.readouterr()
     assert out == ""
     assert "continuing after iteration 1" in err

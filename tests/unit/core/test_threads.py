@@ -1,0 +1,15 @@
+import pytest
+import torch
+
+from tdmr1_core.runs.run import set_threads
+
+pytestmark = pytest.mark.unit
+
+
+def test_threads_are_at_most_what_the_run_says(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for most in (None, 2, 64):
+        set_threads(most)
+    assert chosen == [2, 8]
