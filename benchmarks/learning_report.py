@@ -17,6 +17,8 @@ CONDITIONS = {
     "permuted": "*control:* advantages permuted in their groups",
     "reward off": "*control:* reward term off",
 }
+STUDENT, MEASURES = "student.json", "measures.json"
+"""What the student measures, and each run's trained model."""
 PER_CAPTION, PER_PAIR = 24, 2
 """Pictures of each count caption, and of each caption of a pair."""
 OF_PAIRS = ("binding_right", "relation_right")
@@ -61,9 +63,10 @@ def tables(root: Path) -> None:
     held_out = np.repeat([caption.held_out for caption in captions], PER_CAPTION)
     print(f"n = {len(clusters)} pairs of caption and noise a run; {held_out.sum()} of captions never trained on\n")
     print("| run | seed | before | after | gain | gain on captions never trained on |\n|---|---|---|---|---|---|")
+    before = json.loads((root / STUDENT).read_text())
     for condition, label in CONDITIONS.items():
         gains = {}
-        for seed, (before, after) in _finished(root, condition).items():
+        for seed, after in _finished(root, condition).items():
             gains[seed] = [_exact(before, after, rows, clusters) for rows in (np.ones_like(held_out), held_out)]
             every, never = gains[seed]
             print(f"| {label} | {seed} | {_percent(every.before)} | {_percent(every.after)} | ", end="")
@@ -77,24 +80,25 @@ def tables(root: Path) -> None:
         error = _percent(float(exact.std() / len(exact) ** 0.5))
         print(f"\nteacher, 28 steps, guidance {guidance:g}: {_percent(exact.mean())} % (standard error {error})")
     best = max(teachers, key=lambda guidance: np.mean(teachers[guidance]["exact"]), default=None)
-    _print_unrewarded(root, clusters, teachers.get(best))
+    _print_unrewarded(before, list(_finished(root, "real").values()), clusters, teachers.get(best))
 
 
-def _print_unrewarded(root: Path, clusters: np.ndarray, teacher: Measures | None) -> None:
+def _print_unrewarded(
+    student: Measures, runs: Sequence[Measures], clusters: np.ndarray, teacher: Measures | None
+) -> None:
     """Student, trained models, best teacher and the world's own pictures of the right number, side by side."""
-    runs = list(_finished(root, "real").values())
     itself = the_world_itself()
     print("\n| measure | student | after, by seed | change, mean over seeds | teacher | the world itself |")
     print("|---|---|---|---|---|---|")
     for name, label in UNREWARDED.items():
-        before = np.array(runs[0][0][name])
-        after = [np.array(run[name]) for _, run in runs]
+        before = np.array(student[name])
+        after = [np.array(run[name]) for run in runs]
         gain = paired_gain(before, np.mean(after, axis=0), clusters if len(before) == len(clusters) else None, seed=0)
         by_seed = ", ".join(f"{np.nanmean(values):.3f}" for values in after)
         compared = [f"{np.nanmean(values[name]):.3f}" if values else "" for values in (teacher, itself)]
         change = f"{gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
         print(f"| {label} | {np.nanmean(before):.3f} | {by_seed} | {change} | {compared[0]} | {compared[1]} |")
-    counted = ", ".join(_percent(np.mean(run["count_right"])) for _, run in runs)
+    counted = ", ".join(_percent(np.mean(run["count_right"])) for run in runs)
     print(f"\nThe judge's own count after training, by seed: {counted} % right")
 
 
@@ -144,13 +148,10 @@ def curves(root: Path) -> None:
     print(root / "curves.png")
 
 
-def _finished(root: Path, condition: str) -> dict[int, tuple[Measures, Measures]]:
-    """The measures of student and trained model of every run of a condition, by seed."""
-    found = {}
-    for path in sorted(root.glob(f"{condition.replace(' ', '-')}-*/measures.json")):
-        measures = json.loads(path.read_text())
-        found[int(path.parent.name.rpartition("-")[2])] = (measures["student"], measures["trained"])
-    return found
+def _finished(root: Path, condition: str) -> dict[int, Measures]:
+    """The measures of the trained model of every run of a condition, by seed."""
+    folders = sorted(path.parent for path in root.glob(f"{condition.replace(' ', '-')}-*/{MEASURES}"))
+    return {int(folder.name.rpartition("-")[2]): json.loads((folder / MEASURES).read_text()) for folder in folders}
 
 
 def _teachers(root: Path) -> dict[float, Measures]:

@@ -26,7 +26,17 @@ from pathlib import Path
 
 import numpy as np
 from judge import judge
-from learning_report import OF_PAIRS, PER_CAPTION, PER_PAIR, curves, judge_unrewarded, run_folder, tables
+from learning_report import (
+    MEASURES,
+    OF_PAIRS,
+    PER_CAPTION,
+    PER_PAIR,
+    STUDENT,
+    curves,
+    judge_unrewarded,
+    run_folder,
+    tables,
+)
 
 SETTINGS = {
     "real": [],
@@ -97,18 +107,19 @@ def measure(engine, role: str, **options: float) -> dict[str, list[float]]:  # n
 
 
 def evaluate(root: Path) -> None:
-    """Measure the student and the final generator of every finished run that has no measures yet."""
+    """Measure the final generator of every finished run that has no measures yet, and once the student."""
     from tdmr1_core.runs.run import load_trained
 
     for folder in sorted(path.parent for path in root.glob("*/before_after.png")):
-        target = folder / "measures.json"
+        target, student = folder / MEASURES, root / STUDENT
         if target.exists():
             continue
         engine = load_trained(folder)
-        trained = measure(engine, "generator_ema")
-        engine.roles.load("generator_ema", engine.start, "student")
-        target.write_text(json.dumps({"student": measure(engine, "generator_ema"), "trained": trained}))
+        target.write_text(json.dumps(measure(engine, "generator_ema")))
         print(f"measured: {folder}", flush=True)
+        if not student.exists():
+            engine.roles.load("generator_ema", engine.start, "student")
+            student.write_text(json.dumps(measure(engine, "generator_ema")))
 
 
 def teacher(root: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 
@@ -149,3 +151,12 @@ def test_words_and_metadata():
     assert pair.text == "a red circle left of a blue square"
     assert pair.metadata["include"][1]["position"] == ["left of", 0]
     assert {"a", "red", "circle", "left", "of", "blue", "square"} <= set(vocabulary())
+
+
+def test_the_packaged_tokenizer_knows_every_word_and_cuts_no_caption():
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(files("tdmr1_core") / "tiny" / "pipeline" / "tokenizer")
+    assert [tokenizer.tokenize(word) for word in vocabulary()] == [[f"{word}</w>"] for word in vocabulary()]
+    every = [entry.text for entry in (*training_captions(), *count_captions(), *pair_captions())]
+    assert max(map(len, tokenizer(every, truncation=False).input_ids)) <= tokenizer.model_max_length
