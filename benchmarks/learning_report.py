@@ -71,7 +71,7 @@ def tables(root: Path) -> None:
             every, never = gains[seed]
             print(f"| {label} | {seed} | {_percent(every.before)} | {_percent(every.after)} | ", end="")
             print(f"{_with_interval(every)} | {_with_interval(never)} |")
-        if gains:
+        if len(gains) > 1:
             means = [across_seeds([gain[column] for gain in gains.values()]).mean for column in (0, 1)]
             print(f"| {label}, mean | | | | **{_signed(means[0])}** | **{_signed(means[1])}** |")
     teachers = _teachers(root)
@@ -80,12 +80,10 @@ def tables(root: Path) -> None:
         error = _percent(float(exact.std() / len(exact) ** 0.5))
         print(f"\nteacher, 28 steps, guidance {guidance:g}: {_percent(exact.mean())} % (standard error {error})")
     best = max(teachers, key=lambda guidance: np.mean(teachers[guidance]["exact"]), default=None)
-    _print_unrewarded(before, list(_finished(root, "real").values()), clusters, teachers.get(best))
+    _print_unrewarded(before, list(_finished(root, "real").values()), clusters, teachers.get(best, {}))
 
 
-def _print_unrewarded(
-    student: Measures, runs: Sequence[Measures], clusters: np.ndarray, teacher: Measures | None
-) -> None:
+def _print_unrewarded(student: Measures, runs: Sequence[Measures], clusters: np.ndarray, teacher: Measures) -> None:
     """Student, trained models, best teacher and the world's own pictures of the right number, side by side."""
     itself = the_world_itself()
     print("\n| measure | student | after, by seed | change, mean over seeds | teacher | the world itself |")
@@ -95,7 +93,7 @@ def _print_unrewarded(
         after = [np.array(run[name]) for run in runs]
         gain = paired_gain(before, np.mean(after, axis=0), clusters if len(before) == len(clusters) else None, seed=0)
         by_seed = ", ".join(f"{np.nanmean(values):.3f}" for values in after)
-        compared = [f"{np.nanmean(values[name]):.3f}" if values else "" for values in (teacher, itself)]
+        compared = [f"{np.nanmean(values[name]):.3f}" if name in values else "" for values in (teacher, itself)]
         change = f"{gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
         print(f"| {label} | {np.nanmean(before):.3f} | {by_seed} | {change} | {compared[0]} | {compared[1]} |")
     counted = ", ".join(_percent(np.mean(run["count_right"])) for run in runs)

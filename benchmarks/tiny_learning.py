@@ -45,7 +45,7 @@ SETTINGS = {
 }
 EVALUATION_SEED = 77_000_077
 PAIR_SETS = ("pairs", "pairs-held-out")
-GUIDANCES = (1.5, 2.0, 3.0, 4.0)
+GUIDANCES = (3.0, 2.0, 4.0)
 
 
 def train(root: Path, seeds: list[int], conditions: list[str], jobs: int, extra: list[str]) -> None:
@@ -87,23 +87,30 @@ def count_exactly(pictures) -> np.ndarray:  # noqa: ANN001 - tdmr1_core.runs.eva
     return np.array(ObjectCount(ObjectCountOptions(score="exact"))(batch).scores, dtype=float)
 
 
-def measure(engine, role: str, **options: float) -> dict[str, list[float]]:  # noqa: ANN001 - tdmr1_core.Engine
+def measure(
+    engine,  # noqa: ANN001 - tdmr1_core.Engine
+    role: str,
+    *,
+    pairs: bool = True,
+    **options: float,
+) -> dict[str, list[float]]:
     """Everything about one role's pictures of all captions, one number an image, a group or a pair."""
     from tdmr1_core.runs.evaluate import draw
     from tdmr1_core.stages.prompts import load_prompts
 
     pictures = draw(engine, role, load_prompts("count-all", "tiny"), PER_CAPTION, EVALUATION_SEED, **options)
-    pairs = [prompt for name in PAIR_SETS for prompt in load_prompts(name, "tiny")]
-    of_pairs = draw(engine, role, pairs, PER_PAIR, EVALUATION_SEED, **options)
-    unrewarded = judge_unrewarded(
-        pictures.images, [prompt.metadata for prompt in pictures.prompts], np.array(pictures.group_ids)
-    )
-    binding = judge(of_pairs.images, [prompt.metadata for prompt in of_pairs.prompts])
-    return {
+    measures = {
         "exact": count_exactly(pictures).tolist(),
-        **unrewarded,
-        **{name: binding[name].tolist() for name in OF_PAIRS},
+        **judge_unrewarded(
+            pictures.images, [prompt.metadata for prompt in pictures.prompts], np.array(pictures.group_ids)
+        ),
     }
+    if pairs:
+        prompts = [prompt for name in PAIR_SETS for prompt in load_prompts(name, "tiny")]
+        drawn = draw(engine, role, prompts, PER_PAIR, EVALUATION_SEED, **options)
+        judged = judge(drawn.images, [prompt.metadata for prompt in drawn.prompts])
+        measures |= {name: judged[name].tolist() for name in OF_PAIRS}
+    return measures
 
 
 def evaluate(root: Path) -> None:
@@ -123,7 +130,7 @@ def evaluate(root: Path) -> None:
 
 
 def teacher(root: Path) -> None:
-    """Measure the 28-step teacher on the same captions and noises at several guidance scales."""
+    """Measure the 28-step teacher on the same count captions and noises at several guidance scales."""
     from tdmr1_core.configure import read_preset, resolve
     from tdmr1_core.engine import Engine
 
@@ -132,7 +139,7 @@ def teacher(root: Path) -> None:
     for guidance in GUIDANCES:
         target = root / f"teacher-{guidance}.json"
         if not target.exists():
-            target.write_text(json.dumps(measure(engine, "teacher", guidance_scale=guidance)))
+            target.write_text(json.dumps(measure(engine, "teacher", pairs=False, guidance_scale=guidance)))
             print(f"teacher at guidance {guidance}: {np.mean(json.loads(target.read_text())['exact']):.3f}", flush=True)
 
 

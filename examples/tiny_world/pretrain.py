@@ -1,6 +1,6 @@
 """Step 2 of the embedded model: pretrain the multi-step teacher on the noisy captions, by flow matching.
 
-    python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher --minutes 38
+    python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher --minutes 42
 
 trains until the minutes are spent (a cosine over the whole budget) and writes a StableDiffusion3Pipeline directory
 with the averaged weights. The state is saved every minute: the same command continues where it stopped.
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="directory written by base.py")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=38.0, help="training time in all, over every continuation")
+    parser.add_argument("--minutes", type=float, default=42.0, help="training time in all, over every continuation")
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--muon-lr", type=float, default=3e-3)
