@@ -6,7 +6,8 @@ from scipy import ndimage
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.builtin.object_count import HUE_RANGES, ObjectCount, ObjectCountOptions, count_objects
+from tdmr1_rewards.builtin.blobs import HUE_RANGES, count_objects
+from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions, examples
 from tdmr1_rewards.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit
@@ -210,6 +211,19 @@ def test_a_colour_that_hue_cannot_tell_is_not_judged(colour):
 def test_a_count_that_is_none_is_an_error_that_names_the_prompt(count):
     with pytest.raises(Tdmr1Error, match="prompt 'some circles' ask for a count of"):
         score([RED_TWO], ["some circles"], [{"include": [{"class": "circle", "count": count}]}])
+
+
+def test_the_examples_tell_good_from_bad():
+    given = examples()
+    scores = score([each.image for each in given], [each.prompt for each in given]).scores
+    assert [value == 1.0 for value in scores] == [each.good for each in given] == [True, False, False]
+
+
+def test_a_large_picture_needs_a_checkpoint_unless_blobs_are_asked_for():
+    large = np.kron(RED_TWO, np.ones((3, 3, 1), np.uint8))
+    assert score([large], ["two red shapes"], detector="blobs").scores == [1.0]
+    with pytest.raises(Tdmr1Error, match=r"no folder '\./nowhere'"):
+        score([large], ["two red shapes"], detector="./nowhere")
 
 
 def test_a_batch_of_a_training_step_takes_milliseconds():

@@ -1,0 +1,1 @@
+"""Prompts for models of real pictures, generated from templates and words: nothing is downloaded."""

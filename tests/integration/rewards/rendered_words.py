@@ -1,0 +1,60 @@
+"""Words drawn in several fonts and spoilt in several ways, with what should be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+WORDS = ("Open", "Bakery", "Gate 42", "Fresh Bread", "Spring", "Exit", "Museum", "Hello World", "Route 66", "Tea House")
+KINDS = ("clean", "noisy", "rotated", "low contrast", "blurred", "inverted")
+SIZE = (320, 160)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture of SIZE with one text, drawn in one of FONTS and spoilt as `kind` says."""
+
+    kind: str
+    text: str
+    image: Image.Image
+
+
+@cache
+def fonts() -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, ...]:
+    """Pillow's own font, and DejaVu's sans, bold, serif and monospaced where the system has them."""
+    found: list[ImageFont.ImageFont | ImageFont.FreeTypeFont] = [ImageFont.load_default(36)]
+    for name in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono"):
+        with suppress(OSError):
+            found.append(ImageFont.truetype(f"{name}.ttf", 36))
+    return tuple(found)
+
+
+def rendered_words() -> Iterator[Rendered]:
+    """Every word in every kind, the font changing from one to the next: 60 pictures, the same each time."""
+    rng = np.random.default_rng(0)
+    for row, kind in enumerate(KINDS):
+        for column, text in enumerate(WORDS):
+            yield Rendered(kind, text, _draw(kind, text, fonts()[(row + column) % len(fonts())], rng))
+
+
+def _draw(
+    kind: str, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, rng: np.random.Generator
+) -> Image.Image:
+    paper, ink = {"low contrast": ((150, 150, 145), (126, 128, 132)), "inverted": ((20, 30, 60), (250, 220, 90))}.get(
+        kind, ((240, 238, 230), (25, 25, 35))
+    )
+    image = Image.new("RGB", SIZE, paper)
+    ImageDraw.Draw(image).text((SIZE[0] / 2, SIZE[1] / 2), text, fill=ink, font=font, anchor="mm")
+    if kind == "rotated":
+        image = image.rotate(float(rng.uniform(-20, 20)), Image.Resampling.BICUBIC, fillcolor=paper)
+    if kind == "blurred":
+        image = image.filter(ImageFilter.GaussianBlur(3))
+    if kind == "noisy":
+        noisy = np.asarray(image, dtype=np.float64) + rng.normal(0, 90, (SIZE[1], SIZE[0], 3))
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return image

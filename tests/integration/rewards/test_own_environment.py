@@ -1,0 +1,138 @@
+"""easyocr and open_clip, which need torchvision, really run: in an environment of their own, on networks made here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "own_environment"))
+from layered import HERE, Job, engine_elsewhere, make_environment, run, score_elsewhere
+
+pytestmark = pytest.mark.integration
+
+LEVELS = {"-": 1.0, "a": -1.0, "b": -0.5, "c": 0.0}
+"""The brightness of each character for bar_reader.py; the first is CTC's blank."""
+PROMPTS = ["a red circle", "a dog in the snow", "a red circle"]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    return make_environment(tmp_path_factory.mktemp("own") / "environment")
+
+
+def draw_bars(path: Path, text: str) -> Path:
+    """Each character as a bar of 8 by 32 pixels in its brightness, with blanks between and around."""
+    levels = [LEVELS[character] for character in "-" + "-".join(text) + "-"]
+    bars = np.repeat(np.round((np.array(levels) + 1) * 127.5).astype(np.uint8), 8)
+    Image.fromarray(np.broadcast_to(bars, (32, len(bars))).copy()).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def bar_reader(tmp_path) -> dict[str, object]:
+    """The options of ocr_match that make easyocr use the network of bar_reader.py."""
+    networks, weights = tmp_path / "networks", tmp_path / "weights"
+    networks.mkdir()
+    weights.mkdir()
+    (networks / "bar_reader.py").write_text((HERE / "bar_reader.py").read_text())
+    (networks / "bar_reader.yaml").write_text(
+        "network_params: {bar: 8}\nimgH: 32\nlang_list: [en]\ncharacter_list: abc\n"
+    )
+    # easyocr expects what DataParallel saves.
+    torch.save({"module.levels": torch.tensor(list(LEVELS.values()))}, weights / "bar_reader.pth")
+    return {
+        "detect": False,
+        "model_storage_directory": str(weights),
+        "user_network_directory": str(networks),
+        "recog_network": "bar_reader",
+        "download_enabled": False,
+    }
+
+
+def test_easyocr_reads_with_a_network_of_the_users(python, bar_reader, tmp_path):
+    image = draw_bars(tmp_path / "cab.png", "cab")
+    prompts = ['the word "cab"', 'the word "CAN"', 'the word "nnn"', "no word"]
+    without_weights = {"engine": "easyocr", "model_storage_directory": str(tmp_path), "download_enabled": False}
+    spoilt = {**bar_reader, "model_storage_directory": str(tmp_path / "spoilt")}
+    (tmp_path / "spoilt").mkdir()
+    torch.save({"module.levels": Path("anything but a tensor")}, tmp_path / "spoilt" / "bar_reader.pth")
+    read, *others = score_elsewhere(
+        python,
+        [
+            Job("ocr_match", {"engine": "easyocr", **bar_reader}, [image] * 4, prompts),
+            Job("ocr_match", without_weights, [image], ['"cab"']),
+            Job("ocr_match", {**spoilt, "engine": "easyocr"}, [image], ['"cab"']),
+        ],
+    )
+    assert read["scores"] == [1.0, pytest.approx(2 / 3), 0.0, None]
+    assert read["details"][0] == {"engine": "easyocr", "target": "cab", "read": "cab"}
+    missing, pickled = others
+    assert engine_elsewhere(python, bar_reader) == "easyocr"
+    assert engine_elsewhere(python, {**without_weights, "engine": "auto"}) == "rapidocr"
+    assert "downloads disabled" in missing["error"]
+    assert "rapidocr" in missing["hint"]
+    assert "holds more than tensors" in pickled["error"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[Path]:
+    """Square, wide and tall pictures with something in them."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for number, (width, height) in enumerate([(64, 64), (96, 64), (64, 96)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        paths.append(tmp_path / f"{number}.png")
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
+    return paths
+
+
+def test_open_clip_rewards_answer_what_the_library_says(python, pictures, tmp_path):
+    folder = tmp_path / "tiny"
+    arguments = [str(folder), json.dumps([str(path) for path in pictures]), json.dumps(PROMPTS)]
+    made = run([str(python), str(HERE / "make_open_clip.py"), *arguments])
+    expected = json.loads(made.stdout.splitlines()[-1])
+    torch.save({"layers.0.weight": torch.zeros(1, 24)}, folder / "unknown.pth")
+    torch.save(torch.nn.Linear(768, 1).state_dict(), folder / "wide.pth")
+    torch.save({"weight": Path("anything but a tensor")}, folder / "pickled.pth")
+    model = {"model": f"local-dir:{folder}"}
+    beauty = {**model, "weights": None}
+
+    def job(reward: str, **options: object) -> Job:
+        return Job(reward, options, pictures, PROMPTS)
+
+    clip, hps, linear, mlp, *refused = score_elsewhere(
+        python,
+        [
+            job("clip_score", library="open_clip", scale=2.0, **model),
+            job("hpsv2", checkpoint=str(folder / "preference.pt"), **model),
+            job("aesthetic", head=str(folder / "linear.pth"), **beauty),
+            job("aesthetic", head=str(folder / "mlp.safetensors"), **beauty),
+            job("aesthetic", head=str(folder / "unknown.pth"), **beauty),
+            job("aesthetic", head=str(folder / "wide.pth"), **beauty),
+            job("aesthetic", head=str(folder / "pickled.pth"), **beauty),
+            job("aesthetic", head=str(folder / "nowhere.pth"), **beauty),
+            job("aesthetic", head=str(folder / "linear.pth"), model="ViT-L-14", weights="openai"),
+            job("clip_score", library="open_clip", model=f"local-dir:{tmp_path}"),
+        ],
+    )
+    assert clip["scores"] == pytest.approx([2 * score for score in expected["clip_score"]], abs=1e-5)
+    assert hps["scores"] == pytest.approx(expected["hpsv2"], abs=1e-5)
+    assert linear["scores"] == pytest.approx(expected["linear"], abs=1e-5)
+    assert mlp["scores"] == pytest.approx(expected["mlp"], abs=1e-5)
+    assert linear["details"][0]["head"] == "linear"
+    assert len(mlp["details"][0]["head_sha256"]) == 12
+    for scores in (clip, hps, linear, mlp):
+        assert len({round(score, 6) for score in scores["scores"]}) == 3
+    told = [answer["error"] for answer in refused]
+    assert "no aesthetic head that is known" in told[0]
+    assert "768 numbers" in told[1]
+    assert "can't be read" in told[2]
+    assert "there is no file" in told[3]
+    assert "another activation" in told[4]
+    assert "can't be loaded" in told[5]

@@ -1,0 +1,60 @@
+"""Generated prompts: stable, distinct, with nothing of the held-out ones among the training ones."""
+
+import hashlib
+
+import pytest
+
+from tdmr1_core.stages.prompts import PROMPT_SETS, held_out_companion, load_prompts
+from tdmr1_rewards.builtin.ocr_match import find_targets, normalise
+
+pytestmark = pytest.mark.unit
+
+STABLE = {
+    "ocr": (4096, "4420c21b87df"),
+    "ocr-held-out": (512, "6c531045d6c5"),
+    "scenes": (1920, "7b6cddf1cc02"),
+    "scenes-held-out": (256, "74fdeb8060e3"),
+}
+"""How many prompts, and the first digits of the hash of all of them: a run's prompts must not change by themselves."""
+
+
+@pytest.mark.parametrize("name", STABLE)
+def test_prompts_are_distinct_and_stay_what_they_are(name):
+    texts = [prompt.text for prompt in load_prompts(name, "photo")]
+    assert len(set(texts)) == len(texts)
+    assert (len(texts), hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]) == STABLE[name]
+    assert all(text == text.strip() and text[0].isupper() for text in texts)
+
+
+@pytest.mark.parametrize("name", ["ocr", "scenes"])
+def test_the_held_out_companion_shares_no_prompt(name):
+    assert held_out_companion(name, "photo") == f"{name}-held-out"
+    training, held_out = ({p.text for p in load_prompts(s, "photo")} for s in (name, f"{name}-held-out"))
+    assert not training & held_out
+
+
+def test_the_reward_finds_the_text_in_the_prompt_as_in_the_metadata():
+    for name in ("ocr", "ocr-held-out"):
+        for prompt in load_prompts(name, "photo"):
+            assert find_targets(prompt.text, {}).texts == (normalise(prompt.metadata["text"]),)
+            assert find_targets(prompt.text, prompt.metadata).texts == (normalise(prompt.metadata["text"]),)
+
+
+def test_texts_and_scenes_of_the_held_out_set_are_not_trained_on():
+    def parts(name):
+        prompts = load_prompts(name, "photo")
+        texts = {p.metadata["text"] for p in prompts}
+        return texts, {p.text.replace(p.metadata["text"], "") for p in prompts}
+
+    (texts, scenes), (held_texts, held_scenes) = parts("ocr"), parts("ocr-held-out")
+    assert not texts & held_texts
+    assert not scenes & held_scenes
+    assert len(scenes) == 24
+    assert len(held_scenes) == 8
+    assert len(texts) > 700
+    assert {len(text.split()) for text in texts} >= {1, 2, 3, 4}
+
+
+def test_each_domain_has_its_own_sets():
+    assert set(PROMPT_SETS) == {"tiny", "photo"}
+    assert "ocr" not in PROMPT_SETS["tiny"]
