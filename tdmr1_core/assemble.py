@@ -29,7 +29,7 @@ from tdmr1_core.records import Prompt
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
 from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.prompts import load_prompts
+from tdmr1_core.stages.prompts import load_prompts, training_prompts
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import ScoringStage, build_runner
 from tdmr1_core.stages.surrogate import SurrogateStage
@@ -104,15 +104,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise Tdmr1Error(f"the device {name!r} can't be used here", "cpu, cuda or cuda:N; auto chooses") from error
     return device
-
-
-def training_prompts(config: RunConfig, extensions: Extensions) -> str:
-    """The prompt set of the run: its own, or the first reward's default. Raises Tdmr1Error where there is neither."""
-    if config.prompts.train is not None:
-        return config.prompts.train
-    if not config.rewards:
-        raise Tdmr1Error("a distillation needs prompts", "name a prompt set or file with --prompts")
-    return extensions.plugins.rewards.get(config.rewards[0].name).spec.default_prompts
 
 
 def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:

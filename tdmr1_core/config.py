@@ -50,11 +50,28 @@ class RewardConfig(Section):
     """One reward of the run."""
 
     name: str
-    """A registered reward (`tdmr1 rewards list`)."""
+    """What it is called in metrics, and, without a source, a registered reward (`tdmr1 rewards list`)."""
+    source: str | None = None
+    """Where it comes from if not from `name`: a registered reward, path/to/file.py:fn, package.module:fn or
+    remote:http://host:port/reward."""
     weight: float = 1.0
     """Its factor in the weighted sum."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The reward's own options, checked by the reward before any weight is loaded."""
+    batch_size: int | None = Field(None, ge=1)
+    """Most images a call; the reward's own by default."""
+    timeout: Positive | Literal["none"] | None = None
+    """Seconds that a call may take; the reward's own by default, none to wait for ever."""
+    retries: int = Field(0, ge=0)
+    """How often a call that failed is tried again before on_failure applies."""
+    on_failure: Literal["stop", "skip"] = "stop"
+    """stop: save the images of the call and stop the run; skip: leave them out of their groups' statistics."""
+    device: str | None = None
+    """cpu, cuda:1 …; the run's own by default."""
+    isolated: bool = False
+    """Run it in a process of its own, that a time-out or a crash ends without harm to the run."""
+    python: Path | None = None
+    """The interpreter of another environment to run it in (implies isolated); torch and tdmr1 need not be there."""
 
 
 class ScoringConfig(Section):

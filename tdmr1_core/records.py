@@ -6,7 +6,7 @@ Names: N images = groups x group_size, K sampling steps, latents (C, H, W), L pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,16 @@ class Trajectory:
 class Scores:
     """Rewards of N images: the combined value, whether it counts, and every reward's own answers.
 
-    `total` float64 (N,), 0 where `valid` (N,) is False; `per_reward` holds a float or None for each image.
+    `total` float64 (N,), 0 where `valid` (N,) is False; `per_reward` holds a float or None for each image. `failed`
+    counts the images a reward failed on and was to skip, `unjudged` those that it was asked about and answered None.
     """
 
     total: Tensor
     valid: Tensor
     per_reward: Mapping[str, Sequence[float | None]]
     details: Sequence[Mapping[str, Any]]
+    failed: Mapping[str, int] = field(default_factory=dict)
+    unjudged: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tdmr1_rewards.api import Reward, RewardBatch, RewardContext, RewardResult, RewardSpec
+from tdmr1_rewards.api import Reward, RewardBatch, RewardContext, RewardExample, RewardResult, RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.hookspecs import hookimpl
 
@@ -15,6 +15,7 @@ __all__ = [
     "Reward",
     "RewardBatch",
     "RewardContext",
+    "RewardExample",
     "RewardOptions",
     "RewardResult",
     "RewardSpec",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -48,10 +48,10 @@ class RewardBatch:
     context: RewardContext
 
     def __post_init__(self) -> None:
-        fields = ("images", "prompts", "metadata", "group_ids", "image_ids")
-        lengths = {field: len(getattr(self, field)) for field in fields}
+        names = ("images", "prompts", "metadata", "group_ids", "image_ids")
+        lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{count} {field}" for field, count in lengths.items())
+            told = ", ".join(f"{count} {name}" for name, count in lengths.items())
             raise Tdmr1Error(f"a reward batch has {told}, but needs as many of each")
 
     def __len__(self) -> int:
@@ -99,14 +99,34 @@ class Reward(Protocol):
         """Score every image of the batch; raise rather than answer a made-up number."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RewardExample:
+    """A picture that a reward should find good, or bad, for this prompt: `tdmr1 rewards check` compares the two kinds.
+
+    `image` is a PIL RGB image or a uint8 array (H, W, 3); `metadata` is what a prompt set would hold for the prompt.
+    """
+
+    image: Any
+    prompt: str
+    good: bool
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec:
     """What is known of a reward before any of its code is loaded.
 
     `factory` is "module:attr" of a callable that takes the options and returns a Reward, and `options` that of a
-    RewardOptions class; without one, the factory is called with no argument. `default_prompts` and `default_preset`
-    make `--reward name` enough to train with. `batch_size` is the most images a call; with `groupwise`, a call
-    gets whole groups only, one even if it is larger. Raises Tdmr1Error for a field that cannot be right.
+    RewardOptions class; without one, the factory is called with no argument. `default_prompts` (empty for the first
+    prompt set that the model has) and `default_preset` make `--reward name` enough to train with. `batch_size` is the
+    most images a call; with `groupwise`, a call gets whole groups only, one even if it is larger. `timeout`: the
+    seconds that a call may take, None for no limit.
+    For people: `score_range` ("0 to 1") and `needs` (weights it fetches, an account). `requires` are the modules that
+    must be installed, "a|b" meaning either, and `install` is what brings them ("tdmr1[ocr]"). `examples` is
+    "module:attr" of a function of no argument that answers a list of RewardExample, good and bad ones.
+    `freeze` is "module:attr" of a function from options to options, called once before a run: what stands for
+    "whatever is here" ("auto") becomes what that is, so that the run's settings say what was used.
+    Raises Tdmr1Error for a field that cannot be right.
     """
 
     name: str
@@ -118,6 +138,13 @@ class RewardSpec:
     batch_size: int = 32
     image_format: ImageFormat = "pil"
     groupwise: bool = False
+    timeout: float | None = 300.0
+    score_range: str = "any number"
+    needs: str = ""
+    requires: tuple[str, ...] = ()
+    install: str | None = None
+    examples: str | None = None
+    freeze: str | None = None
     api_version: int = API_VERSION
 
     def __post_init__(self) -> None:
@@ -128,15 +155,17 @@ class RewardSpec:
                 f"reward {self.name!r} was written for reward API {self.api_version}, and this tdmr1 has {API_VERSION}",
                 "install versions of tdmr1 and of the plugin that go together",
             )
-        for field in ("factory", "options"):
-            reference = getattr(self, field)
+        for name in ("factory", "options", "examples", "freeze"):
+            reference = getattr(self, name)
             if reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", reference):
                 raise Tdmr1Error(
-                    f"reward {self.name!r}: {field} is {reference!r}, which is not of the form 'module:attr'",
+                    f"reward {self.name!r}: {name} is {reference!r}, which is not of the form 'module:attr'",
                     "write it like 'my_package.my_reward:MyReward'",
                 )
         if self.batch_size < 1:
             raise Tdmr1Error(f"reward {self.name!r}: batch_size is {self.batch_size}, but must be at least 1")
+        if self.timeout is not None and not self.timeout > 0:
+            raise Tdmr1Error(f"reward {self.name!r}: timeout is {self.timeout}, but must be above 0, or None")
         if self.image_format not in get_args(ImageFormat):
             known = " or ".join(map(repr, get_args(ImageFormat)))
             raise Tdmr1Error(f"reward {self.name!r}: image_format is {self.image_format!r}, but must be {known}")

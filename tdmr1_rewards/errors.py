@@ -22,3 +22,15 @@ def close_match_hint(name: str, known: Iterable[str]) -> str:
     if matches:
         return f"did you mean {matches[0]!r}?"
     return f"known: {', '.join(names)}" if names else "none is known"
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line, as part of a sentence."""
+    if isinstance(error, Tdmr1Error):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return f"{type(error).__name__}: {one_line(str(error))}".removesuffix(": ")
+
+
+def one_line(text: str) -> str:
+    """The words of a text, without its line breaks."""
+    return " ".join(text.split())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,8 @@ import pluggy
 
 from tdmr1_rewards import hookspecs
 from tdmr1_rewards.api import Reward, RewardSpec
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, told
+from tdmr1_rewards.reference import build, reference_of
 
 ENTRY_POINT_GROUP = "tdmr1"
 DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"
@@ -58,11 +58,18 @@ class PluginRecord:
 
 @dataclass(frozen=True)
 class RegisteredReward:
-    """A reward's spec and where it comes from; `rivals` are the other plugins that claim its name."""
+    """A reward's spec and where it comes from; `rivals` are the other plugins that claim its name.
+
+    `taken_as` says, for a reward that no plugin registered, what its function was taken for.
+    """
 
     spec: RewardSpec
     provenance: Provenance
     rivals: tuple[Provenance, ...] = ()
+    taken_as: str | None = None
+
+    def __str__(self) -> str:
+        return f"reward {self.spec.name!r} (from {self.provenance})"
 
 
 class RewardRegistry:
@@ -106,23 +113,7 @@ class RewardRegistry:
         Raises Tdmr1Error for an unknown name, for wrong options (all at once), and when the reward cannot be built.
         """
         registered = self.get(name)
-        spec = registered.spec
-        owner = f"reward {name!r} (from {registered.provenance})"
-        arguments = []
-        if spec.options is not None:
-            arguments.append(_validated_options(spec.options, options, owner))
-        elif options:
-            raise Tdmr1Error(f"{owner} takes no options, but got {', '.join(map(repr, options))}")
-        factory = _resolve(spec.factory, owner)
-        try:
-            reward = factory(*arguments)
-        except Tdmr1Error:
-            raise
-        except Exception as error:
-            raise Tdmr1Error(f"{owner} could not be built: {_told(error)}") from error
-        if not isinstance(reward, Reward):
-            raise Tdmr1Error(f"{owner}: {spec.factory} made a {type(reward).__name__}, which cannot be called")
-        return reward
+        return build(reference_of(registered.spec, options), str(registered))
 
 
 @dataclass(frozen=True)
@@ -208,7 +199,7 @@ def _register(manager: pluggy.PluginManager, record: PluginRecord, load: Callabl
     except (Exception, SystemExit) as error:
         # Older pluggy leaves a plugin that it refuses half registered.
         manager.unregister(name=_key(record.provenance))
-        record.add_error(f"could not be loaded: {_told(error)}")
+        record.add_error(f"could not be loaded: {told(error)}")
         return
     if not manager.get_hookcallers(plugin):
         record.add_error("implements no hook (is its function marked @hookimpl?)")
@@ -239,7 +230,7 @@ def _collect(
         try:
             call(register=brought.append)
         except (Exception, SystemExit) as error:
-            record.add_error(f"{hook} raised {_told(error)}")
+            record.add_error(f"{hook} raised {told(error)}")
             continue
         wrong = [type(item).__name__ for item in brought if not isinstance(item, expected)]
         if wrong:
@@ -247,27 +238,3 @@ def _collect(
             continue
         collected += [(item, record.provenance) for item in brought]
     return collected
-
-
-def _validated_options(reference: str, options: Mapping[str, Any], owner: str) -> Any:
-    from tdmr1_rewards.options import RewardOptions, validate_options
-
-    model = _resolve(reference, owner)
-    if not (isinstance(model, type) and issubclass(model, RewardOptions)):
-        raise Tdmr1Error(f"{owner}: {reference} is not a RewardOptions class")
-    return validate_options(model, options, owner)
-
-
-def _resolve(reference: str, owner: str) -> Any:
-    """The object that "module:attr" names."""
-    try:
-        return pkgutil.resolve_name(reference)
-    except Exception as error:
-        raise Tdmr1Error(f"{owner}: {reference} could not be imported: {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    """An exception in one line."""
-    if isinstance(error, Tdmr1Error):
-        return f"{error.message} ({error.hint})" if error.hint else error.message
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -2,67 +2,118 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
+import queue
 import threading
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
-from numbers import Real
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from tdmr1_rewards.answers import CallFailed
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
-from tdmr1_rewards.combine import normalised_sum, weighted_sum
+from tdmr1_rewards.combine import applicability, normalised_sum, weighted_sum
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.failures import Failure, RewardFailed, RewardWarning
+from tdmr1_rewards.hosts import Host
+from tdmr1_rewards.hosts.process import ProcessHost
+from tdmr1_rewards.hosts.thread import ThreadHost
+from tdmr1_rewards.reference import Reference
 from tdmr1_rewards.registry import Provenance
 
 Combine = Literal["weighted_sum", "normalised"]
+OnFailure = Literal["stop", "skip"]
+
+GRACE = 5.0
+"""Seconds that `close` waits for calls that have begun before it leaves them behind."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+"""Seconds before the first retry of a call, doubled for each further one, up to the longest."""
 
 
 @dataclass(frozen=True)
 class ActiveReward:
-    """A reward that is in use: `name` in reports, `weight` in the total, and the object itself with its origin."""
+    """A reward that is in use: `name` in reports, `weight` in the total, and where it comes from.
+
+    `reward` is the object itself, or a Reference to build it by in a process of its own: that of the interpreter
+    `python`, or of this one. The rest overrides the spec's `batch_size` and `timeout` ("none": no limit) and the
+    runner's `device`, and says how often a failed call is tried again, and whether a failure stops the run or its
+    images are left out.
+    """
 
     name: str
     weight: float
     spec: RewardSpec
-    reward: Reward
+    reward: Reward | Reference
     provenance: Provenance
+    batch_size: int | None = None
+    timeout: float | Literal["none"] | None = None
+    retries: int = 0
+    on_failure: OnFailure = "stop"
+    device: str | None = None
+    python: Path | None = None
 
     def __str__(self) -> str:
         return f"reward {self.name!r} (from {self.provenance})"
+
+    @property
+    def seconds(self) -> float | None:
+        """What a call may take, None without a limit."""
+        if self.timeout is None:
+            return self.spec.timeout
+        return None if self.timeout == "none" else self.timeout
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
     """The scores of N images: each list has length N.
 
-    `total` is the combined score, None where any reward could not judge; `per_reward` has each reward's own scores
-    by name; `details` maps, for each image, a reward's name to what it told.
+    `total` is the combined score, None where a reward that applies could not judge, or none applies; `per_reward` has
+    each reward's own scores by name, and `applies` which images it was asked about; `details` maps, for each image, a
+    reward's name to what it told. `failures` are the calls that failed and were passed over.
     """
 
     total: list[float | None]
     per_reward: dict[str, list[float | None]]
     details: list[dict[str, Any]]
+    applies: dict[str, list[bool]]
+    failures: list[Failure]
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many images each reward failed on."""
+        return {name: sum(len(f.batch) for f in self.failures if f.reward == name) for name in self.per_reward}
+
+    @property
+    def unjudged(self) -> dict[str, int]:
+        """How many images each reward was asked about, did not fail on, and could not judge."""
+        return {
+            name: sum(on and score is None for on, score in zip(self.applies[name], scores, strict=True))
+            - self.failed[name]
+            for name, scores in self.per_reward.items()
+        }
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """One reward's checked answer to N images."""
+    """One reward's checked answer to N images, and the calls that failed."""
 
     scores: list[float | None]
-    details: list[Mapping[str, Any] | None]
+    details: list[Mapping[str, Any]]
+    failures: list[Failure]
 
 
 class RewardRunner:
-    """Scores batches with several rewards, in `workers` threads.
+    """Scores batches with several rewards, at most `workers` calls at once.
 
     Calls to one reward never overlap; different rewards run side by side. `device` is what a reward's `setup` is
-    told. A batch must hold whole groups if the rewards are to be `normalised`. A reward that raises or answers what it
-    should not fails the whole batch with a Tdmr1Error: a failure never becomes a score.
+    told. A batch must hold whole groups if the rewards are to be `normalised`. A reward that raises, answers what it
+    should not or takes too long fails the whole batch with RewardFailed, or leaves its images without a score if it is
+    to be skipped: a failure never becomes a number. Images of a call that stops a run are saved in its folder.
+    Raises Tdmr1Error if a reward in a process of its own cannot be built.
     """
 
     def __init__(self, entries: Sequence[ActiveReward], combine: Combine, workers: int, device: str = "cpu") -> None:
@@ -73,25 +124,63 @@ class RewardRunner:
             raise Tdmr1Error(f"a reward is named twice in {', '.join(names)}")
         if combine not in get_args(Combine):
             raise Tdmr1Error(f"combine is {combine!r}, but must be {' or '.join(map(repr, get_args(Combine)))}")
-        self._slots = [_Slot(entry, device) for entry in entries]
         self._weights = {entry.name: entry.weight for entry in entries}
         self._combine = combine
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="reward")
+        self._closing = threading.Event()
+        self._slots: list[_Slot] = []
+        gate = threading.Semaphore(workers)
+        try:
+            for entry in entries:
+                self._slots.append(_Slot(entry, device, gate, self._closing))
+        except BaseException:
+            self.close()
+            raise
+
+    def set_up(self) -> None:
+        """Set every reward up now instead of before its first batch. Raises Tdmr1Error if one cannot be."""
+        for future in [slot.do(slot.set_up) for slot in self._slots]:
+            future.result()
 
     def score(self, batch: RewardBatch) -> ScoredBatch:
-        """Score a batch whose images are one uint8 array (N, H, W, 3). Raises Tdmr1Error as the class says."""
-        return self.submit(batch).result()
+        """Score a batch whose images are one uint8 array (N, H, W, 3).
+
+        Raises Tdmr1Error as the class says, and if failures that were passed over have left nothing.
+        """
+        scored = self.submit(batch).result()
+        check_left([scored])
+        return scored
 
     def submit(self, batch: RewardBatch) -> Future[ScoredBatch]:
-        """Like `score`, without waiting: what goes wrong in a reward is raised by the future's `result()`."""
+        """Like `score`, without waiting: what goes wrong in a reward is raised by the future's `result()`.
+
+        Whether anything is left after failures is for `check_left` to say, when all batches of an iteration are done.
+        """
         _check_images(batch.images)
-        parts = [self._pool.submit(slot.answer, batch) for slot in self._slots]
-        return _gather(parts, lambda answers: self._scored(batch, answers))
+        if self._closing.is_set():
+            raise Tdmr1Error("the rewards are closed")
+        applies = applicability(batch.metadata, self._weights)
+        parts = [slot.submit(batch, applies[name]) for name, slot in zip(applies, self._slots, strict=True)]
+        return _gather(parts, lambda answers: self._scored(batch, applies, answers))
 
     def close(self) -> None:
-        """Drop what has not begun, wait for what has, and close every reward; then raise the first failure to close."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        failures = [failure for slot in self._slots if (failure := slot.close()) is not None]
+        """Drop what has not begun, wait a little for calls that have, and close every reward.
+
+        Raises the first failure to close.
+        """
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        for slot in self._slots:
+            slot.stop()
+        deadline = time.monotonic() + GRACE
+        try:
+            for slot in self._slots:
+                slot.join(deadline)
+            failures = [failure for slot in self._slots if (failure := slot.release()) is not None]
+        except BaseException:  # a further Ctrl-C
+            for slot in self._slots:
+                slot.abort()
+            raise
         if failures:
             raise failures[0]
 
@@ -101,73 +190,151 @@ class RewardRunner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _scored(self, batch: RewardBatch, answers: Sequence[_Answers]) -> ScoredBatch:
+    def _scored(self, batch: RewardBatch, applies: dict[str, list[bool]], answers: Sequence[_Answers]) -> ScoredBatch:
         by_name = dict(zip(self._weights, answers, strict=True))
         per_reward = {name: answer.scores for name, answer in by_name.items()}
         if self._combine == "normalised":
-            total = normalised_sum(per_reward, self._weights, batch.group_ids)
+            total = normalised_sum(per_reward, self._weights, batch.group_ids, applies=applies)
         else:
-            total = weighted_sum(per_reward, self._weights)
+            total = weighted_sum(per_reward, self._weights, applies)
         details = [
-            {name: dict(told) for name, answer in by_name.items() if (told := answer.details[i]) is not None}
+            {name: dict(answer.details[i]) for name, answer in by_name.items() if answer.details[i]}
             for i in range(len(batch))
         ]
-        return ScoredBatch(total, per_reward, details)
+        return ScoredBatch(total, per_reward, details, applies, [f for answer in answers for f in answer.failures])
+
+
+def check_left(parts: Sequence[ScoredBatch]) -> None:
+    """Raise the failure that left nothing: no score of one reward, or no total, in all of the scored batches."""
+    totals = [score for part in parts for score in part.total]
+    for failure in (failure for part in reversed(parts) for failure in reversed(part.failures)):
+        scores = [score for part in parts for score in part.per_reward[failure.reward]]
+        if all(score is None for score in scores) or all(total is None for total in totals):
+            error = failure.saved()
+            raise RewardFailed(f"{error.message}; that leaves no image with a reward", error.hint) from error
 
 
 class _Slot:
-    """One reward, set up once and called by one thread at a time."""
+    """One reward and the thread that asks it, one call after another."""
 
-    def __init__(self, entry: ActiveReward, device: str) -> None:
+    def __init__(self, entry: ActiveReward, device: str, gate: threading.Semaphore, closing: threading.Event) -> None:
         self._entry = entry
-        self._device = device
-        self._lock = threading.Lock()
+        self._device = entry.device or device
+        self._gate = gate
+        self._closing = closing
         self._ready = False
-        self._closed = False
+        self._host = _host(entry)
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        # A daemon: a call that hangs must not keep the program from ending.
+        self._thread = threading.Thread(target=self._work, name=f"reward-{entry.name}", daemon=True)
+        self._thread.start()
 
-    def answer(self, batch: RewardBatch) -> _Answers:
-        """The reward's checked answer to every image of the batch."""
-        scores: list[float | None] = [None] * len(batch)
-        details: list[Mapping[str, Any] | None] = [None] * len(batch)
-        with self._lock:
-            self._set_up()
-            for indices in _split(batch, self._entry.spec):
-                chunk = batch.select(indices)
-                if self._entry.spec.image_format == "pil":
-                    chunk = replace(chunk, images=_to_pil(chunk.images))
-                answers = _checked(self._entry, chunk, self._call(partial(self._entry.reward, chunk), "raised"))
-                for i, score, told in zip(indices, answers.scores, answers.details, strict=True):
-                    scores[i], details[i] = score, told
-        return _Answers(scores, details)
+    def submit(self, batch: RewardBatch, applies: Sequence[bool]) -> Future[_Answers]:
+        """The future of the reward's answers to a batch: it is asked about the images that it applies to."""
+        return self.do(lambda: self._answer(batch, [index for index, on in enumerate(applies) if on]))
 
-    def close(self) -> Tdmr1Error | None:
-        """Close the reward once, if it can be closed; what went wrong is returned."""
-        if self._closed:
-            return None
-        self._closed = True
-        try:
-            self._call(getattr(self._entry.reward, "close", _nothing), "could not be closed:")
-        except Tdmr1Error as error:
-            return error
-        return None
+    def do(self, function: Callable[[], Any]) -> Future[Any]:
+        """The future of a function that is called after all that was asked for before."""
+        future: Future[Any] = Future()
+        self._jobs.put((function, future))
+        return future
 
-    def _set_up(self) -> None:
+    def set_up(self) -> None:
+        """Set the reward up, once."""
         if not self._ready:
-            set_up = getattr(self._entry.reward, "setup", _nothing)
-            self._call(partial(set_up, self._device), "could not be set up:")
+            try:
+                self._host.setup(self._device)
+            except CallFailed as failure:
+                raise self._told(failure) from failure.__cause__
             self._ready = True
 
-    def _call(self, function: Callable[[], Any], failed: str) -> Any:
+    def stop(self) -> None:
+        """Drop what has not begun; the thread ends after what has."""
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job is not None:
+                job[1].cancel()
+        self._jobs.put(None)
+
+    def join(self, deadline: float) -> None:
+        """Wait for the call that is going on, until the deadline (monotonic seconds); then leave it behind."""
+        self._thread.join(max(deadline - time.monotonic(), 0.0))
+        if self._thread.is_alive():
+            self.abort()
+            self._thread.join(1.0)
+
+    def abort(self) -> None:
+        """Leave the call behind that is going on."""
+        self._host.abort()
+
+    def release(self) -> Tdmr1Error | None:
+        """Close the reward; what went wrong is returned."""
         try:
-            return function()
-        except Tdmr1Error as error:
-            raise Tdmr1Error(f"{self._entry} {failed} {error.message}", error.hint) from error
-        except Exception as error:
-            raise Tdmr1Error(f"{self._entry} {failed} {type(error).__name__}: {error}") from error
+            self._host.close()
+        except CallFailed as failure:
+            return self._told(failure)
+        return None
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            function, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _answer(self, batch: RewardBatch, asked: Sequence[int]) -> _Answers:
+        """The checked answers: None where the reward was not asked, cannot judge, or failed and is to be skipped."""
+        answers = _Answers([None] * len(batch), [{} for _ in range(len(batch))], [])
+        if asked:
+            self.set_up()
+        for places in _split(batch.select(asked), self._entry):
+            indices = [asked[place] for place in places]
+            try:
+                result = self._result(batch, indices)
+            except RewardFailed as error:
+                failure = Failure(self._entry.name, batch.select(indices), error)
+                if self._entry.on_failure == "stop":
+                    raise failure.saved() from error.__cause__
+                answers.failures.append(failure)
+                _warn(failure)
+                result = RewardResult([None] * len(indices), [{"failed": error.message}] * len(indices))
+            for index, score, told in zip(indices, result.scores, result.details or (), strict=True):
+                answers.scores[index], answers.details[index] = score, told
+        return answers
+
+    def _result(self, batch: RewardBatch, indices: Sequence[int]) -> RewardResult:
+        """One call, tried as often as the reward may be. Raises RewardFailed for the last failure."""
+        attempt = 0
+        while True:
+            if self._closing.is_set():
+                raise CancelledError
+            try:
+                with self._gate:
+                    return self._host.call(batch.select(indices), self._entry.seconds)
+            except CallFailed as failure:
+                if attempt == self._entry.retries or self._closing.is_set():
+                    raise self._told(failure, f" (tried {attempt + 1} times)" if attempt else "") from failure.__cause__
+            self._closing.wait(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
+            attempt += 1
+
+    def _told(self, failure: CallFailed, tries: str = "") -> RewardFailed:
+        return RewardFailed(f"{self._entry} {failure.said}{tries}", failure.hint)
 
 
-def _nothing(*_: object) -> None:
-    """Stands for a method that the reward does not have."""
+def _host(entry: ActiveReward) -> Host:
+    if isinstance(entry.reward, Reference):
+        return ProcessHost(entry.reward, str(entry), entry.spec.image_format, entry.python)
+    return ThreadHost(entry.reward, entry.spec.image_format)
+
+
+def _warn(failure: Failure) -> None:
+    count, iteration = len(failure.batch), failure.batch.context.iteration + 1
+    images = "1 image goes" if count == 1 else f"{count} images go"
+    message = f"{failure.error.message}; in iteration {iteration} {images} without a reward"
+    warnings.warn(message, RewardWarning, stacklevel=2)
 
 
 def _gather(parts: Sequence[Future[_Answers]], finish: Callable[[list[_Answers]], ScoredBatch]) -> Future[ScoredBatch]:
@@ -193,19 +360,17 @@ def _gather(parts: Sequence[Future[_Answers]], finish: Callable[[list[_Answers]]
     return whole
 
 
-def _split(batch: RewardBatch, spec: RewardSpec) -> list[list[int]]:
+def _split(batch: RewardBatch, entry: ActiveReward) -> list[list[int]]:
     """The indices of each call: at most `batch_size` images, or as many whole groups as fit, but at least one."""
-    if not spec.groupwise:
-        return [
-            list(range(start, min(start + spec.batch_size, len(batch))))
-            for start in range(0, len(batch), spec.batch_size)
-        ]
+    most = entry.batch_size or entry.spec.batch_size
+    if not entry.spec.groupwise:
+        return [list(range(start, min(start + most, len(batch)))) for start in range(0, len(batch), most)]
     groups: dict[int, list[int]] = {}
     for index, group in enumerate(batch.group_ids):
         groups.setdefault(group, []).append(index)
     calls: list[list[int]] = []
     for members in groups.values():
-        if calls and len(calls[-1]) + len(members) <= spec.batch_size:
+        if calls and len(calls[-1]) + len(members) <= most:
             calls[-1] += members
         else:
             calls.append(list(members))
@@ -217,49 +382,3 @@ def _check_images(images: Any) -> None:
         raise Tdmr1Error(f"images to score are a {type(images).__name__}, but must be one uint8 array (N, H, W, 3)")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise Tdmr1Error(f"images to score are {images.dtype} {images.shape}, but must be uint8 (N, H, W, 3)")
-
-
-def _to_pil(images: np.ndarray) -> list[Any]:
-    from PIL import Image
-
-    return [Image.fromarray(image) for image in images]
-
-
-def _checked(entry: ActiveReward, batch: RewardBatch, result: Any) -> _Answers:
-    """The answer if it is one: a score and perhaps a mapping for each image. Raises Tdmr1Error otherwise."""
-    if not isinstance(result, RewardResult):
-        raise Tdmr1Error(
-            f"{entry} answered a {type(result).__name__} instead of a RewardResult",
-            "return RewardResult(scores=[...])",
-        )
-    scores = _sized(entry, "scores", result.scores, len(batch))
-    details = [None] * len(batch) if result.details is None else _sized(entry, "details", result.details, len(batch))
-    for image_id, told in zip(batch.image_ids, details, strict=True):
-        if told is not None and not isinstance(told, Mapping):
-            raise Tdmr1Error(f"{entry} gave a {type(told).__name__} as details of image {image_id}, not a mapping")
-    numbers = [_number(entry, score, i) for score, i in zip(scores, batch.image_ids, strict=True)]
-    return _Answers(numbers, details)
-
-
-def _sized(entry: ActiveReward, field: str, values: Any, count: int) -> list[Any]:
-    try:
-        listed = list(values)
-    except TypeError:
-        raise Tdmr1Error(f"{entry} answered {field} of type {type(values).__name__}, not a list") from None
-    if len(listed) != count:
-        raise Tdmr1Error(
-            f"{entry} answered {len(listed)} {field} for {count} images",
-            "answer one for each image, in order; None is a score it cannot give",
-        )
-    return listed
-
-
-def _number(entry: ActiveReward, score: Any, image_id: int) -> float | None:
-    if score is None:
-        return None
-    if not isinstance(score, Real | np.bool_) or not math.isfinite(score):
-        raise Tdmr1Error(
-            f"{entry} answered {reprlib.repr(score)}, a {type(score).__name__}, for image {image_id}",
-            "a score is a finite number, or None for an image that the reward cannot judge",
-        )
-    return float(score)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 import yaml
 
-from tdmr1_core.assemble import choose_device, training_prompts
+from tdmr1_core.assemble import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.configure import dump, fingerprint, read_file, resolve
 from tdmr1_core.distill import DistillEngine
@@ -26,9 +26,10 @@ from tdmr1_core.runs.checkpoint import latest_checkpoint, load_checkpoint, save_
 from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
 from tdmr1_core.runs.pictures import save_before_after, save_grid
 from tdmr1_core.runs.tracking import Tracker
-from tdmr1_core.stages.prompts import held_out_companion, load_prompts
+from tdmr1_core.stages.prompts import held_out_companion, load_prompts, training_prompts
 from tdmr1_core.stages.scoring import build_runner
 from tdmr1_core.versions import versions
+from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.runner import RewardRunner
 
 CONFIG, CHECKPOINTS, SAMPLES, BEFORE_AFTER = "config.yaml", "checkpoints", "samples", "before_after.png"
@@ -54,7 +55,7 @@ class Observer(Protocol):
         """A checkpoint is written."""
 
     def stopping(self) -> None:
-        """A stop was asked for: the iteration is finished and saved first."""
+        """A signal asked for a stop, maybe in the middle of a write; the iteration is finished and saved first."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ class Run:
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             try:
                 return self._loop(engine, tracker, observer)
+            except RewardFailed:
+                # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
+                observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
+                raise
             finally:
                 tracker.close()
         finally:

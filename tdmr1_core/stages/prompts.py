@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
+from tdmr1_core.prompt_sets import composed
+from tdmr1_core.prompt_sets.ocr import ocr_prompts
+from tdmr1_core.prompt_sets.scenes import scene_prompts
 from tdmr1_core.records import Groups, Prompt
 from tdmr1_core.tiny.world import CountCaption, count_captions, pair_captions, training_captions
+from tdmr1_rewards.sources import find
+
+if TYPE_CHECKING:
+    from tdmr1_core.config import RunConfig
+    from tdmr1_core.plugins import Extensions
 
 
 def _count(held_out: bool | None) -> list[Prompt]:
@@ -29,6 +38,17 @@ def _world() -> list[Prompt]:
     return [Prompt(caption.text, caption.metadata) for caption in captions]
 
 
+def _composed(held_out: bool) -> list[Prompt]:
+    """Count captions, which `exclude` one more, and as many pair captions: the world's share of GenEval's tasks."""
+    counts = [
+        Prompt(caption.text, {**caption.metadata, "exclude": [{"class": caption.shape, "count": caption.number + 1}]})
+        for caption in count_captions(held_out=held_out)
+        if caption.number is not None
+    ]
+    pairs = _pairs(held_out)
+    return counts * max(1, len(pairs) // len(counts)) + pairs
+
+
 PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
     "tiny": {
         "count": lambda: _count(False),
@@ -36,10 +56,46 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "count-all": lambda: _count(None),
         "pairs": lambda: _pairs(False),
         "pairs-held-out": lambda: _pairs(True),
+        "geneval": lambda: _composed(False),
+        "geneval-held-out": lambda: _composed(True),
         "world": _world,
-    }
+    },
+    "photo": {
+        "ocr": lambda: ocr_prompts(held_out=False),
+        "ocr-held-out": lambda: ocr_prompts(held_out=True),
+        "scenes": lambda: scene_prompts(held_out=False),
+        "scenes-held-out": lambda: scene_prompts(held_out=True),
+        "count": lambda: composed.counting(False),
+        "count-held-out": lambda: composed.counting(True),
+        "geneval": lambda: composed.geneval(False),
+        "geneval-held-out": lambda: composed.geneval(True),
+    },
 }
-"""Generated prompt sets by domain and name; `-held-out` ones hold captions never trained on."""
+"""Generated prompt sets by domain and name; `-held-out` ones hold captions never trained on.
+
+A set that is a reward's default has one name in every domain, so that the reward needs no more than that name.
+"""
+
+
+def training_prompts(config: RunConfig, extensions: Extensions) -> str:
+    """The prompt set of a run: its own, or the first reward's default, or else the first one of the model's domain.
+
+    Raises Tdmr1Error where there is none of them.
+    """
+    if config.prompts.train is not None:
+        return config.prompts.train
+    name_one = "name a prompt set or file with --prompts"
+    if not config.rewards:
+        raise Tdmr1Error("a distillation needs prompts", name_one)
+    first = config.rewards[0]
+    if own := find(extensions.plugins.rewards, first.source or first.name).spec.default_prompts:
+        return own
+    domain = extensions.models.get(config.model.name, path=config.model.path, lora=config.model.lora).domain
+    if not PROMPT_SETS.get(domain):
+        raise Tdmr1Error(
+            f"reward {first.name!r} has no prompts of its own, and there is no prompt set for {domain} models", name_one
+        )
+    return next(iter(PROMPT_SETS[domain]))
 
 
 def load_prompts(source: str, domain: str) -> list[Prompt]:

@@ -13,20 +13,52 @@ from torch import Tensor
 from tdmr1_core.config import RewardConfig
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.registry import Plugins
-from tdmr1_rewards.runner import ActiveReward, Combine, RewardRunner, ScoredBatch
+from tdmr1_rewards.registry import Plugins, RewardRegistry
+from tdmr1_rewards.runner import ActiveReward, Combine, RewardRunner, ScoredBatch, check_left
+from tdmr1_rewards.sources import create, find, frozen_options, refer
 
 
 def build_runner(
     rewards: Sequence[RewardConfig], plugins: Plugins, *, combine: Combine, workers: int, device: str
 ) -> RewardRunner:
     """The run's rewards, ready to score. Raises Tdmr1Error for an unknown reward or wrong options."""
-    entries = []
-    for reward in rewards:
-        registered = plugins.rewards.get(reward.name)
-        built = plugins.rewards.create(reward.name, reward.options)
-        entries.append(ActiveReward(reward.name, reward.weight, registered.spec, built, registered.provenance))
-    return RewardRunner(entries, combine, workers, device)
+    return RewardRunner([_active(plugins.rewards, reward) for reward in rewards], combine, workers, device)
+
+
+def freeze_rewards(rewards: Sequence[RewardConfig], registry: RewardRegistry) -> tuple[RewardConfig, ...]:
+    """The rewards as a run keeps them: options that mean "whatever is here" say what that is.
+
+    Those of a reward in another environment stay: only there could be seen what they mean. Raises Tdmr1Error as the
+    reward does.
+    """
+    return tuple(reward if reward.python else _frozen(reward, registry) for reward in rewards)
+
+
+def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:
+    options = frozen_options(registry, reward.source or reward.name, reward.options)
+    return reward if options == reward.options else reward.model_copy(update={"options": options})
+
+
+def _active(registry: RewardRegistry, config: RewardConfig) -> ActiveReward:
+    """A reward as its config has it: built here, or by name in a process of its own."""
+    source = config.source or config.name
+    registered = find(registry, source)
+    isolated = config.isolated or config.python is not None
+    return ActiveReward(
+        name=config.name,
+        weight=config.weight,
+        spec=registered.spec,
+        reward=refer(registry, source, config.options, config.python)
+        if isolated
+        else create(registry, source, config.options),
+        provenance=registered.provenance,
+        batch_size=config.batch_size,
+        timeout=config.timeout,
+        retries=config.retries,
+        on_failure=config.on_failure,
+        device=config.device,
+        python=config.python.absolute() if config.python else None,
+    )
 
 
 class ScoringStage:
@@ -52,9 +84,10 @@ class ScoringStage:
         self._waiting = [ready[whole:]]
 
     def collect(self) -> Scores:
-        """All answers of the iteration. Raises Tdmr1Error if a reward failed."""
+        """All answers of the iteration. Raises Tdmr1Error if a reward failed, or failures have left nothing."""
         futures, self._futures, self._waiting, self._done = self._futures, [], [], 0
         parts = [future.result() for future in futures]
+        check_left(parts)
         total = [score for part in parts for score in part.total]
         names = parts[0].per_reward
         return Scores(
@@ -62,6 +95,8 @@ class ScoringStage:
             valid=torch.tensor([score is not None for score in total]),
             per_reward={name: [score for part in parts for score in part.per_reward[name]] for name in names},
             details=[detail for part in parts for detail in part.details],
+            failed={name: sum(part.failed[name] for part in parts) for name in names},
+            unjudged={name: sum(part.unjudged[name] for part in parts) for name in names},
         )
 
     def score(self, groups: Groups, images: np.ndarray) -> Scores:
@@ -92,5 +127,6 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
         if len(given):
             metrics[f"reward/{name}/mean"] = given.mean().item()
             metrics[f"reward/{name}/std"] = given.std(correction=0).item()
-        metrics[f"reward/{name}/unjudged"] = float(len(answers) - len(given))
+        metrics[f"reward/{name}/unjudged"] = float(scores.unjudged.get(name, 0))
+        metrics[f"reward/{name}/failed"] = float(scores.failed.get(name, 0))
     return metrics

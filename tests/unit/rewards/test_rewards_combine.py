@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from tdmr1_rewards.combine import normalised_sum, weighted_sum
+from tdmr1_rewards.combine import applicability, normalised_sum, weighted_sum
+from tdmr1_rewards.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit
 
@@ -51,3 +52,36 @@ def test_scale_and_offset_of_a_reward_do_not_matter():
     plain = normalised_sum({"a": scores}, {"a": 1.0}, [0] * 4, eps=0.0)
     moved = normalised_sum({"a": [100 * score - 7 for score in scores]}, {"a": 1.0}, [0] * 4, eps=0.0)
     assert moved == pytest.approx(plain, abs=1e-9)
+
+
+def test_which_rewards_apply_is_what_the_metadata_names():
+    metadata = [{}, {"rewards": ["a"]}, {"rewards": ("b", "unknown")}, {"rewards": []}, {"rewards": None}]
+    assert applicability(metadata, ["a", "b"]) == {
+        "a": [True, True, False, False, True],
+        "b": [True, False, True, False, True],
+    }
+
+
+@pytest.mark.parametrize("wrong", ["a", {"a": 1}, [1], 3])
+def test_what_is_no_list_of_names_is_refused(wrong):
+    with pytest.raises(Tdmr1Error, match="is no list of reward names"):
+        applicability([{"rewards": wrong}], ["a"])
+
+
+def test_the_total_is_over_those_that_apply():
+    # Image by image: both, only a, only b, none, and an applying reward that could not judge.
+    per_reward = {"a": [1.0, 2.0, None, None, None], "b": [10.0, None, 20.0, None, 30.0]}
+    applies = {"a": [True, True, False, False, True], "b": [True, False, True, False, True]}
+    weights = {"a": 2.0, "b": 0.5}
+    assert weighted_sum(per_reward, weights, applies) == [7.0, 4.0, 10.0, None, None]
+
+
+def test_a_score_that_does_not_apply_counts_nowhere():
+    # Group 0: a applies to images 0 and 2 (1 and 3: mean 2, std 1), b to all (0, 3, 6: mean 3, std √6).
+    # Group 1: only b applies (5 and None), so its one judged image has a zero and the other nothing.
+    per_reward = {"a": [1.0, 99.0, 3.0, 7.0, 7.0], "b": [0.0, 3.0, 6.0, 5.0, None]}
+    applies = {"a": [True, False, True, False, False], "b": [True] * 5}
+    total = normalised_sum(per_reward, {"a": 1.0, "b": 10.0}, [0, 0, 0, 1, 1], eps=0.0, applies=applies)
+    step = 10 * 3 / math.sqrt(6)
+    assert total[:3] == pytest.approx([-1 - step, 0.0, 1 + step], abs=1e-12)
+    assert total[3:] == [0.0, None]

@@ -176,7 +176,7 @@ def test_a_rewards_own_hint_is_kept():
     def reward(batch):
         raise Tdmr1Error("the server is away", "start it")
 
-    with pytest.raises(Tdmr1Error, match=r"reward 'x' .* raised the server is away") as caught:
+    with pytest.raises(Tdmr1Error, match=r"reward 'x' .* failed: the server is away") as caught:
         run([active(reward)], make_batch(1))
     assert caught.value.hint == "start it"
 

@@ -1,0 +1,218 @@
+"""Runs one reward in a process of its own: started by path, in this or any other environment with Python 3.10 or later.
+
+Requests come on stdin and answers go to stdout, one JSON object a line; whatever the reward prints goes to stderr. Of
+tdmr1 only the package `tdmr1_rewards` is made importable here, by a finder that knows nothing else, so that the
+environment keeps its own versions of everything. pluggy need not be installed. The process ends with its parent.
+
+    {"do": "build", "protocol": 1, "owner": …, "image_format": …, "reference": {…}}   → {"ok": {"python": "3.12.1"}}
+    {"do": "setup", "device": "cpu"}                                                  → {"ok": {}}
+    {"do": "score", "batch": {…}}                                                     → {"ok": {"scores": …}}
+    {"do": "close"}                                                                   → {"ok": {}}
+
+or, where something goes wrong, {"failed": "raised OSError: …", "hint": …, "traceback": …}, with "refused": a sentence
+in place of "failed" for a reward that cannot be built.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+import types
+from typing import Any, BinaryIO
+
+OLDEST_PYTHON = (3, 10)
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Unfit(Exception):
+    """This environment cannot run the reward; the message goes on after the reward's name."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class OnlyThese(importlib.abc.MetaPathFinder):
+    """Finds the named modules where it is told that they lie (a file, or a package's folder), and no other."""
+
+    def __init__(self, places: dict[str, str]) -> None:
+        self._places = places
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """The spec of a named top-level module; Python finds what is inside a package by itself."""
+        place = self._places.get(name)
+        if place is None:
+            return None
+        if os.path.isdir(place):
+            return importlib.util.spec_from_file_location(
+                name, os.path.join(place, "__init__.py"), submodule_search_locations=[place]
+            )
+        return importlib.util.spec_from_file_location(name, place)
+
+
+class Worker:
+    """Answers requests until stdin ends or it is told to close."""
+
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers = answers
+        self._reward: Any = None
+        self._image_format: Any = None
+
+    def run(self, requests: queue.SimpleQueue[bytes], closed: threading.Event) -> None:
+        """Answer one request after another; a reward's failure is an answer too."""
+        while not closed.is_set():
+            request = json.loads(requests.get())
+            try:
+                answer = {"ok": getattr(self, f"_{request['do']}")(request)}
+            except BaseException as error:
+                answer = _failure(error, request)
+            if request["do"] == "close":
+                closed.set()
+            self._answers.write(json.dumps(answer).encode("ascii") + b"\n")
+            self._answers.flush()
+
+    def _build(self, request: dict[str, Any]) -> dict[str, Any]:
+        _check_version(request["protocol"])
+        self._image_format = request["image_format"]
+        reference = request["reference"]
+        sys.path[:0] = [path for path in reference["paths"] if path not in sys.path]
+        sys.meta_path.append(OnlyThese(reference["modules"]))
+        _check_pictures(self._image_format)
+        from tdmr1_rewards.reference import Reference, build
+
+        self._reward = build(Reference(**reference), request["owner"])
+        return {"python": "{}.{}.{}".format(*sys.version_info[:3])}
+
+    def _setup(self, request: dict[str, Any]) -> dict[str, Any]:
+        if hasattr(self._reward, "setup"):
+            self._reward.setup(request["device"])
+        return {}
+
+    def _score(self, request: dict[str, Any]) -> dict[str, Any]:
+        from tdmr1_rewards.answers import checked
+        from tdmr1_rewards.wire import decode_batch, encode_result
+
+        batch = decode_batch(request["batch"], self._image_format)
+        return encode_result(checked(self._reward(batch), batch.image_ids))
+
+    def _close(self, request: dict[str, Any]) -> dict[str, Any]:
+        if hasattr(self._reward, "close"):
+            self._reward.close()
+        return {}
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    requests, answers = _private_streams()
+    if sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath(PACKAGE):
+        del sys.path[0]  # Python puts a script's folder there: its modules are no top-level ones
+    sys.meta_path.insert(0, OnlyThese({"tdmr1_rewards": PACKAGE}))
+    if importlib.util.find_spec("pluggy") is None:
+        sys.modules["pluggy"] = _without_pluggy()
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    closed = threading.Event()
+    reader = threading.Thread(target=_read, args=(requests, lines, closed), daemon=True)
+    reader.start()
+    Worker(answers).run(lines, closed)
+    reader.join()
+
+
+def _private_streams() -> tuple[BinaryIO, BinaryIO]:
+    """stdin and stdout for the protocol alone: the reward reads nothing, and what it prints goes to stderr."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return requests, answers
+
+
+def _read(requests: BinaryIO, lines: queue.SimpleQueue[bytes], closed: threading.Event) -> None:
+    """Hand on every line. The stream ends with the parent, and then this process does too, whatever it is doing."""
+    for line in requests:
+        lines.put(line)
+    if not closed.is_set():
+        os._exit(0)
+
+
+def _check_version(protocol: int) -> None:
+    if sys.version_info < OLDEST_PYTHON:
+        needed, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
+        raise Unfit(f"needs Python {needed} or later, and {sys.executable} is {found}")
+    from tdmr1_rewards.wire import PROTOCOL
+
+    if protocol != PROTOCOL:
+        raise Unfit(f"runs in a worker of protocol {PROTOCOL}, which was spoken to in protocol {protocol}")
+
+
+def _check_pictures(image_format: str) -> None:
+    """Import what unpacks pictures, so that no call's time is spent on it."""
+    for module, package in (("PIL.PngImagePlugin", "pillow"), ("numpy", "numpy"))[
+        : 2 if image_format == "array" else 1
+    ]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise Unfit(
+                f"takes pictures, and {package} can't be imported in the environment of {sys.executable}: {error}",
+                f"`{sys.executable} -m pip install {package}`",
+            ) from None
+
+
+def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
+    """An exception as an answer: a whole sentence if the reward cannot be built, else what goes on after its name."""
+    missing = _missing_module(error)
+    answer = {
+        "hint": f"install {missing} in the environment of {sys.executable}" if missing else None,
+        "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+    }
+    if isinstance(error, Unfit):
+        return answer | {"refused": f"{request['owner']} {error}", "hint": error.hint}
+    from tdmr1_rewards.answers import failed_with
+    from tdmr1_rewards.errors import Tdmr1Error
+
+    what = {"build": "could not be built", "setup": "could not be set up", "close": "could not be closed"}
+    failure = failed_with(error, what.get(request["do"]))
+    if failure.hint:
+        answer["hint"] = failure.hint
+    if request["do"] != "build":
+        return answer | {"failed": failure.said}
+    sentence = error.message if isinstance(error, Tdmr1Error) else f"{request['owner']} {failure.said}"
+    return answer | {"refused": sentence}
+
+
+def _missing_module(error: BaseException | None) -> str | None:
+    """The module whose absence is behind an exception."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            return error.name
+        error = error.__cause__
+    return None
+
+
+def _without_pluggy() -> types.ModuleType:
+    """Stands in for pluggy where it is not installed: markers that mark nothing, for modules that import them."""
+
+    class Marker:
+        def __init__(self, project_name: str) -> None:
+            self.project_name = project_name
+
+        def __call__(self, function: Any = None, **_: Any) -> Any:
+            return (lambda marked: marked) if function is None else function
+
+    module = types.ModuleType("pluggy")
+    module.HookspecMarker = module.HookimplMarker = Marker  # type: ignore[attr-defined]
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tdmr1_rewards.adapters import adapt, read_answer
+from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.options import RewardOptions
+from tdmr1_rewards.signatures import recognise
+
+pytestmark = pytest.mark.unit
+
+PIXELS = np.array([0, 51, 255], np.uint8)[:, None, None, None].repeat(2, 1).repeat(4, 2).repeat(3, 3)  # (3, 2, 4, 3)
+
+
+def make_batch(images=PIXELS, metadata=None):
+    count = len(images)
+    return RewardBatch(
+        images=images,
+        prompts=[f"prompt {i}" for i in range(count)],
+        metadata=metadata or [{"tag": i} for i in range(count)],
+        group_ids=[0] * count,
+        image_ids=list(range(count)),
+        context=RewardContext(None, 0, 0),
+    )
+
+
+PIL = [Image.fromarray(image) for image in PIXELS]
+
+
+def brightness(images, prompts, metadata):
+    assert isinstance(images, torch.Tensor)
+    assert images.shape == (3, 3, 2, 4)
+    return images.mean((1, 2, 3)), {}
+
+
+def jpeg_score():
+    def fn(images, prompts, metadata):
+        images = (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        return np.array([image.mean() / 255 for image in images.transpose(0, 2, 3, 1)]), {}
+
+    return fn
+
+
+def ocr_score(device):
+    def fn(images, prompts, metadata):
+        assert device == "meta"
+        return [image.mean().item() for image in images], {}
+
+    return fn
+
+
+@pytest.mark.parametrize("images", [PIXELS, PIL])
+@pytest.mark.parametrize("target", [brightness, jpeg_score])
+def test_a_flow_grpo_function_or_factory(target, images):
+    result = adapt(target)(make_batch(images))
+    assert result.scores == pytest.approx([0, 0.2, 1])
+    assert all(type(score) is float for score in result.scores)
+    assert result.details is None
+
+
+def test_a_factory_of_a_device_is_called_by_setup():
+    reward = adapt(ocr_score, {"image_format": "array"})
+    reward.setup("meta")
+    assert reward(make_batch()).scores == pytest.approx([0, 51, 255])
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("tensor", torch.Tensor), ("array", np.ndarray), ("pil", list), (None, torch.Tensor)]
+)
+def test_the_form_of_pictures_can_be_chosen(form, kind):
+    def fn(images, prompts, metadata):
+        assert type(images) is kind
+        return [1.0] * len(images), {}
+
+    assert adapt(fn, {"image_format": form} if form else {})(make_batch()).scores == [1.0] * 3
+
+
+def test_arrays_where_torch_cannot_be_imported(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    def fn(images, prompts):
+        assert images.dtype == np.uint8
+        assert images.shape == (3, 2, 4, 3)
+        return images[:, 0, 0, 0]
+
+    assert adapt(fn)(make_batch()).scores == [0, 51, 255]
+
+
+def test_minus_ten_is_not_a_score_in_flow_grpo_only():
+    assert adapt(lambda images, prompts, metadata: ([0.5, -10, -10.0], {}))(make_batch()).scores == [0.5, None, None]
+    assert adapt(lambda completions, **columns: [0.5, -10, None])(make_batch()).scores == [0.5, -10, None]
+
+
+def test_a_batch_reaches_the_function_unchanged():
+    def fn(images, prompts, metadata):
+        assert prompts == ["prompt 0", "prompt 1", "prompt 2"]
+        assert metadata == [{"tag": 0}, {"tag": 1}, {"tag": 2}]
+        metadata[0]["tag"] = "changed"
+        return [0, 1, 2], {}
+
+    batch = make_batch()
+    assert adapt(fn)(batch).scores == [0, 1, 2]
+    assert batch.metadata[0] == {"tag": 0}
+
+
+def test_the_strict_parameter_of_geneval_is_passed():
+    def fn(images, prompts, metadatas, only_strict):
+        assert only_strict is True
+        return [0.1, 0.2, 0.3], [1, 0, 1], [1, 0, 1], {}, {}
+
+    assert adapt(fn)(make_batch()).scores == [0.1, 0.2, 0.3]
+
+
+def test_several_scores_count_by_their_average():
+    def fn(images, prompts, metadata, ref_images=None, only_strict=True):
+        return {"avg": [0.5, 0.25, 0.0], "ocr": torch.tensor([1.0, 0.5, 0.0])}, {}
+
+    result = adapt(fn)(make_batch())
+    assert result.scores == [0.5, 0.25, 0.0]
+    assert result.details == [{"ocr": 1.0}, {"ocr": 0.5}, {"ocr": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("info", "details"),
+    [
+        ({}, None),
+        ({"precision": np.array([0.5, 1, 2]), "model": "m", "pair": [1, 2]}, [{"precision": p} for p in (0.5, 1, 2)]),
+        ([{"a": 1}, {"a": 2}, {}], [{"a": 1}, {"a": 2}, {}]),
+        ([{"a": 1}], None),
+        (None, None),
+    ],
+)
+def test_what_is_said_of_each_image_is_kept(info, details):
+    assert read_answer(([1, 2, 3], info), 3, "x") == ([1, 2, 3], details)
+
+
+@pytest.mark.parametrize(
+    ("answer", "count", "scores"),
+    [
+        (torch.tensor([[1.0], [2.0]], requires_grad=True), 2, [1.0, 2.0]),
+        (torch.tensor([1.5, 2.5], dtype=torch.bfloat16), 2, [1.5, 2.5]),
+        (np.array([[1], [2]]), 2, [1, 2]),
+        ([torch.tensor(1.0), np.float32(2), None], 3, [1.0, 2.0, None]),
+        ((0.5, 0.25), 2, [0.5, 0.25]),
+        ((None, 0.25), 2, [None, 0.25]),
+        (torch.tensor(3.0), 1, [3.0]),
+        (0.5, 1, [0.5]),
+        (["0.5"], 1, ["0.5"]),
+        ([[1, 2]], 1, [[1, 2]]),
+    ],
+)
+def test_scores_of_any_container(answer, count, scores):
+    assert read_answer(answer, count, "x") == (scores, None)
+
+
+def test_answers_without_scores_are_told():
+    with pytest.raises(Tdmr1Error, match="answered None instead of scores"):
+        read_answer(None, 1, "x")
+    with pytest.raises(Tdmr1Error, match="a mapping of ocr, without the key 'avg'"):
+        read_answer({"ocr": [1]}, 1, "x")
+
+
+def test_no_gradient_is_recorded():
+    weight = torch.ones((), requires_grad=True)
+
+    def fn(images, prompts, metadata):
+        scores = (images * weight).mean((1, 2, 3))
+        assert not scores.requires_grad
+        return scores, {}
+
+    assert adapt(fn)(make_batch()).scores == pytest.approx([0, 0.2, 1])
+
+
+def test_trl_with_named_columns_only():
+    def reward(prompts, completions, tag):
+        assert all(isinstance(image, Image.Image) for image in completions)
+        return [float(t) if t else None for t in tag]
+
+    assert adapt(reward)(make_batch()).scores == [None, 1.0, 2.0]
+    with pytest.raises(Tdmr1Error, match="asks for the column 'tag'"):
+        adapt(reward)(make_batch(metadata=[{}, {}, {}]))
+
+
+def test_trl_with_every_column():
+    def reward(completions, **columns):
+        assert columns == {
+            "prompts": ["prompt 0", "prompt 1", "prompt 2"],
+            "tag": [0, None, None],
+            "other": [None, 5, None],
+        }
+        return [0.0] * len(completions)
+
+    assert adapt(reward)(make_batch(metadata=[{"tag": 0}, {"other": 5}, {}])).scores == [0.0] * 3
+
+
+def test_trl_asynchronous():
+    async def reward(prompts, completions, scale=1.0, **columns):
+        return [scale * t for t in columns["tag"]]
+
+    assert adapt(reward, {"scale": 2.0})(make_batch()).scores == [0, 2, 4]
+
+
+class Imscore:
+    """An object as imscore's models are."""
+
+    def __call__(self, *args, **kwargs):
+        raise AssertionError("a module's own call is not a reward")
+
+    def score(self, pixels, prompts):
+        assert pixels.shape == (3, 3, 2, 4)
+        assert len(prompts) == 3
+        return pixels.mean((1, 2, 3)).unsqueeze(1)
+
+
+class ImageRewardLike:
+    """An object as ImageReward's model is."""
+
+    def score(self, prompt, image):
+        assert isinstance(image, Image.Image)
+        return image.getpixel((0, 0))[0] + int(prompt[-1])
+
+
+def test_scorer_objects():
+    assert adapt(Imscore())(make_batch()).scores == pytest.approx([0, 0.2, 1])
+    assert adapt(Imscore)(make_batch()).scores == pytest.approx([0, 0.2, 1])
+    assert adapt(ImageRewardLike())(make_batch()).scores == [0, 52, 257]
+
+
+def test_a_function_of_one_picture_with_an_info():
+    assert adapt(lambda image, prompt: (torch.tensor([0.5]), {}))(make_batch()).scores == [0.5] * 3
+
+
+def native(batch):
+    return RewardResult([1.0] * len(batch))
+
+
+class Native:
+    def __call__(self, batch):
+        return native(batch)
+
+
+def test_a_native_reward_stays_itself():
+    assert adapt(native) is native
+    reward = Native()
+    assert adapt(reward) is reward
+    assert isinstance(adapt(Native), Native)
+    assert isinstance(adapt(lambda: Native()), Native)
+
+
+class Scaled(RewardOptions):
+    scale: float = 1.0
+
+
+class WithOptions:
+    def __init__(self, options: Scaled) -> None:
+        self._scale = options.scale
+
+    def __call__(self, batch):
+        return RewardResult([self._scale] * len(batch))
+
+
+def make_with_options(options: Scaled):
+    return WithOptions(options)
+
+
+def test_a_model_of_options_is_validated():
+    for target in (WithOptions, make_with_options):
+        assert recognise(target, "x").told == "a tdmr1 reward with Scaled"
+        assert adapt(target, {"scale": 3})(make_batch()).scores == [3.0] * 3
+        with pytest.raises(Tdmr1Error, match="got wrong options: unknown option 'scael'"):
+            adapt(target, {"scael": 3})
+
+
+def test_options_are_the_parameters_that_are_left():
+    def score(images, prompts, metadata, scale=1.0):
+        return [scale] * len(images), {}
+
+    def make(scale=1.0):
+        return functools.partial(score, scale=scale)
+
+    def own(batch, scale=1.0):
+        return RewardResult([scale] * len(batch))
+
+    for target in (score, make, own):
+        assert adapt(target)(make_batch()).scores == [1.0] * 3
+        assert adapt(target, {"scale": 3.0})(make_batch()).scores == [3.0] * 3
+        with pytest.raises(Tdmr1Error, match="has no option 'scael'") as caught:
+            adapt(target, {"scael": 3.0})
+        assert caught.value.hint == "did you mean 'scale'?"
+    with pytest.raises(Tdmr1Error, match="image_format is 'jpeg'"):
+        adapt(score, {"image_format": "jpeg"})
+
+
+@pytest.mark.parametrize(
+    ("target", "style", "told"),
+    [
+        (brightness, "flow_grpo", "a flow_grpo-style function, brightness(images, prompts, metadata)"),
+        (jpeg_score, "factory", "a factory, jpeg_score()"),
+        (ocr_score, "factory", "a factory, ocr_score(device)"),
+        (Imscore(), "scorer", "a scorer object, .score(pixels, prompts)"),
+        (Imscore, "factory", "a class that makes a scorer object, .score(pixels, prompts)"),
+        (ImageRewardLike(), "scorer", "a scorer object, .score(prompt, image)"),
+        (Native, "factory", "a class that makes a tdmr1 reward, __call__(batch)"),
+        (Native(), "tdmr1", "a tdmr1 reward, Native(batch)"),
+        (lambda b: b, "tdmr1", "a tdmr1 reward, <lambda>(b)"),
+        (lambda images=None, prompts=None: 0, "flow_grpo", "a flow_grpo-style function, <lambda>(images, prompts)"),
+        (lambda prompt, image: 0, "flow_grpo", "a function of one picture at a time, <lambda>(prompt, image)"),
+        (lambda completions, **kw: 0, "trl", "a TRL-style function, <lambda>(completions, **kw)"),
+    ],
+)
+def test_it_is_said_what_was_seen(target, style, told):
+    recognised = recognise(target, "x")
+    assert (recognised.style, recognised.told) == (style, told)
+
+
+class NeedsMuch:
+    def __init__(self, path):
+        pass
+
+    def __call__(self, batch):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda a, b: 0, r"x is <lambda>\(a, b\), which is no known convention of rewards"),
+        (lambda *args, **kwargs: 0, r"x is <lambda>\(\*args, \*\*kwargs\)"),
+        (lambda prompts: 0, r"x is <lambda>\(prompts\)"),
+        (lambda images, prompts, threshold: 0, r"x is <lambda>\(images, prompts, threshold\)"),
+        (3, "x is a int, which cannot be called"),
+        (NeedsMuch, r"x is made by NeedsMuch\(path\), which asks for more than a device"),
+        (type("Empty", (), {}), "the objects that x makes are of no known convention"),
+    ],
+)
+def test_what_is_unknown_is_told(target, message):
+    with pytest.raises(Tdmr1Error, match=message):
+        recognise(target, "x")
+
+
+def test_a_factory_that_fails_or_makes_nothing_useful():
+    with pytest.raises(Tdmr1Error, match="<lambda> could not be built: ZeroDivisionError"):
+        adapt(lambda: 1 / 0)
+    with pytest.raises(Tdmr1Error, match="what <lambda> makes is a int, which cannot be called"):
+        adapt(lambda: 1)
+    with pytest.raises(Tdmr1Error, match="and not yet a reward"):
+        adapt(lambda: lambda: 1)

@@ -1,0 +1,222 @@
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult, RewardSpec
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.examination import sample_pictures
+from tdmr1_rewards.testing import RewardUnfit, check_reward, examine
+
+pytestmark = pytest.mark.unit
+
+
+def spec(**changes):
+    known = {"name": "mine", "summary": "", "factory": "a:b", "default_prompts": "", "image_format": "array"}
+    return RewardSpec(**{**known, **changes})
+
+
+def disc(x):
+    """A white disc at (x, 16) on black, 32 pixels wide."""
+    rows, columns = np.mgrid[:32, :32]
+    return np.where(((columns - x) ** 2 + (rows - 16) ** 2 < 49)[..., None], 255, 0).repeat(3, -1).astype(np.uint8)
+
+
+CENTRED = [
+    RewardExample(image=disc(16), prompt="p", good=True),
+    RewardExample(image=Image.fromarray(disc(15)), prompt="p", good=True, metadata={"x": 15}),
+    RewardExample(image=disc(4), prompt="p", good=False),
+    RewardExample(image=disc(28), prompt="q", good=False),
+]
+
+
+def stands_out(batch: RewardBatch) -> RewardResult:
+    """How much brighter the middle is than the rest."""
+    light = batch.images.astype(float).mean(-1) / 255
+    middle = light[:, 11:21, 11:21].mean((1, 2))
+    return RewardResult([float(score) for score in middle - light.mean((1, 2))])
+
+
+def outcomes(report):
+    return {check.name: check.outcome for check in report.checks}
+
+
+def sentence(report, name):
+    (found,) = [check.sentence for check in report.checks if check.name == name]
+    return found
+
+
+def test_a_sound_reward_is_fit():
+    report = check_reward(stands_out, spec=spec(), examples=CENTRED)
+    assert outcomes(report) == {
+        "contract": "passed",
+        "determinism": "passed",
+        "order": "passed",
+        "batch size": "passed",
+        "missing metadata": "passed",
+        "variety": "passed",
+        "good and bad": "passed",
+        "blank": "passed",
+        "noise": "passed",
+        "tiling": "passed",
+        "negative": "passed",
+        "JPEG artefacts": "passed",
+    }
+    assert report.fit
+    assert report.verdict == "mine is fit to train with"
+    assert sentence(report, "good and bad") == "4 of 4 pairs of a good and a bad example are ranked right"
+    assert report.document()["fit"] is True
+    assert str(report).splitlines()[-1] == report.verdict
+
+
+def test_a_reward_that_does_not_see_a_negative_is_warned_of():
+    def contrast(batch):
+        return RewardResult([abs(score) for score in stands_out(batch).scores])
+
+    report = check_reward(contrast, spec=spec(), examples=CENTRED)
+    assert outcomes(report)["negative"] == "warned"
+    assert sentence(report, "negative").startswith("a negative scores as well as a good one: 0.848, and")
+    assert report.verdict == "mine is fit to train with (with 1 warning)"
+
+
+def test_a_reward_that_likes_blank_pictures_is_not():
+    def smooth(batch):
+        return RewardResult([-float(np.abs(np.diff(image.astype(float), axis=0)).mean()) for image in batch.images])
+
+    with pytest.raises(RewardUnfit, match="a blank picture scores higher than a good one") as caught:
+        check_reward(smooth, spec=spec(), examples=CENTRED)
+    assert isinstance(caught.value, AssertionError)
+    assert outcomes(caught.value.report)["blank"] == "failed"
+    assert outcomes(caught.value.report)["noise"] == "passed"
+
+
+def test_a_reward_that_likes_the_bad_examples_is_not():
+    def inverse(batch):
+        return RewardResult([-score for score in stands_out(batch).scores])
+
+    report = examine(inverse, spec=spec(), examples=CENTRED)
+    assert outcomes(report)["good and bad"] == "failed"
+    assert sentence(report, "good and bad").startswith("0 of 4 pairs")
+
+
+def test_scores_that_depend_on_neighbours():
+    def ranks(batch):
+        scores = stands_out(batch).scores
+        return RewardResult([float(sorted(scores).index(score)) for score in scores])
+
+    def positions(batch):
+        return RewardResult([float(i) for i in range(len(batch))])
+
+    assert outcomes(examine(ranks, spec=spec(), examples=CENTRED))["batch size"] == "failed"
+    report = examine(positions, spec=spec(), examples=CENTRED)
+    assert outcomes(report)["order"] == "failed"
+    assert sentence(report, "order").startswith("scores change by up to 3 in reverse order")
+
+
+def test_a_groupwise_reward_may_look_at_its_group():
+    def share(batch):
+        scores = np.array(stands_out(batch).scores)
+        groups = np.array(batch.group_ids)
+        return RewardResult([float(s - scores[groups == g].mean()) for s, g in zip(scores, groups, strict=True)])
+
+    found = outcomes(examine(share, spec=spec(groupwise=True), examples=CENTRED))
+    assert (found["order"], found["batch size"]) == ("passed", "passed")
+    assert outcomes(examine(share, spec=spec(), examples=CENTRED))["batch size"] == "failed"
+
+
+def test_chance():
+    calls = itertools.count()
+
+    def wavering(size):
+        def reward(batch):
+            return RewardResult([score + size * (next(calls) % 2) for score in stands_out(batch).scores])
+
+        return reward
+
+    found = outcomes(examine(wavering(0.05), spec=spec(batch_size=3), examples=CENTRED[:3]))
+    assert found["determinism"] == "warned"
+    assert found["order"] == found["batch size"] == "not applicable"
+    assert outcomes(examine(wavering(5.0), spec=spec(batch_size=3), examples=CENTRED[:3]))["determinism"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda batch: RewardResult([0.0]), "answered 1 scores for 8 images"),
+        (lambda batch: RewardResult([float("nan")] * 8), "answered nan"),
+        (lambda batch: [0.0] * 8, "answered a list instead of a RewardResult"),
+        (lambda batch: RewardResult([0.0] * 8, [1] * 8), "gave a int as details"),
+        (lambda batch: {}["weights"], "raised KeyError"),
+    ],
+)
+def test_a_broken_contract_ends_the_examination(answer, said):
+    report = examine(answer, spec=spec())
+    assert outcomes(report) == {"contract": "failed"}
+    assert said in report.verdict
+
+
+def test_missing_metadata():
+    examples = [RewardExample(image=disc(16), prompt="p", good=True, metadata={"x": 1.0})]
+
+    def breaking(batch):
+        return RewardResult([entry["x"] for entry in batch.metadata])
+
+    def abstaining(batch):
+        return RewardResult([entry.get("x") for entry in batch.metadata])
+
+    def telling(batch):
+        if not all(batch.metadata):
+            raise Tdmr1Error("the metadata have no x")
+        return abstaining(batch)
+
+    found = {
+        reward.__name__: outcomes(examine(reward, spec=spec(), examples=examples))["missing metadata"]
+        for reward in (breaking, abstaining, telling)
+    }
+    assert found == {"breaking": "failed", "abstaining": "passed", "telling": "warned"}
+
+
+def test_a_reward_that_breaks_on_a_blank_picture():
+    def divides(batch):
+        return RewardResult([1.0 / int(image.max() > image.min()) for image in batch.images])
+
+    report = examine(divides, spec=spec(), examples=CENTRED)
+    assert "ZeroDivisionError" in sentence(report, "blank")
+    assert outcomes(report)["noise"] == "warned"
+    assert not report.fit
+
+
+def test_without_examples_there_is_less_to_say():
+    report = examine(stands_out, spec=spec())
+    assert report.fit
+    assert outcomes(report)["good and bad"] == outcomes(report)["blank"] == "not applicable"
+    nothing = examine(lambda batch: RewardResult([None] * len(batch)), spec=spec())
+    assert outcomes(nothing)["contract"] == "warned"
+    assert outcomes(nothing)["variety"] == "not applicable"
+    assert outcomes(examine(lambda batch: RewardResult([1.0] * len(batch)), spec=spec()))["variety"] == "warned"
+
+
+def test_sample_pictures_are_the_same_each_time_and_differ():
+    first, second = sample_pictures(), sample_pictures()
+    assert all((one.image == other.image).all() for one, other in zip(first, second, strict=True))
+    assert len({picture.image.tobytes() for picture in first}) == len(first) == 8
+
+
+def test_any_convention_and_source_can_be_checked(tmp_path):
+    path = tmp_path / "peers.py"
+    path.write_text(
+        "def bright(images, prompts, metadata, scale=1.0):\n"
+        "    return [scale * float(image.mean()) for image in images], {}\n"
+    )
+    assert check_reward(f"{path}:bright", options={"scale": 2.0}).reward == "bright"
+    assert check_reward(lambda images, prompts: images.mean((1, 2, 3))).fit
+
+
+def test_an_example_must_be_a_picture():
+    with pytest.raises(Tdmr1Error, match=r"an example for 'p' is float64 \(4, 4\)"):
+        examine(stands_out, spec=spec(), examples=[RewardExample(image=np.zeros((4, 4)), prompt="p", good=True)])
+
+
+def test_the_built_in_reward_keeps_the_contract():
+    assert check_reward("object_count").fit
