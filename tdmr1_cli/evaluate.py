@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tdmr1_cli.measuring import gain
-from tdmr1_cli.options import Flags, JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption, parse_reward
+from tdmr1_cli.options import (
+    Flags,
+    JsonOption,
+    LoraOption,
+    ModelPathOption,
+    RewardOption,
+    SetOption,
+    TypedReward,
+    parse_reward,
+)
 from tdmr1_cli.output import emit_json, measure_document, plus_minus, signed, table
 from tdmr1_cli.targets import Target, TargetArgument, load_target
 from tdmr1_core.errors import Tdmr1Error
@@ -62,16 +71,20 @@ def command(
     All are judged on the same prompts from the same noises, so the gain is paired image by image. A bare model has a
     teacher and a student only.
     """
-    names = [parse_reward(text)[0] for text in reward or ()]
+    typed = [parse_reward(text) for text in reward or ()]
     flags = Flags(
-        rewards=names, prompts=prompts[0] if prompts else None, sets=sets or (), model_path=model_path, lora=lora
+        rewards=reward or (),
+        prompts=prompts[0] if prompts else None,
+        sets=sets or (),
+        model_path=model_path,
+        lora=lora,
     )
     loaded = load_target(target, flags, judged=True)
     engine, settings = loaded.engine, loaded.engine.config.evaluation
     sources = prompts or _default_prompts(loaded)
     tables = _measure(
         loaded,
-        _judges(loaded, names),
+        _judges(loaded, typed),
         sources,
         images=images or settings.images,
         seed=settings.seed if seed is None else seed,
@@ -90,8 +103,7 @@ def command(
 
 def _default_prompts(loaded: Target) -> list[str]:
     """Training prompts and their held-out companion, as the run's own evaluations."""
-    from tdmr1_core.assemble import training_prompts
-    from tdmr1_core.stages.prompts import held_out_companion
+    from tdmr1_core.stages.prompts import held_out_companion, training_prompts
 
     config = loaded.engine.config
     source = training_prompts(config, loaded.extensions)
@@ -100,15 +112,18 @@ def _default_prompts(loaded: Target) -> list[str]:
     )
 
 
-def _judges(loaded: Target, names: Sequence[str]) -> list[RewardConfig]:
+def _judges(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
     """The named rewards with the options that the config gives them; else the config's; else the model's own."""
     from tdmr1_core.config import RewardConfig
 
     config, default = loaded.engine.config, loaded.engine.entry.default_reward
     configured = list(config.evaluation.rewards or config.rewards)
-    if names:
-        options = {reward.name: reward.options for reward in (*config.rewards, *configured)}
-        return [RewardConfig(name=name, options=options.get(name, {})) for name in dict.fromkeys(names)]
+    if typed:
+        known = {reward.name: reward.model_dump() for reward in (*config.rewards, *configured)}
+        return [
+            RewardConfig.model_validate({**known.get(name, {}), **reward.tree})
+            for name, reward in {reward.name: reward for reward in typed}.items()
+        ]
     if not configured and default is None:
         raise Tdmr1Error("there is no reward to judge with", "name one with --reward")
     return configured or [RewardConfig(name=str(default))]

@@ -15,6 +15,7 @@ from typing import Any
 
 from tdmr1_cli.stopping import Stopped
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
+from tdmr1_rewards.failures import RewardWarning
 
 DEBUG_VARIABLE = "TDMR1_DEBUG"
 ENVIRONMENT = {
@@ -28,6 +29,7 @@ ENVIRONMENT = {
 """Set unless the user has: waiting threads that spin slow a busy machine down a lot, the rest only talks."""
 TALKATIVE = r"(diffusers|transformers|peft|huggingface_hub|accelerate|torch|tensorboard)\b"
 """Modules whose warnings are for developers."""
+_usual_format = warnings.formatwarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +55,16 @@ def _prepare() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=TALKATIVE)
+    warnings.formatwarning = _as_message
+
+
+def _as_message(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What tdmr1 warns of is for people, who need no file and line."""
+    if issubclass(category, RewardWarning):
+        return f"warning: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
 
 
 def _run(arguments: list[str]) -> int:

@@ -8,6 +8,8 @@ of a run names every setting, so it means the same under any preset.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ import typer
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
-    from tdmr1_core.config import RunConfig
+    from tdmr1_core.config import RewardConfig, RunConfig
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.plugins import Extensions
 
@@ -28,7 +30,11 @@ ModelOption = Annotated[
 ]
 RewardOption = Annotated[
     list[str] | None,
-    typer.Option("--reward", metavar="NAME[:WEIGHT]", help="A reward (`tdmr1 rewards list`); may be repeated."),
+    typer.Option(
+        "--reward",
+        metavar="[NAME=]SOURCE[:WEIGHT]",
+        help="A reward of `tdmr1 rewards list`, file.py:fn, package.module:fn or remote:URL; may be repeated.",
+    ),
 ]
 PresetOption = Annotated[
     str | None,
@@ -93,6 +99,21 @@ class Flags:
 
 
 @dataclass(frozen=True)
+class TypedReward:
+    """One `--reward`: its name in metrics, where it comes from if not from that name, and its weight."""
+
+    name: str
+    source: str | None
+    weight: float
+
+    @property
+    def tree(self) -> Tree:
+        """The settings that it names."""
+        source = {} if self.source is None else {"source": self.source}
+        return {"name": self.name, "weight": self.weight, **source}
+
+
+@dataclass(frozen=True)
 class Settings:
     """A checked config, the model it names and the preset it started from."""
 
@@ -153,14 +174,14 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     if default_reward and not distils:
         base["rewards"] = [{"name": default_reward}]
     layers = [base, preset or {}, _fitting_evaluation(preset or {}, own), file or {}, typed or {}, sets or {}]
-    config = problems.attempt(lambda: resolve(layers))
+    config = problems.attempt(lambda: _with_absolute_sources(resolve(layers)))
     if config is not None:
-        _check_rewards(config, extensions, problems)
+        rewards = (*config.rewards, *config.evaluation.rewards)
+        _check_rewards([reward.source or reward.name for reward in rewards], extensions, problems)
         if kind is not None and config.kind != kind:
             problems.found.append(_wrong_kind(config.kind, kind))
     else:
-        for reward in _names(own.get("rewards")):
-            problems.attempt(lambda reward=reward: extensions.plugins.rewards.get(reward))  # type: ignore[misc]
+        _check_rewards(list(map(_source, _named(own.get("rewards")))), extensions, problems)
     problems.tell()
     assert config is not None
     assert entry is not None
@@ -187,7 +208,7 @@ def _flag_tree(flags: Flags, file: Tree) -> Tree:
     if flags.rewards:
         former = {reward["name"]: reward for reward in _named(file.get("rewards"))}
         parsed = [parse_reward(text) for text in flags.rewards]
-        tree["rewards"] = [{**former.get(name, {}), "name": name, "weight": weight} for name, weight in parsed]
+        tree["rewards"] = [{**former.get(reward.name, {}), **reward.tree} for reward in parsed]
     if flags.prompts is not None:
         tree["prompts"] = {"train": _absolute(flags.prompts)}
     numbers = {"iterations": flags.iterations, "seed": flags.seed}
@@ -200,15 +221,33 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if ("/" in name or path.suffix) and path.exists() else name
 
 
-def parse_reward(text: str) -> tuple[str, float]:
-    """`NAME[:WEIGHT]` as name and weight. Raises Tdmr1Error for a weight that is no number."""
-    name, colon, weight = text.partition(":")
+def parse_reward(text: str) -> TypedReward:
+    """`[NAME=]SOURCE[:WEIGHT]` taken apart; a file's path is made absolute, since a run is continued from anywhere.
+
+    A port or a function is no weight: that is a number after the source. Raises Tdmr1Error for a weight that is none,
+    and for what cannot be a source (`tdmr1_rewards.sources`).
+    """
+    from tdmr1_rewards import sources
+
+    form = rf"(?:(?P<name>[A-Za-z_][\w-]*)=)?(?P<source>{sources.PATTERN})(?::(?P<weight>[^:/]*))?"
+    match = re.fullmatch(form, text)
+    if match is None:
+        raise Tdmr1Error(f"--reward {text!r} is not understood", sources.FORMS)
+    source, name = sources.parse(match["source"]).absolute(), match["name"]
+    weight = 1.0 if match["weight"] is None else _weight(match["weight"], text, match["source"])
+    if source.kind == "registered" and name in (None, source.place):
+        return TypedReward(source.place, None, weight)
+    return TypedReward(name or source.name, str(source), weight)
+
+
+def _weight(text: str, reward: str, source: str) -> float:
     try:
-        return name, float(weight) if colon else 1.0
-    except ValueError as error:
-        raise Tdmr1Error(
-            f"--reward {text!r}: {weight!r} is not a number", f"write it as `--reward {name}:0.5`"
-        ) from error
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise Tdmr1Error(f"--reward {reward!r}: {text!r} is not a number", f"write it as `--reward {source}:0.5`")
+    return weight
 
 
 def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions) -> str | None:
@@ -216,9 +255,11 @@ def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions)
         return None
     if entry.default_preset is not None:
         return entry.default_preset
-    reward = next(iter(_names(own.get("rewards"))), entry.default_reward)
+    from tdmr1_rewards.sources import find
+
+    reward = next(map(_source, _named(own.get("rewards"))), entry.default_reward)
     try:
-        return extensions.plugins.rewards.get(reward).spec.default_preset if reward else None
+        return find(extensions.plugins.rewards, reward).spec.default_preset if reward else None
     except Tdmr1Error:
         return None  # an unknown reward is told with the other mistakes
 
@@ -230,9 +271,25 @@ def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
     return {"evaluation": {"rewards": []}} if judged and unjudged else {}
 
 
-def _check_rewards(config: RunConfig, extensions: Extensions, problems: Problems) -> None:
-    for name in dict.fromkeys(reward.name for reward in (*config.rewards, *config.evaluation.rewards)):
-        problems.attempt(lambda name=name: extensions.plugins.rewards.get(name))  # type: ignore[misc]
+def _check_rewards(sources: Sequence[str], extensions: Extensions, problems: Problems) -> None:
+    from tdmr1_rewards.sources import find
+
+    for source in dict.fromkeys(sources):
+        problems.attempt(lambda source=source: find(extensions.plugins.rewards, source))  # type: ignore[misc]
+
+
+def _with_absolute_sources(config: RunConfig) -> RunConfig:
+    """The same settings, with rewards' files at absolute paths."""
+    from tdmr1_rewards.sources import parse
+
+    def meant_from_anywhere(rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+        return tuple(
+            reward.model_copy(update={"source": str(parse(reward.source).absolute())}) if reward.source else reward
+            for reward in rewards
+        )
+
+    evaluation = config.evaluation.model_copy(update={"rewards": meant_from_anywhere(config.evaluation.rewards)})
+    return config.model_copy(update={"rewards": meant_from_anywhere(config.rewards), "evaluation": evaluation})
 
 
 def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:
@@ -256,3 +313,8 @@ def _named(rewards: Any) -> list[Tree]:
 
 def _names(rewards: Any) -> list[str]:
     return [reward["name"] for reward in _named(rewards)]
+
+
+def _source(reward: Mapping[str, Any]) -> str:
+    """Where a reward with a name comes from."""
+    return str(reward.get("source") or reward["name"])

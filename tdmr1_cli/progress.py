@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tdmr1_core.records import IterationReport
     from tdmr1_core.runs.evaluate import Evaluation
 
+STDERR = 2
 TREND = 10
 """Iterations that the trend looks back."""
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -104,8 +106,8 @@ class Lines(Quiet):
         self._say(f"saved {checkpoint}")
 
     def stopping(self) -> None:
-        """Say that it was heard."""
-        self._say("stopping after this iteration; once more to leave at once")
+        """Say that it was heard, through no stream: one that the signal interrupted in a write would raise."""
+        os.write(STDERR, b"\nstopping after this iteration; once more to leave at once\n")
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from tdmr1_cli.targets import check_run
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
+    from tdmr1_core.config import RunConfig
     from tdmr1_core.plugins import Extensions
     from tdmr1_core.runs.evaluate import Evaluation
     from tdmr1_core.runs.run import Run, RunResult
@@ -31,13 +32,15 @@ def start_run(kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, q
     settings = resolve_settings(flags, kind, extensions)
     folder = output or default_folder(settings)
     check_writable(folder)
+    if not quiet:
+        _say_what_rewards_are(settings, extensions)
     if dry_run:
         _show_dry_run(settings, extensions, folder)
         return
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run
 
-    _execute(Run.create(settings.config, folder, extensions), quiet)
+    _execute(Run.create(_with_frozen_rewards(settings.config, extensions, quiet), folder, extensions), quiet)
 
 
 def continue_run(folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
@@ -77,19 +80,37 @@ def _say_loading(quiet: bool) -> None:
         message("loading torch and diffusers …")
 
 
+def _say_what_rewards_are(settings: Settings, extensions: Extensions) -> None:
+    """Name what each reward that no plugin registered was taken for."""
+    from tdmr1_rewards.sources import find
+
+    for reward in settings.config.rewards:
+        found = find(extensions.plugins.rewards, reward.source or reward.name)
+        if found.taken_as:
+            message(f"reward {reward.name} (from {found.provenance}): taken as {found.taken_as}")
+
+
+def _with_frozen_rewards(config: RunConfig, extensions: Extensions, quiet: bool) -> RunConfig:
+    """The config as the run keeps it; what was chosen for a reward is said."""
+    from tdmr1_core.stages.scoring import freeze_rewards
+
+    frozen = freeze_rewards(config.rewards, extensions.plugins.rewards)
+    for before, after in zip(config.rewards, frozen, strict=True):
+        chosen = {name: value for name, value in after.options.items() if before.options.get(name) != value}
+        if chosen and not quiet:
+            message(f"reward {after.name}: {', '.join(f'{name} is {value}' for name, value in chosen.items())}")
+    return config.model_copy(update={"rewards": frozen})
+
+
 def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> None:
     """The resolved settings on stdout; what they mean for an iteration on stderr."""
     import yaml
 
     from tdmr1_core.configure import dump
-    from tdmr1_core.stages.prompts import load_prompts
+    from tdmr1_core.stages.prompts import load_prompts, training_prompts
 
     config = settings.config
-    source = config.prompts.train
-    if source is None and config.rewards:
-        source = extensions.plugins.rewards.get(config.rewards[0].name).spec.default_prompts
-    if source is None:
-        raise Tdmr1Error("a distillation needs prompts", "name a prompt set or file with --prompts")
+    source = training_prompts(config, extensions)
     prompts = load_prompts(source, settings.entry.domain)
     batch = config.batch
     images = batch.groups * batch.group_size

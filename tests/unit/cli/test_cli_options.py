@@ -6,6 +6,7 @@ from tdmr1_cli.options import Flags, parse_reward, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
+from tdmr1_core.stages.prompts import training_prompts
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.registry import Provenance, RewardRegistry
 
@@ -137,8 +138,108 @@ def test_settings_of_a_wrong_shape_are_told(extensions, tmp_path, text):
         )
 
 
-def test_a_reward_with_its_weight():
-    assert parse_reward("a") == ("a", 1.0)
-    assert parse_reward("a:-0.5") == ("a", -0.5)
-    with pytest.raises(Tdmr1Error, match="not a number"):
-        parse_reward("a:")
+@pytest.mark.parametrize(
+    ("text", "name", "source", "weight"),
+    [
+        ("a", "a", None, 1),
+        ("a:-0.5", "a", None, -0.5),
+        ("a:1e-3", "a", None, 0.001),
+        ("a:.5", "a", None, 0.5),
+        ("a=a", "a", None, 1),
+        ("nice=a", "nice", "a", 1),
+        ("nice=a:2", "nice", "a", 2),
+        ("file.py:fn", "fn", "/here/file.py:fn", 1),
+        ("file.py:fn:0.5", "fn", "/here/file.py:fn", 0.5),
+        ("/a/b c/file-2.py:MyReward:3", "my_reward", "/a/b c/file-2.py:MyReward", 3),
+        ("../file.py:Holder.fn", "fn", "/here/../file.py:Holder.fn", 1),
+        ("nice=file.py:fn:2", "nice", "/here/file.py:fn", 2),
+        ("./a=b/file.py:fn", "fn", "/here/a=b/file.py:fn", 1),
+        ("package.module:fn", "fn", "package.module:fn", 1),
+        ("package.module:fn:0.25", "fn", "package.module:fn", 0.25),
+        ("module:fn", "fn", "module:fn", 1),
+        ("my-name=module:fn", "my-name", "module:fn", 1),
+        ("remote:http://127.0.0.1:8000/ocr_match", "ocr_match", "remote:http://127.0.0.1:8000/ocr_match", 1),
+        ("remote:http://127.0.0.1:8000/ocr_match:0.5", "ocr_match", "remote:http://127.0.0.1:8000/ocr_match", 0.5),
+        ("far=remote:https://host/x/y:0.5", "far", "remote:https://host/x/y", 0.5),
+        ("remote:http://[::1]:8000/ocr", "ocr", "remote:http://[::1]:8000/ocr", 1),
+        ("remote:http://a:1/x,http://b:2/x:0.5", "x", "remote:http://a:1/x,http://b:2/x", 0.5),
+    ],
+)
+def test_a_reward_with_its_source_and_weight(monkeypatch, text, name, source, weight):
+    monkeypatch.setattr(Path, "absolute", lambda path: path if path.is_absolute() else Path("/here") / path)
+    reward = parse_reward(text)
+    assert (reward.name, reward.source, reward.weight) == (name, source, weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a:", "'' is not a number"),
+        ("a:5x", "'5x' is not a number"),
+        ("a.py:fn:heavy", "'heavy' is not a number"),
+        ("a.py:fn:nan", "'nan' is not a number"),
+        ("a.py:fn:inf", "'inf' is not a number"),
+        ("a.py", "names no function of the file"),
+        ("a.py:0.5", "names no function of the file"),
+        ("remote:http://127.0.0.1:8000", "is not understood"),
+        ("remote:ftp://host/x", "is not understood"),
+        ("a:b:c:1", "is not understood"),
+        ("", "is not understood"),
+    ],
+)
+def test_a_reward_that_is_not_understood(text, message):
+    with pytest.raises(Tdmr1Error, match=message) as caught:
+        parse_reward(text)
+    assert caught.value.hint
+
+
+REWARDS = """
+def bright(images, prompts, metadata):
+    return [0.0] * len(images), {}
+"""
+
+
+def test_a_reward_of_a_file_is_kept_with_its_absolute_path(extensions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(REWARDS)
+    flags = Flags(rewards=["mine.py:bright:0.5"], sets=["evaluation.rewards=[{name: b, source: 'mine.py:bright'}]"])
+    config = resolve_settings(flags, "train", extensions).config
+    (reward,), (judge,) = config.rewards, config.evaluation.rewards
+    assert (reward.name, reward.source, reward.weight) == ("bright", f"{tmp_path}/mine.py:bright", 0.5)
+    assert (judge.name, judge.source) == ("b", f"{tmp_path}/mine.py:bright")
+
+
+def test_a_weight_keeps_the_source_of_the_file(extensions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(REWARDS)
+    path = write(tmp_path, "rewards: [{name: b, source: 'mine.py:bright', options: {image_format: pil}}]\n")
+    (reward,) = resolve_settings(Flags(config=path, rewards=["b:3"]), "train", extensions).config.rewards
+    assert (reward.source, reward.weight) == (f"{tmp_path}/mine.py:bright", 3)
+    assert reward.options == {"image_format": "pil"}
+
+
+def test_sources_that_are_not_there_are_told_together(extensions, tmp_path):
+    flags = Flags(rewards=["no_module_19:fn", f"{tmp_path}/no.py:other", "legible:heavy"])
+    with pytest.raises(Tdmr1Error, match="3 things are wrong") as caught:
+        resolve_settings(flags, "train", extensions)
+    for part in ("there is no module 'no_module_19'", "there is no file", "'heavy' is not a number"):
+        assert part in caught.value.message
+
+
+def test_a_reward_without_prompts_takes_the_first_set_of_the_model(extensions, tmp_path):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    rewards = [f"{tmp_path}/mine.py:bright"]
+    assert training_prompts(resolve_settings(Flags(rewards=rewards), "train", extensions).config, extensions) == "count"
+    config = resolve_settings(Flags(rewards=["legible", *rewards]), "train", extensions).config
+    assert training_prompts(config, extensions) == "count"
+    config = resolve_settings(Flags(rewards=rewards, prompts="pairs"), "train", extensions).config
+    assert training_prompts(config, extensions) == "pairs"
+
+
+def test_a_reward_without_prompts_of_a_model_without_sets(extensions, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    config = resolve_settings(Flags(rewards=[f"{tmp_path}/mine.py:bright"]), "train", extensions).config
+    monkeypatch.setattr("tdmr1_core.stages.prompts.PROMPT_SETS", {})
+    with pytest.raises(Tdmr1Error, match="'bright' has no prompts of its own") as caught:
+        training_prompts(config, extensions)
+    assert "--prompts" in caught.value.hint

@@ -122,3 +122,21 @@ def test_writability_is_checked_at_the_nearest_folder(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(Tdmr1Error, match="can't be written"):
             check_writable(path)
+
+
+def test_a_stop_is_told_even_in_the_middle_of_a_write(capfd):
+    class Interrupted(io.RawIOBase):
+        """A stream whose write is interrupted by a signal that asks for a stop."""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            observer.stopping()
+            return len(data)
+
+    observer = Lines(Path("run"))
+    buffered = io.BufferedWriter(Interrupted())
+    buffered.write(b"iteration 1")
+    buffered.flush()
+    assert "stopping after this iteration" in capfd.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_code import code_lines
 
 from tdmr1_core import hookspecs as engine_hooks
 from tdmr1_rewards import RewardBatch, RewardContext
@@ -60,6 +61,12 @@ def test_its_reward_is_the_example_and_works():
     specs = []
     names["tdmr1_register_rewards"](specs.append)
     assert [spec.name for spec in specs] == ["red_share"]
+
+
+def test_its_reward_is_as_short_as_it_says():
+    (reward,) = (block for block in code("python") if "class RedShare" in block)
+    assert "in 20 lines" in README
+    assert 10 <= code_lines(reward) <= 20
 
 
 def test_its_links_lead_somewhere():

@@ -19,8 +19,10 @@ def tdmr1_register_rewards(register) -> None:  # noqa: ANN001
     register(
         RewardSpec(
             name="red_share",
-            summary="how red the picture is, 0 to 1",
+            summary="how red the picture is",
+            score_range="0 to 1",
             factory="tdmr1_red_share:RedShare",
+            examples="tdmr1_red_share.examples:examples",
             default_prompts="count",
             image_format="array",
         )

@@ -1,0 +1,75 @@
+"""`tdmr1 rewards new`: the beginnings of a reward package, which works as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tdmr1_cli.output import data, message
+from tdmr1_cli.plugins import find_plugins
+from tdmr1_core.errors import Tdmr1Error
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+SUFFIX = ".template"
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the reward shall be called, such as my-reward.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where to write it; ./NAME if left out.")
+    ] = None,
+) -> None:
+    """Write a package with a reward that works: a module, examples, a test, and the entry point that tdmr1 finds."""
+    names = _names(name)
+    folder = output or Path(names["distribution"])
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Tdmr1Error(f"{folder} is already there", "choose another --output")
+    try:
+        for path, text in _files(names).items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            data(str(target))
+    except OSError as error:
+        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", "choose another --output") from error
+    message(f"next: pip install -e '{folder}[dev]'\n      pytest {folder}")
+    message(f"      tdmr1 rewards check {names['reward']}\n      tdmr1 train --reward {names['reward']}")
+
+
+def _names(name: str) -> dict[str, str]:
+    """The package's names in all their spellings. Raises Tdmr1Error for one that can't be had, or is taken."""
+    reward = re.sub(r"[-_. ]+", "_", name.strip().lower())
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", reward) or keyword.iskeyword(reward):
+        raise Tdmr1Error(f"{name!r} cannot be a reward's name", "write it like my-reward")
+    if reward in find_plugins().rewards.names():
+        raise Tdmr1Error(f"there is a reward {reward!r} already", "choose another name")
+    if importlib.util.find_spec(reward) is not None:
+        raise Tdmr1Error(f"there is a Python module {reward!r} already", "choose another name")
+    class_name = "".join(word.capitalize() for word in reward.split("_"))
+    return {"reward": reward, "package": reward, "distribution": reward.replace("_", "-"), "class_name": class_name}
+
+
+def _files(names: dict[str, str]) -> dict[Path, str]:
+    """Every file of the package with its text."""
+    from importlib.resources import files
+
+    found: dict[Path, str] = {}
+
+    def walk(folder: Traversable, below: Path) -> None:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if entry.is_dir():
+                walk(entry, below / (names["package"] if entry.name == "package" else entry.name))
+            elif entry.name.endswith(SUFFIX):
+                text = Template(entry.read_text(encoding="utf-8")).substitute(names)
+                found[below / entry.name.removesuffix(SUFFIX)] = text
+
+    walk(files("tdmr1_cli.rewards") / "template", Path())
+    return found

@@ -1,0 +1,23 @@
+"""What the tests of packages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration.packaging import ROOT, Environment, build_wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """tdmr1's own wheel, built from this source tree."""
+    return build_wheel(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def environment(wheel, tmp_path_factory) -> Environment:
+    """A fresh environment with tdmr1's wheel in it."""
+    made = Environment(tmp_path_factory.mktemp("fresh") / "environment")
+    made.install(wheel, "--no-deps", "--ignore-installed")
+    return made

@@ -1,0 +1,111 @@
+"""A stranger's reward package, from its wheel to training and out again; so too one that `tdmr1 rewards new` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from integration.packaging import ROOT, SMALL, Environment, build_wheel
+
+pytestmark = pytest.mark.integration
+
+BROKEN = {
+    "broken_import": "import no_such_module_40\n",
+    "wrong_hook": (
+        "from tdmr1_rewards import hookimpl\n\n\n@hookimpl\ndef tdmr1_register_rewards(registry, more):\n    pass\n"
+    ),
+    "same_name": (
+        "from tdmr1_rewards import RewardSpec, hookimpl\n\n\n@hookimpl\ndef tdmr1_register_rewards(register):\n"
+        "    register(RewardSpec(name='red_share', summary='', factory='a:b', default_prompts='count'))\n"
+    ),
+}
+"""Plugins by module: one cannot be imported, one has a hook of the wrong shape, one takes another's name."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A reward package: its source, and the names of its distribution and reward."""
+
+    source: Path
+    distribution: str
+    reward: str
+
+
+@pytest.fixture(params=["the example", "a new one"])
+def package(request, environment, tmp_path) -> Package:
+    """The example of this repository, and what `tdmr1 rewards new` writes."""
+    if request.param == "the example":
+        return Package(ROOT / "examples" / "reward_plugin", "tdmr1-red-share", "red_share")
+    environment.tdmr1("rewards", "new", "my-reward", "--output", tmp_path / "made")
+    return Package(tmp_path / "made", "my-reward", "my_reward")
+
+
+@pytest.fixture
+def installed(package, environment, tmp_path) -> Iterator[Environment]:
+    """The environment with the package's wheel in it, all its requirements met; it is taken away again."""
+    environment.install(build_wheel(package.source, tmp_path / "dist"))
+    yield environment
+    environment.uninstall(package.distribution)
+    assert package.reward not in rewards(environment)
+
+
+def rewards(environment: Environment) -> dict[str, dict]:
+    """What is listed, by name."""
+    return {
+        entry["name"]: entry for entry in json.loads(environment.tdmr1("rewards", "list", "--json").stdout)["rewards"]
+    }
+
+
+def test_the_environment_has_the_wheel_and_not_the_source_tree(environment):
+    done = environment.run("-c", "import tdmr1_rewards; print(tdmr1_rewards.__file__)")
+    assert done.stdout.startswith(str(environment.python.parents[1]))
+
+
+def test_a_package_is_found_passes_its_own_tests_and_trains(package, installed, tmp_path):
+    listed = rewards(installed)[package.reward]
+    assert (listed["distribution"], listed["version"], listed["usable"]) == (package.distribution, "0.1.0", True)
+    assert package.reward in installed.tdmr1("rewards", "list").stdout
+
+    tests = installed.run("-m", "pytest", "-q", "-p", "no:cacheprovider", package.source / "tests")
+    assert " passed" in tests.stdout
+    assert "fit to train with" in installed.tdmr1("rewards", "check", package.reward).stdout
+
+    arguments = ["--reward", f"{package.reward}:0.3", "--reward", "object_count:0.7", "--iterations", "3"]
+    installed.tdmr1("train", *arguments, "--output", tmp_path / "r", *SMALL)
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert 0 < row[f"reward/{package.reward}/mean"] < 1
+        expected = 0.3 * row[f"reward/{package.reward}/mean"] + 0.7 * row["reward/object_count/mean"]
+        assert row["reward/mean"] == pytest.approx(expected)
+
+
+def test_broken_plugins_never_break_the_host(environment, tmp_path):
+    environment.install(build_wheel(ROOT / "examples" / "reward_plugin", tmp_path / "dist"))
+    try:
+        for module, source in BROKEN.items():
+            (tmp_path / module).mkdir()
+            (tmp_path / module / f"{module}.py").write_text(source)
+            (tmp_path / module / "pyproject.toml").write_text(
+                '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+                f'[project]\nname = "{module}"\nversion = "1.0"\n[project.entry-points.tdmr1]\n{module} = "{module}"\n'
+                f'[tool.hatch.build.targets.wheel]\ninclude = ["{module}.py"]\n'
+            )
+            environment.install(build_wheel(tmp_path / module, tmp_path / module / "dist"))
+        listed = environment.tdmr1("rewards", "list")
+        assert "object_count" in listed.stdout
+        assert "no, the name is claimed by" in " ".join(listed.stdout.split())
+        assert "No module named 'no_such_module_40'" in listed.stderr
+        assert "plugin wrong_hook (from wrong_hook 1.0)" in listed.stderr
+        environment.tdmr1("train", "--dry-run")
+        claimed = environment.tdmr1("train", "--reward", "red_share", "--dry-run", code=2).stderr
+        assert "is claimed by" in claimed
+        assert "TDMR1_DISABLE_PLUGINS=" in claimed
+    finally:
+        for distribution in ("tdmr1-red-share", *BROKEN):
+            environment.uninstall(distribution)
+    assert {entry["distribution"] for entry in rewards(environment).values()} == {"tdmr1"}

@@ -1,0 +1,57 @@
+"""The guide to rewards, followed to the letter: its files are written, and its commands are run in its order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from integration.packaging import ROOT, run
+
+pytestmark = pytest.mark.integration
+
+GUIDE = (ROOT / "docs" / "writing_rewards.md").read_text()
+LONG = {"train": ["--dry-run"], "probe": ["--help"]}
+"""What long commands are run with: their arguments are read, and they end at once."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with the guide's files and a picture."""
+    folder = tmp_path_factory.mktemp("guide")
+    files = {match[1]: block for block in blocks("python") if (match := re.match(r"# (\w+\.py)\n", block))}
+    assert sorted(files) == ["bright.py", "sharp.py", "warm.py"]
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    Image.new("RGB", (64, 48), (230, 120, 30)).save(folder / "picture.png")
+    return folder
+
+
+def test_every_command_works(folder):
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    assert len(commands) >= 12
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for line in commands:
+        program, verb, *arguments = shlex.split(line)
+        assert program == "tdmr1"
+        further = [] if "--dry-run" in arguments else LONG.get(verb, [])
+        done = run(sys.executable, "-m", "tdmr1_cli", verb, *arguments, *further, cwd=folder, env=environment)
+        assert done.stdout.strip(), line
+
+
+def test_files_and_modules_are_said_to_be_taken_as_something(folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = ["train", "--reward", "sharp.py:sharp:0.5", "--dry-run"]
+    done = run(sys.executable, "-m", "tdmr1_cli", *arguments, cwd=folder, env=environment)
+    assert "taken as a flow_grpo-style function, sharp(images, prompts, metadata, scale)" in done.stderr
+    assert f"source: {folder}/sharp.py:sharp" in done.stdout
+    assert "prompts: 36 in count" in done.stderr
