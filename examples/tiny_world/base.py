@@ -1,6 +1,7 @@
 """Step 1 of the embedded model: tokenizer, two frozen random CLIP text encoders and a small trained autoencoder.
 
     python examples/tiny_world/base.py --output build/tiny-world/base
+    python examples/tiny_world/base.py --world words --output build/tiny-words/base
 
 writes a StableDiffusion3Pipeline directory whose transformer is still untrained. About five minutes on two cores.
 """
@@ -17,11 +18,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from worlds import WORLDS, World
 
-from tdmr1_core.tiny.world import CaptionNoise, make_dataset, vocabulary
-
-PROMPT_LENGTH = 12
-"""Tokens of a prompt, start and end included; the longest caption of the world has ten."""
 TEXT_WIDTH = 32
 
 
@@ -34,7 +32,7 @@ def segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
     return pieces
 
 
-def make_tokenizer() -> CLIPTokenizer:
+def make_tokenizer(world: World) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer with the merges that make every word of the world one token.
 
     A word's merges start from what the merges of the words before it leave of it: they are applied first anyway.
@@ -42,8 +40,9 @@ def make_tokenizer() -> CLIPTokenizer:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [",", ".", "-"]
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
-    for word in vocabulary():
+    for word in world.vocabulary:
         pieces = segment(word, merges)
+        tokens += [piece for piece in pieces if piece not in tokens]
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             pieces[:2] = [pieces[0] + pieces[1]]
@@ -52,7 +51,7 @@ def make_tokenizer() -> CLIPTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocab))
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges))
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=PROMPT_LENGTH)
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=world.prompt_length)
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModelWithProjection:
@@ -66,7 +65,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModelWithP
             projection_dim=TEXT_WIDTH,
             num_hidden_layers=1,
             num_attention_heads=4,
-            max_position_embeddings=PROMPT_LENGTH,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -79,9 +78,9 @@ def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModelWithP
 
 
 def train_autoencoder(images: torch.Tensor, steps: int, seed: int) -> AutoencoderKL:
-    """A KL autoencoder, 3 x 24 x 24 to 4 x 12 x 12, with latents scaled to zero mean and unit deviation.
+    """A KL autoencoder, 3 x H x W to 4 x H/2 x W/2, with latents scaled to zero mean and unit deviation.
 
-    `images` are float (N, 3, 24, 24) in [-1, 1].
+    `images` are float (N, 3, H, W) in [-1, 1].
     """
     torch.manual_seed(seed)
     model = AutoencoderKL(
@@ -98,11 +97,14 @@ def train_autoencoder(images: torch.Tensor, steps: int, seed: int) -> Autoencode
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
+    pixels = images[0, 0].numel()
     for step in range(steps):
         batch = images[torch.randint(len(images), (48,))]
         posterior = model.encode(batch).latent_dist
         decoded = model.decode(posterior.sample()).sample
-        loss = (decoded - batch).abs().mean() + (decoded - batch).square().mean() + 2e-5 * posterior.kl().mean() / 576
+        loss = (
+            (decoded - batch).abs().mean() + (decoded - batch).square().mean() + 2e-5 * posterior.kl().mean() / pixels
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,11 +121,11 @@ def train_autoencoder(images: torch.Tensor, steps: int, seed: int) -> Autoencode
     return model
 
 
-def make_transformer(seed: int) -> SD3Transformer2DModel:
-    """The untrained transformer: 4 layers of width 128 on 36 picture tokens."""
+def make_transformer(world: World, seed: int) -> SD3Transformer2DModel:
+    """The untrained transformer: 4 layers of width 128, one picture token for 4 x 4 pixels."""
     torch.manual_seed(seed)
     return SD3Transformer2DModel(
-        sample_size=12,
+        sample_size=world.height // 2,
         patch_size=2,
         in_channels=4,
         out_channels=4,
@@ -133,7 +135,7 @@ def make_transformer(seed: int) -> SD3Transformer2DModel:
         joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=128,
         pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=6,
+        pos_embed_max_size=max(world.height, world.width) // 4,
         qk_norm="rms_norm",
     )
 
@@ -146,17 +148,19 @@ def to_tensor(images) -> torch.Tensor:  # noqa: ANN001 - uint8 array (N, H, W, 3
 def main() -> None:
     """Build the untrained pipeline directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="shapes")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000, help="training steps of the autoencoder")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
-    images, _, _ = make_dataset(options.images, options.seed + 1, CaptionNoise())
+    world = WORLDS[options.world]
+    images, _ = world.dataset(options.images, options.seed + 1)
     autoencoder = train_autoencoder(to_tensor(images), options.steps, options.seed)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(world)
     StableDiffusion3Pipeline(
-        transformer=make_transformer(options.seed),
+        transformer=make_transformer(world, options.seed),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder,
         text_encoder=make_text_encoder(tokenizer, options.seed + 1),

@@ -19,8 +19,7 @@ import torch
 from base import to_tensor
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
-
-from tdmr1_core.tiny.world import CaptionNoise, make_dataset, training_captions
+from worlds import WORLDS, World
 
 EMA_DECAY = 0.9985
 CAPTION_DROPOUT = 0.1
@@ -60,13 +59,13 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x.mT if tall else x
 
 
-def encode_data(pipeline: StableDiffusion3Pipeline, size: int, seed: int) -> tuple[torch.Tensor, ...]:
-    """Latents (N, 4, 12, 12), the caption index of each, and embeddings and pooled embeddings of every caption."""
-    images, captions, _ = make_dataset(size, seed, CaptionNoise())
+def encode_data(pipeline: StableDiffusion3Pipeline, world: World, size: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Latents (N, 4, H/2, W/2), the caption index of each, and embeddings and pooled embeddings of every caption."""
+    images, captions = world.dataset(size, seed)
     vae = pipeline.vae
     with torch.no_grad():
         latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in to_tensor(images).split(512)])
-        known = ["", *(caption.text for caption in training_captions())]
+        known = ["", *world.captions()]
         embeddings, _, pooled, _ = pipeline.encode_prompt(
             known, None, None, do_classifier_free_guidance=False, max_sequence_length=0
         )
@@ -113,6 +112,7 @@ def load_state(folder: Path, model, optimizers) -> tuple[dict, dict[str, torch.T
 def main() -> None:
     """Train within the budget, saving as it goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="shapes")
     parser.add_argument("--base", type=Path, required=True, help="directory written by base.py")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=42.0, help="training time in all, over every continuation")
@@ -125,7 +125,9 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(options.base, text_encoder_3=None, tokenizer_3=None)
-    latents, captions, embeddings, pooled = encode_data(pipeline, options.images, options.seed + 1)
+    latents, captions, embeddings, pooled = encode_data(
+        pipeline, WORLDS[options.world], options.images, options.seed + 1
+    )
     model = pipeline.transformer.train()
     optimizers = make_optimizers(model, options.muon_lr, options.adam_lr)
     progress = {"step": 0, "seconds": 0.0, "loss": 1.0}

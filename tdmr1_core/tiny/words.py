@@ -1,0 +1,123 @@
+"""The embedded world of words: three letters on a plain background, with captions whose letters are often wrong.
+
+Images are 24 x 48 RGB. Each letter of a caption is wrong at a known rate, as in captions from the web, so that a model
+trained on them writes clean letters and spells badly: something for a reward that can read to mend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+HEIGHT, WIDTH = 24, 48
+LETTERS = "AEHKLNRTUX"
+"""Ten capitals that are hard to mistake for one another at this size."""
+WORD_LENGTH = 3
+LETTER_PITCH = 14.0
+"""Pixels from one letter's middle to the next."""
+FONT_SIZE = 22.0
+"""Pixels of an em; a capital is about two thirds of it."""
+MAX_SHIFT = 1.5
+"""Most pixels that a word lies off the middle, in both directions."""
+SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class SpellingNoise:
+    """How often a letter of a caption is not the one in the picture, as a probability."""
+
+    wrong_letter: float = 0.25
+
+
+@dataclass(frozen=True)
+class WordCaption:
+    """A caption that asks for a word."""
+
+    word: str
+
+    @property
+    def text(self) -> str:
+        """The words, such as: a sign "HEN"."""
+        return f'a sign "{self.word}"'
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no model of this package was ever trained on this caption: one word in four."""
+        return sum(LETTERS.index(letter) * (place + 1) for place, letter in enumerate(self.word)) % 4 == 0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a prompt set holds for the prompt: the text that is to be read."""
+        return {"tag": "text", "text": self.word, "prompt": self.text}
+
+
+def word_captions(*, held_out: bool | None = None) -> list[WordCaption]:
+    """Every caption in a fixed order; only those held out or not, on request."""
+    every = [WordCaption("".join(letters)) for letters in product(LETTERS, repeat=WORD_LENGTH)]
+    return [caption for caption in every if held_out is None or caption.held_out is held_out]
+
+
+def render(word: str, rng: np.random.Generator) -> np.ndarray:
+    """Write a word in a dark ink of random shade on a light grey: uint8 (24, 48, 3)."""
+    from PIL import Image, ImageDraw
+
+    background = int(255 * rng.uniform(0.85, 1.0))
+    ink = tuple(int(value) for value in rng.uniform(0, 90, size=3))
+    shift_x, shift_y = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
+    canvas = Image.new("RGB", (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), (background,) * 3)
+    pen = ImageDraw.Draw(canvas)
+    for place, letter in enumerate(word):
+        x = WIDTH / 2 + LETTER_PITCH * (place - (len(word) - 1) / 2) + shift_x
+        y = HEIGHT / 2 + shift_y
+        pen.text((x * SUPERSAMPLING, y * SUPERSAMPLING), letter, font=_font(), fill=ink, anchor="mm", stroke_width=2)
+    return np.asarray(canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
+
+
+@cache
+def _font() -> FreeTypeFont:
+    """Pillow's own scalable font, so that none must be installed."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(FONT_SIZE * SUPERSAMPLING)
+    assert isinstance(font, ImageFont.FreeTypeFont), "this Pillow was built without FreeType"
+    return font
+
+
+def caption(word: str, rng: np.random.Generator, noise: SpellingNoise) -> WordCaption:
+    """A noisy caption of a picture of a word; for a word that is held out, at least one letter is wrong."""
+    wrong = rng.random(len(word)) < noise.wrong_letter
+    if WordCaption(word).held_out and not wrong.any():
+        wrong[rng.integers(len(word))] = True
+    while True:
+        letters = [
+            str(rng.choice([other for other in LETTERS if other != letter])) if misspelt else letter
+            for letter, misspelt in zip(word, wrong, strict=True)
+        ]
+        drawn = WordCaption("".join(letters))
+        if not drawn.held_out:
+            return drawn
+
+
+def training_captions() -> list[WordCaption]:
+    """Every caption that training can meet but the empty one, in a fixed order."""
+    return word_captions(held_out=False)
+
+
+def vocabulary() -> list[str]:
+    """Every word and sign that a caption can hold beside the letters."""
+    return ["a", "sign", '"']
+
+
+def make_dataset(size: int, seed: int, noise: SpellingNoise) -> tuple[np.ndarray, list[str], list[str]]:
+    """`size` pictures uint8 (N, 24, 48, 3), their noisy captions and the words themselves."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(list(LETTERS), size=WORD_LENGTH)) for _ in range(size)]
+    images = np.stack([render(word, rng) for word in words])
+    return images, [caption(word, rng, noise).text for word in words], words

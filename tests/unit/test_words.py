@@ -1,0 +1,72 @@
+"""The world of words: what is written is what the picture shows, and captions are misspelt as often as they claim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tdmr1_core.tiny.words import (
+    HEIGHT,
+    LETTERS,
+    WIDTH,
+    SpellingNoise,
+    WordCaption,
+    caption,
+    make_dataset,
+    render,
+    training_captions,
+    word_captions,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_data_set_is_a_function_of_its_seed():
+    one, other = (make_dataset(20, 3, SpellingNoise()) for _ in range(2))
+    assert np.array_equal(one[0], other[0])
+    assert one[1:] == other[1:]
+    assert not np.array_equal(one[0], make_dataset(20, 4, SpellingNoise())[0])
+
+
+def test_dark_letters_on_a_light_ground():
+    rng = np.random.default_rng(0)
+    for word in ("HEN", "TAX", "KLR"):
+        image = render(word, rng)
+        assert image.shape == (HEIGHT, WIDTH, 3)
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        assert border.min() > 200
+        dark = (image.max(axis=2) < 128).any(axis=0)
+        columns = np.flatnonzero(dark)
+        assert columns[0] < 12  # three letters over the whole width
+        assert columns[-1] > 36
+
+
+def test_the_same_word_is_written_alike_and_another_is_not():
+    rng = np.random.default_rng(1)
+    written = {word: np.mean([render(word, rng).mean(axis=2) for _ in range(20)], axis=0) for word in ("HEN", "HAN")}
+    difference = np.abs(written["HEN"] - written["HAN"]).mean(axis=0)
+    assert difference[18:30].mean() > 3 * max(difference[:14].mean(), difference[34:].mean())
+
+
+def test_captions_are_misspelt_at_their_rate():
+    rng = np.random.default_rng(2)
+    words = [entry.word for entry in training_captions()]
+    for rate in (0.0, 0.25):
+        drawn = [(word, caption(word, rng, SpellingNoise(rate)).word) for word in words * 4]
+        wrong = np.mean([a != b for word, told in drawn for a, b in zip(word, told, strict=True)])
+        assert wrong == pytest.approx(rate, abs=0.0 if rate == 0 else 0.03)
+
+
+def test_held_out_words_are_never_in_a_caption():
+    known = {entry.text for entry in training_captions()}
+    assert set(make_dataset(200, 5, SpellingNoise())[1]) <= known
+    held_out = word_captions(held_out=True)
+    assert not known & {entry.text for entry in held_out}
+    assert len(held_out) == len(LETTERS) ** 3 // 4
+    for place in range(3):  # every letter is trained at every place
+        assert {entry.word[place] for entry in training_captions()} == set(LETTERS)
+
+
+def test_text_and_metadata():
+    assert WordCaption("HEN").text == 'a sign "HEN"'
+    assert WordCaption("HEN").metadata == {"tag": "text", "text": "HEN", "prompt": 'a sign "HEN"'}
