@@ -94,12 +94,12 @@ def _with_frozen_rewards(config: RunConfig, extensions: Extensions, quiet: bool)
     """The config as the run keeps it; what was chosen for a reward is said."""
     from tdmr1_core.stages.scoring import freeze_rewards
 
-    frozen = freeze_rewards(config.rewards, extensions.plugins.rewards)
-    for before, after in zip(config.rewards, frozen, strict=True):
+    frozen = freeze_rewards(config, extensions.plugins.rewards)
+    for before, after in zip(config.rewards, frozen.rewards, strict=True):
         chosen = {name: value for name, value in after.options.items() if before.options.get(name) != value}
         if chosen and not quiet:
             message(f"reward {after.name}: {', '.join(f'{name} is {value}' for name, value in chosen.items())}")
-    return config.model_copy(update={"rewards": frozen})
+    return frozen
 
 
 def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> None:

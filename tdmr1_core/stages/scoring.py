@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmr1_core.config import RewardConfig
+from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.registry import Plugins, RewardRegistry
@@ -25,13 +25,18 @@ def build_runner(
     return RewardRunner([_active(plugins.rewards, reward) for reward in rewards], combine, workers, device)
 
 
-def freeze_rewards(rewards: Sequence[RewardConfig], registry: RewardRegistry) -> tuple[RewardConfig, ...]:
-    """The rewards as a run keeps them: options that mean "whatever is here" say what that is.
+def freeze_rewards(config: RunConfig, registry: RewardRegistry) -> RunConfig:
+    """The config as a run keeps it: options of rewards that mean "whatever is here" say what that is.
 
     Those of a reward in another environment stay: only there could be seen what they mean. Raises Tdmr1Error as the
     reward does.
     """
-    return tuple(reward if reward.python else _frozen(reward, registry) for reward in rewards)
+    rewards, judges = (
+        tuple(reward if reward.python else _frozen(reward, registry) for reward in listed)
+        for listed in (config.rewards, config.evaluation.rewards)
+    )
+    evaluation = config.evaluation.model_copy(update={"rewards": judges})
+    return config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
 
 
 def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:

@@ -120,8 +120,6 @@ SPECS = (
         timeout=900.0,
         score_range="0 to 1",
         needs="an endpoint with a model that sees pictures, and perhaps a key",
-        requires=("requests",),
-        install="requests",
         examples="tdmr1_rewards.builtin.example_pictures:shapes_of_their_prompt",
     ),
 )
