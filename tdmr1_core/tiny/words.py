@@ -1,6 +1,6 @@
 """The embedded world of words: three letters on a plain background, with captions whose letters are often wrong.
 
-Images are 24 x 48 RGB. Each letter of a caption is wrong at a known rate, as in captions from the web, so that a model
+Images are 16 x 36 RGB. Each letter of a caption is wrong at a known rate, as in captions from the web, so that a model
 trained on them writes clean letters and spells badly: something for a reward that can read to mend.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-HEIGHT, WIDTH = 24, 48
-LETTERS = "AEHKLNRTUX"
-"""Ten capitals that are hard to mistake for one another at this size."""
+HEIGHT, WIDTH = 16, 36
+LETTERS = "AEKLNTUX"
+"""Eight capitals that are hard to mistake for one another at this size."""
 WORD_LENGTH = 3
-LETTER_PITCH = 14.0
+LETTER_PITCH = 11.0
 """Pixels from one letter's middle to the next."""
-FONT_SIZE = 22.0
+FONT_SIZE = 16.0
 """Pixels of an em; a capital is about two thirds of it."""
-MAX_SHIFT = 1.5
+MAX_SHIFT = 1.0
 """Most pixels that a word lies off the middle, in both directions."""
 SUPERSAMPLING = 4
 
@@ -44,7 +44,7 @@ class WordCaption:
 
     @property
     def text(self) -> str:
-        """The words, such as: a sign "HEN"."""
+        """The words, such as: a sign "NET"."""
         return f'a sign "{self.word}"'
 
     @property
@@ -65,7 +65,7 @@ def word_captions(*, held_out: bool | None = None) -> list[WordCaption]:
 
 
 def render(word: str, rng: np.random.Generator) -> np.ndarray:
-    """Write a word in a dark ink of random shade on a light grey: uint8 (24, 48, 3)."""
+    """Write a word in a dark ink of random shade on a light grey: uint8 (16, 36, 3)."""
     from PIL import Image, ImageDraw
 
     background = int(255 * rng.uniform(0.85, 1.0))
@@ -116,7 +116,7 @@ def vocabulary() -> list[str]:
 
 
 def make_dataset(size: int, seed: int, noise: SpellingNoise) -> tuple[np.ndarray, list[str], list[str]]:
-    """`size` pictures uint8 (N, 24, 48, 3), their noisy captions and the words themselves."""
+    """`size` pictures uint8 (N, 16, 36, 3), their noisy captions and the words themselves."""
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(list(LETTERS), size=WORD_LENGTH)) for _ in range(size)]
     images = np.stack([render(word, rng) for word in words])

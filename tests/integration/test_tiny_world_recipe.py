@@ -56,10 +56,10 @@ def test_base_teacher_and_student_are_made(tmp_path):
 def test_a_teacher_of_words_is_made(tmp_path):
     teacher = make_teacher(tmp_path, "words")
     tokenizer = CLIPTokenizer.from_pretrained(teacher / "tokenizer")
-    signs = tokenizer.tokenize('a sign "HEN"')
-    assert signs == ["a</w>", "sign</w>", '"</w>', "h", "e", "n</w>", '"</w>']
-    assert len(tokenizer('a sign "HEN"').input_ids) <= tokenizer.model_max_length
+    signs = tokenizer.tokenize('a sign "NET"')
+    assert signs == ["a</w>", "sign</w>", '"</w>', "n", "e", "t</w>", '"</w>']
+    assert len(tokenizer('a sign "NET"').input_ids) <= tokenizer.model_max_length
     picture = StableDiffusion3Pipeline.from_pretrained(teacher, text_encoder_3=None, tokenizer_3=None)(
-        'a sign "HEN"', height=24, width=48, num_inference_steps=1, max_sequence_length=0
+        'a sign "NET"', height=16, width=36, num_inference_steps=1, max_sequence_length=0
     ).images[0]
-    assert picture.size == (48, 24)
+    assert picture.size == (36, 16)

@@ -30,22 +30,22 @@ def test_a_data_set_is_a_function_of_its_seed():
 
 def test_dark_letters_on_a_light_ground():
     rng = np.random.default_rng(0)
-    for word in ("HEN", "TAX", "KLR"):
+    for word in ("TEN", "TAX", "KLU"):
         image = render(word, rng)
         assert image.shape == (HEIGHT, WIDTH, 3)
         border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-        assert border.min() > 200
+        assert border.min() > 150
         dark = (image.max(axis=2) < 128).any(axis=0)
         columns = np.flatnonzero(dark)
-        assert columns[0] < 12  # three letters over the whole width
-        assert columns[-1] > 36
+        assert columns[0] < 9  # three letters over the whole width
+        assert columns[-1] > 26
 
 
 def test_the_same_word_is_written_alike_and_another_is_not():
     rng = np.random.default_rng(1)
-    written = {word: np.mean([render(word, rng).mean(axis=2) for _ in range(20)], axis=0) for word in ("HEN", "HAN")}
-    difference = np.abs(written["HEN"] - written["HAN"]).mean(axis=0)
-    assert difference[18:30].mean() > 3 * max(difference[:14].mean(), difference[34:].mean())
+    written = {word: np.mean([render(word, rng).mean(axis=2) for _ in range(20)], axis=0) for word in ("TEN", "TAN")}
+    difference = np.abs(written["TEN"] - written["TAN"]).mean(axis=0)
+    assert difference[14:22].mean() > 3 * max(difference[:10].mean(), difference[26:].mean())
 
 
 def test_captions_are_misspelt_at_their_rate():
@@ -68,5 +68,5 @@ def test_held_out_words_are_never_in_a_caption():
 
 
 def test_text_and_metadata():
-    assert WordCaption("HEN").text == 'a sign "HEN"'
-    assert WordCaption("HEN").metadata == {"tag": "text", "text": "HEN", "prompt": 'a sign "HEN"'}
+    assert WordCaption("NET").text == 'a sign "NET"'
+    assert WordCaption("NET").metadata == {"tag": "text", "text": "NET", "prompt": 'a sign "NET"'}
