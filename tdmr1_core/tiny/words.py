@@ -1,7 +1,8 @@
 """The embedded world of words: three letters on a plain background, with captions whose letters are often wrong.
 
-Images are 16 x 36 RGB. Each letter of a caption is wrong at a known rate, as in captions from the web, so that a model
-trained on them writes clean letters and spells badly: something for a reward that can read to mend.
+Images are 16 x 36 RGB. Each letter of a caption is at a known rate the one it is mistaken for, so that a model trained
+on them writes clean letters and spells badly: something for a reward that can read to mend. Any other letter instead
+would not do: guidance alone tells a frequent letter from seven rare ones.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 HEIGHT, WIDTH = 16, 36
-LETTERS = "AEKLNTUX"
-"""Eight capitals that are hard to mistake for one another at this size."""
+LETTERS = "ELKXNUAT"
+"""Eight capitals that a reader tells apart at this size; captions mistake those of a pair, E and L, for each other."""
 WORD_LENGTH = 3
 LETTER_PITCH = 11.0
 """Pixels from one letter's middle to the next."""
@@ -31,9 +32,9 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class SpellingNoise:
-    """How often a letter of a caption is not the one in the picture, as a probability."""
+    """How often a letter of a caption is not the one in the picture but the other of its pair, as a probability."""
 
-    wrong_letter: float = 0.25
+    wrong_letter: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,19 @@ def _font() -> FreeTypeFont:
 
 def caption(word: str, rng: np.random.Generator, noise: SpellingNoise) -> WordCaption:
     """A noisy caption of a picture of a word; for a word that is held out, at least one letter is wrong."""
-    wrong = rng.random(len(word)) < noise.wrong_letter
-    if WordCaption(word).held_out and not wrong.any():
-        wrong[rng.integers(len(word))] = True
     while True:
-        letters = [
-            str(rng.choice([other for other in LETTERS if other != letter])) if misspelt else letter
-            for letter, misspelt in zip(word, wrong, strict=True)
-        ]
+        wrong = rng.random(len(word)) < noise.wrong_letter
+        if WordCaption(word).held_out and not wrong.any():
+            wrong[rng.integers(len(word))] = True
+        letters = [mistaken(letter) if misspelt else letter for letter, misspelt in zip(word, wrong, strict=True)]
         drawn = WordCaption("".join(letters))
         if not drawn.held_out:
             return drawn
+
+
+def mistaken(letter: str) -> str:
+    """The letter that captions write for this one where they are wrong."""
+    return LETTERS[LETTERS.index(letter) ^ 1]
 
 
 def training_captions() -> list[WordCaption]:
