@@ -15,6 +15,7 @@ from tdmr1_core.prompt_sets import composed
 from tdmr1_core.prompt_sets.ocr import ocr_prompts
 from tdmr1_core.prompt_sets.scenes import scene_prompts
 from tdmr1_core.records import Groups, Prompt
+from tdmr1_core.tiny.words import word_captions
 from tdmr1_core.tiny.world import CountCaption, count_captions, pair_captions, training_captions
 from tdmr1_rewards.sources import find
 
@@ -49,6 +50,10 @@ def _composed(held_out: bool) -> list[Prompt]:
     return counts * max(1, len(pairs) // len(counts)) + pairs
 
 
+def _words(held_out: bool) -> list[Prompt]:
+    return [Prompt(caption.text, caption.metadata) for caption in word_captions(held_out=held_out)]
+
+
 PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
     "tiny": {
         "count": lambda: _count(False),
@@ -59,6 +64,10 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "geneval": lambda: _composed(False),
         "geneval-held-out": lambda: _composed(True),
         "world": _world,
+    },
+    "words": {
+        "ocr": lambda: _words(False),
+        "ocr-held-out": lambda: _words(True),
     },
     "photo": {
         "ocr": lambda: ocr_prompts(held_out=False),
