@@ -181,11 +181,13 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     config = problems.attempt(lambda: _with_absolute_sources(resolve(layers)))
     if config is not None:
         rewards = (*config.rewards, *config.evaluation.rewards)
-        _check_rewards([reward.source or reward.name for reward in rewards], extensions, problems)
+        sources = [(reward.source or reward.name, reward.python) for reward in rewards]
+        _check_rewards(sources, extensions, problems)
         if kind is not None and config.kind != kind:
             problems.found.append(_wrong_kind(config.kind, kind))
     else:
-        _check_rewards(list(map(_source, _named(own.get("rewards")))), extensions, problems)
+        sources = [(_source(reward), _python(reward)) for reward in _named(own.get("rewards"))]
+        _check_rewards(sources, extensions, problems)
     problems.tell()
     assert config is not None
     assert entry is not None
@@ -270,9 +272,11 @@ def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions)
         return entry.default_preset
     from tdmr1_rewards.sources import find
 
-    reward = next(map(_source, _named(own.get("rewards"))), entry.default_reward)
+    first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
+    if first is None:
+        return None
     try:
-        return find(extensions.plugins.rewards, reward).spec.default_preset if reward else None
+        return find(extensions.plugins.rewards, _source(first), _python(first)).spec.default_preset
     except Tdmr1Error:
         return None  # an unknown reward is told with the other mistakes
 
@@ -285,11 +289,11 @@ def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
     return {"evaluation": {"rewards": fitting if trained == set(map(_source, fitting)) else []}} if judges else {}
 
 
-def _check_rewards(sources: Sequence[str], extensions: Extensions, problems: Problems) -> None:
+def _check_rewards(sources: Sequence[tuple[str, Path | None]], extensions: Extensions, problems: Problems) -> None:
     from tdmr1_rewards.sources import find
 
     for source in dict.fromkeys(sources):
-        problems.attempt(lambda source=source: find(extensions.plugins.rewards, source))  # type: ignore[misc]
+        problems.attempt(lambda source=source: find(extensions.plugins.rewards, *source))  # type: ignore[misc]
 
 
 def _with_absolute_sources(config: RunConfig) -> RunConfig:
@@ -328,3 +332,9 @@ def _named(rewards: Any) -> list[Tree]:
 def _source(reward: Mapping[str, Any]) -> str:
     """Where a reward with a name comes from."""
     return str(reward.get("source") or reward["name"])
+
+
+def _python(reward: Mapping[str, Any]) -> Path | None:
+    """The interpreter of another environment that an unchecked reward runs in."""
+    python = reward.get("python")
+    return Path(python) if isinstance(python, str) else None
