@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.stages.prompts import training_prompts
+from tdmr1_core.stages.scoring import build_runner
 from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.loading import private_name
 from tdmr1_rewards.registry import Provenance, RewardRegistry
 
 pytestmark = pytest.mark.unit
@@ -293,3 +296,14 @@ def test_a_file_that_names_the_reward_keeps_them_too(extensions, tmp_path):
 def test_evaluations_judge_by_what_is_trained(extensions, model, rewards, judges):
     config = resolve_settings(Flags(model=model, rewards=rewards), "train", extensions).config
     assert {judge.name: judge.options.get("score") for judge in config.evaluation.rewards} == judges
+
+
+def test_a_file_for_another_environment_is_not_loaded_here(extensions, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(REWARDS)
+    reward = f"{{name: b, source: '{mine}:bright', python: {sys.executable}}}"
+    path = write(tmp_path, f"rewards: [{reward}]\nevaluation: {{rewards: [{reward}]}}\n")
+    config = resolve_settings(Flags(config=path), "train", extensions).config
+    assert training_prompts(config, extensions) == "count"
+    build_runner(config.rewards, extensions.plugins, combine="weighted_sum", workers=1, device="cpu").close()
+    assert private_name(mine) not in sys.modules
