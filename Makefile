@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test test-fast lint tiny-world clean
+.PHONY: setup train test test-fast lint tiny-world tiny-words clean
 
 setup: $(READY)
 
@@ -33,6 +33,13 @@ tiny-world: setup
 	$(BIN)/python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher
 	$(BIN)/tdmr1 distill --model tiny-tdm --model-path build/tiny-world/teacher/pipeline --output build/tiny-world/student
 	$(BIN)/python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
+
+# The same for the model of words.
+tiny-words: setup
+	$(BIN)/python examples/tiny_world/base.py --world words --output build/tiny-words/base
+	$(BIN)/python examples/tiny_world/pretrain.py --world words --base build/tiny-words/base --output build/tiny-words/teacher
+	$(BIN)/tdmr1 distill --model tiny-words-tdm --model-path build/tiny-words/teacher/pipeline --output build/tiny-words/student
+	$(BIN)/python examples/tiny_world/package.py --world words --teacher build/tiny-words/teacher/pipeline --student build/tiny-words/student
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

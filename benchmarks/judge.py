@@ -136,7 +136,7 @@ def diversity(
     for group in groups:
         members = np.flatnonzero(group_ids == group)
         points = np.concatenate([centres[i] for i in members])
-        measures["pixel_distance"].append(_pixel_distance(images[members]))
+        measures["pixel_distance"].append(pixel_distance(images[members]))
         measures["position_spread"].append(float(np.sqrt(points.var(axis=0).sum())) if len(points) else np.nan)
         measures["layout_distance"].append(_layout_distance([centres[i] for i in members if len(centres[i])]))
     return {"group": groups, **{name: np.array(values) for name, values in measures.items()}}
@@ -198,7 +198,8 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else np.nan
 
 
-def _pixel_distance(images: np.ndarray) -> float:
+def pixel_distance(images: np.ndarray) -> float:
+    """Mean over pairs of the root mean square difference of pixels, 0 to 1; NaN for a single picture."""
     if len(images) < 2:
         return np.nan
     flat = images.reshape(len(images), -1) / 255.0

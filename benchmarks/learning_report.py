@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from intervals import Gain, across_seeds, paired_gain
-from judge import analyse, diversity, judge
-
-from tdmr1_core.tiny import world
+from subjects import Measures, Subject
 
 CONDITIONS = {
     "real": "the reward as it is",
@@ -19,28 +17,6 @@ CONDITIONS = {
 }
 STUDENT, MEASURES = "student.json", "measures.json"
 """What the student measures, and each run's trained model."""
-PER_CAPTION, PER_PAIR = 24, 2
-"""Pictures of each count caption, and of each caption of a pair."""
-OF_PAIRS = ("binding_right", "relation_right")
-"""Measured on captions of another kind, which these runs never draw."""
-OF_A_GROUP = ("pixel_distance", "position_spread", "layout_distance")
-UNREWARDED = {
-    "shape_right": "objects of the asked shape, share",
-    "colour_right": "objects of the asked colour, share",
-    "crispness": "crispness, 0 to 1",
-    "background_noise": "noise of the background, 0 to 0.5",
-    "size": "radius, pixels",
-    "size_error": "radius outside the world's range, pixels",
-    "position_x": "mean x, pixels",
-    "position_y": "mean y, pixels",
-    "pixel_distance": "difference of pictures in a group, 0 to 1",
-    "position_spread": "spread of positions in a group, pixels",
-    "layout_distance": "difference of layouts in a group, pixels",
-    "binding_right": "pairs: the two objects asked for, share",
-    "relation_right": "pairs: they lie as asked, share",
-}
-
-Measures = dict[str, list[float]]
 
 
 def run_folder(root: Path, condition: str, seed: int) -> Path:
@@ -48,82 +24,58 @@ def run_folder(root: Path, condition: str, seed: int) -> Path:
     return root / f"{condition.replace(' ', '-')}-{seed}"
 
 
-def judge_unrewarded(images: np.ndarray, metadata: Sequence[dict], group_ids: np.ndarray) -> Measures:
-    """What the judge says of pictures uint8 (N, 24, 24, 3) and of their groups, and its own count."""
-    analyses = analyse(images)
-    judged = judge(images, metadata, analyses) | diversity(images, group_ids, analyses)
-    chosen = [name for name in UNREWARDED if name not in OF_PAIRS]
-    return {name: judged[name].tolist() for name in (*chosen, "count_right")}
-
-
-def tables(root: Path) -> None:
+def tables(root: Path, subject: Subject) -> None:
     """Print the tables as Markdown."""
-    captions = world.count_captions()
-    clusters = np.repeat(np.arange(len(captions)), PER_CAPTION)
-    held_out = np.repeat([caption.held_out for caption in captions], PER_CAPTION)
-    print(f"n = {len(clusters)} pairs of caption and noise a run; {held_out.sum()} of captions never trained on\n")
-    print("| run | seed | before | after | gain | gain on captions never trained on |\n|---|---|---|---|---|---|")
-    before = json.loads((root / STUDENT).read_text())
-    for condition, label in CONDITIONS.items():
+    sheet, before = subject.sheets[0], json.loads((root / STUDENT).read_text())
+    teachers = _teachers(root)
+    total, held_out = len(sheet.clusters), int(sheet.never_trained.sum())
+    print(f"n = {total} pairs of caption and noise a run; {held_out} of captions never trained on")
+    for name, label in subject.headlines.items():
+        _print_headline(root, subject, name, label, before)
+        for guidance, values in teachers.items():
+            measured = np.array(values[name])
+            error = _percent(float(measured.std() / len(measured) ** 0.5))
+            print(f"\nteacher, 28 steps, guidance {guidance:g}: {_percent(measured.mean())} % (standard error {error})")
+    first = next(iter(subject.headlines))
+    best = max(teachers, key=lambda guidance: np.mean(teachers[guidance][first]), default=None)
+    _print_beside(subject, before, list(_finished(root, "real").values()), teachers.get(best, {}))
+
+
+def _print_headline(root: Path, subject: Subject, name: str, label: str, before: Measures) -> None:
+    """The gain of every run in percent, on all captions and on those never trained on."""
+    sheet = subject.sheets[0]
+    masks = (np.ones_like(sheet.never_trained), sheet.never_trained)
+    print(f"\n{label}, %:\n\n| run | seed | before | after | gain | gain on captions never trained on |")
+    print("|---|---|---|---|---|---|")
+    for condition, told in CONDITIONS.items():
         gains = {}
         for seed, after in _finished(root, condition).items():
-            gains[seed] = [_exact(before, after, rows, clusters) for rows in (np.ones_like(held_out), held_out)]
+            gains[seed] = [_gain(before[name], after[name], mask, sheet.clusters) for mask in masks]
             every, never = gains[seed]
-            print(f"| {label} | {seed} | {_percent(every.before)} | {_percent(every.after)} | ", end="")
+            print(f"| {told} | {seed} | {_percent(every.before)} | {_percent(every.after)} | ", end="")
             print(f"{_with_interval(every)} | {_with_interval(never)} |")
         if len(gains) > 1:
             means = [across_seeds([gain[column] for gain in gains.values()]).mean for column in (0, 1)]
-            print(f"| {label}, mean | | | | **{_signed(means[0])}** | **{_signed(means[1])}** |")
-    teachers = _teachers(root)
-    for guidance, values in teachers.items():
-        exact = np.array(values["exact"])
-        error = _percent(float(exact.std() / len(exact) ** 0.5))
-        print(f"\nteacher, 28 steps, guidance {guidance:g}: {_percent(exact.mean())} % (standard error {error})")
-    best = max(teachers, key=lambda guidance: np.mean(teachers[guidance]["exact"]), default=None)
-    _print_unrewarded(before, list(_finished(root, "real").values()), clusters, teachers.get(best, {}))
+            print(f"| {told}, mean | | | | **{_signed(means[0])}** | **{_signed(means[1])}** |")
 
 
-def _print_unrewarded(student: Measures, runs: Sequence[Measures], clusters: np.ndarray, teacher: Measures) -> None:
-    """Student, trained models, best teacher and the world's own pictures of the right number, side by side."""
-    itself = the_world_itself()
+def _print_beside(subject: Subject, student: Measures, runs: Sequence[Measures], teacher: Measures) -> None:
+    """Student, trained models, best teacher and the world's own right pictures, side by side."""
+    itself = {name: values for sheet in subject.sheets for name, values in sheet.the_world_itself().items()}
+    clusters_of = {len(sheet.clusters): sheet.clusters for sheet in subject.sheets}
     print("\n| measure | student | after, by seed | change, mean over seeds | teacher | the world itself |")
     print("|---|---|---|---|---|---|")
-    for name, label in UNREWARDED.items():
+    for name, label in subject.beside.items():
         before = np.array(student[name])
         after = [np.array(run[name]) for run in runs]
-        gain = paired_gain(before, np.mean(after, axis=0), clusters if len(before) == len(clusters) else None, seed=0)
+        gain = paired_gain(before, np.mean(after, axis=0), clusters_of.get(len(before)), seed=0)
         by_seed = ", ".join(f"{np.nanmean(values):.3f}" for values in after)
         compared = [f"{np.nanmean(values[name]):.3f}" if name in values else "" for values in (teacher, itself)]
         change = f"{gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
         print(f"| {label} | {np.nanmean(before):.3f} | {by_seed} | {change} | {compared[0]} | {compared[1]} |")
-    counted = ", ".join(_percent(np.mean(run["count_right"])) for run in runs)
-    print(f"\nThe judge's own count after training, by seed: {counted} % right")
 
 
-def the_world_itself() -> Measures:
-    """The same measures of pictures that the world drew rightly: what a perfect model would score."""
-    rng = np.random.default_rng(0)
-    captions = world.count_captions()
-    drawn: dict[str, list[world.Scene]] = {caption.text: [] for caption in captions}
-    while min(map(len, drawn.values())) < PER_CAPTION:
-        scene = world.sample_scene(rng, pair_share=0.0)
-        first = scene.objects[0]
-        drawn[world.CountCaption(len(scene.objects), first.colour, first.shape).text].append(scene)
-    scenes = [scene for caption in captions for scene in drawn[caption.text][:PER_CAPTION]]
-    metadata = [caption.metadata for caption in captions for _ in range(PER_CAPTION)]
-    images = np.stack([world.render(scene, rng) for scene in scenes])
-    measures = judge_unrewarded(images, metadata, np.repeat(np.arange(len(captions)), PER_CAPTION))
-    pairs = [world.sample_scene(rng, pair_share=1.0) for _ in range(len(images))]
-    right = [
-        world.PairCaption((a.colour, a.shape), scene.relation, (b.colour, b.shape)).metadata
-        for scene in pairs
-        for a, b in [scene.objects]
-    ]
-    judged = judge(np.stack([world.render(scene, rng) for scene in pairs]), right)
-    return measures | {name: judged[name].tolist() for name in OF_PAIRS}
-
-
-def curves(root: Path) -> None:
+def curves(root: Path, subject: Subject) -> None:
     """Draw the mean reward of every iteration, one thin line a run and one thick running mean a condition."""
     from matplotlib.figure import Figure
 
@@ -140,7 +92,7 @@ def curves(root: Path) -> None:
             axes.plot(
                 range(4, 4 + len(smooth)), smooth, color=colour, linewidth=2.5, label=f"{condition} ({len(runs)})"
             )
-    axes.set(xlabel="iteration", ylabel="mean reward (½ exact + ½ graded count)", ylim=(0.3, 1))
+    axes.set(xlabel="iteration", ylabel=f"mean reward ({subject.rewarded})", ylim=(None, 1))
     axes.legend(frameon=False, loc="upper left")
     figure.savefig(root / "curves.png", dpi=110)
     print(root / "curves.png")
@@ -158,9 +110,9 @@ def _teachers(root: Path) -> dict[float, Measures]:
     return {guidance: json.loads(found[guidance].read_text()) for guidance in sorted(found)}
 
 
-def _exact(before: Measures, after: Measures, rows: np.ndarray, clusters: np.ndarray) -> Gain:
+def _gain(before: Sequence[float], after: Sequence[float], rows: np.ndarray, clusters: np.ndarray) -> Gain:
     chosen = rows.astype(bool)
-    return paired_gain(np.array(before["exact"])[chosen], np.array(after["exact"])[chosen], clusters[chosen], seed=0)
+    return paired_gain(np.array(before)[chosen], np.array(after)[chosen], clusters[chosen], seed=0)
 
 
 def _percent(share: float) -> str:

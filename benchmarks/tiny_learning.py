@@ -1,4 +1,4 @@
-"""The headline and its controls on the embedded world, from nothing but the command line and held-out noises.
+"""The headline and its controls on the embedded worlds, from nothing but the command line and held-out noises.
 
     python benchmarks/tiny_learning.py train    --output build/learning --seeds 0 1 2 --jobs 2
     python benchmarks/tiny_learning.py teacher  --output build/learning
@@ -6,12 +6,13 @@
     python benchmarks/tiny_learning.py report   --output build/learning
     python benchmarks/tiny_learning.py curves   --output build/learning
 
-`train` makes three runs a seed, each by `tdmr1 train`: as it is, with advantages permuted inside their groups, and with
-the reward term off. `evaluate` draws 24 pictures of each of the 48 captions (1,152 pairs of caption and noise; a fourth
-of the captions never trained on) from the student and from every run's *final* averaged generator, and counts; what
-was not rewarded is judged by `judge.py`, on these pictures and on two of each of the 432 captions of pairs. `report`
-prints the tables, and `curves` draws the rewards during training (matplotlib: the extra `benchmarks`). Every step
-continues where it stopped.
+`--subject` says what is taught (`subjects.py`), the same at every step of a folder: to count (the default), to compose
+pairs (`composition`), or to spell (`words`). `train` makes three runs a seed, each by `tdmr1 train`: as it is, with
+advantages permuted inside their groups, and with the reward term off; further arguments are handed on to it. `evaluate`
+draws from the student and from every run's *final* averaged generator: 24 pictures of each of the 48 captions of a
+number and two of each of the 432 captions of pairs, or three of each of the 512 words; a fourth of the captions was
+never trained on. What was not rewarded is judged by `judge.py` and `word_judge.py`. `report` prints the tables, and
+`curves` draws the rewards during training (matplotlib: the extra `benchmarks`). Every step continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,22 +22,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from judge import judge
-from learning_report import (
-    MEASURES,
-    OF_PAIRS,
-    PER_CAPTION,
-    PER_PAIR,
-    STUDENT,
-    curves,
-    judge_unrewarded,
-    run_folder,
-    tables,
-)
+from learning_report import MEASURES, STUDENT, curves, run_folder, tables
+from subjects import SUBJECTS, Measures, Sheet, Subject
+
+from tdmr1_core.runs.evaluate import draw
 
 SETTINGS = {
     "real": [],
@@ -44,11 +38,9 @@ SETTINGS = {
     "reward off": ["--set", "generator.reward_scale=0"],
 }
 EVALUATION_SEED = 77_000_077
-PAIR_SETS = ("pairs", "pairs-held-out")
-GUIDANCES = (3.0, 2.0, 4.0)
 
 
-def train(root: Path, seeds: list[int], conditions: list[str], jobs: int, extra: list[str]) -> None:
+def train(root: Path, subject: Subject, seeds: list[int], conditions: list[str], jobs: int, extra: list[str]) -> None:
     """Run `tdmr1 train` for every seed and condition, `jobs` at a time with one thread each."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -61,7 +53,8 @@ def train(root: Path, seeds: list[int], conditions: list[str], jobs: int, extra:
         if (folder / "checkpoints" / "latest").exists():
             command += ["--resume", str(folder)]
         else:
-            command += ["--seed", str(seed), "--output", str(folder), *SETTINGS[condition], *extra]
+            command += ["--model", subject.model, "--reward", subject.reward, "--seed", str(seed)]
+            command += ["--output", str(folder), *SETTINGS[condition], *extra]
         with (root / f"{folder.name}.log").open("a") as log:
             subprocess.run(command, env=environment, stderr=log, stdout=log, check=True)
         print(f"done: {folder}", flush=True)
@@ -71,49 +64,15 @@ def train(root: Path, seeds: list[int], conditions: list[str], jobs: int, extra:
         list(pool.map(one, [(seed, condition) for seed in seeds for condition in conditions]))
 
 
-def count_exactly(pictures) -> np.ndarray:  # noqa: ANN001 - tdmr1_core.runs.evaluate.Pictures
-    """1.0 where the picture holds exactly the asked number of objects of the asked colour."""
-    from tdmr1_rewards.api import RewardBatch, RewardContext
-    from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions
-
-    batch = RewardBatch(
-        images=pictures.images,
-        prompts=[prompt.text for prompt in pictures.prompts],
-        metadata=[prompt.metadata for prompt in pictures.prompts],
-        group_ids=pictures.group_ids,
-        image_ids=list(range(len(pictures.images))),
-        context=RewardContext(None, 0, 0),
-    )
-    return np.array(ObjectCount(ObjectCountOptions(score="exact"))(batch).scores, dtype=float)
-
-
-def measure(
-    engine,  # noqa: ANN001 - tdmr1_core.Engine
-    role: str,
-    *,
-    pairs: bool = True,
-    **options: float,
-) -> dict[str, list[float]]:
-    """Everything about one role's pictures of all captions, one number an image, a group or a pair."""
-    from tdmr1_core.runs.evaluate import draw
-    from tdmr1_core.stages.prompts import load_prompts
-
-    pictures = draw(engine, role, load_prompts("count-all", "tiny"), PER_CAPTION, EVALUATION_SEED, **options)
-    measures = {
-        "exact": count_exactly(pictures).tolist(),
-        **judge_unrewarded(
-            pictures.images, [prompt.metadata for prompt in pictures.prompts], np.array(pictures.group_ids)
-        ),
-    }
-    if pairs:
-        prompts = [prompt for name in PAIR_SETS for prompt in load_prompts(name, "tiny")]
-        drawn = draw(engine, role, prompts, PER_PAIR, EVALUATION_SEED, **options)
-        judged = judge(drawn.images, [prompt.metadata for prompt in drawn.prompts])
-        measures |= {name: judged[name].tolist() for name in OF_PAIRS}
+def measure(engine, role: str, sheets: Sequence[Sheet], **options: float) -> Measures:  # noqa: ANN001 - Engine
+    """Everything about one role's pictures of the sheets, one number an image or a group."""
+    measures: Measures = {}
+    for sheet in sheets:
+        measures |= sheet.measure(draw(engine, role, sheet.prompts, sheet.each, EVALUATION_SEED, **options))
     return measures
 
 
-def evaluate(root: Path) -> None:
+def evaluate(root: Path, subject: Subject) -> None:
     """Measure the final generator of every finished run that has no measures yet, and once the student."""
     from tdmr1_core.runs.run import load_trained
 
@@ -122,40 +81,47 @@ def evaluate(root: Path) -> None:
         if target.exists():
             continue
         engine = load_trained(folder)
-        target.write_text(json.dumps(measure(engine, "generator_ema")))
+        target.write_text(json.dumps(measure(engine, "generator_ema", subject.sheets)))
         print(f"measured: {folder}", flush=True)
         if not student.exists():
             engine.roles.load("generator_ema", engine.start, "student")
-            student.write_text(json.dumps(measure(engine, "generator_ema")))
+            student.write_text(json.dumps(measure(engine, "generator_ema", subject.sheets)))
 
 
-def teacher(root: Path) -> None:
-    """Measure the 28-step teacher on the same count captions and noises at several guidance scales."""
-    from tdmr1_core.configure import read_preset, resolve
+def teacher(root: Path, subject: Subject) -> None:
+    """Measure the 28-step teacher on the same captions and noises at several guidance scales."""
+    from tdmr1_cli.options import Flags, resolve_settings
     from tdmr1_core.engine import Engine
+    from tdmr1_core.plugins import discover
 
     root.mkdir(parents=True, exist_ok=True)
-    engine = Engine.from_config(resolve([read_preset("tiny"), {"rewards": [{"name": "object_count"}]}]))
-    for guidance in GUIDANCES:
+    flags = Flags(model=subject.model, rewards=[subject.reward])
+    engine = Engine.from_config(resolve_settings(flags, "train", discover()).config)
+    headline = next(iter(subject.headlines))
+    for guidance in subject.guidances:
         target = root / f"teacher-{guidance}.json"
         if not target.exists():
-            target.write_text(json.dumps(measure(engine, "teacher", pairs=False, guidance_scale=guidance)))
-            print(f"teacher at guidance {guidance}: {np.mean(json.loads(target.read_text())['exact']):.3f}", flush=True)
+            measures = measure(engine, "teacher", subject.sheets[:1], guidance_scale=guidance)
+            target.write_text(json.dumps(measures))
+            print(f"teacher at guidance {guidance}: {np.mean(measures[headline]):.3f}", flush=True)
 
 
 def main() -> None:
     """Choose the step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["train", "teacher", "evaluate", "report", "curves"])
+    parser.add_argument("--subject", choices=SUBJECTS, default="count")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--conditions", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--jobs", type=int, default=2)
     options, extra = parser.parse_known_args()
+    subject = SUBJECTS[options.subject]
     if options.step == "train":
-        train(options.output, options.seeds, options.conditions, options.jobs, extra)
+        train(options.output, subject, options.seeds, options.conditions, options.jobs, extra)
     else:
-        {"teacher": teacher, "evaluate": evaluate, "report": tables, "curves": curves}[options.step](options.output)
+        steps = {"teacher": teacher, "evaluate": evaluate, "report": tables, "curves": curves}
+        steps[options.step](options.output, subject)
 
 
 if __name__ == "__main__":

@@ -156,8 +156,9 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     problems = Problems()
     file = problems.attempt(lambda: read_config(flags.config))
     sets = problems.attempt(lambda: parse_assignments(flags.sets))
-    typed = problems.attempt(lambda: _flag_tree(flags, file or {}))
-    own: Tree = problems.attempt(lambda: merge(merge(file or {}, typed or {}), sets or {})) or {}
+    typed = problems.attempt(lambda: _flag_tree(flags))
+    named = _remembering(typed or {}, file or {})
+    own: Tree = problems.attempt(lambda: merge(merge(file or {}, named), sets or {})) or {}
     name = _text_at(own, "model", "name") or DEFAULT_MODEL
     path, lora = _text_at(own, "model", "path"), _text_at(own, "model", "lora")
     entry = problems.attempt(
@@ -173,15 +174,20 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     if default_reward and not distils:
         base["rewards"] = [{"name": default_reward}]
-    layers = [base, preset or {}, _fitting_evaluation(preset or {}, own), file or {}, typed or {}, sets or {}]
+    preset = merge(base, preset or {})
+    file = _remembering(file or {}, preset)
+    typed = _remembering(typed or {}, merge(preset, file))
+    layers = [preset, _fitting_evaluation(preset, own), file, typed, sets or {}]
     config = problems.attempt(lambda: _with_absolute_sources(resolve(layers)))
     if config is not None:
         rewards = (*config.rewards, *config.evaluation.rewards)
-        _check_rewards([reward.source or reward.name for reward in rewards], extensions, problems)
+        sources = [(reward.source or reward.name, reward.python) for reward in rewards]
+        _check_rewards(sources, extensions, problems)
         if kind is not None and config.kind != kind:
             problems.found.append(_wrong_kind(config.kind, kind))
     else:
-        _check_rewards(list(map(_source, _named(own.get("rewards")))), extensions, problems)
+        sources = [(_source(reward), _python(reward)) for reward in _named(own.get("rewards"))]
+        _check_rewards(sources, extensions, problems)
     problems.tell()
     assert config is not None
     assert entry is not None
@@ -197,7 +203,7 @@ def read_config(path: Path | None) -> Tree:
     return {key: value for key, value in read_file(path).items() if key != RUN_HEADER}
 
 
-def _flag_tree(flags: Flags, file: Tree) -> Tree:
+def _flag_tree(flags: Flags) -> Tree:
     """The named flags as settings. Paths are made absolute: a run is continued from anywhere."""
     tree: Tree = {}
     name = _absolute(flags.model) if flags.model else None
@@ -206,13 +212,22 @@ def _flag_tree(flags: Flags, file: Tree) -> Tree:
     if given:
         tree["model"] = given
     if flags.rewards:
-        former = {reward["name"]: reward for reward in _named(file.get("rewards"))}
-        parsed = [parse_reward(text) for text in flags.rewards]
-        tree["rewards"] = [{**former.get(reward.name, {}), **reward.tree} for reward in parsed]
+        tree["rewards"] = [parse_reward(text).tree for text in flags.rewards]
     if flags.prompts is not None:
         tree["prompts"] = {"train": _absolute(flags.prompts)}
     numbers = {"iterations": flags.iterations, "seed": flags.seed}
     return tree | {key: value for key, value in numbers.items() if value is not None}
+
+
+def _remembering(tree: Tree, below: Tree) -> Tree:
+    """The settings, in which a reward keeps what the layers below say of it and these leave open."""
+    former = {reward["name"]: reward for reward in _named(below.get("rewards"))}
+    if not isinstance(tree.get("rewards"), list):
+        return tree
+    rewards = [
+        {**former.get(reward["name"], {}), **reward} if _named([reward]) else reward for reward in tree["rewards"]
+    ]
+    return {**tree, "rewards": rewards}
 
 
 def _absolute(name: str) -> str:
@@ -257,25 +272,28 @@ def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions)
         return entry.default_preset
     from tdmr1_rewards.sources import find
 
-    reward = next(map(_source, _named(own.get("rewards"))), entry.default_reward)
+    first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
+    if first is None:
+        return None
     try:
-        return find(extensions.plugins.rewards, reward).spec.default_preset if reward else None
+        return find(extensions.plugins.rewards, _source(first), _python(first)).spec.default_preset
     except Tdmr1Error:
         return None  # an unknown reward is told with the other mistakes
 
 
 def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
-    """A preset's evaluation rewards are dropped where other rewards are trained than they judge."""
-    judged = _names((preset.get("evaluation") or {}).get("rewards"))
-    unjudged = set(_names(own.get("rewards"))) - set(judged)
-    return {"evaluation": {"rewards": []}} if judged and unjudged else {}
+    """Of a preset's evaluation rewards, those that judge what is trained; none where they leave out some of that."""
+    judges = _named((preset.get("evaluation") or {}).get("rewards"))
+    trained = set(map(_source, _named(own.get("rewards")) or _named(preset.get("rewards"))))
+    fitting = [judge for judge in judges if _source(judge) in trained]
+    return {"evaluation": {"rewards": fitting if trained == set(map(_source, fitting)) else []}} if judges else {}
 
 
-def _check_rewards(sources: Sequence[str], extensions: Extensions, problems: Problems) -> None:
+def _check_rewards(sources: Sequence[tuple[str, Path | None]], extensions: Extensions, problems: Problems) -> None:
     from tdmr1_rewards.sources import find
 
     for source in dict.fromkeys(sources):
-        problems.attempt(lambda source=source: find(extensions.plugins.rewards, source))  # type: ignore[misc]
+        problems.attempt(lambda source=source: find(extensions.plugins.rewards, *source))  # type: ignore[misc]
 
 
 def _with_absolute_sources(config: RunConfig) -> RunConfig:
@@ -311,10 +329,12 @@ def _named(rewards: Any) -> list[Tree]:
     return [reward for reward in listed if isinstance(reward, dict) and isinstance(reward.get("name"), str)]
 
 
-def _names(rewards: Any) -> list[str]:
-    return [reward["name"] for reward in _named(rewards)]
-
-
 def _source(reward: Mapping[str, Any]) -> str:
     """Where a reward with a name comes from."""
     return str(reward.get("source") or reward["name"])
+
+
+def _python(reward: Mapping[str, Any]) -> Path | None:
+    """The interpreter of another environment that an unchecked reward runs in."""
+    python = reward.get("python")
+    return Path(python) if isinstance(python, str) else None

@@ -40,7 +40,10 @@ def start_run(kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, q
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run
 
-    _execute(Run.create(_with_frozen_rewards(settings.config, extensions, quiet), folder, extensions), quiet)
+    run = Run.create(settings.config, folder, extensions)
+    if not quiet:
+        _say_what_was_chosen(settings.config, run.config)
+    _execute(run, quiet)
 
 
 def continue_run(folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
@@ -85,21 +88,17 @@ def _say_what_rewards_are(settings: Settings, extensions: Extensions) -> None:
     from tdmr1_rewards.sources import find
 
     for reward in settings.config.rewards:
-        found = find(extensions.plugins.rewards, reward.source or reward.name)
+        found = find(extensions.plugins.rewards, reward.source or reward.name, reward.python)
         if found.taken_as:
             message(f"reward {reward.name} (from {found.provenance}): taken as {found.taken_as}")
 
 
-def _with_frozen_rewards(config: RunConfig, extensions: Extensions, quiet: bool) -> RunConfig:
-    """The config as the run keeps it; what was chosen for a reward is said."""
-    from tdmr1_core.stages.scoring import freeze_rewards
-
-    frozen = freeze_rewards(config, extensions.plugins.rewards)
-    for before, after in zip(config.rewards, frozen.rewards, strict=True):
+def _say_what_was_chosen(given: RunConfig, kept: RunConfig) -> None:
+    """Name the options of rewards that the run has filled in."""
+    for before, after in zip(given.rewards, kept.rewards, strict=True):
         chosen = {name: value for name, value in after.options.items() if before.options.get(name) != value}
-        if chosen and not quiet:
+        if chosen:
             message(f"reward {after.name}: {', '.join(f'{name} is {value}' for name, value in chosen.items())}")
-    return frozen
 
 
 def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> None:

@@ -41,8 +41,8 @@ from tdmr1_core.records import (
     Trajectory,
     UpdateStats,
 )
+from tdmr1_core.stages.groups import next_groups
 from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
-from tdmr1_core.stages.prompts import next_groups
 from tdmr1_core.stages.scoring import reward_metrics
 
 

@@ -13,13 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text and what is known of it (GenEval's layout where it fits)."""
-
-    text: str
-    metadata: Mapping[str, Any]
+from tdmr1_core.prompt_sets.prompt import Prompt
 
 
 @dataclass(frozen=True)

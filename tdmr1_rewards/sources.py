@@ -14,7 +14,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,7 @@ from tdmr1_rewards.reference import Reference, build, reference_of, resolve, val
 from tdmr1_rewards.signatures import recognise
 
 if TYPE_CHECKING:
-    from tdmr1_rewards.registry import RegisteredReward, RewardRegistry
+    from tdmr1_rewards.registry import Provenance, RegisteredReward, RewardRegistry
 
 ATTRIBUTE = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 URL = r"https?://[^/,\s]+/[^:,\s]+"
@@ -100,11 +101,12 @@ def parse(text: str) -> Source:
     raise Tdmr1Error(f"{text!r} is not a reward's source", FORMS)
 
 
-def find(registry: RewardRegistry, source: str) -> RegisteredReward:
+def find(registry: RewardRegistry, source: str, python: Path | None = None) -> RegisteredReward:
     """What a source names, with its spec and where it comes from.
 
-    A file or a module is loaded for it; nothing is built, and a server is not asked. Raises Tdmr1Error for a
-    source that cannot be understood or loaded, and for what cannot be taken as a reward.
+    A file or a module is loaded for it, in the environment of the interpreter `python` if there is one and not here;
+    nothing is built, and a server is not asked. Raises Tdmr1Error for a source that cannot be understood or loaded, and
+    for what cannot be taken as a reward.
     """
     parsed = parse(source)
     if parsed.kind == "registered":
@@ -112,6 +114,8 @@ def find(registry: RewardRegistry, source: str) -> RegisteredReward:
     if parsed.kind == "remote":
         return _remote(parsed)
     _refuse_word_as_weight(registry, parsed)
+    if python is not None:
+        return _found_elsewhere(parsed.absolute(), python.absolute())
     return _describe(parsed, parsed.load())
 
 
@@ -127,14 +131,19 @@ def create(registry: RewardRegistry, source: str, options: Mapping[str, Any]) ->
     return adapt(target, options, owner=str(found))
 
 
-def frozen_options(registry: RewardRegistry, source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def frozen_options(
+    registry: RewardRegistry, source: str, options: Mapping[str, Any], python: Path | None = None
+) -> dict[str, Any]:
     """The options, with those that mean "whatever is here" replaced by what that is (`freeze` of the spec).
 
-    Raises Tdmr1Error as `find` does, for wrong options, and as the reward does.
+    "Here" is the environment of `python`, if there is one. Raises Tdmr1Error as `find` does, for wrong options, and as
+    the reward does.
     """
-    found = find(registry, source)
+    found = find(registry, source, python)
     if found.spec.freeze is None:
         return dict(options)
+    if python is not None:
+        return _frozen_elsewhere(parse(source).absolute(), found, options, python.absolute())
     owner = str(found)
     given = validated_options(reference_of(found.spec, options), owner)
     before = given.model_dump(mode="json")
@@ -149,16 +158,16 @@ def refer(registry: RewardRegistry, source: str, options: Mapping[str, Any], pyt
     elsewhere already.
     """
     parsed = parse(source)
-    found = find(registry, source)
+    found = find(registry, source, python)
     if parsed.kind == "remote":
         raise Tdmr1Error(f"{found} runs on a server already", "leave `isolated` and `python` out")
     if parsed.kind == "registered":
         return reference.refer(found, options, python)
     module, _, attribute = found.spec.factory.partition(":")
     in_file = parsed.kind == "file" and module == loading.private_name(parsed.path)
-    factory = {"file": str(parsed.path.absolute()), "attr": attribute} if in_file else found.spec.factory
+    factory = _in_file(parsed, attribute) if in_file else found.spec.factory
     bare = Reference(factory=factory, options=options, adapter="tdmr1_rewards.adapters:adapt")
-    return reference.portable(bare, python)
+    return _placed(bare, python)
 
 
 def snake_case(name: str) -> str:
@@ -205,12 +214,57 @@ def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Re
     return RemoteReward(source.place, validate_options(RemoteOptions, options, owner))
 
 
-def _describe(source: Source, target: Any) -> RegisteredReward:
-    """The spec of what was found: its own if it is one, else what can be seen of it."""
-    from tdmr1_rewards.registry import Provenance, RegisteredReward
+@cache
+def _found_elsewhere(source: Source, python: Path) -> RegisteredReward:
+    """What a file or a module holds, as a process of another environment sees it."""
+    from tdmr1_rewards.hosts.process import ask_elsewhere
+    from tdmr1_rewards.registry import RegisteredReward
+
+    factory = _in_file(source, source.attribute) if source.kind == "file" else str(source)
+    owner = f"reward {source.name!r} (from {source.place})"
+    bare = _placed(Reference(factory=factory), python)
+    told = ask_elsewhere("describe", bare, owner, python, source=str(source))
+    spec = RewardSpec(**{**told["spec"], "requires": tuple(told["spec"]["requires"])})
+    return RegisteredReward(spec, _provenance(source), taken_as=told["taken_as"])
+
+
+def _frozen_elsewhere(
+    source: Source, found: RegisteredReward, options: Mapping[str, Any], python: Path
+) -> dict[str, Any]:
+    from tdmr1_rewards.hosts.process import ask_elsewhere
+
+    bare = _placed(replace(reference_of(found.spec, options), options_model=None), python)
+    known = {"spec": asdict(found.spec), "provenance": asdict(found.provenance)}
+    registered = known if source.kind == "registered" else None
+    told = ask_elsewhere("freeze", bare, str(found), python, source=str(source), registered=registered)
+    return dict(told["options"])
+
+
+def _in_file(source: Source, attribute: str) -> dict[str, str]:
+    return {"file": str(source.path.absolute()), "attr": attribute}
+
+
+def _placed(bare: Reference, python: Path | None) -> Reference:
+    """The reference with where its module lies: in the current folder, if it is not found anywhere else."""
+    placed = reference.portable(bare, python)
+    if python is None or placed.paths or placed.modules or not isinstance(bare.factory, str):
+        return placed
+    return replace(placed, paths=[str(Path.cwd())])
+
+
+def _provenance(source: Source) -> Provenance:
+    from tdmr1_rewards.registry import Provenance
 
     module = loading.private_name(source.path) if source.kind == "file" else source.place
-    provenance = Provenance(source.kind, source.place, None, f"{module}:{source.attribute}")
+    return Provenance(source.kind, source.place, None, f"{module}:{source.attribute}")
+
+
+def _describe(source: Source, target: Any) -> RegisteredReward:
+    """The spec of what was found: its own if it is one, else what can be seen of it."""
+    from tdmr1_rewards.registry import RegisteredReward
+
+    provenance = _provenance(source)
+    module = provenance.module.partition(":")[0]
     if isinstance(target, RewardSpec):
         return RegisteredReward(_within(target, source, module), provenance, taken_as="a RewardSpec")
     recognised = recognise(target, str(source))
@@ -233,7 +287,7 @@ def _within(spec: RewardSpec, source: Source, module: str) -> RewardSpec:
     stem = source.path.stem
     moved: dict[str, Any] = {
         name: f"{module}:{reference.partition(':')[2]}"
-        for name in ("factory", "options", "examples")
+        for name in ("factory", "options", "examples", "freeze")
         if (reference := getattr(spec, name)) and reference.partition(":")[0] == stem
     }
     return replace(spec, **moved)

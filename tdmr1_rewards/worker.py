@@ -5,12 +5,14 @@ tdmr1 only the package `tdmr1_rewards` is made importable here, by a finder that
 environment keeps its own versions of everything. pluggy need not be installed. The process ends with its parent.
 
     {"do": "build", "protocol": 1, "owner": …, "image_format": …, "reference": {…}}   → {"ok": {"python": "3.12.1"}}
+    {"do": "describe", "protocol": 1, "owner": …, "source": "a.py:fn", "reference": {…}}   → {"ok": {"spec": …, …}}
+    {"do": "freeze", …, "source": …, "reference": {…}, "registered": {…} or null}     → {"ok": {"options": {…}}}
     {"do": "setup", "device": "cpu"}                                                  → {"ok": {}}
     {"do": "score", "batch": {…}}                                                     → {"ok": {"scores": …}}
     {"do": "close"}                                                                   → {"ok": {}}
 
 or, where something goes wrong, {"failed": "raised OSError: …", "hint": …, "traceback": …}, with "refused": a sentence
-in place of "failed" for a reward that cannot be built.
+in place of "failed" for a reward that cannot be built, described or frozen.
 """
 
 from __future__ import annotations
@@ -80,16 +82,34 @@ class Worker:
             self._answers.flush()
 
     def _build(self, request: dict[str, Any]) -> dict[str, Any]:
-        _check_version(request["protocol"])
+        _prepare(request)
         self._image_format = request["image_format"]
-        reference = request["reference"]
-        sys.path[:0] = [path for path in reference["paths"] if path not in sys.path]
-        sys.meta_path.append(OnlyThese(reference["modules"]))
         _check_pictures(self._image_format)
         from tdmr1_rewards.reference import Reference, build
 
-        self._reward = build(Reference(**reference), request["owner"])
+        self._reward = build(Reference(**request["reference"]), request["owner"])
         return {"python": "{}.{}.{}".format(*sys.version_info[:3])}
+
+    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
+        _prepare(request)
+        from dataclasses import asdict
+
+        from tdmr1_rewards import sources
+        from tdmr1_rewards.registry import RewardRegistry
+
+        found = sources.find(RewardRegistry([]), request["source"])
+        return {"spec": asdict(found.spec), "taken_as": found.taken_as}
+
+    def _freeze(self, request: dict[str, Any]) -> dict[str, Any]:
+        _prepare(request)
+        from tdmr1_rewards import sources
+        from tdmr1_rewards.api import RewardSpec
+        from tdmr1_rewards.registry import Provenance, RewardRegistry
+
+        known = request["registered"]
+        registered = [(RewardSpec(**known["spec"]), Provenance(**known["provenance"]))] if known else []
+        options = request["reference"]["options"]
+        return {"options": sources.frozen_options(RewardRegistry(registered), request["source"], options)}
 
     def _setup(self, request: dict[str, Any]) -> dict[str, Any]:
         if hasattr(self._reward, "setup"):
@@ -144,6 +164,14 @@ def _read(requests: BinaryIO, lines: queue.SimpleQueue[bytes], closed: threading
         os._exit(0)
 
 
+def _prepare(request: dict[str, Any]) -> None:
+    """Make importable what the request's reference names. Raises Unfit for another protocol, and an old Python."""
+    _check_version(request["protocol"])
+    reference = request["reference"]
+    sys.path[:0] = [path for path in reference["paths"] if path not in sys.path]
+    sys.meta_path.append(OnlyThese(reference["modules"]))
+
+
 def _check_version(protocol: int) -> None:
     if sys.version_info < OLDEST_PYTHON:
         needed, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
@@ -169,7 +197,7 @@ def _check_pictures(image_format: str) -> None:
 
 
 def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
-    """An exception as an answer: a whole sentence if the reward cannot be built, else what goes on after its name."""
+    """An exception as an answer: a whole sentence before the reward is built, else what goes on after its name."""
     missing = _missing_module(error)
     answer = {
         "hint": f"install {missing} in the environment of {sys.executable}" if missing else None,
@@ -180,11 +208,17 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
     from tdmr1_rewards.answers import failed_with
     from tdmr1_rewards.errors import Tdmr1Error
 
-    what = {"build": "could not be built", "setup": "could not be set up", "close": "could not be closed"}
+    what = {
+        "build": "could not be built",
+        "describe": "could not be described",
+        "freeze": "could not be asked for its options",
+        "setup": "could not be set up",
+        "close": "could not be closed",
+    }
     failure = failed_with(error, what.get(request["do"]))
     if failure.hint:
         answer["hint"] = failure.hint
-    if request["do"] != "build":
+    if request["do"] not in ("build", "describe", "freeze"):
         return answer | {"failed": failure.said}
     sentence = error.message if isinstance(error, Tdmr1Error) else f"{request['owner']} {failure.said}"
     return answer | {"refused": sentence}

@@ -2,8 +2,8 @@
 
     python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
 
-Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny`, without the paths of the machine they were
-made on.
+Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny`, or for `--world words` to its folder
+`words_model`, without the paths of the machine they were made on.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ import json
 import shutil
 from pathlib import Path
 
-TARGET = Path(__file__).parents[2] / "tdmr1_core" / "tiny"
+TINY = Path(__file__).parents[2] / "tdmr1_core" / "tiny"
+TARGETS = {"shapes": TINY, "words": TINY / "words_model"}
 
 
 def main() -> None:
     """Copy, and drop what tells of this machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=TARGETS, default="shapes")
     parser.add_argument("--teacher", type=Path, help="the pipeline directory written by pretrain.py")
     parser.add_argument("--student", type=Path, help="the run folder of `tdmr1 distill`")
     options = parser.parse_args()
+    target = TARGETS[options.world]
     if options.teacher:
-        shutil.rmtree(TARGET / "pipeline", ignore_errors=True)
-        shutil.copytree(options.teacher, TARGET / "pipeline")
+        shutil.rmtree(target / "pipeline", ignore_errors=True)
+        shutil.copytree(options.teacher, target / "pipeline")
     if options.student:
-        shutil.rmtree(TARGET / "student", ignore_errors=True)
-        shutil.copytree(options.student / "export", TARGET / "student")
-    for path in TARGET.rglob("*.json"):
+        shutil.rmtree(target / "student", ignore_errors=True)
+        shutil.copytree(options.student / "export", target / "student")
+    for path in target.rglob("*.json"):
         config = json.loads(path.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")
-    for path in TARGET.rglob("*.safetensors"):
+    for path in target.rglob("*.safetensors"):
         path.chmod(0o644)
 
 

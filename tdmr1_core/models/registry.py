@@ -67,28 +67,40 @@ class ModelEntry:
 def builtin_models() -> list[ModelEntry]:
     """The models this package ships or knows."""
     tiny = resources.files("tdmr1_core") / "tiny"
-    return [
-        ModelEntry(
-            name="tiny-tdm",
-            summary="the embedded 24-pixel world of coloured shapes: learns on two CPU cores",
-            family="sd3",
-            base=str(tiny / "pipeline"),
-            lora=str(tiny / "student"),
-            domain="tiny",
-            height=24,
-            width=24,
-            teacher_guidance=2.5,
-            max_sequence_length=0,
-            with_t5=False,
-            rank=32,
-            alpha=64.0,
-            targets=(*ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-            default_reward="object_count",
-            default_preset="tiny",
-            distill_preset="distill-tiny",
-            licence="Apache-2.0",
-        )
-    ]
+    shapes = ModelEntry(
+        name="tiny-tdm",
+        summary="the embedded 24-pixel world of coloured shapes: learns on two CPU cores",
+        family="sd3",
+        base=str(tiny / "pipeline"),
+        lora=str(tiny / "student"),
+        domain="tiny",
+        height=24,
+        width=24,
+        teacher_guidance=2.5,
+        max_sequence_length=0,
+        with_t5=False,
+        rank=32,
+        alpha=64.0,
+        targets=(*ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        default_reward="object_count",
+        default_preset="tiny",
+        distill_preset="distill-tiny",
+        licence="Apache-2.0",
+    )
+    words = replace(
+        shapes,
+        name="tiny-words-tdm",
+        summary="the embedded world of three-letter words, 16 x 36 pixels: learns to spell on two CPU cores",
+        base=str(tiny / "words_model" / "pipeline"),
+        lora=str(tiny / "words_model" / "student"),
+        domain="words",
+        height=16,
+        width=36,
+        default_reward="ocr_match",
+        default_preset="tiny-words",
+        distill_preset="distill-tiny-words",
+    )
+    return [shapes, words]
 
 
 class ModelRegistry:

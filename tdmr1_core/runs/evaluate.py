@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -96,8 +97,12 @@ def draw(
 
 
 def evaluation_noise(prompts: Sequence[Prompt], per_prompt: int, seed: int, shape: tuple[int, int, int]) -> Tensor:
-    """Starting noise float32 (prompts x per_prompt, C, H, W), prompt by prompt."""
-    parts = [seeds.noise(seed, f"evaluation/{prompt.text}", (), range(per_prompt), shape) for prompt in prompts]
+    """Starting noise float32 (prompts x per_prompt, C, H, W), prompt by prompt; a repeated prompt gets further ones."""
+    drawn, parts = Counter[str](), []
+    for prompt in prompts:
+        numbers = range(drawn[prompt.text], drawn[prompt.text] + per_prompt)
+        parts.append(seeds.noise(seed, f"evaluation/{prompt.text}", (), numbers, shape))
+        drawn[prompt.text] += per_prompt
     return torch.cat(parts)
 
 

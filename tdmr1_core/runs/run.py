@@ -27,7 +27,7 @@ from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
 from tdmr1_core.runs.pictures import save_before_after, save_grid
 from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.prompts import held_out_companion, load_prompts, training_prompts
-from tdmr1_core.stages.scoring import build_runner
+from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_core.versions import versions
 from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.runner import RewardRunner
@@ -82,14 +82,18 @@ class Run:
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path, extensions: Extensions | None = None) -> Run:
-        """A new run in a folder that is empty or not there yet. Raises Tdmr1Error for a used or unwritable one."""
+        """A new run in a folder that is empty or not there yet; its config says what "auto" of rewards stands for.
+
+        Raises Tdmr1Error for a used or unwritable folder, and as the rewards do.
+        """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             if (folder / CONFIG).exists():
                 hint = f"continue it with `tdmr1 train --resume {folder}`, or choose another --output"
             else:
                 hint = "choose another --output"
             raise Tdmr1Error(f"the run folder {folder} is already used", hint)
-        return cls(folder, config, extensions or discover(), None)
+        extensions = extensions or discover()
+        return cls(folder, freeze_rewards(config, extensions.plugins.rewards), extensions, None)
 
     @classmethod
     def resume(cls, folder: Path, extensions: Extensions | None = None) -> Run:
@@ -100,9 +104,14 @@ class Run:
         """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
         set_threads(self.config.threads)
         rewards = self.config.evaluation.rewards or self.config.rewards
-        self._judge = self._build_judge(rewards) if rewards else None
-        kind = Engine if self.config.kind == "train" else DistillEngine
+        trains = self.config.kind == "train"
+        # Evaluations and iterations take turns, so the training's own rewards may judge both.
+        shared = trains and rewards == self.config.rewards
+        self._judge = self._build_judge(rewards) if rewards and not shared else None
+        kind = Engine if trains else DistillEngine
         engine = kind.from_config(self.config, run_folder=self.folder, extensions=self.extensions)
+        if shared and engine.scoring is not None:
+            self._judge = engine.scoring.runner
         try:
             if self._checkpoint is not None:
                 load_checkpoint(engine, self._checkpoint)

@@ -1,20 +1,18 @@
-"""Prompt sets by name or from files, and the order they are drawn in."""
+"""Prompt sets by name or from files; torch is not needed to look at them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from tdmr1_core.algorithm import seeds
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
 from tdmr1_core.prompt_sets import composed
 from tdmr1_core.prompt_sets.ocr import ocr_prompts
+from tdmr1_core.prompt_sets.prompt import Prompt
 from tdmr1_core.prompt_sets.scenes import scene_prompts
-from tdmr1_core.records import Groups, Prompt
+from tdmr1_core.tiny.words import word_captions
 from tdmr1_core.tiny.world import CountCaption, count_captions, pair_captions, training_captions
 from tdmr1_rewards.sources import find
 
@@ -49,6 +47,10 @@ def _composed(held_out: bool) -> list[Prompt]:
     return counts * max(1, len(pairs) // len(counts)) + pairs
 
 
+def _words(held_out: bool) -> list[Prompt]:
+    return [Prompt(caption.text, caption.metadata) for caption in word_captions(held_out=held_out)]
+
+
 PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
     "tiny": {
         "count": lambda: _count(False),
@@ -59,6 +61,10 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "geneval": lambda: _composed(False),
         "geneval-held-out": lambda: _composed(True),
         "world": _world,
+    },
+    "words": {
+        "ocr": lambda: _words(False),
+        "ocr-held-out": lambda: _words(True),
     },
     "photo": {
         "ocr": lambda: ocr_prompts(held_out=False),
@@ -88,7 +94,7 @@ def training_prompts(config: RunConfig, extensions: Extensions) -> str:
     if not config.rewards:
         raise Tdmr1Error("a distillation needs prompts", name_one)
     first = config.rewards[0]
-    if own := find(extensions.plugins.rewards, first.source or first.name).spec.default_prompts:
+    if own := find(extensions.plugins.rewards, first.source or first.name, first.python).spec.default_prompts:
         return own
     domain = extensions.models.get(config.model.name, path=config.model.path, lora=config.model.lora).domain
     if not PROMPT_SETS.get(domain):
@@ -145,13 +151,3 @@ def held_out_companion(source: str, domain: str) -> str:
     """The held-out set that belongs to a named set, or the set itself where there is none."""
     candidate = f"{source}-held-out"
     return candidate if candidate in PROMPT_SETS.get(domain, {}) else source
-
-
-def next_groups(prompts: Sequence[Prompt], iteration: int, groups: int, group_size: int, seed: int) -> Groups:
-    """The prompts of an iteration (from 0): the set is walked through in a new random order each time it is used up."""
-    chosen = []
-    for position in range(iteration * groups, (iteration + 1) * groups):
-        epoch, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=seeds.stream(seed, "prompts", epoch))
-        chosen.append(prompts[int(order[place])])
-    return Groups(iteration, tuple(chosen), group_size)

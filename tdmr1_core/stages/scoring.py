@@ -28,26 +28,24 @@ def build_runner(
 def freeze_rewards(config: RunConfig, registry: RewardRegistry) -> RunConfig:
     """The config as a run keeps it: options of rewards that mean "whatever is here" say what that is.
 
-    Those of a reward in another environment stay: only there could be seen what they mean. Raises Tdmr1Error as the
-    reward does.
+    For a reward in another environment that is seen there. Raises Tdmr1Error as the reward does.
     """
     rewards, judges = (
-        tuple(reward if reward.python else _frozen(reward, registry) for reward in listed)
-        for listed in (config.rewards, config.evaluation.rewards)
+        tuple(_frozen(reward, registry) for reward in listed) for listed in (config.rewards, config.evaluation.rewards)
     )
     evaluation = config.evaluation.model_copy(update={"rewards": judges})
     return config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
 
 
 def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:
-    options = frozen_options(registry, reward.source or reward.name, reward.options)
+    options = frozen_options(registry, reward.source or reward.name, reward.options, reward.python)
     return reward if options == reward.options else reward.model_copy(update={"options": options})
 
 
 def _active(registry: RewardRegistry, config: RewardConfig) -> ActiveReward:
     """A reward as its config has it: built here, or by name in a process of its own."""
     source = config.source or config.name
-    registered = find(registry, source)
+    registered = find(registry, source, config.python)
     isolated = config.isolated or config.python is not None
     return ActiveReward(
         name=config.name,

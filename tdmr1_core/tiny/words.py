@@ -67,16 +67,21 @@ def word_captions(*, held_out: bool | None = None) -> list[WordCaption]:
 
 def render(word: str, rng: np.random.Generator) -> np.ndarray:
     """Write a word in a dark ink of random shade on a light grey: uint8 (16, 36, 3)."""
+    background = int(255 * rng.uniform(0.85, 1.0))
+    red, green, blue = (int(value) for value in rng.uniform(0, 90, size=3))
+    shift_x, shift_y = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
+    return write(word, (red, green, blue), background, (shift_x, shift_y))
+
+
+def write(word: str, ink: tuple[int, int, int], background: int, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    """Write a word in an ink on a grey (0 to 255), `shift` (x, y) pixels off the middle: uint8 (16, 36, 3)."""
     from PIL import Image, ImageDraw
 
-    background = int(255 * rng.uniform(0.85, 1.0))
-    ink = tuple(int(value) for value in rng.uniform(0, 90, size=3))
-    shift_x, shift_y = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
     canvas = Image.new("RGB", (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), (background,) * 3)
     pen = ImageDraw.Draw(canvas)
     for place, letter in enumerate(word):
-        x = WIDTH / 2 + LETTER_PITCH * (place - (len(word) - 1) / 2) + shift_x
-        y = HEIGHT / 2 + shift_y
+        x = WIDTH / 2 + LETTER_PITCH * (place - (len(word) - 1) / 2) + shift[0]
+        y = HEIGHT / 2 + shift[1]
         pen.text((x * SUPERSAMPLING, y * SUPERSAMPLING), letter, font=_font(), fill=ink, anchor="mm", stroke_width=2)
     return np.asarray(canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
 

@@ -3,7 +3,8 @@
 The convention is that of flow_grpo's OCR reward, which TDM-R1's authors use (arXiv 2603.07700): the target is the first
 text between straight double quotes; target and reading are compared in lower case and without spaces; the score is
 1 - min(distance, length) / length with the Levenshtein distance and the target's length, and 1 where the target is
-contained in the reading. Scores are 0 to 1, and None where the prompt names nothing to write.
+contained in the reading. Scores are 0 to 1, and None where the prompt names nothing to write. What people understand,
+the share of pictures that are read exactly, is the option `score: exact`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 class OcrMatchOptions(OcrOptions):
     """What is compared, and how the picture is read."""
 
+    score: Literal["graded", "exact"] = Field(
+        "graded",
+        description="graded: how near the reading comes, more around the target being no fault; exact: 1 where what is "
+        "asked for is read and nothing else, else 0",
+    )
     target: Literal["first", "all"] = Field(
         "first", description="first: the first quoted text; all: the mean of the scores of every quoted text"
     )
@@ -94,8 +100,10 @@ class OcrMatch:
         if not targets.texts:
             return None, {"reason": targets.reason}
         reading = self._read(image)
-        scores = [match_score(target, reading) for target in targets.texts]
         told = {"engine": self.engine, "target": " ".join(targets.texts), "read": reading}
+        if self._options.score == "exact":
+            return float(reading == "".join(targets.texts)), told
+        scores = [match_score(target, reading) for target in targets.texts]
         return sum(scores) / len(scores), told
 
     def _read(self, image: Image) -> str:

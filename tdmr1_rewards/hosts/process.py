@@ -54,7 +54,6 @@ class ProcessHost:
             "image_format": image_format,
             "reference": reference.document(),
         }
-        self._owner = owner
         self._python = python
         self._device: str | None = None
         self._aborted = False
@@ -96,21 +95,7 @@ class ProcessHost:
         self._worker.kill()
 
     def _start(self) -> _Worker:
-        try:
-            worker = _Worker(self._python)
-        except OSError as error:
-            raise Tdmr1Error(
-                f"{self._owner} could not be started with {self._python or sys.executable}: {error.strerror}",
-                "python is the path of an interpreter, like /path/to/venv/bin/python",
-            ) from error
-        try:
-            worker.ask(self._building, STARTING_LIMIT)
-        except BaseException as error:
-            worker.stop()
-            if isinstance(error, CallFailed):
-                raise Tdmr1Error(f"{self._owner} {error.said}", error.hint) from error
-            raise
-        return worker
+        return _started(self._building, self._python)[0]
 
     def _restart(self) -> None:
         self._worker.stop()
@@ -123,6 +108,36 @@ class ProcessHost:
             raise CallFailed("is closed")
         if self._device is not None:
             self.setup(self._device)
+
+
+def ask_elsewhere(do: str, reference: Reference, owner: str, python: Path, **more: Any) -> dict[str, Any]:
+    """A worker's answer to one request about a reward, without building it, in the environment of `python`.
+
+    Raises Tdmr1Error, starting with `owner`, if the process cannot be started, and as the reward's code does there.
+    """
+    request = {"do": do, "protocol": PROTOCOL, "owner": owner, "reference": reference.document(), **more}
+    worker, answer = _started(request, python)
+    worker.stop()
+    return dict(answer)
+
+
+def _started(request: Mapping[str, Any], python: Path | None) -> tuple[_Worker, Any]:
+    """A new worker, and its answer to a first request. Raises Tdmr1Error, starting with the request's owner."""
+    owner = request["owner"]
+    try:
+        worker = _Worker(python)
+    except OSError as error:
+        raise Tdmr1Error(
+            f"{owner} could not be started with {python or sys.executable}: {error.strerror}",
+            "python is the path of an interpreter, like /path/to/venv/bin/python",
+        ) from error
+    try:
+        return worker, worker.ask(request, STARTING_LIMIT)
+    except BaseException as error:
+        worker.stop()
+        if isinstance(error, CallFailed):
+            raise Tdmr1Error(f"{owner} {error.said}", error.hint) from error
+        raise
 
 
 class _Worker:

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "tiny_world"
+SETTINGS = ("batch.groups=2", "batch.group_size=2", "saving.samples_every=0", "saving.tensorboard=false")
+SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
 def run(*command: str) -> str:
@@ -41,19 +43,23 @@ def make_teacher(folder: Path, world: str) -> Path:
     return teacher / "pipeline"
 
 
+def make_student(folder: Path, model: str, teacher: Path) -> Path:
+    """A student after one iteration; the answer is the folder of its LoRA."""
+    student = folder / "student"
+    distil = ["-m", "tdmr1_cli", "distill", "--model", model, "--model-path", str(teacher)]
+    run(*distil, "--iterations", "1", "--output", str(student), "--set", "timesteps.per_iteration=1", *SMALL)
+    assert (student / "export" / "pytorch_lora_weights.safetensors").stat().st_size > 1e6
+    return student / "export"
+
+
 def test_base_teacher_and_student_are_made(tmp_path):
     teacher = make_teacher(tmp_path, "shapes")
     tokenizer = CLIPTokenizer.from_pretrained(teacher / "tokenizer")
     assert {word: tokenizer.tokenize(word) for word in vocabulary()} == {w: [f"{w}</w>"] for w in vocabulary()}
-    student = tmp_path / "student"
-    small = ["batch.groups=2", "timesteps.per_iteration=1", "saving.samples_every=0", "saving.tensorboard=false"]
-    sets = [part for setting in small for part in ("--set", setting)]
-    distil = ["-m", "tdmr1_cli", "distill", "--model", "tiny-tdm", "--model-path", str(teacher)]
-    run(*distil, "--iterations", "1", "--output", str(student), *sets)
-    assert (student / "export" / "pytorch_lora_weights.safetensors").stat().st_size > 1e6
+    make_student(tmp_path, "tiny-tdm", teacher)
 
 
-def test_a_teacher_of_words_is_made(tmp_path):
+def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path):
     teacher = make_teacher(tmp_path, "words")
     tokenizer = CLIPTokenizer.from_pretrained(teacher / "tokenizer")
     signs = tokenizer.tokenize('a sign "NET"')
@@ -63,3 +69,11 @@ def test_a_teacher_of_words_is_made(tmp_path):
         'a sign "NET"', height=16, width=36, num_inference_steps=1, max_sequence_length=0
     ).images[0]
     assert picture.size == (36, 16)
+    student = make_student(tmp_path, "tiny-words-tdm", teacher)
+    (tmp_path / "words.txt").write_text('a sign "NET"\na sign "TAX"\n')
+    train = ["-m", "tdmr1_cli", "train", "--model", "tiny-words-tdm", "--reward", "ocr_match", "--iterations", "1"]
+    train += ["--model-path", str(teacher), "--lora", str(student), "--prompts", str(tmp_path / "words.txt")]
+    run(*train, "--output", str(tmp_path / "run"), "--set", "evaluation.images=2", *SMALL)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["n"] for row in rows if "exact/mean" in row] == [2, 2]
+    assert "reward/ocr_match/mean" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])

@@ -266,7 +266,7 @@ def test_ctrl_c_ends_the_workers(packaged_model, plugin, tmp_path):
         run.kill()
     assert run.returncode == 130, rest
     assert "Traceback" not in rest
-    assert workers
+    assert len(workers) == 1  # evaluations ask the same one
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -1,3 +1,5 @@
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.stages.prompts import training_prompts
+from tdmr1_core.stages.scoring import build_runner
 from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.loading import private_name
 from tdmr1_rewards.registry import Provenance, RewardRegistry
 
 pytestmark = pytest.mark.unit
@@ -27,8 +31,9 @@ class PluginsWithRewards:
 
 @pytest.fixture
 def extensions():
-    """The built-in models, and two rewards."""
-    return Extensions(PluginsWithRewards(object_count="tiny", legible="ocr"), ModelRegistry())
+    """The built-in models, and some rewards."""
+    rewards = {"object_count": "tiny", "legible": "ocr", "geneval": "geneval", "ocr_match": "ocr"}
+    return Extensions(PluginsWithRewards(**rewards), ModelRegistry())
 
 
 @pytest.fixture
@@ -243,3 +248,62 @@ def test_a_reward_without_prompts_of_a_model_without_sets(extensions, tmp_path, 
     with pytest.raises(Tdmr1Error, match="'bright' has no prompts of its own") as caught:
         training_prompts(config, extensions)
     assert "--prompts" in caught.value.hint
+
+
+READING = {"engine": "rapidocr", "detect": False, "upscale": 4, "threads": 1}
+"""How the preset tiny-words reads."""
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        Flags(),
+        Flags(rewards=["ocr_match"]),
+        Flags(rewards=["ocr_match:0.5"]),
+        Flags(rewards=["legible", "ocr_match"]),
+    ],
+)
+def test_a_reward_keeps_the_options_of_the_models_preset(extensions, typed):
+    flags = replace(typed, model="tiny-words-tdm")
+    settings = resolve_settings(flags, "train", extensions)
+    rewards = {reward.name: reward.options for reward in settings.config.rewards}
+    assert (settings.preset, rewards["ocr_match"]) == ("tiny-words", READING)
+    assert rewards.get("legible", {}) == {}
+
+
+def test_a_file_that_names_the_reward_keeps_them_too(extensions, tmp_path):
+    path = write(tmp_path, "model: {name: tiny-words-tdm}\nrewards: [{name: ocr_match, weight: 2.0}]\n")
+    (reward,) = resolve_settings(Flags(config=path), "train", extensions).config.rewards
+    assert (reward.weight, reward.options) == (2.0, READING)
+    path = write(tmp_path, "model: {name: tiny-words-tdm}\nrewards: [{name: ocr_match, options: {upscale: 8}}]\n")
+    (reward,) = resolve_settings(Flags(config=path), "train", extensions).config.rewards
+    assert reward.options == {"upscale": 8}
+
+
+@pytest.mark.parametrize(
+    ("model", "rewards", "judges"),
+    [
+        ("tiny-tdm", [], {"object_count": "exact"}),
+        ("tiny-tdm", ["counting=object_count"], {"object_count": "exact"}),
+        ("tiny-tdm", ["geneval"], {"geneval": "strict"}),
+        ("tiny-tdm", ["geneval", "object_count"], {"object_count": "exact", "geneval": "strict"}),
+        ("tiny-tdm", ["legible"], {}),
+        ("tiny-tdm", ["legible", "object_count"], {}),
+        ("tiny-words-tdm", [], {"ocr_match": None, "exact": "exact"}),
+        ("tiny-words-tdm", ["legible"], {}),
+    ],
+)
+def test_evaluations_judge_by_what_is_trained(extensions, model, rewards, judges):
+    config = resolve_settings(Flags(model=model, rewards=rewards), "train", extensions).config
+    assert {judge.name: judge.options.get("score") for judge in config.evaluation.rewards} == judges
+
+
+def test_a_file_for_another_environment_is_not_loaded_here(extensions, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(REWARDS)
+    reward = f"{{name: b, source: '{mine}:bright', python: {sys.executable}}}"
+    path = write(tmp_path, f"rewards: [{reward}]\nevaluation: {{rewards: [{reward}]}}\n")
+    config = resolve_settings(Flags(config=path), "train", extensions).config
+    assert training_prompts(config, extensions) == "count"
+    build_runner(config.rewards, extensions.plugins, combine="weighted_sum", workers=1, device="cpu").close()
+    assert private_name(mine) not in sys.modules

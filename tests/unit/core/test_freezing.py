@@ -1,26 +1,60 @@
 """What "auto" stands for is kept in a run's settings, so that they say what was used."""
 
+import os
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tdmr1_core.config import EvaluationConfig, RewardConfig, RunConfig
+from tdmr1_core.models.registry import ModelRegistry
+from tdmr1_core.plugins import Extensions
+from tdmr1_core.runs.run import Run
 from tdmr1_core.stages.scoring import freeze_rewards
 from tdmr1_rewards.registry import load_plugins
 
 pytestmark = pytest.mark.unit
 
+CHOOSY = """
+import os
+from tdmr1_rewards import RewardOptions, RewardSpec
 
-def test_rewards_and_judges_are_frozen_but_those_of_another_environment(monkeypatch):
-    monkeypatch.setattr(
-        "tdmr1_rewards.builtin.ocr_match.open_engine", lambda options, device: SimpleNamespace(name="rapidocr")
-    )
-    here = RewardConfig(name="ocr_match", options={"upscale": 2.0})
-    elsewhere = RewardConfig(name="other", source="ocr_match", python=Path("/other/python"))
+class Options(RewardOptions):
+    engine: str = "auto"
+    upscale: float = 1.0
+
+def freeze(options):
+    return options.model_copy(update={"engine": str(os.getpid())})
+
+SPEC = RewardSpec(
+    name="choosy", summary="", factory="choosy:Options", options="choosy:Options", freeze="choosy:freeze",
+    default_prompts="count",
+)
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A choosy reward here and in another process, and as a judge."""
+    (tmp_path / "choosy.py").write_text(CHOOSY)
+    source = f"{tmp_path}/choosy.py:SPEC"
+    here = RewardConfig(name="here", source=source, options={"upscale": 2.0})
+    elsewhere = RewardConfig(name="elsewhere", source=source, python=Path(sys.executable))
     counting = RewardConfig(name="object_count")
-    config = RunConfig(rewards=(here, elsewhere), evaluation=EvaluationConfig(rewards=(counting, here)))
+    return RunConfig(rewards=(here, elsewhere), evaluation=EvaluationConfig(rewards=(counting, here)))
+
+
+def test_rewards_and_judges_are_frozen_wherever_they_live(config):
     frozen = freeze_rewards(config, load_plugins().rewards)
-    chosen = {"upscale": 2.0, "engine": "rapidocr"}
-    assert [reward.options for reward in frozen.rewards] == [chosen, {}]
-    assert [reward.options for reward in frozen.evaluation.rewards] == [{}, chosen]
+    here, elsewhere = (reward.options for reward in frozen.rewards)
+    assert here == {"upscale": 2.0, "engine": str(os.getpid())}
+    assert elsewhere.keys() == {"engine"}
+    assert elsewhere["engine"] not in ("auto", here["engine"])
+    assert [reward.options for reward in frozen.evaluation.rewards] == [{}, here]
+
+
+def test_a_run_made_from_python_is_frozen_too(config, tmp_path):
+    extensions = Extensions(load_plugins(), ModelRegistry())
+    run = Run.create(config, tmp_path / "run", extensions)
+    assert all(reward.options["engine"] != "auto" for reward in run.config.rewards)
+    assert freeze_rewards(run.config, extensions.plugins.rewards).rewards[0] == run.config.rewards[0]

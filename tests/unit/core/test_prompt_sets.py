@@ -34,8 +34,8 @@ def test_the_held_out_companion_shares_no_prompt(name):
 
 
 def test_the_reward_finds_the_text_in_the_prompt_as_in_the_metadata():
-    for name in ("ocr", "ocr-held-out"):
-        for prompt in load_prompts(name, "photo"):
+    for name, domain in (("ocr", "photo"), ("ocr-held-out", "photo"), ("ocr", "words")):
+        for prompt in load_prompts(name, domain):
             assert find_targets(prompt.text, {}).texts == (normalise(prompt.metadata["text"]),)
             assert find_targets(prompt.text, prompt.metadata).texts == (normalise(prompt.metadata["text"]),)
 
@@ -56,5 +56,11 @@ def test_texts_and_scenes_of_the_held_out_set_are_not_trained_on():
 
 
 def test_each_domain_has_its_own_sets():
-    assert set(PROMPT_SETS) == {"tiny", "photo"}
+    assert set(PROMPT_SETS) == {"tiny", "words", "photo"}
     assert "ocr" not in PROMPT_SETS["tiny"]
+
+
+def test_the_words_of_the_embedded_world_are_three_quarters_trained_on():
+    trained, held_out = (load_prompts(name, "words") for name in ("ocr", held_out_companion("ocr", "words")))
+    assert (len(trained), len(held_out)) == (384, 128)
+    assert not {prompt.text for prompt in trained} & {prompt.text for prompt in held_out}

@@ -139,6 +139,12 @@ def test_every_quoted_text_counts_where_all_are_asked_for(reader):
     assert both.details[0]["target"] == "open shut"
 
 
+def test_exact_is_what_is_asked_for_and_nothing_else(reader):
+    assert score('"Open"', score="exact").scores == [1.0]
+    assert score('"Open"', score="exact", min_confidence=0).scores == [0.0]  # "openexit" contains it
+    assert score('"Op en" and "Exit"', score="exact", target="all", min_confidence=0).scores == [1.0]
+
+
 def test_without_a_target_nothing_is_read(reader):
     result = score("a picture")
     assert result.scores == [None]

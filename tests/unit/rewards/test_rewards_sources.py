@@ -1,3 +1,5 @@
+import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -15,6 +17,8 @@ from tdmr1_rewards.registry import Provenance, RewardRegistry, load_plugins
 
 pytestmark = pytest.mark.unit
 
+HERE = Path(sys.executable)
+"""An interpreter to name as another: its processes are."""
 MINE = """
     import sibling
     from tdmr1_rewards import RewardBatch, RewardOptions, RewardResult, RewardSpec
@@ -210,16 +214,69 @@ def test_another_process_is_told_where_things_lie(registry, mine, attribute, loa
     assert reference.factory == {"file": str(mine), "attr": loaded}
     images = np.ones((2, 4, 4, 3), np.uint8)
     assert len(build(reference, "it")(batch_of(images)).scores) == 2
-    elsewhere = sources.refer(registry, f"{mine}:{attribute}", {}, Path("/other/python"))
+    elsewhere = sources.refer(registry, f"{mine}:{attribute}", {}, HERE)
     assert (elsewhere.factory, elsewhere.paths, elsewhere.modules) == (reference.factory, (), {})
 
 
-def test_a_module_is_found_by_another_process(registry, tmp_path, monkeypatch):
-    (tmp_path / "own_module.py").write_text("def score(batch):\n    raise OSError\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    reference = sources.refer(registry, "own_module:score", {}, Path("/other/python"))
-    assert (reference.factory, reference.paths) == ("own_module:score", [str(tmp_path)])
+def test_a_module_is_found_by_another_process(registry, folder):
+    (folder / "own_module.py").write_text("def score(batch):\n    raise OSError\n")
+    reference = sources.refer(registry, "own_module:score", {}, HERE)
+    assert (reference.factory, reference.paths) == ("own_module:score", [str(folder)])
+    assert "own_module" not in sys.modules
+
+
+@pytest.mark.parametrize("attribute", ["MyReward", "SPEC", "peers", "ready"])
+def test_what_a_file_holds_for_another_environment_is_seen_there(registry, mine, attribute):
+    elsewhere = sources.find(registry, f"{mine}:{attribute}", HERE)
+    assert private_name(mine) not in sys.modules
+    here = sources.find(registry, f"{mine}:{attribute}")
+    assert vars(elsewhere.spec) == vars(here.spec)
+    assert (elsewhere.provenance, elsewhere.taken_as) == (here.provenance, here.taken_as)
+
+
+def test_what_cannot_be_seen_there_is_told(registry, mine):
+    with pytest.raises(Tdmr1Error, match="has no 'scroe'") as caught:
+        sources.find(registry, f"{mine}:scroe", HERE)
+    assert caught.value.hint == "did you mean 'score'?"
+    with pytest.raises(Tdmr1Error, match="could not be started with /no/python"):
+        sources.find(registry, f"{mine}:score", Path("/no/python"))
+
+
+FREEZING = """
+    import os
+    from tdmr1_rewards import RewardOptions, RewardSpec
+
+
+    class Options(RewardOptions):
+        engine: str = "auto"
+        size: int = 1
+
+
+    def freeze(options):
+        return options.model_copy(update={"engine": f"process {os.getpid()}"})
+
+
+    SPEC = RewardSpec(
+        name="frozen", summary="", factory="freezing:Options", options="freezing:Options", freeze="freezing:freeze",
+        default_prompts="count",
+    )
+"""
+
+
+def test_what_auto_stands_for_in_another_environment_is_asked_there(folder, monkeypatch):
+    (folder / "freezing.py").write_text(textwrap.dedent(FREEZING))
+    monkeypatch.syspath_prepend(folder)
+    origin = Provenance("p", "some-dist", "1.0", "some_mod")
+    places = {"factory": "freezing:Options", "options": "freezing:Options", "freeze": "freezing:freeze"}
+    registry = RewardRegistry([(RewardSpec(name="chosen", summary="", default_prompts="", **places), origin)])
+    for source in ("chosen", f"{folder}/freezing.py:SPEC"):
+        here, elsewhere = (sources.frozen_options(registry, source, {"size": 2}, python) for python in (None, HERE))
+        assert here == {"size": 2, "engine": f"process {os.getpid()}"}
+        assert elsewhere["size"] == 2
+        assert re.fullmatch(r"process \d+", elsewhere["engine"])
+        assert elsewhere != here
+        with pytest.raises(Tdmr1Error, match="unknown option 'sise'"):
+            sources.frozen_options(registry, source, {"sise": 2}, HERE)
 
 
 def test_a_server_is_no_other_process(registry):

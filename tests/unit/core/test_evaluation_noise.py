@@ -1,0 +1,26 @@
+"""Evaluations start from noises that depend on seed and prompt alone, and no picture counts twice."""
+
+import pytest
+import torch
+
+from tdmr1_core.records import Prompt
+from tdmr1_core.runs.evaluate import evaluation_noise
+
+pytestmark = pytest.mark.unit
+
+
+def noise(*texts, per_prompt=2, seed=7):
+    return evaluation_noise([Prompt(text, {}) for text in texts], per_prompt, seed, (1, 2, 2))
+
+
+def test_a_prompt_has_its_noises_whatever_stands_beside_it():
+    assert torch.equal(noise("a", "b")[:2], noise("a"))
+    assert torch.equal(noise("b", "a")[2:], noise("a"))
+    assert not torch.equal(noise("a"), noise("a", seed=8))
+
+
+def test_a_repeated_prompt_gets_noises_of_its_own():
+    repeated = noise("a", "b", "a")
+    assert torch.equal(repeated[:2], noise("a"))
+    assert torch.equal(repeated[[0, 1, 4, 5]], noise("a", per_prompt=4))
+    assert len(torch.unique(repeated.flatten(1), dim=0)) == 6
