@@ -209,7 +209,11 @@ SUBJECTS = {
         reward="geneval",
         rewarded="½ all right + ½ graded composition",
         sheets=(PAIRS, COUNTS),
-        headlines={**OF_COMPOSITION, "geneval": "pairs: all as asked, by the reward itself"},
+        headlines={
+            "binding_right": "pairs with the two objects asked for",
+            "relation_right": "pairs that lie as asked",
+            "geneval": "pairs all as asked, by the reward itself",
+        },
         beside={
             "pairs_found": "pairs: objects found",
             "pairs_crispness": "pairs: crispness, 0 to 1",
