@@ -30,6 +30,7 @@ from tdmr1_rewards.feedback.records import (
 
 __all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "likes_share"]
 
+DATABASE = "answers.sqlite"
 LOAN = 60.0
 """Seconds for which an item that was offered to one person is kept from the next, unless more judges are wanted."""
 ITEM = "items.id, items.hash, items.prompt"
@@ -72,7 +73,7 @@ class FeedbackStore:
                 f"{images} can't be made: {error.strerror}", "name a folder that can be written"
             ) from error
         self._pictures = PictureFolder(images)
-        self._database = Database(self.folder / "answers.sqlite")
+        self._database = Database(self.folder / DATABASE)
 
     def open_round(
         self,
