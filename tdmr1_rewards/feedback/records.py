@@ -6,8 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from tdmr1_rewards.errors import Tdmr1Error
+
 Answer = Literal["like", "dislike", "skip"]
 ANSWERS: tuple[str, ...] = get_args(Answer)
+
+
+class UnknownItem(Tdmr1Error):
+    """An answer to something that its round does not ask."""
 
 
 @dataclass(frozen=True)

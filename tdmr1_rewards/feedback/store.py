@@ -25,6 +25,7 @@ from tdmr1_rewards.feedback.records import (
     Offer,
     Progress,
     Round,
+    UnknownItem,
     likes_share,
 )
 
@@ -140,6 +141,11 @@ class FeedbackStore:
             )
             return [Item(*row) for row in found]
 
+    def items(self) -> list[Item]:
+        """Every item that was ever in a round, the oldest first."""
+        with self._database.reading() as cursor:
+            return [Item(*row) for row in cursor.execute(f"SELECT {ITEM} FROM items ORDER BY id")]
+
     def answers(self, items: Sequence[Item] | None = None) -> list[GivenAnswer]:
         """The standing answers to these items, or to all, the oldest first."""
         if items is None:
@@ -208,7 +214,7 @@ class FeedbackStore:
             if not cursor.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone():
                 there = "SELECT 1 FROM round_items WHERE round = ? AND item = ?"
                 if not cursor.execute(there, (round_id, item_id)).fetchone():
-                    raise Tdmr1Error(f"round {round_id} has no picture {item_id}", "reload the page")
+                    raise UnknownItem(f"round {round_id} has no picture {item_id}", "reload the page")
                 cursor.execute("INSERT OR IGNORE INTO people (id, name) VALUES (?, '')", (person,))
                 if name is not None:
                     cursor.execute("UPDATE people SET name = ? WHERE id = ?", (name, person))
