@@ -53,8 +53,8 @@ def command(
 ) -> None:
     """Let people like and dislike pictures on a local page; Ctrl-C stops it.
 
-    Answers are kept in TARGET/feedback. Prompts come from a folder's metadata.jsonl or metadata.csv (file_name, text), as
-    `tdmr1 sample` writes it.
+    Answers are kept in TARGET/feedback. Prompts come from a folder's metadata.jsonl or metadata.csv (file_name, text);
+    `tdmr1 sample` writes one.
     """
     if export is not None:
         _export(target, export, json)

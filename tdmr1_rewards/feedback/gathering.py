@@ -1,8 +1,8 @@
 """The pictures of a folder, with their prompts, as groups to be judged.
 
-Prompts come from `metadata.jsonl` or `metadata.csv` (Hugging Face's imagefolder: `file_name`, and `text` or `prompt`), or
-else from the document that `tdmr1 sample --json` prints, saved in the folder as any .json file. Where there is neither,
-every picture in the folder and below counts, without a prompt.
+Prompts come from `metadata.jsonl` or `metadata.csv` (Hugging Face's imagefolder: `file_name`, and `text` or `prompt`),
+or else from the document that `tdmr1 sample --json` prints, saved in the folder as any .json file. Where there is
+neither, every picture in the folder and below counts, without a prompt.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tdmr1_rewards.addresses import ANY_HOST, is_loopback
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.errors import Tdmr1Error, told
 from tdmr1_rewards.feedback.agreement import agreement
 from tdmr1_rewards.feedback.records import Offer, UnknownItem
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -65,6 +65,7 @@ Name = Annotated[str, StringConstraints(max_length=60, strip_whitespace=True)]
 Id = Annotated[str, StringConstraints(pattern=r"^[\w-]{1,64}$")]
 
 
+Number = Annotated[int, Field(ge=1, lt=2**63)]
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -73,8 +74,8 @@ class AnswerBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     key: Id
-    item: int
-    round: int
+    item: Number
+    round: Number
     person: Id
     name: Name = ""
     answer: Literal["like", "dislike", "skip"]
@@ -119,7 +120,7 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.people = people
-    for kind in (Refusal, HTTPException, RequestValidationError, Tdmr1Error):
+    for kind in (Refusal, HTTPException, RequestValidationError, Tdmr1Error, Exception):
         app.add_exception_handler(kind, refuse)
     app.add_middleware(Guard, token=token, host=host, refuse=refuse)
     _add_page(app)
@@ -301,7 +302,9 @@ def _as_refusal(request: Request, error: Any) -> Refusal:
         return Refusal(503, error.message, error.hint)
     if isinstance(error, RequestValidationError):
         return _wrong_values(error.errors())
-    return Refusal(error.status_code, f"{request.method} {request.scope['path'][:100]!r}: {error.detail}")
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, f"{request.method} {request.scope['path'][:100]!r}: {error.detail}")
+    return Refusal(500, f"something unexpected happened: {told(error)}", "please report it")
 
 
 def _log_line(request: Request, refusal: Refusal) -> str:

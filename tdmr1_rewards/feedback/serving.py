@@ -2,8 +2,8 @@
 
     python -m tdmr1_rewards.feedback.serving --folder F [--host H] [--port P] --with-parent
 
-says {"url": …} (or {"error", "hint"}) in one line on stdout, and ends when its stdin is closed: when its parent has died.
-Token and port are kept in the folder, so that a link outlives its server. `FeedbackPage` is the parent's side.
+says {"url": …} (or {"error", "hint"}) in one line on stdout, and ends when its stdin is closed: when its parent has
+died. Token and port are kept in the folder, so that a link outlives its server. `FeedbackPage` is the parent's side.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _token(folder: Path) -> str:
     """The folder's token, made at first; only its owner may read the file."""
     path = folder / TOKEN
     if not path.exists():
-        # A temporary file is its owner's alone, and a link is made whole or not at all: no other process sees half of it.
+        # A temporary file is its owner's alone, and a link is made whole or not at all: nobody else sees half of it.
         handle, building = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")

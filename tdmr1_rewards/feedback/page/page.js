@@ -21,7 +21,7 @@ let marks = new Map(); // item → like or dislike, in the group on the stage
 let steps = []; // how many answers each of the last actions gave
 let side = storage.getItem("tdmr1.side") === "1";
 let state = null, clock = 0; // the server's state, and how far its clock is ahead in milliseconds
-let online = true, refused = "", filling = false;
+let online = true, refused = "", filling = false, wanted = null;
 let askedAt = 0, guardedUntil = 0;
 
 // ---- what is on the stage ----
@@ -139,7 +139,10 @@ function change(fresh) {
 
 // Ask what comes next; unless `all` is asked for anew, what is on the stage stays.
 async function fill(all = false) {
-  if (filling) return;
+  if (filling) {
+    wanted ||= all;
+    return;
+  }
   filling = true;
   try {
     const limit = Math.min(64, AHEAD + current().length + outbox.entries().length);
@@ -154,6 +157,9 @@ async function fill(all = false) {
   } finally {
     filling = false;
   }
+  const again = wanted;
+  wanted = null;
+  if (again !== null) await fill(again);
 }
 
 async function poll() {

@@ -5,15 +5,22 @@ const stage = find("stage");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const SMALLEST_CELL = 132; // pixels; where cells would be smaller, the group scrolls
 const GAP = 12;
+const LARGEST_PIXEL = 20; // how far a tiny picture is enlarged
 
 let shown = []; // elements of the pictures on the stage
+let drawn = ""; // what the stage was last drawn for
 
 // One picture, or a group with its marks; `elements` has null for a picture that is still on its way.
 export function showPictures(offers, elements, { side, marks, onPick }) {
+  const wanted = JSON.stringify([side, offers.map(({ item }, index) => [item, marks.get(item), Boolean(elements[index])])]);
+  if (wanted === drawn) return;
+  drawn = wanted;
+  const focused = [...stage.children].indexOf(document.activeElement);
   const fresh = elements.filter((element) => element && !shown.includes(element));
   const cells = offers.map((offer, index) => (side ? card(offer, index, elements[index], marks, onPick) : frame(offer, elements[index])));
   stage.classList.toggle("side", side);
   stage.replaceChildren(...cells);
+  cells[focused]?.focus();
   shown = elements.filter(Boolean);
   arrange();
   if (fresh.length && !calm.matches) {
@@ -29,6 +36,7 @@ export function showNotice(title, words) {
   stage.hidden = find("prompt").hidden = true;
   stage.replaceChildren();
   shown = [];
+  drawn = "";
   text("notice-title", title);
   text("notice-text", words);
   find("notice").hidden = false;
@@ -60,8 +68,11 @@ function scaled(element, alt) {
   if (element instanceof HTMLImageElement) {
     element.alt = alt;
     element.draggable = false;
-    element.style.setProperty("--ratio", element.naturalWidth / element.naturalHeight);
-    element.classList.toggle("pixelated", Math.max(element.naturalWidth, element.naturalHeight) <= 128);
+    const { naturalWidth: width, naturalHeight: height } = element;
+    const small = Math.max(width, height) <= 128;
+    element.classList.toggle("pixelated", small);
+    element.style.setProperty("--ratio", width / height);
+    element.style.setProperty("--most", small ? `${width * LARGEST_PIXEL}px` : "100cqw");
   }
   return element;
 }
@@ -102,7 +113,7 @@ export function showState(state, me) {
   chip("agreement", share === null ? "" : `${Math.round(share * 100)} % agree`);
   text("agreement-explained", share === null ? "" :
     `Of ${pairs} pairs of answers to the same picture, ${Math.round(share * 100)} % are the same` +
-    (alpha === null ? "." : ` (Krippendorff's α ${alpha.toFixed(2)}: 1 is full agreement, 0 is chance).`));
+    (alpha === null ? "." : ` (Krippendorff's α ${alpha.toFixed(2).replace("-", "−")}: 1 is full agreement, 0 is chance).`));
   const others = state.people.filter((name) => name && name !== me.name);
   chip("people", state.people.length > 1 ? `${state.people.length} people` : "");
   find("people").title = others.join(", ");
@@ -133,7 +144,6 @@ export function showButtons({ side, marked, count, usable }) {
   find("dislike").hidden = find("like").hidden = send;
   find("skip").querySelector("kbd").textContent = side ? "enter" : "space";
   find("side").setAttribute("aria-pressed", side);
-  find("side").querySelector("span").textContent = side ? "One" : "Group";
 }
 
 export function press(id) {
