@@ -72,7 +72,7 @@ class Lines(Quiet):
         self._rewards: deque[float] = deque(maxlen=max(SPARKLINE, TREND + 1))
         self._told: set[str] = set()
         self._total = self._first = 0
-        self._waited = -math.inf
+        self._waited: dict[str, float] = {}
         self._began = time.monotonic()
 
     def started(self, engine: Engine) -> None:
@@ -113,10 +113,10 @@ class Lines(Quiet):
         self._say(f"saved {checkpoint}")
 
     def waiting(self, text: str) -> None:
-        """Say so, now and then."""
-        now = time.monotonic()
-        if now - self._waited >= WAITING_LINES:
-            self._waited = now
+        """Say so, the same thing only now and then: what comes after a colon is how far it is."""
+        what, now = text.partition(":")[0], time.monotonic()
+        if now - self._waited.get(what, -math.inf) >= WAITING_LINES:
+            self._waited[what] = now
             self._say(text)
 
     def stopping(self) -> None:
