@@ -28,11 +28,15 @@ def agreement(answers: Iterable[GivenAnswer]) -> Agreement:
     for given in answers:
         if given.answer != "skip":
             (likes if given.answer == "like" else dislikes)[given.item.id] += 1
+    return agreement_of((likes[item], dislikes[item]) for item in likes.keys() | dislikes.keys())
+
+
+def agreement_of(tallies: Iterable[tuple[int, int]]) -> Agreement:
+    """The agreement of items of which so many likes and so many dislikes are known."""
     pairs = same = 0
     all_likes = all_dislikes = 0
     disagreement = 0.0
-    for item in likes.keys() | dislikes.keys():
-        liked, disliked = likes[item], dislikes[item]
+    for liked, disliked in tallies:
         judges = liked + disliked
         if judges < 2:
             continue

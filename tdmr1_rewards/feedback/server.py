@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tdmr1_rewards.addresses import ANY_HOST, is_loopback
 from tdmr1_rewards.errors import Tdmr1Error, told
-from tdmr1_rewards.feedback.agreement import agreement
+from tdmr1_rewards.feedback.agreement import agreement_of
 from tdmr1_rewards.feedback.records import Offer, UnknownItem
 from tdmr1_rewards.feedback.store import FeedbackStore
 from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
@@ -116,7 +116,10 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
     async def refuse(request: Request, error: Any) -> JSONResponse:
         refusal = _as_refusal(request, error)
         tell(_log_line(request, refusal))
-        return await told_refusal(request, refusal)
+        response = await told_refusal(request, refusal)
+        if request.method == "POST":  # what was not read of its body never shall be
+            response.headers["Connection"] = "close"
+        return response
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.people = people
@@ -250,7 +253,6 @@ def _state(store: FeedbackStore, person: str, people: list[str]) -> dict[str, An
     progress = {each.id: store.progress(each.id) for each in rounds}
     unfinished = [each for each in rounds if progress[each.id].done < progress[each.id].items]
     shown = next(iter(unfinished or rounds), None)
-    given = store.answers(store.items_of(shown.id)) if shown else []
     return {
         "time": time.time(),
         "message": store.message(),
@@ -259,8 +261,7 @@ def _state(store: FeedbackStore, person: str, people: list[str]) -> dict[str, An
         "done": progress[shown.id].done if shown else 0,
         "all": progress[shown.id].items if shown else 0,
         "remaining": store.remaining(person),
-        "mine": sum(answer.person == person for answer in given),
-        "agreement": asdict(agreement(given)),
+        "agreement": asdict(agreement_of(store.tallies(shown.id) if shown else ())),
         "people": people,
     }
 

@@ -82,8 +82,12 @@ def open_page(folder: Path, host: str, port: int, tell: Callable[[str], None] | 
     from tdmr1_rewards.feedback.store import FeedbackStore
 
     store = FeedbackStore(folder)
-    token = _token(folder)
-    listening = _listen(folder, host, port)
+    try:
+        token = _token(folder)
+        listening = _listen(folder, host, port)
+    except BaseException:
+        store.close()
+        raise
     app = build_app(store, token, host=host, tell=_log(folder / LOG, tell))
     config = uvicorn.Config(
         app,

@@ -173,6 +173,16 @@ class FeedbackStore:
             ).fetchone()
             return Progress(*row)
 
+    def tallies(self, round_id: int) -> list[tuple[int, int]]:
+        """How many likes and dislikes each answered item of a round has."""
+        with self._database.reading() as cursor:
+            found = cursor.execute(
+                "SELECT sum(answer = 'like'), sum(answer = 'dislike') FROM answers WHERE withdrawn IS NULL "
+                "AND item IN (SELECT item FROM round_items WHERE round = ?) GROUP BY item",
+                (round_id,),
+            )
+            return list(found)
+
     def remaining(self, person: str) -> int:
         """How many items of open rounds a person could still judge."""
         with self._database.reading() as cursor:
