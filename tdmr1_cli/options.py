@@ -1,7 +1,7 @@
 """The options that verbs share, and how they become one RunConfig.
 
-Layers, weakest first: preset, CONFIG.yaml, flags, --set. The preset is the one of --preset, else the model's own,
-else the first reward's own. A CONFIG.yaml changes nothing about that: it changes the settings it names, and what it
+Layers, weakest first: preset, CONFIG.yaml, flags, --set. The preset is the one of --preset, else the model's own for
+the first reward (`tiny-human`), else the model's own (`tiny`), else the first reward's own. A CONFIG.yaml changes nothing about that: it changes the settings it names, and what it
 leaves open is what it would be without it. `--preset none` starts from the published defaults instead. The config.yaml
 of a run names every setting, so it means the same under any preset.
 """
@@ -268,13 +268,15 @@ def _weight(text: str, reward: str, source: str) -> float:
 def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions) -> str | None:
     if entry is None:
         return None
-    if entry.default_preset is not None:
-        return entry.default_preset
+    from tdmr1_core.configure import preset_names
     from tdmr1_rewards.sources import find
 
     first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
     if first is None:
-        return None
+        return entry.default_preset
+    if entry.default_preset is not None:
+        together = f"{entry.default_preset}-{_source(first)}"
+        return together if together in preset_names() else entry.default_preset
     try:
         return find(extensions.plugins.rewards, _source(first), _python(first)).spec.default_preset
     except Tdmr1Error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -26,6 +27,8 @@ TREND = 10
 """Iterations that the trend looks back."""
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 24
+WAITING_LINES = 20.0
+"""Seconds between two lines about the same waiting, where there is no terminal."""
 LINES_A_STAGE = 4
 """How many lines tell of a stage where there is no terminal."""
 
@@ -54,6 +57,9 @@ class Quiet:
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is written."""
 
+    def waiting(self, text: str) -> None:
+        """A reward waits for somebody."""
+
     def stopping(self) -> None:
         """A stop was asked for."""
 
@@ -66,6 +72,7 @@ class Lines(Quiet):
         self._rewards: deque[float] = deque(maxlen=max(SPARKLINE, TREND + 1))
         self._told: set[str] = set()
         self._total = self._first = 0
+        self._waited: dict[str, float] = {}
         self._began = time.monotonic()
 
     def started(self, engine: Engine) -> None:
@@ -104,6 +111,13 @@ class Lines(Quiet):
     def saved(self, checkpoint: Path) -> None:
         """Say where."""
         self._say(f"saved {checkpoint}")
+
+    def waiting(self, text: str) -> None:
+        """Say so, the same thing only now and then: what comes after a colon is how far it is."""
+        what, now = text.partition(":")[0], time.monotonic()
+        if now - self._waited.get(what, -math.inf) >= WAITING_LINES:
+            self._waited[what] = now
+            self._say(text)
 
     def stopping(self) -> None:
         """Say that it was heard, through no stream: one that the signal interrupted in a write would raise."""
@@ -162,6 +176,10 @@ class Bar(Lines):
     def evaluating(self, role: str, prompt_set: str) -> None:
         """Show it where the numbers are."""
         self._details.plain = f"evaluating on {prompt_set} …"
+
+    def waiting(self, text: str) -> None:
+        """Show it where the numbers are, up to date."""
+        self._details.plain = text
 
     def saved(self, checkpoint: Path) -> None:
         """Keep the newest."""

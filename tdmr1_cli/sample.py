@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_format
 import re
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tdmr1_core.runs.evaluate import Pictures
 
 GRID = "grid.png"
+METADATA = "metadata.jsonl"
 
 
 class Who(StrEnum):
@@ -63,14 +65,14 @@ def command(
     sets: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw pictures and write them as PNG files, with a grid of them all.
+    """Draw pictures and write them as PNG files, with a grid of them all and their prompts in metadata.jsonl.
 
     The same seed and prompt give the same starting noise, whatever the role: pictures can be compared one by one.
     """
     if not prompt and prompts is None:
         raise Tdmr1Error("there is nothing to draw", 'say what with --prompt "two red circles" or --prompts SET')
     check_writable(output)
-    _refuse_used([output / GRID])
+    _refuse_used([output / GRID, output / METADATA])
     texts = list(prompt or [])
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
@@ -149,6 +151,11 @@ def _save(pictures: Pictures, files: Sequence[Path], output: Path, columns: int)
         for image, path in zip(pictures.images, files, strict=True):
             Image.fromarray(image).save(path)
         save_grid(pictures.images, columns, output / GRID)
+        lines = (
+            {"file_name": path.name, "text": prompt.text} for path, prompt in zip(files, pictures.prompts, strict=True)
+        )
+        text = "".join(json_format.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (output / METADATA).write_text(text, encoding="utf-8")
     except OSError as error:
         raise Tdmr1Error(f"{output} can't be written: {error.strerror}", "choose another --output") from error
 

@@ -25,10 +25,12 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> Tree:
-    """A packaged preset as a tree. Raises Tdmr1Error for an unknown name."""
+    """A packaged preset as a tree, upon that which it `extends`. Raises Tdmr1Error for an unknown name."""
     if name not in preset_names():
         raise Tdmr1Error(f"there is no preset {name!r}", close_match_hint(name, preset_names()))
-    return _parse((resources.files("tdmr1_core") / "presets" / f"{name}.yaml").read_text(), f"preset {name}")
+    tree = _parse((resources.files("tdmr1_core") / "presets" / f"{name}.yaml").read_text(), f"preset {name}")
+    extended = tree.pop("extends", None)
+    return merge(read_preset(extended), tree) if extended else tree
 
 
 def read_file(path: Path) -> Tree:

@@ -79,7 +79,8 @@ class RewardResult:
     """A reward's answer to a batch of N images.
 
     `scores` holds N finite numbers of any scale, higher is better, or None for an image that the reward cannot
-    judge: that is not the same as a score of 0. `details`, if given, holds one mapping an image, to be shown to people.
+    judge: that is not the same as a score of 0. `details`, if given, holds one mapping an image, to be shown to people;
+    numbers of a mapping under its key "metrics" are averaged into the run's metrics, as `reward/<name>/<key>`.
     """
 
     scores: Sequence[float | None]
@@ -122,7 +123,8 @@ class RewardSpec:
     most images a call; with `groupwise`, a call gets whole groups only, one even if it is larger. `timeout`: the
     seconds that a call may take, None for no limit.
     For people: `score_range` ("0 to 1") and `needs` (weights it fetches, an account). `requires` are the modules that
-    must be installed, "a|b" meaning either, and `install` is what brings them ("tdmr1[ocr]"). `examples` is
+    must be installed, "a|b" meaning either, and `install` is what brings them ("tdmr1[ocr]"). `evaluates` is False for
+    a reward that evaluations don't use unless they name it, because it asks people, say. `examples` is
     "module:attr" of a function of no argument that answers a list of RewardExample, good and bad ones.
     `freeze` is "module:attr" of a function from options to options, called once before a run: what stands for
     "whatever is here" ("auto") becomes what that is, so that the run's settings say what was used.
@@ -139,6 +141,7 @@ class RewardSpec:
     image_format: ImageFormat = "pil"
     groupwise: bool = False
     timeout: float | None = 300.0
+    evaluates: bool = True
     score_range: str = "any number"
     needs: str = ""
     requires: tuple[str, ...] = ()

@@ -11,7 +11,6 @@ reward that failed, 503 for a server that has no room. `tdmr1_rewards.remote` is
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import socket
 import threading
@@ -33,6 +32,7 @@ from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance
 from tdmr1_rewards.runner import ActiveReward, RewardRunner
+from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
 from tdmr1_rewards.wire import PROTOCOL, check_token, decode_batch, encode_result
 
 MAX_BODY = 256 * 1024 * 1024
@@ -41,16 +41,8 @@ MAX_WAITING = 64
 """Requests that may wait for the reward; a further one is asked to come back."""
 STOPPING_LIMIT = 10
 """Seconds that a stopping server gives to the requests it has begun."""
-
-
-class Refusal(Exception):
-    """A request that gets no scores: the HTTP status, a sentence and a hint."""
-
-    def __init__(self, status: int, error: str, hint: str | None = None) -> None:
-        super().__init__(error)
-        self.status = status
-        self.error = error
-        self.hint = hint
+TOKEN_HINT = "set TDMR1_REWARD_TOKEN to the token that the server printed"
+SIZE_HINT = "send fewer images a call (batch_size)"
 
 
 class Desk:
@@ -166,7 +158,7 @@ def build_app(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk = desk
-    app.add_exception_handler(Refusal, _told_refusal)
+    app.add_exception_handler(Refusal, told_refusal)
     app.add_exception_handler(HTTPException, _told_http)
 
     @app.get("/health")
@@ -175,14 +167,14 @@ def build_app(
 
     @app.get("/info")
     async def info(request: Request) -> dict[str, Any]:
-        _check_token(request, token)
+        check_bearer(request, token, TOKEN_HINT)
         named = ("name", "summary", "batch_size", "groupwise", "score_range", "timeout")
         return {"protocol": PROTOCOL, "max_body": max_body, **{name: getattr(spec, name) for name in named}}
 
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
-        _check_token(request, token)
-        batch = await run_in_threadpool(_read_batch, await _body(request, max_body))
+        check_bearer(request, token, TOKEN_HINT)
+        batch = await run_in_threadpool(_read_batch, await read_body(request, max_body, SIZE_HINT))
         try:
             result = await asyncio.wrap_future(desk.submit(batch))
         except Tdmr1Error as error:
@@ -190,16 +182,6 @@ def build_app(
         return JSONResponse({"protocol": PROTOCOL, **encode_result(result)})
 
     return app
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on the port, or a free one for 0. Raises Tdmr1Error where that is not possible."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or str(error)
-        raise Tdmr1Error(f"the server can't listen on {host}, port {port}: {told}", "choose another --port") from error
 
 
 def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
@@ -211,20 +193,6 @@ def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> 
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOPPING_LIMIT)
     ready()
     uvicorn.Server(config).run(sockets=[listening])
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The whole body. Raises Refusal as soon as it is known to be too large."""
-    too_large = Refusal(413, f"the request is larger than {most} bytes", "send fewer images a call (batch_size)")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise too_large
-    return bytes(body)
 
 
 def _read_batch(body: bytes) -> RewardBatch:
@@ -248,16 +216,6 @@ def _read_batch(body: bytes) -> RewardBatch:
         raise Refusal(422, "the request has no images")
     # A folder of another machine means nothing here, and must not be written to.
     return replace(batch, context=replace(batch.context, run_folder=None))
-
-
-def _check_token(request: Request, token: str) -> None:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise Refusal(
-            401,
-            "the request has no valid token" if given else "the request has no token",
-            "set TDMR1_REWARD_TOKEN to the token that the server printed",
-        )
 
 
 def _can_share(batches: Sequence[RewardBatch], other: RewardBatch, most: int) -> bool:
@@ -287,11 +245,6 @@ def _joined(batches: Sequence[RewardBatch]) -> RewardBatch:
         image_ids=chained("image_ids"),
         context=batches[0].context,
     )
-
-
-async def _told_refusal(_: Request, refusal: Any) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
-    return JSONResponse({"error": refusal.error, "hint": refusal.hint}, refusal.status, headers)
 
 
 async def _told_http(request: Request, error: Any) -> JSONResponse:

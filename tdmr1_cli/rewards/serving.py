@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
-import socket
 from types import ModuleType
 from typing import Annotated
 
@@ -14,9 +12,9 @@ import typer
 from tdmr1_cli.output import data, warning
 from tdmr1_cli.rewards.common import OptionsOption, SourceArgument, build
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_rewards.addresses import is_loopback, listen, reachable
 
 TOKEN_VARIABLE = "TDMR1_REWARD_TOKEN"
-ANY_HOST = ("0.0.0.0", "::", "")
 
 
 def command(
@@ -38,11 +36,11 @@ def command(
     given = os.environ.get(TOKEN_VARIABLE)
     token = given or secrets.token_urlsafe(32)
     chosen = _device(device)
-    if not _is_loopback(host):
+    if not is_loopback(host):
         warning(f"{host} can be reached from other machines, and the token and pictures travel unencrypted")
-    listening = server.listen(host, port)
+    listening = listen(host, port)
     app = server.build_app(built.reward, spec, token, provenance=built.found.provenance, device=chosen)
-    url = f"http://{_reachable(host)}:{listening.getsockname()[1]}/{spec.name}"
+    url = f"http://{reachable(host)}:{listening.getsockname()[1]}/{spec.name}"
 
     def ready() -> None:
         data(f"serving {spec.name} on {chosen} at {url}")
@@ -70,16 +68,3 @@ def _device(name: str) -> str:
     from tdmr1_core.assemble import choose_device
 
     return str(choose_device(name))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _reachable(host: str) -> str:
-    """The host as other machines may write it in a URL."""
-    name = socket.gethostname() if host in ANY_HOST else host
-    return f"[{name}]" if ":" in name else name

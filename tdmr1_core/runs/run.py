@@ -29,8 +29,10 @@ from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.prompts import held_out_companion, load_prompts, training_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_core.versions import versions
+from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.sources import find
 
 CONFIG, CHECKPOINTS, SAMPLES, BEFORE_AFTER = "config.yaml", "checkpoints", "samples", "before_after.png"
 PREVIEW_PROMPTS, PREVIEW_COLUMNS = 6, 8
@@ -53,6 +55,9 @@ class Observer(Protocol):
 
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is written."""
+
+    def waiting(self, text: str) -> None:
+        """A reward says what it waits for, from a thread of its own."""
 
     def stopping(self) -> None:
         """A signal asked for a stop, maybe in the middle of a write; the iteration is finished and saved first."""
@@ -79,6 +84,7 @@ class Run:
         self.extensions = extensions
         self._checkpoint = checkpoint
         self._stop = False
+        self._saved_at: int | None = None
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path, extensions: Extensions | None = None) -> Run:
@@ -103,7 +109,7 @@ class Run:
     def execute(self, observer: Observer) -> RunResult:
         """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
         set_threads(self.config.threads)
-        rewards = self.config.evaluation.rewards or self.config.rewards
+        rewards = self.config.evaluation.rewards or self._evaluating_rewards()
         trains = self.config.kind == "train"
         # Evaluations and iterations take turns, so the training's own rewards may judge both.
         shared = trains and rewards == self.config.rewards
@@ -121,7 +127,7 @@ class Run:
                 return self._loop(engine, tracker, observer)
             except RewardFailed:
                 # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
-                observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
+                self._save(engine, observer)
                 raise
             finally:
                 tracker.close()
@@ -129,6 +135,15 @@ class Run:
             engine.close()
             if self._judge is not None:
                 self._judge.close()
+
+    def _evaluating_rewards(self) -> Sequence[RewardConfig]:
+        """The trained rewards, but for those that evaluations are to leave in peace."""
+        known = self.extensions.plugins.rewards
+        return tuple(
+            reward
+            for reward in self.config.rewards
+            if find(known, reward.source or reward.name, reward.python).spec.evaluates
+        )
 
     def _build_judge(self, rewards: Sequence[RewardConfig]) -> RewardRunner:
         device = str(choose_device(self.config.model.device))
@@ -139,27 +154,34 @@ class Run:
         tracker.cut_after(engine.iteration_index or -1)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
-        with self._stopping_cleanly(observer):
+        with patience.listening(observer.waiting), self._stopping_cleanly(observer):
             if engine.iteration_index == 0:
                 before = self._evaluate(engine, tracker, observer)
                 self._preview(engine)
             while engine.iteration_index < self.config.iterations and not self._stop:
-                report = engine.iteration()
+                try:
+                    report = engine.iteration()
+                except patience.Interrupted:  # while a reward was asked, before anything was updated
+                    break
                 tracker.metrics(report.step, report.metrics)
                 observer.iteration(report)
                 last = report.step == self.config.iterations or self._stop
                 if last or report.step % saving.checkpoint_every == 0:
-                    observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, saving.keep))
+                    self._save(engine, observer)
                 if saving.samples_every and (last or report.step % saving.samples_every == 0):
                     self._preview(engine)
                 if evaluation.every and report.step % evaluation.every == 0 and not last:
                     self._evaluate(engine, tracker, observer)
-            if self._stop and engine.iteration_index == 0:
-                observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, saving.keep))
+            if self._stop and self._saved_at != engine.iteration_index:
+                self._save(engine, observer)
             finished = engine.iteration_index >= self.config.iterations
             after = self._evaluate(engine, tracker, observer) if finished else ()
             picture = self._before_after(engine) if finished else None
         return RunResult(self.folder, engine.iteration_index, finished, before, after, picture)
+
+    def _save(self, engine: Engine, observer: Observer) -> None:
+        observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
+        self._saved_at = engine.iteration_index
 
     @contextmanager
     def _stopping_cleanly(self, observer: Observer) -> Iterator[None]:
@@ -169,6 +191,7 @@ class Run:
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
+            patience.interrupt()
             observer.stopping()
 
         former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

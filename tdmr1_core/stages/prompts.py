@@ -13,7 +13,7 @@ from tdmr1_core.prompt_sets.ocr import ocr_prompts
 from tdmr1_core.prompt_sets.prompt import Prompt
 from tdmr1_core.prompt_sets.scenes import scene_prompts
 from tdmr1_core.tiny.words import word_captions
-from tdmr1_core.tiny.world import CountCaption, count_captions, pair_captions, training_captions
+from tdmr1_core.tiny.world import NUMBERS, SHAPES, CountCaption, count_captions, pair_captions, training_captions
 from tdmr1_rewards.sources import find
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ def _world() -> list[Prompt]:
     """Every caption the tiny model was trained on; those of count scenes five times, so that they are half of all."""
     captions = training_captions()
     captions += 4 * [caption for caption in captions if isinstance(caption, CountCaption)]
+    return [Prompt(caption.text, caption.metadata) for caption in captions]
+
+
+def _open_to_taste() -> list[Prompt]:
+    """Count captions that leave the colour open, for rewards that ask what pleases."""
+    captions = [CountCaption(count + 1, None, shape) for count in range(len(NUMBERS)) for shape in SHAPES]
     return [Prompt(caption.text, caption.metadata) for caption in captions]
 
 
@@ -60,6 +66,7 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "pairs-held-out": lambda: _pairs(True),
         "geneval": lambda: _composed(False),
         "geneval-held-out": lambda: _composed(True),
+        "scenes": _open_to_taste,
         "world": _world,
     },
     "words": {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,6 +131,15 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
         if len(given):
             metrics[f"reward/{name}/mean"] = given.mean().item()
             metrics[f"reward/{name}/std"] = given.std(correction=0).item()
+        metrics |= {f"reward/{name}/{key}": value for key, value in _told_metrics(scores.details, name).items()}
         metrics[f"reward/{name}/unjudged"] = float(scores.unjudged.get(name, 0))
         metrics[f"reward/{name}/failed"] = float(scores.failed.get(name, 0))
     return metrics
+
+
+def _told_metrics(details: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """The means of what a reward told under "metrics", over the images that it told it of."""
+    told = [detail[name]["metrics"] for detail in details if "metrics" in detail.get(name, {})]
+    keys = dict.fromkeys(key for numbers in told for key in numbers)
+    given = {key: [float(numbers[key]) for numbers in told if key in numbers] for key in keys}
+    return {key: sum(values) / len(values) for key, values in given.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from tdmr1_rewards.answers import CallFailed, checked, failed_with
 from tdmr1_rewards.api import ImageFormat, Reward, RewardBatch, RewardResult
+from tdmr1_rewards.patience import Interrupted
 
 CLOSING_LIMIT = 30.0
 """Seconds that a reward may take to close."""
@@ -37,7 +38,7 @@ class ThreadHost:
             self._do(partial(self._reward.setup, device), None, "could not be set up")
 
     def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The reward's checked answer. Raises CallFailed, after `timeout` seconds too."""
+        """The reward's checked answer. Raises CallFailed, after `timeout` seconds too, and Interrupted as the reward."""
         if self._image_format == "pil":
             batch = replace(batch, images=to_pil(batch.images))
         return checked(self._do(partial(self._reward, batch), timeout), batch.image_ids)
@@ -66,6 +67,8 @@ class ThreadHost:
         if not job.done():
             raise self._gave_up(job, timeout)
         error = job.exception()
+        if isinstance(error, Interrupted):
+            raise error
         if error is not None:
             raise failed_with(error, what)
         return job.result()

@@ -14,11 +14,12 @@ from faulty_rewards import Faulty
 from reward_batches import FOO, active, make_batch
 
 from tdmr1_rewards import remote as remote_module
+from tdmr1_rewards.addresses import listen
 from tdmr1_rewards.api import RewardResult, RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.remote import RemoteOptions, RemoteReward
 from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.server import Desk, build_app, listen
+from tdmr1_rewards.server import Desk, build_app
 from tdmr1_rewards.wire import PROTOCOL, encode_batch
 
 pytestmark = pytest.mark.unit

@@ -1,0 +1,59 @@
+"""Keeps a preference model up to date with the answers of one or several stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tdmr1_rewards.feedback.features import Extractor
+from tdmr1_rewards.feedback.pictures import read_picture
+from tdmr1_rewards.feedback.preference import Evidence, PreferenceModel
+from tdmr1_rewards.feedback.store import FeedbackStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class PreferenceLearner:
+    """A model of every like and dislike in `stores`, over the features that `extractor` gives; skips teach nothing.
+
+    It is fitted to `least` answers or more.
+    """
+
+    def __init__(self, stores: Sequence[FeedbackStore], extractor: Extractor, least: int) -> None:
+        self._stores = stores
+        self._extractor = extractor
+        self._least = least
+        self._features: dict[str, np.ndarray] = {}
+        self._learnt: list[tuple[str, bool]] | None = None
+        self._model: PreferenceModel | None = None
+
+    def learn(self) -> Evidence:
+        """Fit the model again if the answers are others than before; what it rests on."""
+        answers = []
+        for store in self._stores:
+            given = [(answer.item.hash, answer.answer == "like") for answer in store.answers() if answer.answer != "skip"]
+            self._look(store, [name for name, _ in given])
+            answers += [(name, like) for name, like in given if name in self._features]
+        if self._model is None or answers != self._learnt:
+            rows = [self._features[name] for name, _ in answers]
+            features = np.stack(rows) if rows else np.zeros((0, 1))
+            liked = np.array([like for _, like in answers], dtype=int)
+            self._model = PreferenceModel(features, liked, np.array([name for name, _ in answers]), self._least)
+            self._learnt = answers
+        return self._model.evidence
+
+    def predict(self, images: Sequence[Image]) -> list[float | None]:
+        """How probable a like is for each of N RGB images, 0 to 1; None for all while the model knows too little."""
+        if not images or self._model is None or not self._model.evidence.sufficient:
+            return [None] * len(images)
+        return self._model.predict(self._extractor(images))
+
+    def _look(self, store: FeedbackStore, names: Sequence[str]) -> None:
+        """Have the features of these pictures of a store, but of those that somebody has deleted."""
+        new = [name for name in dict.fromkeys(names) if name not in self._features]
+        there = {name: read_picture(path) for name in new if (path := store.picture(name)) is not None}
+        if there:
+            self._features.update(zip(there, self._extractor(list(there.values())), strict=True))

@@ -1,0 +1,253 @@
+// People judge pictures here: what is asked comes from the server, what is answered goes through the outbox.
+
+import { ask, keepPictures, picture, place, readToken, Refused } from "./api.js";
+import { Outbox, randomId, storage } from "./outbox.js";
+import * as view from "./view.js";
+
+const POLL = 2000; // milliseconds between two looks at the state
+const AHEAD = 6; // pictures that are fetched before they are needed
+const STALE = 45_000; // milliseconds after which what is ahead is asked for anew, since others may have judged it
+const GUARD = 300; // milliseconds after a picture changed by itself in which a key was meant for the one before
+const WORDS = { like: "liked", dislike: "disliked", skip: "skipped" };
+
+readToken();
+const outbox = new Outbox(place(), heard);
+const me = { id: storage.getItem("tdmr1.person") ?? randomId(), name: storage.getItem("tdmr1.name") ?? "" };
+storage.setItem("tdmr1.person", me.id);
+
+let offers = []; // what this person may judge, in order; the first (group) is on the stage
+let answered = new Set(outbox.entries().map((entry) => entry.body.item)); // items that must not be shown again
+let marks = new Map(); // item → like or dislike, in the group on the stage
+let steps = []; // how many answers each of the last actions gave
+let side = storage.getItem("tdmr1.side") === "1";
+let state = null, clock = 0; // the server's state, and how far its clock is ahead in milliseconds
+let online = true, refused = "", filling = false, wanted = null;
+let askedAt = 0, guardedUntil = 0;
+
+// ---- what is on the stage ----
+
+function current() {
+  const [first] = offers;
+  if (!first) return [];
+  return side ? offers.filter((offer) => offer.round === first.round && offer.group === first.group) : [first];
+}
+
+function render() {
+  const batch = current();
+  const elements = batch.map((offer) => picture(offer.hash, render));
+  for (const offer of offers) picture(offer.hash, render);
+  keepPictures(new Set(offers.map((offer) => offer.hash)));
+  if (refused) view.showNotice("This link does not work", refused);
+  else if (batch.length) view.showPictures(batch, elements, { side, marks, onPick: pick });
+  else view.showNotice(...emptyNotice());
+  const marked = batch.filter((offer) => marks.has(offer.item)).length;
+  view.showButtons({ side, marked, count: batch.length, usable: batch.length > 0 && elements.every(Boolean) });
+  view.showWaiting(outbox.entries().length, online);
+}
+
+function emptyNotice() {
+  if (!state) return online ? ["One moment", "The pictures are on their way."] : ["No connection", "Is tdmr1 still running? It is asked again every two seconds."];
+  if (!state.round) return ["Nothing to judge right now", state.message || "New pictures appear here by themselves."];
+  if (state.remaining > outbox.entries().length) return ["One moment", "Others are judging the last pictures; what they leave comes to you."];
+  return ["Thank you, that is all", state.message || "You have judged everything there is. Press z to change your last answer."];
+}
+
+// ---- answering ----
+
+function judge(answer) {
+  const batch = current();
+  if (!batch.length || Date.now() < guardedUntil || !batch.every((offer) => picture(offer.hash, render))) return;
+  for (const offer of batch) {
+    const { item, round } = offer;
+    outbox.add("answers", { item, round, person: me.id, name: me.name, answer: marks.get(item) ?? answer });
+    answered.add(item);
+  }
+  steps.push(batch.length);
+  offers = offers.filter((offer) => !batch.includes(offer));
+  marks.clear();
+  view.press(answer);
+  view.say(batch.length > 1 ? `${batch.length} pictures answered` : WORDS[answer]);
+  render();
+  send();
+  if (offers.length < 3 || (side && offers.length <= current().length) || Date.now() - askedAt > STALE) fill();
+}
+
+function undo() {
+  const count = steps.pop() ?? 1;
+  for (let i = 0; i < count; i++) outbox.add("undo", { person: me.id });
+  view.press("undo");
+  render();
+  send();
+}
+
+function pick(index) {
+  const offer = current()[index];
+  if (!side || !offer) return;
+  const next = { undefined: "like", like: "dislike" }[marks.get(offer.item)];
+  if (next) marks.set(offer.item, next);
+  else marks.delete(offer.item);
+  view.say(`picture ${index + 1} ${WORDS[next] ?? "not marked"}`);
+  render();
+}
+
+function toggleSide() {
+  side = !side;
+  storage.setItem("tdmr1.side", side ? "1" : "0");
+  marks.clear();
+  render();
+  fill(true);
+}
+
+async function send() {
+  await outbox.send();
+  render();
+}
+
+// What became of an entry of the outbox.
+function heard({ path, body }, reply, refusal) {
+  online = true;
+  if (refusal) {
+    answered.delete(body.item);
+    view.toast(`An answer was refused: ${refusal.message}`);
+  } else if (path === "undo" && reply.undone) {
+    answered.delete(reply.undone.item);
+    offers = [reply.undone, ...offers.filter((offer) => offer.item !== reply.undone.item)];
+    view.say("undone");
+  } else if (path === "undo") {
+    view.toast("There is nothing to undo");
+  }
+  render();
+}
+
+// Another tab of this browser answered: its picture need not be asked here.
+addEventListener("storage", (event) => {
+  const item = outbox.read(event.key, event.newValue)?.body.item;
+  if (item === undefined) return;
+  answered.add(item);
+  change(offers.filter((offer) => offer.item !== item));
+});
+
+// ---- asking the server ----
+
+// New offers that nobody asked for: what is on the stage may change under a finger.
+function change(fresh) {
+  const before = current()[0]?.item;
+  offers = fresh;
+  if (before !== undefined && current()[0]?.item !== before) guardedUntil = Date.now() + GUARD;
+  render();
+}
+
+// Ask what comes next; unless `all` is asked for anew, what is on the stage stays.
+async function fill(all = false) {
+  if (filling) {
+    wanted ||= all;
+    return;
+  }
+  filling = true;
+  try {
+    const limit = Math.min(64, AHEAD + current().length + outbox.entries().length);
+    const query = new URLSearchParams({ person: me.id, limit, groups: side ? 1 : 0 });
+    const given = await ask(`items?${query}`);
+    askedAt = Date.now();
+    const kept = all ? [] : current();
+    const held = new Set(kept.map((offer) => offer.item));
+    change([...kept, ...given.filter((offer) => !answered.has(offer.item) && !held.has(offer.item))]);
+  } catch (error) {
+    lost(error);
+  } finally {
+    filling = false;
+  }
+  const again = wanted;
+  wanted = null;
+  if (again !== null) await fill(again);
+}
+
+async function poll() {
+  try {
+    const sent = Date.now();
+    const fresh = await ask(`state?${new URLSearchParams({ person: me.id, name: me.name })}`);
+    clock = fresh.time * 1000 - (sent + Date.now()) / 2;
+    const changed = String(fresh.rounds) !== String(state?.rounds);
+    state = fresh;
+    online = true;
+    refused = "";
+    view.showState(state, me);
+    if (outbox.entries().length) send();
+    if (changed) {
+      change(offers.filter((offer) => state.rounds.includes(offer.round)));
+      await fill(true);
+    } else if (!offers.length && state.remaining) await fill();
+  } catch (error) {
+    lost(error);
+  }
+  render();
+  setTimeout(poll, POLL);
+}
+
+function lost(error) {
+  if (error instanceof Refused && error.status === 401) refused = "Its key is missing or wrong. Open the whole link that tdmr1 printed, with what follows the #, or ask for a new one.";
+  else online = false;
+}
+
+function tick() {
+  const deadline = state?.round?.deadline ?? null;
+  view.showCountdown(deadline === null ? null : deadline - (Date.now() + clock) / 1000);
+}
+
+// ---- keys, clicks and fingers ----
+
+const actions = {
+  like: () => judge("like"),
+  dislike: () => judge("dislike"),
+  skip: () => judge("skip"),
+  undo,
+  side: toggleSide,
+};
+const KEYS = { ArrowLeft: "dislike", ArrowRight: "like", " ": "skip", z: "undo", g: "side" };
+const help = document.getElementById("help");
+
+addEventListener("keydown", (event) => {
+  const focused = event.target instanceof HTMLButtonElement && (event.key === " " || event.key === "Enter");
+  if (help.open || focused || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key === "?") help.showModal();
+  else if (side && key >= "1" && key <= "9") pick(Number(key) - 1);
+  else if (side && key === "Enter") judge("skip");
+  else if (KEYS[key]) actions[KEYS[key]]();
+  else return;
+  event.preventDefault();
+});
+
+for (const [id, action] of Object.entries(actions)) {
+  document.getElementById(id).addEventListener("click", (event) => {
+    action();
+    if (event.detail) event.currentTarget.blur(); // after a mouse or finger the space bar must mean skip, not this again
+  });
+}
+
+document.getElementById("help-open").addEventListener("click", () => help.showModal());
+const nameField = document.getElementById("name");
+nameField.value = me.name;
+nameField.addEventListener("change", () => {
+  me.name = nameField.value.trim();
+  storage.setItem("tdmr1.name", me.name);
+});
+
+const SWIPE = 60; // pixels
+let start = null;
+const stage = document.getElementById("stage");
+stage.addEventListener("touchstart", (event) => {
+  start = event.touches.length === 1 && !side ? event.touches[0] : null;
+}, { passive: true });
+stage.addEventListener("touchend", (event) => {
+  if (!start) return;
+  const right = event.changedTouches[0].clientX - start.clientX, down = event.changedTouches[0].clientY - start.clientY;
+  start = null;
+  if (Math.abs(right) > SWIPE && Math.abs(right) > 2 * Math.abs(down)) judge(right > 0 ? "like" : "dislike");
+}, { passive: true });
+
+addEventListener("hashchange", () => location.reload());
+addEventListener("online", send);
+setInterval(tick, 1000);
+render();
+poll();

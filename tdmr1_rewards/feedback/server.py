@@ -1,0 +1,316 @@
+"""The page that asks people, as an ASGI app.
+
+    GET  /  /page.js  …                the page itself: it holds no data, and needs no token
+    GET  /api/state?person=&name=      what is asked, how far it is, who is there
+    GET  /api/items?person=&limit=     what this person may judge next; groups=1 completes the last group
+    GET  /api/images/HASH              a picture of the store
+    POST /api/answers                  {"key", "item", "round", "person", "name", "answer"}
+    POST /api/undo                     {"key", "person"}
+
+Everything under /api/ needs `Authorization: Bearer TOKEN`. No cookie exists, so another site's page can make a browser
+send nothing that would be believed; besides, a foreign Origin and a foreign Host are refused. Every refusal is
+{"error": a sentence, "hint": … or null}, and is told to the log in one line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tdmr1_rewards.addresses import ANY_HOST, is_loopback
+from tdmr1_rewards.errors import Tdmr1Error, told
+from tdmr1_rewards.feedback.agreement import agreement_of
+from tdmr1_rewards.feedback.records import Offer, UnknownItem
+from tdmr1_rewards.feedback.store import FeedbackStore
+from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
+from tdmr1_rewards.wire import check_token
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request; a larger one is refused unread."""
+MOST_ITEMS = 64
+"""Items that one request may ask for."""
+PRESENCE = 15.0
+"""Seconds after which somebody who asked for nothing is no longer there."""
+PAGE = Path(__file__).with_name("page")
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TOKEN_HINT = "open the whole link that tdmr1 printed, with what follows the #"
+SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+Tell = Callable[[str], None]
+"""Takes a line for the log."""
+Name = Annotated[str, StringConstraints(max_length=60, strip_whitespace=True)]
+Id = Annotated[str, StringConstraints(pattern=r"^[\w-]{1,64}$")]
+
+
+Number = Annotated[int, Field(ge=1, lt=2**63)]
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class AnswerBody(BaseModel):
+    """What POST /api/answers takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    key: Id
+    item: Number
+    round: Number
+    person: Id
+    name: Name = ""
+    answer: Literal["like", "dislike", "skip"]
+
+
+class UndoBody(BaseModel):
+    """What POST /api/undo takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    key: Id
+    person: Id
+
+
+class People:
+    """Who has asked for something lately, and what they call themselves."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, str]] = {}
+
+    def see(self, person: str, name: str) -> None:
+        """Note that somebody is there."""
+        self._seen[person] = (time.monotonic(), name)
+
+    def names(self) -> list[str]:
+        """One name for each who is there; it may be empty."""
+        limit = time.monotonic() - PRESENCE
+        return [name for seen, name in list(self._seen.values()) if seen > limit]
+
+
+def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell: Tell) -> FastAPI:
+    """The app; `host` is where it listens, and `tell` hears of each refusal.
+
+    `app.state.people` says who is there. Raises Tdmr1Error for a token that no header can carry.
+    """
+    check_token(token)
+    people = People()
+
+    async def refuse(request: Request, error: Any) -> JSONResponse:
+        refusal = _as_refusal(request, error)
+        tell(_log_line(request, refusal))
+        response = await told_refusal(request, refusal)
+        if request.method == "POST":  # what was not read of its body never shall be
+            response.headers["Connection"] = "close"
+        return response
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.people = people
+    for kind in (Refusal, HTTPException, RequestValidationError, Tdmr1Error, Exception):
+        app.add_exception_handler(kind, refuse)
+    app.add_middleware(Guard, token=token, host=host, refuse=refuse)
+    _add_page(app)
+
+    @app.get("/api/state")
+    def state(person: Annotated[Id, Query()], name: Annotated[Name, Query()] = "") -> dict[str, Any]:
+        people.see(person, name)
+        return _state(store, person, people.names())
+
+    @app.get("/api/items")
+    def items(
+        person: Annotated[Id, Query()],
+        limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 8,
+        groups: Annotated[bool, Query()] = False,
+    ) -> list[dict[str, Any]]:
+        return [_offer(offer) for offer in store.next_items(person, limit, whole_groups=groups)]
+
+    @app.get("/api/images/{hash}")
+    def image(hash: str) -> FileResponse:
+        path = store.picture(hash)
+        if path is None:
+            raise Refusal(404, "there is no such picture")
+        kept = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
+        return FileResponse(path, media_type="image/png", headers=kept)
+
+    @app.post("/api/answers")
+    async def answers(request: Request) -> dict[str, Any]:
+        given = _parsed(AnswerBody, await read_body(request, MAX_BODY))
+        people.see(given.person, given.name)
+        kept = await run_in_threadpool(
+            store.give,
+            key=given.key,
+            item_id=given.item,
+            round_id=given.round,
+            person=given.person,
+            answer=given.answer,
+            name=given.name,
+        )
+        return {"item": kept.item.id, "answer": kept.answer}
+
+    @app.post("/api/undo")
+    async def undo(request: Request) -> dict[str, Any]:
+        wanted = _parsed(UndoBody, await read_body(request, MAX_BODY))
+        offer = await run_in_threadpool(store.undo, wanted.person, key=wanted.key)
+        return {"undone": _offer(offer) if offer else None}
+
+    return app
+
+
+class Guard:
+    """Refuses what does not come from our own page, before anything of it is read, and marks every answer."""
+
+    def __init__(self, app: ASGIApp, token: str, host: str, refuse: Callable[..., Any]) -> None:
+        self._app = app
+        self._token = token
+        self._host = host
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            self._check(request)
+        except Refusal as refusal:
+            response = await self._refuse(request, refusal)
+            await response(scope, receive, marked)
+            return
+        await self._app(scope, receive, marked)
+
+    def _check(self, request: Request) -> None:
+        host = request.headers.get("host", "")
+        if not is_own_host(host, self._host):
+            raise Refusal(421, f"the request is for the host {host!r}, which this is not", TOKEN_HINT)
+        origin = request.headers.get("origin")
+        if origin is not None and origin.lower() != f"http://{host}".lower():
+            raise Refusal(403, f"the request comes from a page of {origin!r}", TOKEN_HINT)
+        if request.scope["path"].startswith("/api/"):
+            check_bearer(request, self._token, TOKEN_HINT)
+
+
+def is_own_host(header: str, host: str) -> bool:
+    """Whether a Host header names the server that listens at `host`, or an address, which no foreign name leads to.
+
+    The port may be any: that of a tunnel is another.
+    """
+    name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
+    name = name.strip("[]").lower()
+    if name in ("localhost", host.lower()):
+        return True
+    if is_loopback(host):
+        return is_loopback(name)
+    if name in (socket.gethostname().lower(), socket.getfqdn().lower()):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return host in ANY_HOST
+
+
+def _add_page(app: FastAPI) -> None:
+    """The files of the page, read once."""
+
+    def add(path: str, body: bytes, media_type: str) -> None:
+        @app.get(path)
+        def file() -> Response:
+            return Response(body, media_type=media_type)
+
+    for file in sorted(PAGE.iterdir()):
+        if file.suffix in TYPES:
+            add("/" if file.name == "index.html" else f"/{file.name}", file.read_bytes(), TYPES[file.suffix])
+
+
+def _state(store: FeedbackStore, person: str, people: list[str]) -> dict[str, Any]:
+    rounds = store.open_rounds()
+    progress = {each.id: store.progress(each.id) for each in rounds}
+    unfinished = [each for each in rounds if progress[each.id].done < progress[each.id].items]
+    shown = next(iter(unfinished or rounds), None)
+    return {
+        "time": time.time(),
+        "message": store.message(),
+        "rounds": [each.id for each in rounds],
+        "round": asdict(shown) if shown else None,
+        "done": progress[shown.id].done if shown else 0,
+        "all": progress[shown.id].items if shown else 0,
+        "remaining": store.remaining(person),
+        "agreement": asdict(agreement_of(store.tallies(shown.id) if shown else ())),
+        "people": people,
+    }
+
+
+def _offer(offer: Offer) -> dict[str, Any]:
+    item = offer.item
+    return {
+        "item": item.id,
+        "hash": item.hash,
+        "prompt": item.prompt,
+        "round": offer.round.id,
+        "title": offer.round.title,
+        "group": offer.group,
+    }
+
+
+def _parsed(kind: type[Body], body: bytes) -> Body:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _wrong_values(error.errors()) from error
+
+
+def _wrong_values(errors: Any) -> Refusal:
+    """The first mistake of a request in a sentence, without the value that was given."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return Refusal(400, "the request is not JSON")
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
+    return Refusal(422, f"{where or 'the request'}: {first['msg'][:1].lower()}{first['msg'][1:]}")
+
+
+def _as_refusal(request: Request, error: Any) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, UnknownItem):
+        return Refusal(404, error.message, error.hint)
+    if isinstance(error, Tdmr1Error):
+        return Refusal(503, error.message, error.hint)
+    if isinstance(error, RequestValidationError):
+        return _wrong_values(error.errors())
+    if isinstance(error, HTTPException):
+        return Refusal(error.status_code, f"{request.method} {request.scope['path'][:100]!r}: {error.detail}")
+    return Refusal(500, f"something unexpected happened: {told(error)}", "please report it")
+
+
+def _log_line(request: Request, refusal: Refusal) -> str:
+    """Who, what and why, without the query and in one line whatever the path holds."""
+    client = request.client.host if request.client else "unknown"
+    return (
+        f"{client} {request.method} {request.scope['path'][:100]!r} refused ({refusal.status}): {refusal.error[:200]}"
+    )

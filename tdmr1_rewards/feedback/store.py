@@ -1,0 +1,316 @@
+"""The store of people's answers: `answers.sqlite` and `images/` in one folder, shared by trainers and pages.
+
+Every method is one transaction: when it returns, what it did is on disk. Several threads and processes may use the
+same folder at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback.database import Database
+from tdmr1_rewards.feedback.pictures import PictureFolder
+from tdmr1_rewards.feedback.records import (
+    ANSWERS,
+    Answer,
+    GivenAnswer,
+    Item,
+    NewItem,
+    Offer,
+    Progress,
+    Round,
+    UnknownItem,
+    likes_share,
+)
+
+__all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "likes_share"]
+
+DATABASE = "answers.sqlite"
+LOAN = 60.0
+"""Seconds for which an item that was offered to one person is kept from the next, unless more judges are wanted."""
+ITEM = "items.id, items.hash, items.prompt"
+ROUND = "rounds.id, rounds.title, rounds.run, rounds.step, rounds.judges, rounds.deadline, rounds.opened"
+GIVEN = (
+    f"SELECT {ITEM}, answers.answer, answers.person, people.name, answers.time, rounds.run, rounds.step FROM answers "
+    "JOIN items ON items.id = answers.item JOIN rounds ON rounds.id = answers.round "
+    "JOIN people ON people.id = answers.person "
+)
+STANDING = "SELECT count(*) FROM answers WHERE item = items.id AND withdrawn IS NULL"
+UNANSWERED = (
+    "NOT EXISTS (SELECT 1 FROM answers WHERE item = items.id AND person = :person AND withdrawn IS NULL) "
+    f"AND ({STANDING}) < rounds.judges"
+)
+OPEN_ITEMS = (
+    "FROM rounds JOIN round_items ON round_items.round = rounds.id JOIN items ON items.id = round_items.item "
+    "WHERE rounds.closed IS NULL "
+)
+OFFERS = (
+    f"SELECT {ITEM}, {ROUND}, round_items.team {OPEN_ITEMS} AND {UNANSWERED} AND ({STANDING}) + "
+    "(SELECT count(*) FROM loans WHERE item = items.id AND person <> :person AND ends > :now) < rounds.judges "
+    "ORDER BY (SELECT max(withdrawn) FROM answers WHERE item = items.id AND person = :person AND reason = 'undone') "
+    "DESC NULLS LAST, rounds.opened DESC, rounds.id DESC, round_items.position"
+)
+
+
+class FeedbackStore:
+    """Items, rounds and answers of one folder, which is made if it is missing.
+
+    Raises Tdmr1Error if the folder or its database can't be opened, isn't ours or is of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        images = self.folder / "images"
+        try:
+            images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Tdmr1Error(
+                f"{images} can't be made: {error.strerror}", "name a folder that can be written"
+            ) from error
+        self._pictures = PictureFolder(images)
+        self._database = Database(self.folder / DATABASE)
+
+    def open_round(
+        self,
+        title: str,
+        groups: Sequence[Sequence[NewItem]],
+        *,
+        run: str,
+        step: int | None,
+        judges: int = 1,
+        deadline: float | None = None,
+    ) -> Round:
+        """Put groups of pictures before people, until the round is closed; `judges` people see each.
+
+        The same items of the same run and step are the same round, which is opened anew with its answers. Raises
+        Tdmr1Error for what is no picture, and for fewer than one judge.
+        """
+        if judges < 1:
+            raise Tdmr1Error(f"a round with {judges} judges would ask nobody", "give 1 or more")
+        listed = [(team, new) for team, group in enumerate(groups) for new in group]
+        hashes = self._add_pictures([new.image for _, new in listed])
+        rows = [(team, name, new.prompt) for (team, new), name in zip(listed, hashes, strict=True)]
+        content = hashlib.sha256(json.dumps([run, step, rows]).encode()).hexdigest()
+        with self._database.transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO rounds (title, run, step, judges, deadline, opened, content) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (content) DO UPDATE SET title = excluded.title, judges = excluded.judges, "
+                "deadline = excluded.deadline, opened = excluded.opened, closed = NULL",
+                (title, run, step, judges, deadline, time.time(), content),
+            )
+            opened = Round(*cursor.execute(f"SELECT {ROUND} FROM rounds WHERE content = ?", (content,)).fetchone())
+            known = cursor.execute("SELECT 1 FROM round_items WHERE round = ?", (opened.id,)).fetchone()
+            for position, (team, name, prompt) in enumerate(() if known else rows):
+                cursor.execute("INSERT OR IGNORE INTO items (hash, prompt) VALUES (?, ?)", (name, prompt))
+                cursor.execute(
+                    "INSERT INTO round_items (round, position, team, item) "
+                    "SELECT ?, ?, ?, id FROM items WHERE hash = ? AND prompt = ?",
+                    (opened.id, position, team, name, prompt),
+                )
+        return opened
+
+    def close_round(self, round_id: int) -> None:
+        """Offer its items to nobody any more; its answers stay."""
+        with self._database.transaction() as cursor:
+            cursor.execute("UPDATE rounds SET closed = ? WHERE id = ? AND closed IS NULL", (time.time(), round_id))
+
+    def close_open_rounds(self, run: str) -> None:
+        """Close every open round of a run."""
+        with self._database.transaction() as cursor:
+            cursor.execute("UPDATE rounds SET closed = ? WHERE run = ? AND closed IS NULL", (time.time(), run))
+
+    def open_rounds(self) -> list[Round]:
+        """The open rounds, the newest first."""
+        with self._database.reading() as cursor:
+            found = cursor.execute(f"SELECT {ROUND} FROM rounds WHERE closed IS NULL ORDER BY opened DESC, id DESC")
+            return [Round(*row) for row in found]
+
+    def items_of(self, round_id: int) -> list[Item]:
+        """The items of a round in the order they were given; a picture that was given twice is there twice."""
+        with self._database.reading() as cursor:
+            found = cursor.execute(
+                f"SELECT {ITEM} FROM round_items JOIN items ON items.id = round_items.item WHERE round = ? "
+                "ORDER BY position",
+                (round_id,),
+            )
+            return [Item(*row) for row in found]
+
+    def items(self) -> list[Item]:
+        """Every item that was ever in a round, the oldest first."""
+        with self._database.reading() as cursor:
+            return [Item(*row) for row in cursor.execute(f"SELECT {ITEM} FROM items ORDER BY id")]
+
+    def answers(self, items: Sequence[Item] | None = None) -> list[GivenAnswer]:
+        """The standing answers to these items, or to all, the oldest first."""
+        if items is None:
+            return self._given("", ())
+        chosen = json.dumps([item.id for item in items])
+        return self._given("AND answers.item IN (SELECT value FROM json_each(?)) ", (chosen,))
+
+    def answers_by_hash(self, hashes: Sequence[str]) -> dict[str, list[GivenAnswer]]:
+        """The standing answers to each picture, whatever its prompt, the oldest first."""
+        found: dict[str, list[GivenAnswer]] = {name: [] for name in hashes}
+        chosen = json.dumps(list(found))
+        for given in self._given("AND items.hash IN (SELECT value FROM json_each(?)) ", (chosen,)):
+            found[given.item.hash].append(given)
+        return found
+
+    def progress(self, round_id: int) -> Progress:
+        """How far a round is; answers given to its items in other rounds count."""
+        with self._database.reading() as cursor:
+            row = cursor.execute(
+                f"SELECT count(*), coalesce(sum(given >= judges), 0), coalesce(sum(given), 0) FROM "
+                f"(SELECT DISTINCT items.id, rounds.judges, ({STANDING}) AS given FROM rounds "
+                "JOIN round_items ON round_items.round = rounds.id JOIN items ON items.id = round_items.item "
+                "WHERE rounds.id = ?)",
+                (round_id,),
+            ).fetchone()
+            return Progress(*row)
+
+    def tallies(self, round_id: int) -> list[tuple[int, int]]:
+        """How many likes and dislikes each answered item of a round has."""
+        with self._database.reading() as cursor:
+            found = cursor.execute(
+                "SELECT sum(answer = 'like'), sum(answer = 'dislike') FROM answers WHERE withdrawn IS NULL "
+                "AND item IN (SELECT item FROM round_items WHERE round = ?) GROUP BY item",
+                (round_id,),
+            )
+            return list(found)
+
+    def remaining(self, person: str) -> int:
+        """How many items of open rounds a person could still judge."""
+        with self._database.reading() as cursor:
+            found = cursor.execute(f"SELECT count(DISTINCT items.id) {OPEN_ITEMS} AND {UNANSWERED}", {"person": person})
+            return int(found.fetchone()[0])
+
+    def next_items(self, person: str, limit: int, *, whole_groups: bool = False) -> list[Offer]:
+        """What a person may judge next, lent to them for LOAN seconds; what they have just undone comes first.
+
+        With `whole_groups` the last group is complete, even beyond the limit.
+        """
+        now = time.time()
+        offers: dict[int, Offer] = {}
+        with self._database.transaction() as cursor:
+            for row in cursor.execute(OFFERS, {"person": person, "now": now}):
+                offer = _offer(row)
+                last = next(reversed(offers.values()), None)
+                same = last is not None and (offer.round.id, offer.group) == (last.round.id, last.group)
+                if len(offers) >= limit and not (whole_groups and same):
+                    break
+                offers.setdefault(offer.item.id, offer)
+            cursor.execute("DELETE FROM loans WHERE ends <= ?", (now,))
+            for item_id in offers:
+                _lend(cursor, item_id, person, now)
+        return list(offers.values())
+
+    def give(
+        self, *, key: str, item_id: int, round_id: int, person: str, answer: Answer, name: str | None = None
+    ) -> GivenAnswer:
+        """Keep a person's answer, in place of any former one of theirs to that item.
+
+        `key` is of the answer: given again, it changes nothing. `name` is what the person wants to be called, None to
+        leave it as it is. Raises Tdmr1Error for an item that isn't in the round, and for an unknown answer.
+        """
+        if answer not in ANSWERS:
+            raise Tdmr1Error(f"{answer!r} is no answer", f"known: {', '.join(ANSWERS)}")
+        now = time.time()
+        with self._database.transaction() as cursor:
+            if not cursor.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone():
+                there = "SELECT 1 FROM round_items WHERE round = ? AND item = ?"
+                if not cursor.execute(there, (round_id, item_id)).fetchone():
+                    raise UnknownItem(f"round {round_id} has no picture {item_id}", "reload the page")
+                cursor.execute("INSERT OR IGNORE INTO people (id, name) VALUES (?, '')", (person,))
+                if name is not None:
+                    cursor.execute("UPDATE people SET name = ? WHERE id = ?", (name, person))
+                cursor.execute(
+                    "UPDATE answers SET withdrawn = ?, reason = 'replaced' "
+                    "WHERE item = ? AND person = ? AND withdrawn IS NULL",
+                    (now, item_id, person),
+                )
+                cursor.execute(
+                    "INSERT INTO answers (key, item, round, person, answer, time) VALUES (?, ?, ?, ?, ?, ?)",
+                    (key, item_id, round_id, person, answer, now),
+                )
+                cursor.execute("DELETE FROM loans WHERE item = ? AND person = ?", (item_id, person))
+            return _answer(cursor.execute(f"{GIVEN} WHERE answers.key = ?", (key,)).fetchone())
+
+    def undo(self, person: str, *, key: str | None = None) -> Offer | None:
+        """Withdraw a person's newest standing answer to an item of an open round, and offer them the item again.
+
+        `key` is of this undoing: given again, it changes nothing. None where there is nothing to undo.
+        """
+        now = time.time()
+        with self._database.transaction() as cursor:
+            if key is not None and cursor.execute("SELECT 1 FROM undos WHERE key = ?", (key,)).fetchone():
+                return None
+            newest = cursor.execute(
+                "SELECT max(answers.id) FROM answers JOIN round_items ON round_items.item = answers.item "
+                "JOIN rounds ON rounds.id = round_items.round "
+                "WHERE answers.person = ? AND answers.withdrawn IS NULL AND rounds.closed IS NULL",
+                (person,),
+            ).fetchone()[0]
+            if key is not None:
+                cursor.execute("INSERT INTO undos (key, answer) VALUES (?, ?)", (key, newest))
+            if newest is None:
+                return None
+            cursor.execute("UPDATE answers SET withdrawn = ?, reason = 'undone' WHERE id = ?", (now, newest))
+            row = cursor.execute(
+                f"SELECT {ITEM}, {ROUND}, round_items.team {OPEN_ITEMS} "
+                "AND items.id = (SELECT item FROM answers WHERE id = ?) ORDER BY rounds.opened DESC, rounds.id DESC",
+                (newest,),
+            ).fetchone()
+            offer = _offer(row)
+            _lend(cursor, offer.item.id, person, now)
+            return offer
+
+    def picture(self, hash: str) -> Path | None:
+        """The PNG file of a picture of this store; None for anything else."""
+        return self._pictures.find(hash)
+
+    def tell(self, message: str) -> None:
+        """Say to people at the page what the run is doing; an empty message says nothing."""
+        with self._database.transaction() as cursor:
+            cursor.execute("INSERT OR REPLACE INTO notes (name, text) VALUES ('message', ?)", (message,))
+
+    def message(self) -> str:
+        """What the run last said it is doing."""
+        with self._database.reading() as cursor:
+            row = cursor.execute("SELECT text FROM notes WHERE name = 'message'").fetchone()
+            return row[0] if row else ""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def _add_pictures(self, images: Sequence[object]) -> list[str]:
+        try:
+            return self._pictures.add(images)
+        except OSError as error:
+            raise Tdmr1Error(
+                f"pictures can't be written to {self.folder / 'images'}: {error.strerror}",
+                "look whether the disk is full or read-only",
+            ) from error
+
+    def _given(self, condition: str, values: Sequence[object]) -> list[GivenAnswer]:
+        query = f"{GIVEN} WHERE answers.withdrawn IS NULL {condition} ORDER BY answers.id"
+        with self._database.reading() as cursor:
+            return [_answer(row) for row in cursor.execute(query, tuple(values))]
+
+
+def _offer(row: Sequence[object]) -> Offer:
+    *found, group = row
+    return Offer(Item(*found[:3]), Round(*found[3:]), group)  # type: ignore[arg-type]
+
+
+def _answer(row: Sequence[object]) -> GivenAnswer:
+    return GivenAnswer(Item(*row[:3]), *row[3:])  # type: ignore[arg-type]
+
+
+def _lend(cursor: sqlite3.Cursor, item_id: int, person: str, now: float) -> None:
+    cursor.execute("INSERT OR REPLACE INTO loans (item, person, ends) VALUES (?, ?, ?)", (item_id, person, now + LOAN))

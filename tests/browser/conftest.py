@@ -1,0 +1,73 @@
+"""A headless Chromium for the real page. Where there is none, the tests fail and say so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from integration.feedback_server import Label, draw_folder
+
+CHROMIUM = Path(os.environ.get("TDMR1_CHROMIUM") or "/usr/bin/chromium")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync"
+).split()
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not CHROMIUM.is_file():
+        pytest.fail(f"there is no Chromium at {CHROMIUM}: install it, or set TDMR1_CHROMIUM to one", pytrace=False)
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """`visit(url, **settings of a browser context)`: a page of somebody who was never here; no script may fail."""
+    contexts, failures = [], []
+
+    def opened(url, **settings):
+        context = browser.new_context(**{**DESKTOP, **settings})
+        contexts.append(context)
+        return visit_again(context, url, failures)
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert failures == []
+
+
+def visit_again(context, url, failures=None):
+    """Another tab of the same person."""
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    if failures is not None:
+        page.on("pageerror", lambda error: failures.append(str(error)))
+    page.goto(url)
+    return page
+
+
+@pytest.fixture
+def label(tmp_path):
+    """`label(pictures, *options)`: a running `tdmr1 label` over so many new pictures."""
+    running = []
+
+    def started(pictures, *options):
+        folder = draw_folder(tmp_path / "pictures", pictures)
+        running.append(Label(folder, *options))
+        running[-1].folder = folder
+        return running[-1]
+
+    yield started
+    for each in running:
+        if each.process.poll() is None:
+            each.kill()

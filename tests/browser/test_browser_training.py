@@ -1,0 +1,123 @@
+"""People at the real page, in a real browser, teach the embedded model their taste; without answers it learns nothing."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "tests" / "integration" / "cli"))
+
+from command_line import command, environment  # noqa: E402
+from human_learning import pictures_of  # noqa: E402
+from intervals import paired_gain  # noqa: E402
+from scripted_person import is_red  # noqa: E402
+
+pytestmark = pytest.mark.browser
+
+ITERATIONS, GROUPS, GROUP_SIZE = 12, 4, 6
+ASKED = ITERATIONS * GROUPS * GROUP_SIZE
+LOOK = """() => {
+    const image = document.querySelector("#stage img");
+    if (!image || !image.complete || document.getElementById("like").disabled) return null;
+    const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const { width, height, data } = context.getImageData(0, 0, canvas.width, canvas.height);
+    return { source: image.src, width, height, data: [...data] };
+}"""
+"""What a person sees: the pixels of the picture on the stage, None while there is none to judge."""
+
+
+def training(folder, **options):
+    """The command of a small training by people, on captions that name no colour."""
+    reward = {"name": "human", "options": {"mode": "wait", **options}}
+    sets = [f"rewards={json.dumps([reward])}", "saving.tensorboard=false", "saving.samples_every=0"]
+    return command(
+        *("train", "--model", "tiny-tdm", "--preset", "tiny-human", "--iterations", ITERATIONS, "--output", folder),
+        *(part for item in sets for part in ("--set", item)),
+    )
+
+
+def seen(look):
+    """The picture a person looks at, uint8 (H, W, 3)."""
+    return np.array(look["data"], dtype=np.uint8).reshape(look["height"], look["width"], 4)[..., :3]
+
+
+def judge_one(page, clicks):
+    """Judge the picture on the stage, if there is one; whether there was."""
+    look = page.evaluate(LOOK)
+    if look is None:
+        return False
+    likes = is_red(seen(look))
+    if clicks:
+        page.click("#like" if likes else "#dislike")
+    else:
+        page.keyboard.press("ArrowRight" if likes else "ArrowLeft")
+    page.wait_for_function("source => document.querySelector('#stage img')?.src !== source", arg=look["source"])
+    return True
+
+
+def red_shares(folder):
+    """Whether each of 480 pictures is red, before and after, and the caption of each."""
+    with pictures_of(folder) as (before, after):
+        red = [np.array([is_red(image) for image in pictures.images], float) for pictures in (before, after)]
+        return (*red, np.array(before.group_ids))
+
+
+def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(training(folder), env=environment(), stderr=subprocess.PIPE, text=True)
+    said = []
+    found = threading.Event()
+
+    def listen():
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("people judge at "):
+                found.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    assert found.wait(180), "".join(said)
+    url = next(line for line in said if line.startswith("people judge at ")).split()[-1]
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    pages = [context.new_page()]
+    pages[0].goto(url)
+    judged = looks = 0
+    while process.poll() is None:
+        page = pages[looks % len(pages)]
+        looks += 1
+        if not judge_one(page, clicks=judged % 3 == 0):
+            page.wait_for_timeout(100)
+            continue
+        judged += 1
+        if judged == 20:
+            page.reload()
+        if judged == 40:
+            pages.append(context.new_page())
+            pages[1].goto(url)
+    assert process.returncode == 0, "".join(said)
+    context.close()
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward/human/unjudged"] for row in rows] == [0] * ITERATIONS
+    assert ASKED <= judged <= ASKED + 4  # two tabs may show the same picture once
+    gain = paired_gain(*red_shares(folder))
+    assert gain.n == 480
+    assert gain.low > 0.1, gain
+
+
+def test_without_answers_the_pictures_stay_as_they_are(tmp_path):
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        training(folder, minutes=0.005), env=environment(), stderr=subprocess.PIPE, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    before, after, _ = red_shares(folder)
+    assert np.array_equal(before, after)
+    assert 0.1 < before.mean() < 0.4

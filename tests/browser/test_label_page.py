@@ -1,0 +1,354 @@
+"""People judge through the real page: keys, clicks and fingers, two tabs, a reload and a server that dies."""
+
+import re
+import time
+
+import pytest
+from conftest import PHONE, visit_again
+from playwright.sync_api import expect
+
+from integration.feedback_server import Label, Person
+from tdmr1_rewards.feedback.store import FeedbackStore
+
+pytestmark = pytest.mark.browser
+
+WORDS = {"like": "ArrowRight", "dislike": "ArrowLeft", "skip": "Space"}
+
+
+def wait_for(check, patience=30):
+    """Wait until `check()` is true; it is what the store knows, which is later than what a key does."""
+    limit = time.monotonic() + patience
+    while not check():
+        assert time.monotonic() < limit, check()
+        time.sleep(0.05)
+
+
+def answers(label):
+    """(number of the picture, answer), the oldest first."""
+    store = FeedbackStore(label.folder / "feedback")
+    try:
+        numbers = {item.id: number for number, item in enumerate(store.items())}
+        return [(numbers[given.item.id], given.answer) for given in store.answers()]
+    finally:
+        store.close()
+
+
+def shown(page):
+    """The address of the picture on the stage, once one is there."""
+    return page.locator("#stage img").first.get_attribute("src")
+
+
+def judge(page, key):
+    """Press a key and wait until another picture, or none, is on the stage."""
+    before = shown(page)
+    page.keyboard.press(key)
+    page.wait_for_function("before => document.querySelector('#stage img')?.src !== before", arg=before)
+
+
+def test_keys_answer_and_the_end_says_thanks(visit, label):
+    running = label(4)
+    page = visit(running.url)
+    expect(page.locator("#prompt")).to_have_text("two red circles")
+    expect(page).to_have_title("tdmr1 label")
+    for key in ("ArrowRight", "ArrowLeft", "Space", "ArrowRight"):
+        judge(page, key)
+    expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
+    # pictures of one prompt come together: 0 and 2, then 1 and 3
+    wait_for(lambda: len(answers(running)) == 4)
+    given = [answer for _, answer in answers(running)]
+    assert given == ["like", "dislike", "skip", "like"]
+    expect(page.locator("#count")).to_contain_text("4 of 4 judged · 0 left for you")
+
+
+def test_what_is_judged_is_what_is_shown(visit, label):
+    """The colours of the pictures say which they are: each answer must be of the picture that was on the stage."""
+    running = label(6)
+    page = visit(running.url)
+    seen = []
+    for word in ("like", "dislike", "like", "skip", "dislike", "like"):
+        page.wait_for_selector("#stage img")
+        number = page.evaluate(
+            """() => {
+                const image = document.querySelector('#stage img'), canvas = document.createElement('canvas');
+                const context = canvas.getContext('2d');
+                context.drawImage(image, 0, 0);
+                return context.getImageData(2, 2, 1, 1).data[0];
+            }"""
+        )
+        seen.append((number, word))
+        judge(page, WORDS[word])
+    wait_for(lambda: len(answers(running)) == 6)
+    numbers = [2 * n if n < 3 else 2 * n - 5 for n in range(6)]  # items are listed prompt by prompt
+    assert [(numbers[item], answer) for item, answer in answers(running)] == seen
+
+
+def test_clicks_answer_and_the_space_bar_then_skips(visit, label):
+    running = label(4)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    before = shown(page)
+    page.click("#like")
+    page.wait_for_function("before => document.querySelector('#stage img')?.src !== before", arg=before)
+    judge(page, "Space")
+    page.click("#dislike")
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like", "skip", "dislike"])
+
+
+def test_a_held_key_answers_once(visit, label):
+    running = label(6)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    for _ in range(5):
+        page.keyboard.down("ArrowRight")
+    page.keyboard.up("ArrowRight")
+    wait_for(lambda: answers(running))
+    page.wait_for_timeout(500)
+    assert len(answers(running)) == 1
+
+
+def test_undo_brings_pictures_back_in_turn(visit, label):
+    running = label(6)
+    page = visit(running.url)
+    pictures = []
+    for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
+        page.wait_for_selector("#stage img")
+        pictures.append(page.evaluate("() => document.querySelector('#stage img').src"))
+        judge(page, key)
+    wait_for(lambda: len(answers(running)) == 3)
+    judge(page, "z")
+    wait_for(lambda: len(answers(running)) == 2)
+    judge(page, "z")
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like"])
+    judge(page, "ArrowRight")
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like", "like"])
+    page.click("#undo")
+    page.click("#undo")
+    wait_for(lambda: answers(running) == [])
+    page.keyboard.press("z")
+    expect(page.locator("#toast")).to_have_text("There is nothing to undo")
+
+
+def test_the_group_view(visit, label):
+    running = label(12)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    page.keyboard.press("g")
+    expect(page.locator("#stage .card")).to_have_count(6)
+    expect(page.locator("#side")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("1")
+    page.keyboard.press("3")
+    page.keyboard.press("3")
+    page.locator("#stage .card").nth(3).click()
+    expect(page.locator("#stage .card").nth(0)).to_have_attribute("aria-label", "picture 1, liked")
+    expect(page.locator("#stage .card").nth(2)).to_have_attribute("aria-label", "picture 3, disliked")
+    expect(page.locator("#dislike")).to_contain_text("Dislike the rest")
+    judge(page, "ArrowLeft")
+    wait_for(lambda: len(answers(running)) == 6)
+    assert [answer for _, answer in answers(running)] == ["like", "dislike", "dislike", "like", "dislike", "dislike"]
+    expect(page.locator("#prompt")).to_have_text("a dog in the snow")
+    page.keyboard.press("z")
+    wait_for(lambda: answers(running) == [])
+    expect(page.locator("#prompt")).to_have_text("two red circles")
+    expect(page.locator("#stage .card")).to_have_count(6)
+    for number in range(1, 7):
+        page.keyboard.press(str(number))
+    expect(page.locator("#skip")).to_contain_text("Send")
+    judge(page, "Enter")
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like"] * 6)
+    page.reload()
+    expect(page.locator("#stage .card")).to_have_count(6)  # the view is remembered
+
+
+def test_two_tabs_of_one_person_share_the_work(visit, label):
+    running = label(10)
+    first = visit(running.url)
+    first.wait_for_selector("#stage img")
+    second = visit_again(first.context, running.url)
+    second.wait_for_selector("#stage img")
+    for _ in range(5):
+        for page in (first, second):
+            page.wait_for_timeout(400)  # another tab's answer changes this one, which then waits a moment for a key
+            if page.locator("#stage img").count():
+                judge(page, "ArrowRight")
+    wait_for(lambda: len(answers(running)) == 10)
+    store = FeedbackStore(running.folder / "feedback")
+    assert len({given.person for given in store.answers()}) == 1
+    with store._database.reading() as cursor:
+        assert cursor.execute("SELECT count(*) FROM answers").fetchone() == (10,)
+    store.close()
+    expect(first.locator("#notice-title")).to_have_text("Thank you, that is all")
+    expect(second.locator("#notice-title")).to_have_text("Thank you, that is all")
+
+
+def test_a_reload_in_the_middle_goes_on_where_it_was(visit, label):
+    running = label(8)
+    page = visit(running.url)
+    for _ in range(3):
+        page.wait_for_selector("#stage img")
+        judge(page, "ArrowRight")
+    page.reload()
+    page.wait_for_selector("#stage img")
+    assert page.evaluate("() => localStorage['tdmr1.person'].length") == 24
+    for _ in range(5):
+        page.wait_for_selector("#stage img")
+        judge(page, "ArrowLeft")
+    expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
+    wait_for(lambda: len(answers(running)) == 8)
+    given = answers(running)
+    assert len({number for number, _ in given}) == 8
+    assert [answer for _, answer in given] == ["like"] * 3 + ["dislike"] * 5
+
+
+def test_answers_wait_for_a_server_that_was_killed(visit, label):
+    running = label(8)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    expect(page.locator("#count")).to_contain_text("0 of 8")
+    page.wait_for_timeout(1000)  # what is ahead has arrived
+    judge(page, "ArrowRight")
+    wait_for(lambda: len(answers(running)) == 1)
+    running.kill()
+    for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
+        judge(page, key)
+    expect(page.locator("#waiting")).to_have_text("3 answers waiting to be sent")
+    again = Label(running.folder)
+    try:
+        assert again.url == running.url
+        expect(page.locator("#waiting")).to_be_hidden()
+        assert [answer for _, answer in answers(running)] == ["like", "like", "dislike", "like"]
+        page.reload()
+        expect(page.locator("#count")).to_contain_text("4 of 8 judged · 4 left for you")
+    finally:
+        again.kill()
+
+
+def test_answers_that_wait_survive_closing_the_page(visit, label):
+    running = label(4)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    page.wait_for_timeout(1000)
+    page.context.route("**/api/answers", lambda route: route.abort())
+    judge(page, "ArrowRight")
+    expect(page.locator("#waiting")).to_have_text("1 answer waiting to be sent")
+    page.close()
+    assert answers(running) == []
+    page.context.unroute("**/api/answers")
+    back = visit_again(page.context, running.url)
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like"])
+    expect(back.locator("#waiting")).to_be_hidden()
+
+
+def test_agreement_progress_and_people_are_shown(visit, label):
+    running = label(4, "--judges", 2)
+    other = Person(running.url, "other")
+    for offer in other.offers():
+        other.answer(offer, "like")
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    judge(page, "ArrowRight")
+    judge(page, "ArrowLeft")
+    expect(page.locator("#agreement")).to_have_text("50 % agree")
+    expect(page.locator("#people")).to_have_text("2 people")
+    expect(page.locator("#count")).to_contain_text("2 of 4 judged · 2 left for you · 2 people each")
+    assert page.evaluate("() => document.querySelector('progress').value") == 2
+    page.keyboard.press("?")
+    expect(page.locator("#agreement-explained")).to_contain_text("Of 2 pairs of answers")
+    page.fill("#name", "Ada")
+    page.click("#help .done")
+    judge(page, "ArrowRight")
+    store = FeedbackStore(running.folder / "feedback")
+    wait_for(lambda: "Ada" in {given.name for given in store.answers()})
+    store.close()
+
+
+def test_a_new_round_appears_by_itself_with_its_countdown(visit, label):
+    running = label(1)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    judge(page, "ArrowRight")
+    expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
+    from PIL import Image
+
+    from tdmr1_rewards.feedback.store import NewItem
+
+    store = FeedbackStore(running.folder / "feedback")
+    opened = store.open_round(
+        "iteration 7", [[NewItem(Image.new("RGB", (64, 64)), "a castle")]], run="r", step=7, deadline=time.time() + 90
+    )
+    expect(page.locator("#prompt")).to_have_text("a castle")
+    expect(page.locator("#title")).to_have_text("iteration 7")
+    expect(page.locator("#countdown")).to_have_text(re.compile(r"^1:\d\d left$"))
+    store.tell("training goes on")
+    store.close_open_rounds(opened.run)
+    store.close_open_rounds("label pictures")
+    expect(page.locator("#notice-text")).to_have_text("training goes on")
+    expect(page.locator("#countdown")).to_be_hidden()
+    store.close()
+
+
+@pytest.mark.parametrize("link", [lambda url: url[:-4] + "xxxx", lambda url: url.partition("#")[0]])
+def test_a_wrong_link_says_so(visit, label, link):
+    running = label(1)
+    page = visit(link(running.url))
+    expect(page.locator("#notice-title")).to_have_text("This link does not work")
+    expect(page.locator("#notice-text")).to_contain_text("Open the whole link that tdmr1 printed")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(500)
+    assert answers(running) == []
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_a_phone_in_portrait(visit, label, side):
+    running = label(12)
+    page = visit(running.url, **PHONE)
+    page.wait_for_selector("#stage img")
+    if side:
+        page.tap("#side")
+        expect(page.locator("#stage .card")).to_have_count(6)
+    width, scrolled, height, tall = page.evaluate(
+        "() => [innerWidth, document.documentElement.scrollWidth, innerHeight, document.documentElement.scrollHeight]"
+    )
+    assert scrolled <= width == 390
+    assert tall <= height
+    for button in page.locator("button:visible").all():
+        box = button.bounding_box()
+        assert min(box["width"], box["height"]) >= 44, button.get_attribute("id")
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    for picture in page.locator("#stage img").all():
+        assert picture.bounding_box()["width"] >= 120
+    page.tap("#like")
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like"] * (6 if side else 1))
+
+
+def test_a_swipe_answers(visit, label):
+    running = label(3)
+    page = visit(running.url, **PHONE)
+    page.wait_for_selector("#stage img")
+    finger = page.context.new_cdp_session(page)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": 120, "y": 400}]})
+    for x in (160, 220, 280):
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": 405}]})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    wait_for(lambda: [answer for _, answer in answers(running)] == ["like"])
+
+
+def test_small_pictures_are_enlarged_sharply_and_fit(visit, label):
+    page = visit(label(2).url)
+    picture = page.locator("#stage img")
+    expect(picture).to_have_css("image-rendering", "pixelated")
+    box = picture.bounding_box()
+    assert box["width"] == box["height"] == 480
+
+
+def test_another_site_can_read_nothing(visit, label):
+    """A page of another origin knows the address, even the token: its browser may not send, and it may not read."""
+    running = label(1)
+    address, _, token = running.url.partition("/#")
+    page = visit(f"{address.replace('127.0.0.1', 'localhost')}/page.css")
+    told = page.evaluate(
+        """([address, token]) => fetch(`${address}/api/state?person=p`, {headers: {Authorization: `Bearer ${token}`}})
+            .then((response) => response.status, (error) => error.name)""",
+        [address, token],
+    )
+    assert told == "TypeError"

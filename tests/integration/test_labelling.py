@@ -1,0 +1,318 @@
+"""The labelling server as a process: what it has acknowledged survives whatever happens to it."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from urllib.parse import urlparse
+
+import pytest
+import requests
+
+from integration.feedback_server import Label, Person, draw_folder, environment, labelling
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback.serving import FeedbackPage
+from tdmr1_rewards.feedback.store import FeedbackStore
+
+pytestmark = pytest.mark.integration
+
+ANSWERS = ("like", "dislike", "skip")
+
+
+def together(people, work):
+    """Let each person work in a thread of their own; what went wrong in any of them is raised."""
+    failures = []
+
+    def one(person):
+        try:
+            work(person)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(person,)) for person in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def rows(folder, query):
+    with sqlite3.connect(folder / "feedback" / "answers.sqlite") as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_what_was_acknowledged_before_a_kill_is_there_after_it(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 300)
+    acknowledged, lock = {}, threading.Lock()
+    with labelling(folder, "--judges", 5) as label:
+        enough = threading.Event()
+
+        def judge(person):
+            try:
+                while offers := person.offers():
+                    for number, offer in enumerate(offers):
+                        answer = ANSWERS[number % 3]
+                        key = person.answer(offer, answer)
+                        with lock:
+                            acknowledged[key] = (offer["item"], person.id, answer)
+                            if len(acknowledged) >= 60:
+                                enough.set()
+            except (requests.RequestException, AssertionError):
+                assert enough.is_set()
+
+        people = [Person(label.url, f"p{number}") for number in range(5)]
+        killer = threading.Thread(target=lambda: (enough.wait(120), label.kill()))
+        killer.start()
+        together(people, judge)
+        killer.join()
+        assert label.process.returncode == -signal.SIGKILL
+    assert len(acknowledged) >= 60
+    kept = {
+        key: (item, person, answer)
+        for key, item, person, answer in rows(folder, "SELECT key, item, person, answer FROM answers")
+    }
+    assert {key: kept.get(key) for key in acknowledged} == acknowledged
+    with labelling(folder, "--judges", 5) as again:
+        assert again.url == label.url
+        fresh = Person(again.url, "p0")
+        judged = {item for item, person, _ in kept.values() if person == "p0"}
+        assert judged.isdisjoint(offer["item"] for offer in fresh.offers(64))
+        assert f"{len(kept)} answers (+0)" in again.interrupt()
+
+
+def test_five_people_give_a_thousand_answers_and_none_is_lost_or_doubled(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 200)
+    with labelling(folder, "--judges", 5) as label:
+        given, lock = [], threading.Lock()
+
+        def judge(person):
+            while offers := person.offers(8):
+                for offer in offers:
+                    key = person.answer(offer, "like")
+                    person.answer(offer, "like", key)  # as a page does that has not heard of its first try
+                    with lock:
+                        given.append((offer["item"], person.id))
+
+        together([Person(label.url, f"p{number}") for number in range(5)], judge)
+        assert len(given) == len(set(given)) == 1000
+        stored = rows(folder, "SELECT item, person FROM answers WHERE withdrawn IS NULL")
+        assert sorted(stored) == sorted(given)
+        assert rows(folder, "SELECT count(*) FROM answers") == [(1000,)]
+        told = label.interrupt()
+    assert label.process.returncode == 0
+    assert "1000 answers (+1000) are in" in told
+    assert "Traceback" not in told
+
+
+def test_one_judge_each_shares_the_work(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 60)
+    with labelling(folder) as label:
+
+        def judge(person):
+            while offers := person.offers(3):
+                for offer in offers:
+                    person.answer(offer, "like")
+
+        together([Person(label.url, f"p{number}") for number in range(3)], judge)
+        counts = Counter(item for (item,) in rows(folder, "SELECT item FROM answers"))
+        assert len(counts) == 60
+        assert set(counts.values()) == {1}
+
+
+def send_raw(url, head, chunks):
+    """Send a request by hand until the server has had enough; the status line, and how much was taken."""
+    place = urlparse(url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        sent = 0
+        try:
+            for chunk in chunks:
+                connection.sendall(chunk)
+                sent += len(chunk)
+        except OSError:
+            pass
+        try:
+            answer = connection.recv(200)
+        except ConnectionResetError:
+            answer = b""
+    return answer.decode(), sent
+
+
+def test_50_megabytes_are_refused_unread_and_logged(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 2)
+    with labelling(folder) as label:
+        head = (
+            f"POST /api/answers HTTP/1.1\r\nHost: {urlparse(label.url).netloc}\r\n"
+            f"Authorization: Bearer {urlparse(label.url).fragment}\r\n"
+        )
+        answer, _ = send_raw(label.url, f"{head}Content-Length: 50000000\r\n\r\n", [])
+        assert " 413 " in answer
+        chunk = b"186a0\r\n" + b" " * 100_000 + b"\r\n"
+        answer, sent = send_raw(label.url, f"{head}Transfer-Encoding: chunked\r\n\r\n", [chunk] * 500)
+        assert " 413 " in answer or not answer
+        assert sent < 50_000_000
+        told = label.interrupt()
+    log = (folder / "feedback" / "server.log").read_text()
+    for text in (told, log):
+        assert text.count("refused (413): the request is larger than 65536 bytes") == 2
+        assert urlparse(label.url).fragment not in text
+
+
+def test_the_token_is_its_owners_alone_and_the_link_stays(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 2)
+    with labelling(folder) as first:
+        first.interrupt()
+    token = folder / "feedback" / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert first.url.endswith(f"/#{token.read_text().strip()}")
+    with labelling(folder) as second:
+        assert second.url == first.url
+        with labelling(folder) as third:  # the port is taken: the link differs, and both work
+            assert third.url != second.url
+            assert len(Person(third.url, "p").offers()) == 2
+
+
+def test_a_parent_that_is_killed_takes_its_page_along(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from tdmr1_rewards.feedback.serving import FeedbackPage\n"
+        "page = FeedbackPage.start(Path(sys.argv[1])); print(page.url, page.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, env=environment(), text=True
+    )
+    url, pid = parent.stdout.readline().split()
+    assert Person(url, "p").offers() == []
+    parent.kill()
+    parent.communicate()
+    assert ended(int(pid))
+    with pytest.raises(requests.ConnectionError):
+        Person(url, "p").offers()
+
+
+def ended(pid, patience=30):
+    limit = time.monotonic() + patience
+    while time.monotonic() < limit:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_page_that_died_comes_back_at_the_same_url(tmp_path):
+    page = FeedbackPage.start(tmp_path)
+    try:
+        url, pid = page.url, page.pid
+        page.ensure()
+        assert page.pid == pid
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        page.ensure()
+        assert page.pid != pid
+        assert page.url == url
+        assert Person(url, "p").offers() == []
+        pid = page.pid
+    finally:
+        page.stop()
+    assert ended(pid, 1)
+
+
+def test_a_page_sees_what_its_parent_opens_and_the_parent_what_people_answer(tmp_path):
+    from PIL import Image
+
+    from tdmr1_rewards.feedback.store import NewItem
+
+    page, store = FeedbackPage.start(tmp_path), FeedbackStore(tmp_path)
+    try:
+        person = Person(page.url, "p")
+        opened = store.open_round("t", [[NewItem(Image.new("RGB", (4, 4)), "x")]], run="r", step=1)
+        (offer,) = person.offers()
+        person.answer(offer, "dislike")
+        assert [given.answer for given in store.answers(store.items_of(opened.id))] == ["dislike"]
+    finally:
+        store.close()
+        page.stop()
+
+
+def test_a_page_that_can_not_start_says_why(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Tdmr1Error, match=f"can't listen on 127.0.0.1, port {port}"):
+            FeedbackPage.start(tmp_path, port=port)
+    assert not (tmp_path / "answers.sqlite-wal").exists()
+    (tmp_path / "answers.sqlite").write_text("no database " * 100)
+    with pytest.raises(Tdmr1Error, match="can't be read"):
+        FeedbackPage.start(tmp_path)
+
+
+def tdmr1(*words, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "tdmr1_cli", "label", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_export_and_mistakes(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 4)
+    assert "nobody has labelled it" in tdmr1(folder, "--export", tmp_path / "a.csv", code=2).stderr
+    with labelling(folder) as label:
+        person = Person(label.url, "p")
+        for offer in person.offers():
+            person.answer(offer, "like")
+        done = tdmr1(folder, "--export", tmp_path / "a.jsonl", "--json")  # while the page is open
+        assert json.loads(done.stdout) == {"file": str(tmp_path / "a.jsonl"), "answers": 4}
+    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert {answer["prompt"] for answer in answers} == {"two red circles", "a dog in the snow"}
+    assert "neither .jsonl nor .csv" in tdmr1(folder, "--export", tmp_path / "a.txt", code=2).stderr
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in tdmr1(tmp_path / "empty", code=2).stderr
+    assert not (tmp_path / "empty" / "feedback").exists()
+    assert "not a folder" in tdmr1(tmp_path / "nothing", code=2).stderr
+    (tmp_path / "empty" / "config.yaml").write_text("")
+    told = tdmr1(tmp_path / "empty", code=2).stderr
+    assert "has nothing to judge" in told
+    assert "tdmr1 sample" in told
+
+
+def test_a_run_asks_for_what_its_rounds_left_open(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    from PIL import Image
+
+    from tdmr1_rewards.feedback.store import NewItem
+
+    store = FeedbackStore(tmp_path / "feedback")
+    pictures = [[NewItem(Image.new("RGB", (4, 4), (number, 0, 0)), "x") for number in range(3)]]
+    opened = store.open_round("iteration 4", pictures, run="r", step=4)
+    one, *left = store.items_of(opened.id)
+    store.give(key="k", item_id=one.id, round_id=opened.id, person="q", answer="like")
+    store.close_round(opened.id)
+    store.close()
+    with labelling(tmp_path) as label:
+        assert label.document["pictures"] == 2
+        assert [offer["item"] for offer in Person(label.url, "p").offers()] == [item.id for item in left]
+
+
+def test_a_host_that_others_reach_is_warned_of(tmp_path):
+    label = Label(draw_folder(tmp_path / "pictures", 1), "--host", "0.0.0.0")
+    try:
+        port, token = urlparse(label.url).port, urlparse(label.url).fragment
+        assert len(Person(f"http://127.0.0.1:{port}/#{token}", "p").offers()) == 1
+        told = label.interrupt()
+    finally:
+        label.kill()
+    assert "can be reached from other machines" in told

@@ -1,0 +1,31 @@
+"""Small pictures, each with a colour of its own, and stores that hold them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tdmr1_rewards.feedback.store import NewItem
+
+
+def picture(number: int, size: int = 4) -> np.ndarray:
+    """uint8 (size, size, 3): no two numbers below 65,536 look the same."""
+    return np.full((size, size, 3), (number % 256, number // 256, 7), np.uint8)
+
+
+def new_items(*numbers: int, prompt: str = "a cat") -> list[NewItem]:
+    return [NewItem(picture(number), prompt) for number in numbers]
+
+
+def open_round(store, *groups, **settings):
+    """A round of groups of picture numbers."""
+    settings = {"run": "r", "step": 1} | settings
+    return store.open_round("title", [new_items(*group) for group in groups], **settings)
+
+
+def offered(store, person, limit=100, **settings):
+    """The numbers of the pictures that a person is offered, in order."""
+    from PIL import Image
+
+    offers = store.next_items(person, limit, **settings)
+    pixels = [Image.open(store.picture(offer.item.hash)).getpixel((0, 0)) for offer in offers]
+    return [red + 256 * green for red, green, _ in pixels]
