@@ -3,8 +3,8 @@
     python benchmarks/human_learning.py train  --output build/human --seeds 0 1 2
     python benchmarks/human_learning.py report --output build/human
 
-A scripted person answers through the store of the page, as the page does (tests/browser does the same through a real
-browser). Prompts name no colour. The conditions: `wait` (every picture of 30 iterations is judged: 720 answers), `model`
+A scripted person answers through the store of the page, as the page does (tests/browser: through a real browser).
+Prompts name no colour. The conditions: `wait` (every picture of 30 iterations is judged: 720 answers), `model`
 (200 answers to pictures of the untrained model, none later), `mixed` (the same 200, and a quarter of every group),
 `stored` (a second run that finds the answers of `wait`), and two controls: `nobody` (no answer at all) and `chance` (a
 coin answers). `train` measures every run when it ends: the share of red pictures over 480 pairs of caption and noise,

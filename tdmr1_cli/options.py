@@ -1,9 +1,10 @@
 """The options that verbs share, and how they become one RunConfig.
 
 Layers, weakest first: preset, CONFIG.yaml, flags, --set. The preset is the one of --preset, else the model's own for
-the first reward (`tiny-human`), else the model's own (`tiny`), else the first reward's own. A CONFIG.yaml changes nothing about that: it changes the settings it names, and what it
-leaves open is what it would be without it. `--preset none` starts from the published defaults instead. The config.yaml
-of a run names every setting, so it means the same under any preset.
+the first reward (`tiny-human`), else the model's own (`tiny`), else the first reward's own. A CONFIG.yaml changes
+nothing about that: it changes the settings it names, and what it leaves open is what it would be without it. `--preset
+none` starts from the published defaults instead. The config.yaml of a run names every setting, so it means the same
+under any preset.
 """
 
 from __future__ import annotations

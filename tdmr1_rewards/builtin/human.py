@@ -2,8 +2,8 @@
 
 The paper's first example of a reward that cannot be differentiated (arXiv 2603.07700, introduction). A picture's score
 is the share of likes among the likes and dislikes that it got, 0 to 1, None where it got neither. Answers are kept in
-the run's folder `feedback/` (or in `folder`) under a hash of the picture's pixels, so that a run that is continued draws
-the same pictures and finds the answers it had.
+the run's folder `feedback/` (or in `folder`) under a hash of the picture's pixels, so that a run that is continued
+draws the same pictures and finds the answers it had.
 
 wait     every picture of an iteration is shown, and the run waits for the answers
 stored   the answers already given, to these very pictures; nobody is asked
@@ -61,7 +61,7 @@ class HumanOptions(RewardOptions):
     )
     clip: str = Field("openai/clip-vit-large-patch14", description="the CLIP of `features: clip`, by name or folder")
     answers: tuple[Path, ...] = Field(
-        (), description="further folders with answers: of a run, or one labelled by `tdmr1 label` (stored, model, mixed)"
+        (), description="further folders with answers: of a run, or labelled by `tdmr1 label` (stored, model, mixed)"
     )
     folder: Path | None = Field(None, description="where answers are kept; in the run's folder by default")
     host: str = Field("127.0.0.1", description="where the page listens; another address opens it to other machines")

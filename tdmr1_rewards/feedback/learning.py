@@ -34,9 +34,10 @@ class PreferenceLearner:
         """Fit the model again if the answers are others than before; what it rests on."""
         answers = []
         for store in self._stores:
-            given = [(answer.item.hash, answer.answer == "like") for answer in store.answers() if answer.answer != "skip"]
-            self._look(store, [name for name, _ in given])
-            answers += [(name, like) for name, like in given if name in self._features]
+            given = [answer for answer in store.answers() if answer.answer != "skip"]
+            self._look(store, [answer.item.hash for answer in given])
+            known = [answer for answer in given if answer.item.hash in self._features]
+            answers += [(answer.item.hash, answer.answer == "like") for answer in known]
         if self._model is None or answers != self._learnt:
             rows = [self._features[name] for name, _ in answers]
             features = np.stack(rows) if rows else np.zeros((0, 1))
@@ -49,7 +50,7 @@ class PreferenceLearner:
         """How probable a like is for each of N RGB images, 0 to 1; None for all while the model knows too little."""
         if not images or self._model is None or not self._model.evidence.sufficient:
             return [None] * len(images)
-        return self._model.predict(self._extractor(images))
+        return list(self._model.predict(self._extractor(images)))
 
     def _look(self, store: FeedbackStore, names: Sequence[str]) -> None:
         """Have the features of these pictures of a store, but of those that somebody has deleted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,8 @@ class PreferenceModel:
         return [float(probability) for probability in self._model.predict_proba(features)[:, 1]]
 
 
-def _fit(features: np.ndarray, liked: np.ndarray):  # noqa: ANN202 - a scikit-learn pipeline
+def _fit(features: np.ndarray, liked: np.ndarray) -> Any:
+    """A fitted scikit-learn pipeline."""
     linear_model = import_optional("sklearn.linear_model", "tdmr1[human]")
     pipeline = import_optional("sklearn.pipeline", "tdmr1[human]")
     preprocessing = import_optional("sklearn.preprocessing", "tdmr1[human]")

@@ -38,7 +38,7 @@ class ThreadHost:
             self._do(partial(self._reward.setup, device), None, "could not be set up")
 
     def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The reward's checked answer. Raises CallFailed, after `timeout` seconds too, and Interrupted as the reward."""
+        """The reward's checked answer. Raises CallFailed, after `timeout` seconds too, and Interrupted."""
         if self._image_format == "pil":
             batch = replace(batch, images=to_pil(batch.images))
         return checked(self._do(partial(self._reward, batch), timeout), batch.image_ids)

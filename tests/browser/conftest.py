@@ -6,15 +6,19 @@ import os
 from pathlib import Path
 
 import pytest
+from integration.feedback_server import Label, draw_folder
 from playwright.sync_api import expect, sync_playwright
 
-from integration.feedback_server import Label, draw_folder
-
 CHROMIUM = Path(os.environ.get("TDMR1_CHROMIUM") or "/usr/bin/chromium")
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 expect.set_options(timeout=20_000)

@@ -1,4 +1,4 @@
-"""People at the real page, in a real browser, teach the embedded model their taste; without answers it learns nothing."""
+"""Somebody at the real page, in a real browser, teaches the embedded model a taste; without answers it learns none."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -50,7 +51,11 @@ def seen(look):
 
 
 def judge_one(page, clicks):
-    """Judge the picture on the stage, if there is one; whether there was."""
+    """Judge the picture on the stage in this tab, if there is one; whether the page took the answer.
+
+    It takes none in the moment after a picture has changed by itself: then the person tries again.
+    """
+    page.bring_to_front()
     look = page.evaluate(LOOK)
     if look is None:
         return False
@@ -59,7 +64,11 @@ def judge_one(page, clicks):
         page.click("#like" if likes else "#dislike")
     else:
         page.keyboard.press("ArrowRight" if likes else "ArrowLeft")
-    page.wait_for_function("source => document.querySelector('#stage img')?.src !== source", arg=look["source"])
+    changed = "source => document.querySelector('#stage img')?.src !== source"
+    try:
+        page.wait_for_function(changed, arg=look["source"], timeout=2000)
+    except PlaywrightTimeout:
+        return False
     return True
 
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import requests
@@ -74,7 +75,7 @@ def wait_for(condition, seconds=120):
 
 
 class Judge:
-    """Somebody at the page, who likes every other picture; `acknowledged` are the items the server took an answer to."""
+    """Somebody at the page who likes every other picture; `acknowledged` are the items whose answers were taken."""
 
     def __init__(self, url):
         base, _, token = url.partition("/#")
@@ -117,7 +118,7 @@ def page_process(url):
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                words = open(f"/proc/{entry}/cmdline").read().split("\0")
+                words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
             except OSError:
                 continue
             if "tdmr1_rewards.feedback.serving" in words and listens(int(entry), port):
@@ -129,7 +130,7 @@ def listens(process, port):
     """Whether one of a process's sockets listens on the port."""
     wanted = {
         line.split()[9]
-        for line in open("/proc/net/tcp").read().splitlines()[1:]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
         if line.split()[3] == "0A" and int(line.split()[1].rpartition(":")[2], 16) == port
     }
     try:

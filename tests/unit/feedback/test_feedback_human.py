@@ -120,7 +120,7 @@ def test_wait_shares_a_picture_among_several_people(tmp_path, visitor):
     visitor.people = ("ada", "bob", "eve")
     result = judge(tmp_path, batch_of([RED, BLUE], tmp_path), judges=3)
     assert result.scores == [1.0, 0.0]
-    assert [detail for detail in result.details] == [{"like": 3}, {"dislike": 3}]
+    assert list(result.details) == [{"like": 3}, {"dislike": 3}]
 
 
 def test_the_time_is_over_and_what_is_unanswered_has_no_score(tmp_path, visitor):
@@ -149,9 +149,9 @@ def test_the_same_pictures_again_find_their_answers(tmp_path, visitor):
 def test_an_interrupted_wait_keeps_the_answers(tmp_path, visitor):
     visitor.limit = 1
     batch = batch_of([RED, BLUE], tmp_path)
-    with patience.listening(lambda text: patience.interrupt() if "1 of 2" in text else None):
-        with pytest.raises(patience.Interrupted):
-            judge(tmp_path, batch)
+    listening = patience.listening(lambda text: patience.interrupt() if "1 of 2" in text else None)
+    with listening, pytest.raises(patience.Interrupted):
+        judge(tmp_path, batch)
     assert judge(tmp_path, batch, mode="stored").scores.count(None) == 1
     visitor.limit = None
     assert judge(tmp_path, batch).scores == [1.0, 0.0]
