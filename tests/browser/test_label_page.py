@@ -4,10 +4,10 @@ import re
 import time
 
 import pytest
-from conftest import PHONE, visit_again
+from browsing import PHONE, visit_again
+from integration.feedback_server import Label, Person
 from playwright.sync_api import expect
 
-from integration.feedback_server import Label, Person
 from tdmr1_rewards.feedback.store import FeedbackStore
 
 pytestmark = pytest.mark.browser

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from urllib.parse import urlparse
 
@@ -17,6 +18,7 @@ import requests
 
 from integration.feedback_server import Label, Person, draw_folder, environment, labelling
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback.server import PAGE
 from tdmr1_rewards.feedback.serving import FeedbackPage
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -182,7 +184,8 @@ def test_the_token_is_its_owners_alone_and_the_link_stays(tmp_path):
 
 def test_a_parent_that_is_killed_takes_its_page_along(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from tdmr1_rewards.feedback.serving import FeedbackPage\n"
+        "import sys, time; from pathlib import Path; from tdmr1_rewards.feedback.server import PAGE
+from tdmr1_rewards.feedback.serving import FeedbackPage\n"
         "page = FeedbackPage.start(Path(sys.argv[1])); print(page.url, page.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(
@@ -252,6 +255,12 @@ def test_a_page_that_can_not_start_says_why(tmp_path):
     (tmp_path / "answers.sqlite").write_text("no database " * 100)
     with pytest.raises(Tdmr1Error, match="can't be read"):
         FeedbackPage.start(tmp_path)
+
+
+def test_the_page_is_in_the_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.rpartition("/")[2] for name in archive.namelist() if "/feedback/page/" in name}
+    assert packed == {path.name for path in PAGE.iterdir()}
 
 
 def tdmr1(*words, code=0):
