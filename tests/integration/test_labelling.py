@@ -184,8 +184,7 @@ def test_the_token_is_its_owners_alone_and_the_link_stays(tmp_path):
 
 def test_a_parent_that_is_killed_takes_its_page_along(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from tdmr1_rewards.feedback.server import PAGE
-from tdmr1_rewards.feedback.serving import FeedbackPage\n"
+        "import sys, time; from pathlib import Path; from tdmr1_rewards.feedback.serving import FeedbackPage\n"
         "page = FeedbackPage.start(Path(sys.argv[1])); print(page.url, page.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(
