@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tdmr1_rewards.errors import Tdmr1Error
 
+FILE = "answers.sqlite"
 VERSION = 1
 """Of the tables below; it rises when they change."""
 APPLICATION = 0x74646D31

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.feedback.database import Database
+from tdmr1_rewards.feedback.database import FILE, Database
 from tdmr1_rewards.feedback.pictures import PictureFolder
 from tdmr1_rewards.feedback.records import (
     ANSWERS,
@@ -73,7 +73,7 @@ class FeedbackStore:
                 f"{images} can't be made: {error.strerror}", "name a folder that can be written"
             ) from error
         self._pictures = PictureFolder(images)
-        self._database = Database(self.folder / "answers.sqlite")
+        self._database = Database(self.folder / FILE)
 
     def open_round(
         self,

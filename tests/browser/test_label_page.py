@@ -141,7 +141,7 @@ def test_the_group_view(visit, label):
     page.locator("#stage .card").nth(3).click()
     expect(page.locator("#stage .card").nth(0)).to_have_attribute("aria-label", "picture 1, liked")
     expect(page.locator("#stage .card").nth(2)).to_have_attribute("aria-label", "picture 3, disliked")
-    expect(page.locator("#dislike")).to_contain_text("Dislike the rest")
+    expect(page.locator("#dislike")).to_contain_text("Dislike rest")
     judge(page, "ArrowLeft")
     wait_for(lambda: len(answers(running)) == 6)
     assert [answer for _, answer in answers(running)] == ["like", "dislike", "dislike", "like", "dislike", "dislike"]
