@@ -70,7 +70,7 @@ def command(
     _say(page, target, host, json)
     if _wants_browser(open_browser, host):
         webbrowser.open(page.url)
-    _serve(page, _database(target))
+    _serve(page, target)
 
 
 def _folder(target: Path) -> Path:
@@ -168,22 +168,24 @@ def _wants_browser(wanted: bool | None, host: str) -> bool:
     return sys.stdout.isatty() and screen and is_loopback(host)
 
 
-def _serve(page: Page, database: Path) -> None:
+def _serve(page: Page, target: Path) -> None:
     before = len(page.store.answers())
     try:
         with _progress(page), suppress(KeyboardInterrupt):
             page.run()
     finally:
-        _tell_end(database, before)
+        _end(target, before)
 
 
-def _tell_end(database: Path, before: int) -> None:
+def _end(target: Path, before: int) -> None:
+    """Close what was opened here, so that a training that goes on asks only for its own, and tell how it went."""
     from tdmr1_rewards.feedback.store import FeedbackStore
 
-    store = FeedbackStore(database.parent)
+    store = FeedbackStore(_folder(target))
+    store.close_open_rounds(_own_rounds(target))
     after = len(store.answers())
     store.close()
-    message(f"{after} answers ({after - before:+d}) are in {database}")
+    message(f"{after} answers ({after - before:+d}) are in {_database(target)}")
 
 
 @contextmanager

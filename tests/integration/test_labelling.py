@@ -313,6 +313,10 @@ def test_a_run_asks_for_what_its_rounds_left_open(tmp_path):
     with labelling(tmp_path) as label:
         assert label.document["pictures"] == 2
         assert [offer["item"] for offer in Person(label.url, "p").offers()] == [item.id for item in left]
+        label.interrupt()
+    store = FeedbackStore(tmp_path / "feedback")
+    assert store.open_rounds() == []
+    store.close()
 
 
 def test_a_host_that_others_reach_is_warned_of(tmp_path):
