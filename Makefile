@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The page is tested in a browser. TDMR1_CHROMIUM names one (Chromium or Chrome) where it is not Debian's.
+TDMR1_CHROMIUM ?= /usr/bin/chromium
+export TDMR1_CHROMIUM
 
-.PHONY: setup train test test-fast lint tiny-world tiny-words clean
+.PHONY: setup chromium train test test-fast lint tiny-world tiny-words clean
 
 setup: $(READY)
 
@@ -24,7 +27,16 @@ lint: setup
 test-fast: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "unit"
 
-test: setup lint
+chromium:
+	@if [ -x "$(TDMR1_CHROMIUM)" ]; then exit 0; \
+	elif [ "$(TDMR1_CHROMIUM)" != /usr/bin/chromium ]; then echo "there is no browser at $(TDMR1_CHROMIUM): TDMR1_CHROMIUM must name one"; \
+	elif ! command -v apt-get >/dev/null; then echo "there is no Chromium, and no apt-get to install it: set TDMR1_CHROMIUM, or the tests of the page fail"; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	elif command -v sudo >/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	else echo "there is no Chromium, and installing it needs root: apt-get install chromium, or set TDMR1_CHROMIUM, or the tests of the page fail"; \
+	fi || echo "Chromium could not be installed: the tests of the page fail"
+
+test: setup chromium lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu"
 
 # Make the packaged model again: about an hour of two cores.

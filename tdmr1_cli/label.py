@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tdmr1_rewards.feedback.serving import Page
     from tdmr1_rewards.feedback.store import FeedbackStore, NewItem
 
-DATABASE = "answers.sqlite"
 REFRESH = 1.0
 """Seconds between two looks at the answers, for the line of progress."""
 
@@ -60,19 +59,18 @@ def command(
         _export(target, export, json)
         return
     groups = None if is_run(str(target)) else _gathered(target, shuffle)
-    folder = _folder(target)
     if groups is None:
-        _check_used(target, folder)
+        _check_used(target)
     if not is_loopback(host):
         warning(f"{host} can be reached from other machines, and the token and pictures travel unencrypted")
     from tdmr1_rewards.feedback.serving import open_page
 
-    page = open_page(folder, host, port, message)
+    page = open_page(_folder(target), host, port, message)
     _open_round(page.store, target, groups, judges)
     _say(page, target, host, json)
     if _wants_browser(open_browser, host):
         webbrowser.open(page.url)
-    _serve(page, folder)
+    _serve(page, target)
 
 
 def _folder(target: Path) -> Path:
@@ -81,14 +79,20 @@ def _folder(target: Path) -> Path:
     return target / FEEDBACK
 
 
+def _database(target: Path) -> Path:
+    from tdmr1_rewards.feedback.database import FILE
+
+    return _folder(target) / FILE
+
+
 def _gathered(target: Path, shuffle: bool) -> list[list[NewItem]]:
     from tdmr1_rewards.feedback.gathering import gather
 
     return gather(target, shuffle=shuffle)
 
 
-def _check_used(target: Path, folder: Path) -> None:
-    if not (folder / DATABASE).is_file():
+def _check_used(target: Path) -> None:
+    if not _database(target).is_file():
         raise Tdmr1Error(
             f"{target} has nothing to judge: it was not trained with the reward `human`",
             f"`tdmr1 sample {target} --prompt … --output DIR`, then `tdmr1 label DIR`",
@@ -99,10 +103,9 @@ def _export(target: Path, file: Path, json: bool) -> None:
     from tdmr1_rewards.feedback.exporting import export_answers
     from tdmr1_rewards.feedback.store import FeedbackStore
 
-    folder = _folder(target)
-    if not (folder / DATABASE).is_file():
+    if not _database(target).is_file():
         raise Tdmr1Error(f"{target} has no answers: nobody has labelled it", f"`tdmr1 label {target}` asks for some")
-    store = FeedbackStore(folder)
+    store = FeedbackStore(_folder(target))
     try:
         count = export_answers(store, file)
     finally:
@@ -165,22 +168,24 @@ def _wants_browser(wanted: bool | None, host: str) -> bool:
     return sys.stdout.isatty() and screen and is_loopback(host)
 
 
-def _serve(page: Page, folder: Path) -> None:
-    answers_before = len(page.store.answers())
+def _serve(page: Page, target: Path) -> None:
+    before = len(page.store.answers())
     try:
         with _progress(page), suppress(KeyboardInterrupt):
             page.run()
     finally:
-        _tell_end(folder, answers_before)
+        _end(target, before)
 
 
-def _tell_end(folder: Path, before: int) -> None:
+def _end(target: Path, before: int) -> None:
+    """Close what was opened here, so that a training that goes on asks only for its own, and tell how it went."""
     from tdmr1_rewards.feedback.store import FeedbackStore
 
-    store = FeedbackStore(folder)
+    store = FeedbackStore(_folder(target))
+    store.close_open_rounds(_own_rounds(target))
     after = len(store.answers())
     store.close()
-    message(f"{after} answers ({after - before:+d}) are in {folder / DATABASE}")
+    message(f"{after} answers ({after - before:+d}) are in {_database(target)}")
 
 
 @contextmanager

@@ -26,12 +26,13 @@ from pydantic import Field
 from tdmr1_rewards import patience
 from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback.database import FILE
 from tdmr1_rewards.feedback.features import Features, extractor
 from tdmr1_rewards.feedback.hashing import image_hash
 from tdmr1_rewards.feedback.learning import PreferenceLearner
 from tdmr1_rewards.feedback.records import GivenAnswer, NewItem, Progress, Round, likes_share
 from tdmr1_rewards.feedback.serving import FeedbackPage
-from tdmr1_rewards.feedback.store import DATABASE, FeedbackStore
+from tdmr1_rewards.feedback.store import FeedbackStore
 from tdmr1_rewards.options import RewardOptions
 
 FOLDER = "feedback"
@@ -201,7 +202,7 @@ class Human:
 def find_answers(folder: Path) -> Path:
     """The folder with answers that `folder` is or, as a run or a labelled folder, holds. Raises Tdmr1Error if none."""
     for place in (folder, folder / FOLDER):
-        if (place / DATABASE).is_file():
+        if (place / FILE).is_file():
             return place
     raise Tdmr1Error(f"{folder} holds no answers of people", "name a run, or a folder that `tdmr1 label` has shown")
 

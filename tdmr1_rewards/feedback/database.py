@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tdmr1_rewards.errors import Tdmr1Error
 
+FILE = "answers.sqlite"
 VERSION = 1
 """Of the tables below; it rises when they change."""
 APPLICATION = 0x74646D31
@@ -111,10 +112,10 @@ class Database:
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
+                self._connection.commit()
             except BaseException:
                 self._connection.rollback()
                 raise
-            self._connection.commit()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
@@ -152,8 +153,8 @@ class Database:
             try:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 break
-            except sqlite3.OperationalError:
-                if time.monotonic() > patience:
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
                     raise
                 time.sleep(0.05)
         self._connection.execute("PRAGMA synchronous=FULL")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.feedback.database import Database
+from tdmr1_rewards.feedback.database import FILE, Database
 from tdmr1_rewards.feedback.pictures import PictureFolder
 from tdmr1_rewards.feedback.records import (
     ANSWERS,
@@ -31,7 +31,6 @@ from tdmr1_rewards.feedback.records import (
 
 __all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "likes_share"]
 
-DATABASE = "answers.sqlite"
 LOAN = 60.0
 """Seconds for which an item that was offered to one person is kept from the next, unless more judges are wanted."""
 ITEM = "items.id, items.hash, items.prompt"
@@ -74,7 +73,7 @@ class FeedbackStore:
                 f"{images} can't be made: {error.strerror}", "name a folder that can be written"
             ) from error
         self._pictures = PictureFolder(images)
-        self._database = Database(self.folder / DATABASE)
+        self._database = Database(self.folder / FILE)
 
     def open_round(
         self,

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from browsing import DESKTOP, visit_again
 from integration.feedback_server import Label, draw_folder
 from playwright.sync_api import expect, sync_playwright
 
@@ -19,15 +20,16 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-DESKTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")
 def browser():
     if not CHROMIUM.is_file():
-        pytest.fail(f"there is no Chromium at {CHROMIUM}: install it, or set TDMR1_CHROMIUM to one", pytrace=False)
+        pytest.fail(
+            f"there is no Chromium at {CHROMIUM}: `apt-get install chromium`, or set TDMR1_CHROMIUM to one",
+            pytrace=False,
+        )
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield launched
@@ -48,16 +50,6 @@ def visit(browser):
     for context in contexts:
         context.close()
     assert failures == []
-
-
-def visit_again(context, url, failures=None):
-    """Another tab of the same person."""
-    page = context.new_page()
-    page.set_default_timeout(20_000)
-    if failures is not None:
-        page.on("pageerror", lambda error: failures.append(str(error)))
-    page.goto(url)
-    return page
 
 
 @pytest.fixture

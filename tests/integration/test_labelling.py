@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from urllib.parse import urlparse
 
@@ -17,6 +18,7 @@ import requests
 
 from integration.feedback_server import Label, Person, draw_folder, environment, labelling
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback.server import PAGE
 from tdmr1_rewards.feedback.serving import FeedbackPage
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -254,6 +256,12 @@ def test_a_page_that_can_not_start_says_why(tmp_path):
         FeedbackPage.start(tmp_path)
 
 
+def test_the_page_is_in_the_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.rpartition("/")[2] for name in archive.namelist() if "/feedback/page/" in name}
+    assert packed == {path.name for path in PAGE.iterdir()}
+
+
 def tdmr1(*words, code=0):
     done = subprocess.run(
         [sys.executable, "-m", "tdmr1_cli", "label", *map(str, words)],
@@ -305,6 +313,10 @@ def test_a_run_asks_for_what_its_rounds_left_open(tmp_path):
     with labelling(tmp_path) as label:
         assert label.document["pictures"] == 2
         assert [offer["item"] for offer in Person(label.url, "p").offers()] == [item.id for item in left]
+        label.interrupt()
+    store = FeedbackStore(tmp_path / "feedback")
+    assert store.open_rounds() == []
+    store.close()
 
 
 def test_a_host_that_others_reach_is_warned_of(tmp_path):

@@ -29,6 +29,7 @@ export class Outbox {
   #heard;
   #sending = false;
   #count = 0;
+  #last = 0;
 
   // `heard(entry, reply, refusal)` is told what became of each entry.
   constructor(place, heard) {
@@ -38,7 +39,8 @@ export class Outbox {
 
   // Keep a request; the entry's name sorts by time, and its body gets a key that makes it one request if sent twice.
   add(path, body) {
-    const order = `${String(Date.now()).padStart(15, "0")}.${String(this.#count++).padStart(6, "0")}`;
+    this.#last = Math.max(this.#last, Date.now()); // a clock that is set back changes no order
+    const order = `${String(this.#last).padStart(15, "0")}.${String(this.#count++).padStart(6, "0")}`;
     const key = randomId();
     storage.setItem(`${this.#prefix}${order}.${key}`, JSON.stringify({ path, body: { ...body, key } }));
   }

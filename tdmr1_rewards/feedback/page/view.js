@@ -133,7 +133,7 @@ export function showWaiting(count, online) {
 }
 
 export function showButtons({ side, marked, count, usable }) {
-  const rest = marked ? " the rest" : " all";
+  const rest = marked ? " rest" : " all";
   for (const [id, word] of [["dislike", "Dislike"], ["skip", "Skip"], ["like", "Like"]]) {
     find(id).disabled = !usable;
     find(id).querySelector("span").textContent = side ? word + rest : word;

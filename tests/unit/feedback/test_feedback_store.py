@@ -393,6 +393,21 @@ def test_many_open_a_new_folder_at_once(tmp_path):
         store.close()
 
 
+def test_after_an_error_everything_is_as_before_and_goes_on(store):
+    opened = open_round(store, [1])
+    (item,) = store.items_of(opened.id)
+
+    class Broken(str):
+        def __conform__(self, _):
+            raise MemoryError
+
+    with pytest.raises((MemoryError, Tdmr1Error)):
+        give(store, opened, item, "p", name=Broken("x"))
+    assert store.answers() == []
+    give(store, opened, item, "p")
+    assert words(store) == [("p", "like")]
+
+
 def refused(folder):
     with pytest.raises(Tdmr1Error) as caught:
         FeedbackStore(folder)
