@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_format
+import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -151,13 +151,16 @@ def _save(pictures: Pictures, files: Sequence[Path], output: Path, columns: int)
         for image, path in zip(pictures.images, files, strict=True):
             Image.fromarray(image).save(path)
         save_grid(pictures.images, columns, output / GRID)
-        lines = (
-            {"file_name": path.name, "text": prompt.text} for path, prompt in zip(files, pictures.prompts, strict=True)
-        )
-        text = "".join(json_format.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (output / METADATA).write_text(text, encoding="utf-8")
+        (output / METADATA).write_text(_metadata(pictures, files), encoding="utf-8")
     except OSError as error:
         raise Tdmr1Error(f"{output} can't be written: {error.strerror}", "choose another --output") from error
+
+
+def _metadata(pictures: Pictures, files: Sequence[Path]) -> str:
+    """The prompts as datasets have them (Hugging Face's imagefolder), and as `tdmr1 label` reads them."""
+    drawn = zip(files, pictures.prompts, strict=True)
+    lines = [{"file_name": path.name, "text": prompt.text} for path, prompt in drawn]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _document(pictures: Pictures, files: Sequence[Path], output: Path, role: Who, seed: int) -> dict[str, Any]:

@@ -71,7 +71,12 @@ def test_sampling_a_run(trained, tdmr1, tmp_path):
     document = json.loads(tdmr1(*arguments, "--role", "start", "--json").stdout)
     assert [image["prompt"] for image in document["images"]] == ["two red circles"] * 2 + ["a"] * 2
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"{word}-0{i}.png" for word in ("000-two-red-circles", "001-a") for i in (0, 1)} | {"grid.png"}
+    drawn = [f"{word}-0{i}.png" for word in ("000-two-red-circles", "001-a") for i in (0, 1)]
+    assert names == {*drawn, "grid.png", "metadata.jsonl"}
+    rows = lines_of(tmp_path / "metadata.jsonl")
+    assert [(row["file_name"], row["text"]) for row in rows] == [
+        (name, image["prompt"]) for name, image in zip(drawn, document["images"], strict=True)
+    ]
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert "is already there" in tdmr1(*arguments, code=2).stderr
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
