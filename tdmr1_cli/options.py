@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings to start from.")]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="A model (`tdmr1 models list`) or a pipeline directory.")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="A model (`tdmr1 models list`), a pipeline directory or a hub id."),
 ]
 RewardOption = Annotated[
     list[str] | None,
@@ -159,9 +160,11 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     typed = problems.attempt(lambda: _flag_tree(flags, file or {}))
     own: Tree = problems.attempt(lambda: merge(merge(file or {}, typed or {}), sets or {})) or {}
     name = _text_at(own, "model", "name") or DEFAULT_MODEL
-    path, lora = _text_at(own, "model", "path"), _text_at(own, "model", "lora")
+    path, lora, teacher = (_text_at(own, "model", key) for key in ("path", "lora", "teacher"))
     entry = problems.attempt(
-        lambda: extensions.models.get(name, path=Path(path) if path else None, lora=Path(lora) if lora else None)
+        lambda: extensions.models.get(
+            name, path=Path(path) if path else None, lora=Path(lora) if lora else None, teacher=teacher
+        )
     )
     default_reward = entry.default_reward if entry else STAND_IN_REWARD
     distils = kind == "distill" or (kind is None and own.get("kind") == "distill")
@@ -173,7 +176,8 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     if default_reward and not distils:
         base["rewards"] = [{"name": default_reward}]
-    layers = [base, preset or {}, _fitting_evaluation(preset or {}, own), file or {}, typed or {}, sets or {}]
+    changed = entry.settings if entry else {}
+    layers = [base, preset or {}, changed, _fitting_evaluation(preset or {}, own), file or {}, typed or {}, sets or {}]
     config = problems.attempt(lambda: _with_absolute_sources(resolve(layers)))
     if config is not None:
         rewards = (*config.rewards, *config.evaluation.rewards)

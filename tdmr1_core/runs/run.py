@@ -106,7 +106,7 @@ class Run:
         try:
             if self._checkpoint is not None:
                 load_checkpoint(engine, self._checkpoint)
-            self._open_folder()
+            self._open_folder(engine)
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             try:
                 return self._loop(engine, tracker, observer)
@@ -169,11 +169,13 @@ class Run:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _open_folder(self) -> None:
+    def _open_folder(self, engine: Engine) -> None:
         try:
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._checkpoint is None:
-                header = {"tdmr1": {"versions": versions(), "config_hash": fingerprint(self.config)}}
+                lora = engine.acquired.lora if engine.acquired else None
+                header = {"versions": versions(), "config_hash": fingerprint(self.config)}
+                header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
                 text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
                 (self.folder / CONFIG).write_text(text, encoding="utf-8")
         except OSError as error:
