@@ -12,7 +12,7 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.config import FakeConfig, GeneratorConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import Acquired, acquire, load_backbone, load_teacher
+from tdmr1_core.models.acquire import Acquired, acquire, check_entry, load_backbone, load_teacher
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.roles import (
     FAKE,
@@ -57,6 +57,7 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
     entry = extensions.models.get(model.name, path=model.path, lora=model.lora, teacher=model.teacher)
     device = choose_device(model.device)
     training = config.kind == "train"
+    check_entry(entry, training=training)
     prompts = load_prompts(training_prompts(config, extensions), entry.domain)
     scoring = None
     if training:

@@ -67,12 +67,8 @@ def acquire(
 
     Raises Tdmr1Error for whatever can't be had or doesn't fit: configs and LoRA first, then the large files.
     """
-    if training and entry.needs_lora and entry.lora is None:
-        raise missing_lora(entry)
+    check_entry(entry, training=training)
     family = FAMILIES[entry.family]
-    check_family(entry.base, family, entry.name)
-    if entry.teacher != SAME:
-        _check_teacher(entry, family)
     absent = _absent(entry)
     shape = LoraShape(rank or entry.rank, alpha or entry.alpha, entry.targets)
     lora = None
@@ -86,12 +82,17 @@ def acquire(
     return Acquired(entry, folder, teacher, absent, lora, lora.shape if lora else shape)
 
 
-def missing_lora(entry: ModelEntry) -> Tdmr1Error:
-    """What is said of a model that nobody has published a few-step LoRA for."""
-    return Tdmr1Error(
-        f"no few-step LoRA is published for {entry.name}",
-        f"give your own with --lora, or make one: tdmr1 distill --model {entry.name} --prompts scenes",
-    )
+def check_entry(entry: ModelEntry, *, training: bool) -> None:
+    """Look at the small files alone, before anything else is done.
+
+    Raises Tdmr1Error for a model that can't be had, is of another family, lacks a LoRA, or does not go with its teacher.
+    """
+    if training and entry.needs_lora and entry.lora is None:
+        raise entry.missing_lora()
+    family = FAMILIES[entry.family]
+    check_family(entry.base, family, entry.name)
+    if entry.teacher != SAME:
+        _check_teacher(entry, family)
 
 
 def _absent(entry: ModelEntry) -> tuple[str, ...]:
