@@ -171,6 +171,8 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     default_preset = _default_preset(own, entry, extensions)
     if distils:
         default_preset = entry.distill_preset if entry else None
+    if entry is not None and not distils and entry.needs_lora and entry.lora is None:
+        problems.found.append(entry.missing_lora())
     preset_name = flags.preset or default_preset
     preset = problems.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}

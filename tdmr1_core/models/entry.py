@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import JOINT_ATTENTION
 
 SAME = "same"
@@ -70,6 +71,13 @@ class ModelEntry:
         if self.guidance_distilled and self.teacher == SAME:
             changed["generator"] = {"guidance_scale": 1.0, "rl_cfg": 1.0}
         return changed
+
+    def missing_lora(self) -> Tdmr1Error:
+        """What is said of a training without a LoRA where nobody has published a few-step one."""
+        return Tdmr1Error(
+            f"no few-step LoRA is published for {self.name}",
+            f"give your own with --lora, or make one: tdmr1 distill --model {self.name} --prompts scenes",
+        )
 
     def with_teacher(self, teacher: str) -> ModelEntry:
         """The same few-step model beside another frozen teacher, which is sampled as multi-step models usually are."""
