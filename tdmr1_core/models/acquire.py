@@ -85,7 +85,7 @@ def acquire(
 def check_entry(entry: ModelEntry, *, training: bool) -> None:
     """Look at the small files alone, before anything else is done.
 
-    Raises Tdmr1Error for a model that can't be had, is of another family, lacks a LoRA, or does not go with its teacher.
+    Raises Tdmr1Error for a model that can't be had, is of another family, lacks a LoRA or does not fit its teacher.
     """
     if training and entry.needs_lora and entry.lora is None:
         raise entry.missing_lora()

@@ -101,7 +101,8 @@ def training_prompts(config: RunConfig, extensions: Extensions) -> str:
 def load_prompts(source: str, domain: str) -> list[Prompt]:
     """A prompt set of the domain by name, or a file: .jsonl in GenEval's layout, any other one prompt a line.
 
-    A folder in flow_grpo's layout stands for its training prompts: train_metadata.jsonl or train.txt. Raises Tdmr1Error for an unknown name and for a file that is missing, empty or not text.
+    A folder in flow_grpo's layout stands for its training prompts: train_metadata.jsonl or train.txt. Raises
+    Tdmr1Error for an unknown name and for a file that is missing, empty or not text.
     """
     known = PROMPT_SETS.get(domain, {})
     if source in known:
