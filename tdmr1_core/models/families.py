@@ -33,6 +33,8 @@ class Family:
     """`module:class` of its adapter to the Backbone protocol."""
     targets: tuple[str, ...]
     """The modules that LoRAs are put on where nothing else says so."""
+    max_sequence_length: int
+    """Tokens of a text, as the pipeline has them by default."""
     no_guidance: float
     """The `guidance_scale` of a call of the pipeline that means none."""
     optional: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ FAMILIES = {
         transformer="SD3Transformer2DModel",
         backbone="tdmr1_core.models.sd3:SD3Backbone",
         targets=JOINT_ATTENTION,
+        max_sequence_length=256,
         no_guidance=1.0,
         optional=("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"),
     ),
@@ -55,6 +58,7 @@ FAMILIES = {
         transformer="ZImageTransformer2DModel",
         backbone="tdmr1_core.models.zimage:ZImageBackbone",
         targets=ATTENTION,
+        max_sequence_length=512,
         no_guidance=0.0,
     ),
 }

@@ -12,6 +12,8 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_rewards.errors import one_line
 
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+NOT_NEEDED = ["*.fp16.*", "*.fp16-*", "*.bin", "*.msgpack", "*.onnx*"]
+"""The same weights in other formats."""
 _COPY = "or give a copy of it with --model-path or --lora"
 
 
@@ -33,9 +35,7 @@ def hub_snapshot(repo: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     with _in_sentences(repo, "its files"):
-        return Path(
-            snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=["*.fp16.*", "*.bin", "*.msgpack"])
-        )
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=NOT_NEEDED))
 
 
 def revision_of(path: Path) -> str | None:

@@ -87,7 +87,7 @@ def _check_part(folder: Path, part: str, hint: str) -> None:
     if indices:
         names = sorted(set(read_config(str(folder / part), indices[0].name).get("weight_map", {}).values()))
     else:
-        names = [path.name for path in (folder / part).glob("*.safetensors") if ".fp16." not in path.name]
+        names = [path.name for path in (folder / part).glob("*.safetensors") if ".fp16" not in path.name]
     if not names:
         raise _incomplete(folder, f"{part} has no safetensors weights", hint)
     for name in names:
@@ -135,7 +135,7 @@ def entry_of_pipeline(source: str) -> ModelEntry:
         width=pixels,
         shift=scheduler.get("shift", 3.0),
         with_t5=with_t5,
-        max_sequence_length=256 if with_t5 or family.name != "sd3" else 0,
+        max_sequence_length=family.max_sequence_length if with_t5 or family.name != "sd3" else 0,
         targets=family.targets,
     )
 

@@ -170,10 +170,17 @@ class Run:
                 signal.signal(number, handler)
 
     def _open_folder(self, engine: Engine) -> None:
+        lora = engine.acquired.lora if engine.acquired else None
+        if self._checkpoint is not None:
+            began = (read_file(self.folder / CONFIG).get("tdmr1") or {}).get("lora")
+            if began and lora and began["sha256"] != lora.sha256:
+                raise Tdmr1Error(
+                    f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",
+                    f"put that one back ({began['sha256'][:16]}…), or start a new run",
+                )
         try:
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._checkpoint is None:
-                lora = engine.acquired.lora if engine.acquired else None
                 header = {"versions": versions(), "config_hash": fingerprint(self.config)}
                 header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
                 text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)

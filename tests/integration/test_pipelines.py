@@ -122,6 +122,23 @@ def test_a_continued_run_ends_with_the_same_bits(finished):
     assert weights[0] == weights[1]
 
 
+def test_a_run_goes_on_with_its_own_lora_alone(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    engine = load_trained(folder)
+    lora = export_lora(engine, tmp_path / "lora").file
+    config = engine.config.model_copy(
+        update={"model": engine.config.model.model_copy(update={"lora": lora}), "iterations": 1}
+    )
+    run = tmp_path / "with-lora"
+    Run.create(config, run).execute(Silent())
+    weights = {name: weight + 1 for name, weight in load_file(lora).items()}
+    with safe_open(lora, framework="pt") as file:
+        header = file.metadata()
+    save_file(weights, lora, metadata=header)
+    with pytest.raises(Tdmr1Error, match="is not the LoRA that the run began with"):
+        Run.resume(run).execute(Silent())
+
+
 def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path):
     engine = load_trained(finished[0])
     exported = export_lora(engine, tmp_path / "lora", comfy=True)

@@ -67,6 +67,8 @@ def test_what_was_loaded_is_said_and_kept(trained, hub):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert "reward/ocr_match/mean" in rows[0]
+    evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert {(row["prompts"], row["n"]) for row in evaluations} == {("ocr", 2), ("ocr-held-out", 2)}
 
 
 def test_a_script_without_tdmr1_draws_the_same_picture(trained, hub, monkeypatch):
