@@ -50,7 +50,8 @@ def hub(pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(pipeline, hub, tdmr1, tmp_path_factory):
     run = tmp_path_factory.mktemp("published") / "run"
-    typed = ["--reward", "ocr_match", "--model", "sd3.5-tdm", "--model-path", pipeline]
+    # The stand-in writes no letters, so that a second reward is what tells its pictures apart.
+    typed = ["--reward", "ocr_match", "--reward", "jpeg_size", "--model", "sd3.5-tdm", "--model-path", pipeline]
     done = tdmr1("train", *typed, *SETS, "--iterations", 2, "--output", run, HF_HOME=str(hub[0]))
     tdmr1("export", run, "--comfyui", HF_HOME=str(hub[0]))
     return run, done
@@ -100,7 +101,7 @@ def test_the_file_says_where_it_is_from(trained, pipeline, hub):
     with safe_open(trained[0] / "export" / "pytorch_lora_weights.safetensors", framework="pt") as file:
         told = file.metadata()
     assert told["tdmr1.base_model"] == str(pipeline)
-    assert json.loads(told["tdmr1.rewards"]) == {"ocr_match": 1.0}
+    assert json.loads(told["tdmr1.rewards"]) == {"ocr_match": 1.0, "jpeg_size": 1.0}
     assert told["tdmr1.started_from"] == hashlib.sha256(hub[1].read_bytes()).hexdigest()
     assert (trained[0] / "export" / "comfyui_lora.safetensors").is_file()
 
