@@ -199,7 +199,12 @@ def test_a_pickle_payload_is_refused_and_does_nothing(sd3, tmp_path, monkeypatch
 def test_truncated_files_are_refused(sd3, tmp_path):
     whole = sd3.file.read_bytes()
     safe = sd3.saved(tmp_path / "whole.safetensors", kohya(sd3.weights, 6)).read_bytes()
-    for name, content in [("a.ckpt", whole[: len(whole) // 2]), ("b.ckpt", b""), ("c.safetensors", safe[:-100])]:
+    for name, content in [
+        ("a.ckpt", whole[: len(whole) // 2]),
+        ("b.ckpt", b""),
+        ("text.ckpt", b"hello"),
+        ("c.safetensors", safe[:-100]),
+    ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Tdmr1Error, match=r"cut short|not a readable") as caught:
             sd3.read(tmp_path / name)
@@ -235,6 +240,7 @@ def test_named_files_that_do_not_fit(sd3, tmp_path):
         "half of a LoRA": {key: weight for key, weight in good.items() if key != f"{first}.lora_up.weight"},
         "different ranks": good | {f"{first}.lora_down.weight": torch.zeros(2, 16)},
         "the model needs": good | {f"{first}.lora_down.weight": torch.zeros(RANK, 17)},
+        r"has the shapes \(4, 16\) and \(16,\)": good | {f"{first}.lora_up.weight": torch.zeros(16)},
         "changes the text encoder": good | {"lora_te1_layers_0.lora_up.weight": torch.zeros(2, 2)},
         "no plain LoRA but DoRA": good | {f"{first}.dora_scale": torch.zeros(2)},
         "1 unknown keys": good | {"something": torch.zeros(2)},
