@@ -37,8 +37,8 @@ class Family:
     """Tokens of a text, as the pipeline has them by default."""
     no_guidance: float
     """The `guidance_scale` of a call of the pipeline that means none."""
-    optional: tuple[str, ...] = ()
-    """Components that can be done without."""
+    comfy_prefix: str
+    """What ComfyUI has before diffusers' module names in LoRA files of this family."""
 
 
 FAMILIES = {
@@ -50,7 +50,7 @@ FAMILIES = {
         targets=JOINT_ATTENTION,
         max_sequence_length=256,
         no_guidance=1.0,
-        optional=("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"),
+        comfy_prefix="transformer.",
     ),
     "zimage": Family(
         name="zimage",
@@ -60,6 +60,7 @@ FAMILIES = {
         targets=ATTENTION,
         max_sequence_length=512,
         no_guidance=0.0,
+        comfy_prefix="diffusion_model.",
     ),
 }
 """The supported families by name."""

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.families import Family
 from tdmr1_core.models.lora_fitting import RawLora, fitted, named_by_position
 from tdmr1_core.models.lora_names import parse_key
 from tdmr1_core.models.roles import LoraShape, LoraWeights, Roles
@@ -139,22 +140,25 @@ def _read_torch(path: Path) -> RawLora:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise Tdmr1Error(f"{path} is cut short or no file of torch.save", "download it again") from error
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        if found is None:
+            raise _damaged(path) from error
         raise Tdmr1Error(
-            f"{path} holds more than tensors{what}, which could run code when it is loaded",
+            f"{path} holds more than tensors ({found[1]}), which could run code when it is loaded",
             "use a safetensors file, or one of torch.save with nothing but tensors",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise Tdmr1Error(f"{path} is cut short or no file of torch.save", "download it again") from error
+        raise _damaged(path) from error
     tensors = content.get(NAMELESS) if isinstance(content, dict) and NAMELESS in content else content
     if isinstance(tensors, list | tuple) and tensors and all(isinstance(item, Tensor) for item in tensors):
         return RawLora([item.detach() for item in tensors], {})
     if isinstance(tensors, dict) and any(isinstance(key, str) and parse_key(key) for key in tensors):
         return RawLora({str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}, {})
     raise Tdmr1Error(f"{path} holds neither a LoRA nor a list {NAMELESS!r} of tensors", "give a LoRA file")
+
+
+def _damaged(path: Path) -> Tdmr1Error:
+    return Tdmr1Error(f"{path} is cut short, or no file of torch.save with tensors alone", "download it again")
 
 
 def write_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str]) -> Path:
@@ -167,13 +171,13 @@ def write_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str
     return folder / WEIGHT_FILE
 
 
-def write_comfy_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str]) -> Path:
+def write_comfy_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str], family: Family) -> Path:
     """Save a role for ComfyUI: kohya's parts, each with its alpha, on diffusers' module names. Returns the file."""
-    parts = {"lora_A": "lora_down", "lora_B": "lora_up"}
+    prefix, parts = family.comfy_prefix, {"lora_A": "lora_down", "lora_B": "lora_up"}
     weights: dict[str, Tensor] = {}
     for name, weight in roles.weights(role).items():
         module, _, part = name.removesuffix(".weight").rpartition(".")
-        weights[f"{PREFIX}{module}.{parts[part]}.weight"] = weight.contiguous()
-        weights[f"{PREFIX}{module}.alpha"] = torch.tensor(float(roles.shape.alpha))
+        weights[f"{prefix}{module}.{parts[part]}.weight"] = weight.contiguous()
+        weights[f"{prefix}{module}.alpha"] = torch.tensor(float(roles.shape.alpha))
     save_file(weights, folder / COMFY_FILE, metadata=dict(metadata))
     return folder / COMFY_FILE

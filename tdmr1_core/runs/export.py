@@ -62,7 +62,7 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
         metadata = _metadata(engine, acquired, call)
         write_lora(engine.roles, GENERATOR_EMA, building, metadata)
         if comfy:
-            write_comfy_lora(engine.roles, GENERATOR_EMA, building, metadata)
+            write_comfy_lora(engine.roles, GENERATOR_EMA, building, metadata, acquired.family)
         difference, images = _compare(engine, backbone, acquired, building, call)
         if difference > 1:
             raise Tdmr1Error(

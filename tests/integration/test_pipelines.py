@@ -157,7 +157,7 @@ def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, 
     assert lora.shape.alpha == engine.roles.shape.alpha
     for name, weight in engine.roles.weights(GENERATOR_EMA).items():
         assert torch.equal(lora.weights[name], weight)
-    if engine.entry.family == "zimage":  # diffusers reads such keys for Z-Image alone
+    if engine.entry.family == "zimage":  # of the two, diffusers reads such keys for Z-Image alone
         monkeypatch.setattr(export, "WEIGHT_FILE", COMFY_FILE)
         backbone, folder = engine.roles.backbone, tmp_path / "lora"
         difference, images = export._compare(engine, backbone, engine.acquired, folder, exported.call)
