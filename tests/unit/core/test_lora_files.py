@@ -95,6 +95,15 @@ def test_the_published_layout_lands_on_the_right_names(case):
     assert "changed places could not be noticed" in str(lora)
 
 
+def test_the_published_loras_of_the_full_size_networks():
+    """Z-Image's has 8 tensors in each of 34 blocks; SD3.5's 16 in 24, but for the last block's text output."""
+    medium = SD3 | {"num_layers": 24, "num_attention_heads": 24, "dual_attention_layers": tuple(range(13))}
+    for family, config, count in (("zimage", {}, 272), ("sd3", medium, 382)):
+        names = Skeleton(FAMILIES[family], config).lora(LoraShape(32, 64.0, FAMILIES[family].targets))
+        assert len(names) == count
+        assert not any(".attn2." in name for name in names)
+
+
 def test_an_adapter_scale_is_folded_into_b(case):
     lora = case.read(case.file, scale=0.125)
     for name, weight in case.weights.items():
