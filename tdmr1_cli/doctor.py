@@ -82,16 +82,11 @@ def _device() -> Iterator[Finding]:
 def _model() -> Iterator[Finding]:
     import torch
 
-    from tdmr1_core.models.lora_files import read_lora
-    from tdmr1_core.models.registry import ModelRegistry, load_backbone
+    from tdmr1_core.models.acquire import acquire, load_backbone
+    from tdmr1_core.models.registry import ModelRegistry
 
     what, entry = f"model {DEFAULT_MODEL}", ModelRegistry().get(DEFAULT_MODEL)
-    if not (Path(entry.base) / "model_index.json").is_file():
-        yield Finding("fail", what, f"{entry.base} is missing: install tdmr1 again")
-        return
-    load_backbone(entry, torch.device("cpu"), torch.float32)
-    if entry.lora is not None:
-        read_lora(Path(entry.lora))
+    load_backbone(acquire(entry, training=True), torch.device("cpu"), torch.float32)
     yield Finding("ok", what, "loads")
 
 

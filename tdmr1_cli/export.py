@@ -18,6 +18,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where the LoRA goes; RUN/export if left out.")
     ] = None,
+    comfy: Annotated[bool, typer.Option("--comfyui", help="Write it with ComfyUI's (kohya's) keys as well.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Write the trained model as a LoRA that diffusers loads.
@@ -30,16 +31,18 @@ def command(
     loaded = load_target(str(run), Flags(), judged=False)
     from tdmr1_core.runs.export import export_lora
 
-    exported = export_lora(loaded.engine, folder)
+    exported = export_lora(loaded.engine, folder, comfy=comfy)
     loaded.engine.close()
     engine = loaded.engine
     if json:
         emit_json(
             {
                 "file": str(exported.file),
+                "comfyui_file": exported.comfy_file and str(exported.comfy_file),
                 "base": engine.entry.base,
                 "iteration": engine.iteration_index,
-                "sigmas": engine.sigmas[:-1].tolist(),
+                "noise_levels": engine.sigmas[:-1].tolist(),
+                "call": exported.call,
                 "largest_difference": exported.largest_difference,
                 "images_compared": exported.images,
             }
@@ -48,5 +51,6 @@ def command(
     data(str(exported.file))
     difference = f"largest difference: {exported.largest_difference} of 255"
     message(f"a clean pipeline drew the same {exported.images} pictures with it ({difference})")
-    sigmas = ", ".join(f"{sigma:.4g}" for sigma in engine.sigmas[:-1].tolist())
-    message(f"in diffusers: pipeline.load_lora_weights({str(folder)!r}), then sigmas=[{sigmas}], guidance_scale=1.0")
+    if exported.comfy_file is not None:
+        data(str(exported.comfy_file))
+    message(f"how to draw with it in diffusers: {folder / 'README.md'}")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings to start from.")]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="A model (`tdmr1 models list`) or a pipeline directory.")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="A model (`tdmr1 models list`), a pipeline directory or a hub id."),
 ]
 RewardOption = Annotated[
     list[str] | None,
@@ -161,21 +162,25 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     named = _remembering(typed or {}, file or {})
     own: Tree = problems.attempt(lambda: merge(merge(file or {}, named), sets or {})) or {}
     name = _text_at(own, "model", "name") or DEFAULT_MODEL
-    path, lora = _text_at(own, "model", "path"), _text_at(own, "model", "lora")
+    path, lora, teacher = (_text_at(own, "model", key) for key in ("path", "lora", "teacher"))
     entry = problems.attempt(
-        lambda: extensions.models.get(name, path=Path(path) if path else None, lora=Path(lora) if lora else None)
+        lambda: extensions.models.get(
+            name, path=Path(path) if path else None, lora=Path(lora) if lora else None, teacher=teacher
+        )
     )
     default_reward = entry.default_reward if entry else STAND_IN_REWARD
     distils = kind == "distill" or (kind is None and own.get("kind") == "distill")
     default_preset = _default_preset(own, entry, extensions)
     if distils:
         default_preset = entry.distill_preset if entry else None
+    if entry is not None and not distils and entry.needs_lora and entry.lora is None:
+        problems.found.append(entry.missing_lora())
     preset_name = flags.preset or default_preset
     preset = problems.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     if default_reward and not distils:
         base["rewards"] = [{"name": default_reward}]
-    preset = merge(base, preset or {})
+    preset = merge(merge(base, preset or {}), entry.settings if entry else {})
     file = _remembering(file or {}, preset)
     typed = _remembering(typed or {}, merge(preset, file))
     layers = [preset, _fitting_evaluation(preset, own), file, typed, sets or {}]

@@ -12,8 +12,8 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.config import FakeConfig, GeneratorConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_files import LoraFile, read_lora
-from tdmr1_core.models.registry import ModelEntry, load_backbone
+from tdmr1_core.models.acquire import Acquired, acquire, check_entry, load_backbone, load_teacher
+from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.roles import (
     FAKE,
     GENERATOR,
@@ -21,7 +21,6 @@ from tdmr1_core.models.roles import (
     REFERENCE,
     SURROGATE,
     SURROGATE_EMA,
-    LoraShape,
     Roles,
 )
 from tdmr1_core.plugins import Extensions, Hooks
@@ -46,6 +45,7 @@ class Parts:
     prompts: list[Prompt]
     scoring: ScoringStage | None
     hooks: Hooks
+    acquired: Acquired | None = None
 
 
 def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions) -> Parts:
@@ -53,9 +53,11 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
 
     Raises Tdmr1Error for anything in the config that can't be had.
     """
-    entry = extensions.models.get(config.model.name, path=config.model.path, lora=config.model.lora)
-    device = choose_device(config.model.device)
+    model = config.model
+    entry = extensions.models.get(model.name, path=model.path, lora=model.lora, teacher=model.teacher)
+    device = choose_device(model.device)
     training = config.kind == "train"
+    check_entry(entry, training=training)
     prompts = load_prompts(training_prompts(config, extensions), entry.domain)
     scoring = None
     if training:
@@ -67,25 +69,30 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
             device=str(device),
         )
         scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
-    few_step = read_lora(Path(entry.lora)) if entry.lora and training else None
-    roles = _load_roles(config, entry, few_step, device)
-    return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager))
+    acquired = acquire(entry, training=training, rank=model.rank, alpha=model.alpha, adapter_scale=model.adapter_scale)
+    roles = _load_roles(config, acquired, device)
+    return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager), acquired)
 
 
-def _load_roles(config: RunConfig, entry: ModelEntry, few_step: LoraFile | None, device: torch.device) -> Roles:
+def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> Roles:
     """The backbone with every adapter in its starting state."""
-    rank, alpha = config.model.rank or entry.rank, config.model.alpha or entry.alpha
-    shape = few_step.shape if few_step else LoraShape(rank, alpha, entry.targets)
-    surrogate = config.kind == "train"
+    few_step, surrogate = acquired.lora, config.kind == "train"
+    if few_step is not None and acquired.teacher is not None and config.fake.start == "generator":
+        raise Tdmr1Error(
+            "the fake score can't start as a copy of the few-step LoRA: its backbone is the teacher's, another one",
+            "start it at zero with --set fake.start=zero",
+        )
+    backbone = load_backbone(acquired, device, PRECISIONS[config.model.precision])
     roles = Roles(
-        load_backbone(entry, device, PRECISIONS[config.model.precision]),
-        shape,
+        backbone,
+        acquired.shape,
         trained=(GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE),
         averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
         seed=seeds.stream(config.seed, "lora").initial_seed(),
+        teacher=load_teacher(acquired, backbone),
     )
     if few_step is not None:
-        roles.load(GENERATOR, few_step.weights, str(entry.lora))
+        roles.load(GENERATOR, few_step.weights, str(few_step.path))
         if config.fake.start == "generator":
             roles.copy(GENERATOR, FAKE)
     roles.copy(GENERATOR, GENERATOR_EMA)

@@ -27,11 +27,17 @@ class ModelConfig(Section):
     """Which few-step model is trained, and how it is held in memory."""
 
     name: str = "tiny-tdm"
-    """A registered model (`tdmr1 models list`) or a directory written by diffusers' `save_pretrained`."""
+    """A registered model (`tdmr1 models list`), a directory of diffusers' `save_pretrained`, or a hub id."""
     path: Path | None = None
     """Where the base pipeline lies, in place of the registered model's own; the rest of the entry is kept."""
     lora: Path | None = None
-    """The few-step LoRA (safetensors) the generator starts from, in place of the registered model's own."""
+    """The few-step LoRA the generator starts from, in place of the registered model's own: safetensors of diffusers,
+    PEFT or kohya, or the published .ckpt."""
+    adapter_scale: Positive | None = None
+    """What that LoRA's output is multiplied by, beside alpha / rank; the model entry's own by default, else 1."""
+    teacher: str | None = None
+    """same, or the directory or hub id of a second frozen backbone that tells every score; the model's own by default.
+    It must have the text encoder and autoencoder of the first."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Of the frozen weights; LoRA weights, latents and losses stay at least fp32. fp64 is for checking numerics."""
     device: str = "auto"
@@ -39,7 +45,7 @@ class ModelConfig(Section):
     rank: int | None = Field(None, ge=1)
     """Rank of the three LoRAs where no LoRA file sets it; the model entry's own by default (published: 32)."""
     alpha: float | None = Field(None, gt=0)
-    """Alpha of the three LoRAs (their output is scaled by alpha / rank; published: 64)."""
+    """Alpha of the three LoRAs where no LoRA file says it (their output is scaled by alpha / rank; published: 64)."""
     height: int | None = Field(None, ge=8)
     """Picture height in pixels; the model entry's own by default."""
     width: int | None = Field(None, ge=8)

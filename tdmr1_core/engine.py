@@ -52,6 +52,7 @@ class Engine:
     def __init__(self, config: RunConfig, parts: Parts) -> None:
         self.config = config
         self.entry = parts.entry
+        self.acquired = parts.acquired
         self.roles = parts.roles
         self.prompts = parts.prompts
         self.scoring = parts.scoring

@@ -18,10 +18,14 @@ from tdmr1_core.prompt_sets.prompt import Prompt
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: token embeddings (B, L, D) and pooled embeddings (B, P)."""
+    """Encoded prompts: token embeddings (B, L, D), pooled embeddings (B, P), and how many tokens of each row count.
+
+    `lengths` int64 (B,), on the CPU, is None where all of them do; the rest of a row is padding.
+    """
 
     embeddings: Tensor
     pooled: Tensor
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -29,16 +33,26 @@ class Conditioning:
     def select(self, rows: Tensor | Sequence[int]) -> Conditioning:
         """The given rows, in that order; a row may come more than once."""
         index = torch.as_tensor(rows, device=self.embeddings.device)
-        return Conditioning(self.embeddings[index], self.pooled[index])
+        lengths = None if self.lengths is None else self.lengths[index.cpu()]
+        return Conditioning(self.embeddings[index], self.pooled[index], lengths)
 
     def expand(self, size: int) -> Conditioning:
         """One prompt repeated for `size` rows."""
-        return Conditioning(self.embeddings.expand(size, -1, -1), self.pooled.expand(size, -1))
+        lengths = None if self.lengths is None else self.lengths.expand(size)
+        return Conditioning(self.embeddings.expand(size, -1, -1), self.pooled.expand(size, -1), lengths)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Several conditionings one after another."""
-        return Conditioning(torch.cat([p.embeddings for p in parts]), torch.cat([p.pooled for p in parts]))
+        """Several conditionings one after another, those with lengths padded to the longest."""
+        pooled = torch.cat([part.pooled for part in parts])
+        lengths = [part.lengths for part in parts if part.lengths is not None]
+        if not lengths:
+            return Conditioning(torch.cat([part.embeddings for part in parts]), pooled)
+        longest = max(part.embeddings.shape[1] for part in parts)
+        padded = [
+            torch.nn.functional.pad(part.embeddings, (0, 0, 0, longest - part.embeddings.shape[1])) for part in parts
+        ]
+        return Conditioning(torch.cat(padded), pooled, torch.cat(lengths))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -35,66 +36,87 @@ class LoraShape:
         """As PEFT's config; B starts at zero, so a new adapter changes nothing."""
         return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), init_lora_weights=True)
 
+    def misfit(self, error: ValueError) -> Tdmr1Error:
+        """What is said of a network that has none of the target modules."""
+        shown = ", ".join(self.targets[:8]) + (", …" if len(self.targets) > 8 else "")
+        return Tdmr1Error(
+            f"the LoRA's target modules {shown} do not fit the model: {error}",
+            "check the model entry's targets, or use the LoRA with the base model it was made for",
+        )
+
 
 class Roles:
-    """Named adapters on one backbone. `acting(role)` says who answers; gradients of roles never meet.
+    """Named adapters on one or two backbones. `acting(role)` says who answers; gradients of roles never meet.
 
-    `teacher` and `reference` are the bare backbone. The adapters' parameters are float32 (float64 on such a backbone).
+    `teacher` and `reference` are a bare backbone. The adapters' parameters are float32 (float64 on such a backbone).
+    Where the few-step model is a whole checkpoint of its own, its multi-step teacher can be a second backbone: the
+    generator stays on the first, and everything that tells a score (teacher, reference, fake, surrogate) is the second.
     """
 
     def __init__(
-        self, backbone: Backbone, shape: LoraShape, trained: tuple[str, ...], averaged: tuple[str, ...], *, seed: int
+        self,
+        backbone: Backbone,
+        shape: LoraShape,
+        trained: tuple[str, ...],
+        averaged: tuple[str, ...],
+        *,
+        seed: int,
+        teacher: Backbone | None = None,
     ) -> None:
         self.backbone = backbone
         self.shape = shape
         self.trained = trained
+        self._scores = teacher or backbone
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
             try:
                 for name in (*trained, *averaged):
-                    backbone.network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
+                    self.home(name).network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
-                raise Tdmr1Error(
-                    f"the LoRA's target modules {', '.join(shape.targets)} do not fit the model: {error}",
-                    "check the model entry's targets, or use the LoRA with the base model it was made for",
-                ) from error
-        self._layers = [layer for layer in backbone.network.modules() if isinstance(layer, BaseTunerLayer)]
+                raise shape.misfit(error) from error
+        self._layers = {home: _lora_layers(home.network) for home in (self._scores, backbone)}
         self._parameters = {name: self._collect(name) for name in (*trained, *averaged)}
-        for weights in self._parameters.values():
+        for name, weights in self._parameters.items():
             for weight in weights.values():
-                weight.data = weight.data.to(backbone.dtype)
-        self._acting: str | None = None
-        self._activate(TEACHER)
+                weight.data = weight.data.to(self.home(name).dtype)
+        self._acting: dict[Backbone, str] = {}
+        for home in self._layers:
+            self._activate(TEACHER, home)
+
+    def home(self, role: str) -> Backbone:
+        """The backbone that a role is on."""
+        return self.backbone if role in (GENERATOR, GENERATOR_EMA) else self._scores
 
     def _collect(self, name: str) -> dict[str, nn.Parameter]:
         part = f".{name}."
-        named = self.backbone.network.named_parameters()
+        named = self.home(name).network.named_parameters()
         return {key.replace(part, "."): weight for key, weight in named if part in key and "lora_" in key}
 
     @contextmanager
     def acting(self, role: str) -> Iterator[Backbone]:
-        """The backbone with this role's adapter active; the former role comes back afterwards."""
-        former = self._acting or TEACHER
-        self._activate(role)
-        try:
-            yield self.backbone
-        finally:
-            self._activate(former)
-
-    def _activate(self, role: str) -> None:
-        if role == self._acting:
-            return
+        """The role's backbone with its adapter active; the former role comes back afterwards."""
         if role not in (TEACHER, REFERENCE, *self._parameters):
             raise KeyError(role)
+        home = self.home(role)
+        former = self._acting[home]
+        self._activate(role, home)
+        try:
+            yield home
+        finally:
+            self._activate(former, home)
+
+    def _activate(self, role: str, home: Backbone) -> None:
+        if role == self._acting.get(home):
+            return
         active = [role] if role in self._parameters else []
-        for layer in self._layers:
+        for layer in self._layers[home]:
             layer.set_adapter(active)
         # PEFT lets only the active adapter require a gradient; a graph recorded under another role would lose its own.
         for name, weights in self._parameters.items():
             for weight in weights.values():
                 weight.requires_grad_(name in self.trained)
-        self._acting = role
+        self._acting[home] = role
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,3 +160,12 @@ class Roles:
     def copy(self, source: str, target: str) -> None:
         """Give one role the weights of another."""
         self.load(target, self._parameters[source], source)
+
+    def peft_config(self, role: str) -> dict[str, Any]:
+        """PEFT's config of a role's adapter as plain data."""
+        configs = self.home(role).network.peft_config
+        return dict(configs[role].to_dict())  # type: ignore[index,union-attr]
+
+
+def _lora_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    return [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]

@@ -80,9 +80,9 @@ def draw(
     images = []
     progress(0, len(noise))
     for rows in micro_batches(len(noise), engine.config.batch.micro_batch or SAMPLING_BATCH):
-        with engine.roles.acting(role):
+        with engine.roles.acting(role) as acting:
             latents = sample(
-                backbone,
+                acting,
                 noise[rows].to(device=backbone.device, dtype=backbone.dtype),
                 conditioning.select(rows // per_prompt),
                 sigmas,
@@ -119,8 +119,13 @@ def evaluate(
     guidance_scale: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Sample about `images` images of a role (the same number of each prompt) and judge them with every reward."""
+    """Sample about `images` images of a role and judge them with every reward.
+
+    Each prompt has the same number; of a set with more prompts than images, as many as there are images, evenly spread.
+    """
     per_prompt = max(1, round(images / len(prompts)))
+    if len(prompts) > images:
+        prompts = [prompts[number * len(prompts) // images] for number in range(images)]
     pictures = draw(
         engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale, progress=progress
     )

@@ -2,81 +2,146 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from tdmr1_core.algorithm.flow import unshift_sigma
+from tdmr1_core.configure import fingerprint
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_files import WEIGHT_FILE, write_lora
+from tdmr1_core.models.acquire import Acquired
+from tdmr1_core.models.lora_files import COMFY_FILE, WEIGHT_FILE, write_comfy_lora, write_lora
+from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR_EMA
-from tdmr1_core.models.sd3 import load_pipeline
 from tdmr1_core.runs.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.model_card import model_card
+from tdmr1_core.versions import versions
 
 COMPARED_PROMPTS, COMPARED_IMAGES = 4, 2
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written LoRA file, and how far the clean pipeline's pixels were from ours (levels of 255, images compared)."""
+    """The written LoRA file, and how far the clean pipeline's pixels were from ours (levels of 255, images compared).
+
+    `call` holds the arguments that a call of the pipeline needs beside the prompt.
+    """
 
     file: Path
+    comfy_file: Path | None
     largest_difference: int
     images: int
+    call: dict[str, Any]
 
 
-def export_lora(engine: Engine, folder: Path) -> Exported:
-    """Write `folder/pytorch_lora_weights.safetensors`. Raises Tdmr1Error if it exists or does not draw the same."""
-    if (folder / WEIGHT_FILE).exists():
-        raise Tdmr1Error(f"{folder / WEIGHT_FILE} is already there", "choose another --output, or remove it first")
+def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exported:
+    """Write `folder/pytorch_lora_weights.safetensors` with a model card, and on request the same for ComfyUI.
+
+    Raises Tdmr1Error if one of the files is there already, or if the LoRA does not draw the same.
+    """
+    names = [WEIGHT_FILE, CARD, *([COMFY_FILE] if comfy else [])]
+    for name in names:
+        if (folder / name).exists():
+            raise Tdmr1Error(f"{folder / name} is already there", "choose another --output, or remove it first")
+    backbone, acquired = engine.roles.backbone, engine.acquired
+    assert isinstance(backbone, PipelineBackbone)
+    assert acquired is not None
+    call = _call(engine, backbone)
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        write_lora(engine.roles, GENERATOR_EMA, building)
-        difference, images = _compare(engine, building)
+        metadata = _metadata(engine, acquired, call)
+        write_lora(engine.roles, GENERATOR_EMA, building, metadata)
+        if comfy:
+            write_comfy_lora(engine.roles, GENERATOR_EMA, building, metadata, acquired.family)
+        difference, images = _compare(engine, backbone, acquired, building, call)
         if difference > 1:
             raise Tdmr1Error(
                 f"the exported LoRA draws other pictures: a pixel differs by {difference} of 255",
                 "nothing was written; please report this with `tdmr1 doctor`",
             )
+        card = model_card(acquired, metadata, call, engine.prompts[0].text, difference, images)
+        (building / CARD).write_text(card, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
-        os.replace(building / WEIGHT_FILE, folder / WEIGHT_FILE)
+        for name in names:
+            os.replace(building / name, folder / name)
     except OSError as error:
         raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", "choose another --output") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return Exported(folder / WEIGHT_FILE, difference, images)
+    return Exported(folder / WEIGHT_FILE, folder / COMFY_FILE if comfy else None, difference, images, call)
 
 
-def _compare(engine: Engine, lora: Path) -> tuple[int, int]:
-    """Largest pixel difference between our sampling and diffusers' own call with the LoRA loaded, and of how many."""
-    prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
-    backbone = engine.roles.backbone
-    pipeline = load_pipeline(engine.entry.base, with_t5=engine.entry.with_t5)
-    pipeline.load_lora_weights(str(lora))
-    pipeline.to(backbone.device, dtype=next(iter(backbone.network.parameters())).dtype)
+def _call(engine: Engine, backbone: PipelineBackbone) -> dict[str, Any]:
+    """The arguments of the pipeline's call that mean our sampling; its scheduler shifts the sigmas that it is given."""
     height, width = engine.size
-    shape = backbone.latent_shape(height, width)
+    shift = backbone.pipeline.scheduler.config.shift
+    return {
+        "sigmas": unshift_sigma(engine.sigmas[:-1], shift).tolist(),
+        "guidance_scale": backbone.family.no_guidance,
+        "height": height,
+        "width": width,
+        "max_sequence_length": engine.entry.max_sequence_length,
+    }
+
+
+def _metadata(engine: Engine, acquired: Acquired, call: dict[str, Any]) -> dict[str, str]:
+    """What the file says of itself, beside the adapter's config that diffusers reads; every value is text."""
+    config = engine.config
+    told = {
+        "base_model": engine.entry.base,
+        "base_revision": acquired.revision or "",
+        "family": acquired.family.name,
+        "iteration": engine.iteration_index,
+        "steps": engine.steps,
+        "shift": engine.shift,
+        "noise_levels": engine.sigmas[:-1].tolist(),
+        "guidance": 1.0,
+        "adapter_scale": 1.0,
+        "rank": engine.roles.shape.rank,
+        "alpha": engine.roles.shape.alpha,
+        "rewards": {reward.name: reward.weight for reward in config.rewards},
+        "config_hash": fingerprint(config),
+        "started_from": None if acquired.lora is None else acquired.lora.record["sha256"],
+        "pipeline_call": call,
+        "versions": versions(),
+    }
+    return {f"tdmr1.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+
+
+def _compare(
+    engine: Engine, backbone: PipelineBackbone, acquired: Acquired, lora: Path, call: dict[str, Any]
+) -> tuple[int, int]:
+    """Largest pixel difference between our sampling and diffusers' own call with the file loaded, and of how many.
+
+    The pipeline gets a denoiser freshly read from disk. Both compute in the precision of latents, with the weights as
+    they are held, so that rounding on different ways hides nothing.
+    """
+    prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
+    pipeline = backbone.with_denoiser(acquired.folder)
+    pipeline.load_lora_weights(lora, weight_name=WEIGHT_FILE)
+    pipeline.transformer.to(dtype=backbone.dtype)
+    shape = backbone.latent_shape(*engine.size)
     largest = 0
     for prompt in prompts:
-        ours = draw(engine, GENERATOR_EMA, [prompt], COMPARED_IMAGES, seed).images
+        with backbone.exact():
+            ours = draw(engine, GENERATOR_EMA, [prompt], COMPARED_IMAGES, seed).images
         noise = evaluation_noise([prompt], COMPARED_IMAGES, seed, shape)
         with torch.no_grad():
             theirs = pipeline(
-                prompt.text,
+                **backbone.call_arguments(engine.conditioning([prompt])),
+                **call,
                 num_images_per_prompt=COMPARED_IMAGES,
-                sigmas=unshift_sigma(engine.sigmas[:-1], pipeline.scheduler.config.shift).tolist(),
-                guidance_scale=1.0,
-                height=height,
-                width=width,
                 latents=noise.to(device=backbone.device, dtype=backbone.dtype),
-                max_sequence_length=engine.entry.max_sequence_length,
                 output_type="np",
             ).images
         largest = max(largest, int(np.abs((theirs * 255).round().astype(int) - ours.astype(int)).max()))

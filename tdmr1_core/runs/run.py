@@ -121,7 +121,7 @@ class Run:
         try:
             if self._checkpoint is not None:
                 load_checkpoint(engine, self._checkpoint)
-            self._open_folder()
+            self._open_folder(engine)
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             try:
                 return self._loop(engine, tracker, observer)
@@ -201,11 +201,20 @@ class Run:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _open_folder(self) -> None:
+    def _open_folder(self, engine: Engine) -> None:
+        lora = engine.acquired.lora if engine.acquired else None
+        if self._checkpoint is not None:
+            began = (read_file(self.folder / CONFIG).get("tdmr1") or {}).get("lora")
+            if began and lora and began["sha256"] != lora.sha256:
+                raise Tdmr1Error(
+                    f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",
+                    f"put that one back ({began['sha256'][:16]}…), or start a new run",
+                )
         try:
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._checkpoint is None:
-                header = {"tdmr1": {"versions": versions(), "config_hash": fingerprint(self.config)}}
+                header = {"versions": versions(), "config_hash": fingerprint(self.config)}
+                header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
                 text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
                 (self.folder / CONFIG).write_text(text, encoding="utf-8")
         except OSError as error:

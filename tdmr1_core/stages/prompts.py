@@ -114,12 +114,13 @@ def training_prompts(config: RunConfig, extensions: Extensions) -> str:
 def load_prompts(source: str, domain: str) -> list[Prompt]:
     """A prompt set of the domain by name, or a file: .jsonl in GenEval's layout, any other one prompt a line.
 
-    Raises Tdmr1Error for an unknown name and for a file that is missing, empty or not text.
+    A folder in flow_grpo's layout stands for its training prompts: train_metadata.jsonl or train.txt. Raises
+    Tdmr1Error for an unknown name and for a file that is missing, empty or not text.
     """
     known = PROMPT_SETS.get(domain, {})
     if source in known:
         return known[source]()
-    path = Path(source)
+    path = _in_folder(Path(source))
     if not path.is_file():
         what = "no prompt set and no file" if path.suffix else "no prompt set"
         raise Tdmr1Error(
@@ -136,6 +137,12 @@ def load_prompts(source: str, domain: str) -> list[Prompt]:
     if not prompts:
         raise Tdmr1Error(f"the prompt file {path} holds no prompts", "write one prompt a line")
     return prompts
+
+
+def _in_folder(path: Path) -> Path:
+    """The training prompts in a folder of flow_grpo's layout; any other path as it is."""
+    found = (path / name for name in ("train_metadata.jsonl", "train.txt"))
+    return next((file for file in found if file.is_file()), path)
 
 
 def _parse_text(line: str, path: Path, number: int) -> Prompt:
@@ -155,6 +162,10 @@ def _parse_json(line: str, path: Path, number: int) -> Prompt:
 
 
 def held_out_companion(source: str, domain: str) -> str:
-    """The held-out set that belongs to a named set, or the set itself where there is none."""
+    """The held-out set that belongs to a named set or to a file train…, or the same set where there is none."""
     candidate = f"{source}-held-out"
-    return candidate if candidate in PROMPT_SETS.get(domain, {}) else source
+    if candidate in PROMPT_SETS.get(domain, {}):
+        return candidate
+    path = _in_folder(Path(source))
+    test = path.with_name(path.name.replace("train", "test", 1))
+    return str(test) if path.name.startswith("train") and path.is_file() and test.is_file() else source

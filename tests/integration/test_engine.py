@@ -14,9 +14,10 @@ from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.pipeline import load_pipeline
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
-from tdmr1_core.models.sd3 import load_pipeline
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluate import draw, evaluation_noise
 from tdmr1_rewards.hookspecs import hookimpl
@@ -82,7 +83,7 @@ def test_precision_changes_no_draw():
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_our_sampling_is_the_pipelines_own(precision):
     engine = Engine.from_config(small_config(f"model.precision={precision}"))
-    pipeline = load_pipeline(engine.entry.base, with_t5=False)
+    pipeline = load_pipeline(FAMILIES["sd3"], engine.acquired.folder, torch.float32, engine.acquired.absent)
     pipeline.load_lora_weights(engine.entry.lora)
     pipeline.to(dtype=torch.float64 if precision == "fp64" else torch.float32)
     for prompt in engine.prompts[:3]:
@@ -104,7 +105,7 @@ def test_guided_teacher_is_the_pipelines_own():
     engine = Engine.from_config(small_config())
     (prompt,) = engine.prompts[:1]
     ours = draw(engine, "teacher", [prompt], 4, seed=5, steps=6, guidance_scale=2.5).images
-    pipeline = load_pipeline(engine.entry.base, with_t5=False)
+    pipeline = load_pipeline(FAMILIES["sd3"], engine.acquired.folder, torch.float32, engine.acquired.absent)
     theirs = pipeline(
         prompt.text,
         num_images_per_prompt=4,

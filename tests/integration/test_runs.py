@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from integration.support import Silent, small_config
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_files import read_lora
+from tdmr1_core.models.acquire import acquire
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
 from tdmr1_core.runs.export import export_lora
@@ -138,7 +139,7 @@ def test_an_export_draws_the_same_and_keeps_alpha(finished, tmp_path):
     engine = load_trained(finished)
     exported = export_lora(engine, tmp_path / "lora")
     assert exported.largest_difference == 0
-    lora = read_lora(tmp_path / "lora")
+    lora = acquire(replace(engine.entry, lora=str(tmp_path / "lora")), training=True).lora
     assert (lora.shape.rank, lora.shape.alpha) == (engine.roles.shape.rank, engine.roles.shape.alpha)
     weights = engine.roles.weights(GENERATOR_EMA)
     assert lora.weights.keys() == weights.keys()

@@ -4,78 +4,20 @@ import json
 
 import pytest
 import torch
-from command_line import REPOSITORY
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
+from helpers_pipelines import make_sd35
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 pytestmark = pytest.mark.integration
 
-WIDTHS = (24, 40)
 SETTINGS = ("batch.groups=2", "batch.group_size=2", "model.rank=4", "model.alpha=8", "timesteps.per_iteration=2")
 SETS = [part for setting in (*SETTINGS, "saving.samples_every=0") for part in ("--set", setting)]
-DATA = REPOSITORY / "tdmr1_core" / "tiny" / "pipeline"
-
-
-def text_encoder(width: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=width,
-            projection_dim=width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """Sixteen latent channels, four levels of the autoencoder, dual attention in the first block, 64 pixels."""
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(DATA / "tokenizer")
-    folder = tmp_path_factory.mktemp("foreign") / "sd35-like"
-    StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=16,
-            out_channels=16,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=sum(WIDTHS),
-            caption_projection_dim=16,
-            pooled_projection_dim=sum(WIDTHS),
-            pos_embed_max_size=8,
-            dual_attention_layers=(0,),
-            qk_norm="rms_norm",
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8,) * 4,
-            latent_channels=16,
-            norm_num_groups=4,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            scaling_factor=1.5,
-            shift_factor=0.06,
-        ),
-        text_encoder=text_encoder(WIDTHS[0], tokenizer),
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder(WIDTHS[1], tokenizer),
-        tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    ).save_pretrained(folder)
-    return folder
+    return make_sd35(tmp_path_factory.mktemp("foreign") / "sd35-like")
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,32 @@ def test_the_preset_is_the_rewards_where_the_model_has_none(extensions, photo_mo
     assert settings.config.rewards[0].weight == 2
 
 
+def test_a_published_model_is_complete_as_typed(extensions):
+    settings = resolve_settings(Flags(model="sd3.5-tdm", rewards=["legible"]), "train", extensions)
+    assert (settings.preset, settings.entry.base) == ("ocr", "stabilityai/stable-diffusion-3.5-medium")
+    assert (settings.config.model.precision, settings.config.batch.groups) == ("bf16", 48)
+    assert settings.entry.domain == "photo"
+    flags = Flags(model="sd3.5-tdm", rewards=["legible"], sets=["model.precision=fp32"])
+    assert resolve_settings(flags, "train", extensions).config.model.precision == "fp32"
+
+
+def test_a_teacher_with_guidance_built_in_is_not_guided_again(extensions):
+    flags = Flags(model="z-image-turbo", rewards=["legible"])
+    own = resolve_settings(flags, "train", extensions).config.generator
+    assert (own.guidance_scale, own.rl_cfg) == (1.0, 1.0)
+    other = resolve_settings(replace(flags, sets=["model.teacher=Tongyi-MAI/Z-Image"]), "train", extensions)
+    assert (other.config.generator.guidance_scale, other.config.generator.rl_cfg) == (4.5, 4.5)
+    assert other.entry.teacher == "Tongyi-MAI/Z-Image"
+
+
+def test_a_model_whose_lora_nobody_published(extensions):
+    flags = Flags(model="sd3.5-large-tdm", rewards=["legible"])
+    with pytest.raises(Tdmr1Error, match="no few-step LoRA is published"):
+        resolve_settings(flags, "train", extensions)
+    assert resolve_settings(replace(flags, lora=Path("mine.safetensors")), "train", extensions).entry.adapter_scale == 1
+    resolve_settings(Flags(model="sd3.5-large-tdm"), "distill", extensions)
+
+
 def test_a_model_without_a_reward_needs_one(extensions, photo_model):
     with pytest.raises(Tdmr1Error, match="at least one reward"):
         resolve_settings(Flags(model=str(photo_model)), "train", extensions)

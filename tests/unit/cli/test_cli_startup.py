@@ -27,7 +27,16 @@ print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--help", "--version", "rewards list", "models list", "plugins", "config show", "train --preset tinny"],
+    [
+        "--help",
+        "--version",
+        "rewards list",
+        "models list",
+        "models info z-image-turbo",
+        "plugins",
+        "config show",
+        "train --preset tinny",
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments):
     script = SCRIPT.format(heavy=HEAVY)

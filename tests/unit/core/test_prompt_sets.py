@@ -55,6 +55,26 @@ def test_texts_and_scenes_of_the_held_out_set_are_not_trained_on():
     assert {len(text.split()) for text in texts} >= {1, 2, 3, 4}
 
 
+def test_folders_of_flow_grpo(tmp_path):
+    ocr, geneval = tmp_path / "ocr", tmp_path / "geneval"
+    for folder, files in [(ocr, {"train.txt": 'A sign "One".\n\n', "test.txt": 'A sign "Two".\n'})]:
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    geneval.mkdir()
+    line = '{"tag": "counting", "include": [{"class": "cow", "count": 2}], "exclude": [], "prompt": "two cows"}\n'
+    (geneval / "train_metadata.jsonl").write_text(line)
+    (geneval / "test_metadata.jsonl").write_text(line.replace("two", "three"))
+    (geneval / "train.txt").write_text("not this one\n")
+    assert [prompt.text for prompt in load_prompts(str(ocr), "photo")] == ['A sign "One".']
+    (prompt,) = load_prompts(str(geneval), "photo")
+    assert (prompt.text, prompt.metadata["include"]) == ("two cows", [{"class": "cow", "count": 2}])
+    for given in (str(ocr), str(ocr / "train.txt")):
+        assert held_out_companion(given, "photo") == str(ocr / "test.txt")
+    assert held_out_companion(str(geneval), "photo") == str(geneval / "test_metadata.jsonl")
+    assert held_out_companion(str(ocr / "test.txt"), "photo") == str(ocr / "test.txt")
+
+
 def test_each_domain_has_its_own_sets():
     assert set(PROMPT_SETS) == {"tiny", "words", "photo"}
     assert "ocr" not in PROMPT_SETS["tiny"]

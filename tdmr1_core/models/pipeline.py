@@ -1,0 +1,162 @@
+"""What the backbones made of a diffusers pipeline share: freezing, guidance, decoding, schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdmr1_core.algorithm.flow import sigma_schedule
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.families import Family
+from tdmr1_core.models.protocol import guide
+from tdmr1_core.records import Conditioning
+
+TIMESTEPS = 1000
+"""Diffusers' flow schedulers count sigma in thousandths."""
+
+
+class PipelineBackbone(ABC):
+    """A pipeline's parts, frozen, in rectified-flow terms. A family says how it encodes and what its network wants."""
+
+    family: ClassVar[Family]
+
+    def __init__(
+        self, pipeline: Any, *, device: torch.device, precision: torch.dtype, max_sequence_length: int
+    ) -> None:
+        self.pipeline = pipeline
+        self.network: nn.Module = pipeline.transformer
+        self.device = device
+        self.dtype = torch.promote_types(precision, torch.float32)
+        self._precision = precision
+        self._max_sequence_length = max_sequence_length
+        for part in (pipeline.transformer, *self._text_encoders()):
+            _freeze(part, device, precision)
+        _freeze(pipeline.vae, device, self.dtype)
+
+    @abstractmethod
+    def _text_encoders(self) -> list[nn.Module]:
+        """Those of the pipeline's text encoders that are there."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts to conditioning through the pipeline's own encoders, one row each."""
+
+    @abstractmethod
+    def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        """The conditioning as arguments of a call of the pipeline, in the precision of latents."""
+
+    @abstractmethod
+    def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """v as the network gives it."""
+
+    @cached_property
+    def unconditional(self) -> Conditioning:
+        """The conditioning of the empty prompt, one row."""
+        return self.encode([""])
+
+    def velocity(
+        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """v (B, C, H, W); with guidance both branches run in one batch."""
+        if guidance_scale == 1.0:
+            return self._forward(latents, sigma, conditioning)
+        both = Conditioning.cat([self.unconditional.expand(len(latents)), conditioning])
+        unconditional, conditional = self._forward(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+        return guide(conditional, unconditional, guidance_scale)
+
+    def _forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        with torch.autocast(self.device.type, self._precision, enabled=self._precision == torch.bfloat16):
+            return self._network_velocity(latents, sigma, conditioning).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Clean latents to uint8 (B, height, width, 3), exactly as the pipeline does it."""
+        config = self.pipeline.vae.config
+        pixels = self.pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+        pictures = self.pipeline.image_processor.postprocess(pixels, output_type="np")
+        return (pictures * 255).round().astype(np.uint8)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture in pixels. Raises Tdmr1Error for a size that can't be drawn."""
+        factor = self.pipeline.vae_scale_factor
+        multiple = factor * self._patch_size
+        if height % multiple or width % multiple:
+            raise Tdmr1Error(
+                f"pictures of {width}×{height} pixels can't be drawn: this model needs multiples of {multiple}",
+                "change model.height and model.width",
+            )
+        return (int(self.pipeline.transformer.config.in_channels), height // factor, width // factor)
+
+    @property
+    @abstractmethod
+    def _patch_size(self) -> int:
+        """Latents that the network takes together along each axis."""
+
+    def schedule(self, steps: int, shift: float | None = None) -> Tensor:
+        """The K + 1 levels, with the scheduler's own shift unless another is given."""
+        return sigma_schedule(steps, shift or self.pipeline.scheduler.config.shift)
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Compute in the precision of latents meanwhile, with the very weights that are held in a lower one."""
+        if self._precision == self.dtype:
+            yield
+            return
+        lowered = [weight for weight in self.network.parameters() if weight.dtype == self._precision]
+        former, self._precision = self._precision, self.dtype
+        try:
+            for weight in lowered:
+                weight.data = weight.data.to(self.dtype)
+            yield
+        finally:
+            self._precision = former
+            for weight in lowered:
+                weight.data = weight.data.to(former)
+
+    def beside(self, folder: Path) -> Self:
+        """Another denoiser of the same make, read from a pipeline's folder, with this one's other parts."""
+        return type(self)(
+            self.with_denoiser(folder),
+            device=self.device,
+            precision=self._precision,
+            max_sequence_length=self._max_sequence_length,
+        )
+
+    def with_denoiser(self, folder: Path) -> Any:
+        """A pipeline with a denoiser freshly read from a pipeline's folder and this one's other parts."""
+        import diffusers
+
+        kind = getattr(diffusers, self.family.transformer)
+        fresh = kind.from_pretrained(folder / "transformer", torch_dtype=self._precision, use_safetensors=True)
+        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self.device)})
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    part.requires_grad_(False).eval().to(device)
+    if any(weight.dtype != dtype for weight in part.parameters()):
+        part.to(dtype=dtype)
+
+
+def load_pipeline(family: Family, folder: Path, precision: torch.dtype, absent: Sequence[str] = ()) -> Any:
+    """A family's pipeline from a directory, from safetensors alone, without the parts named `absent`.
+
+    Its weights are read in `precision`, those of the autoencoder in at least float32.
+    """
+    import diffusers
+
+    dtypes = {"default": precision, "vae": torch.promote_types(precision, torch.float32)}
+    pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+        folder, torch_dtype=dtypes, use_safetensors=True, **dict.fromkeys(absent)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

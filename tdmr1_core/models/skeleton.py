@@ -1,0 +1,45 @@
+"""A network without weights: what a LoRA on it is called and shaped, known before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import inject_adapter_in_model
+from torch import nn
+
+from tdmr1_core.models.families import Family
+from tdmr1_core.models.roles import LoraShape
+
+
+class Skeleton:
+    """A family's denoiser built from its config on the meta device."""
+
+    def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
+        import diffusers
+
+        self.family = family
+        with torch.device("meta"):
+            self._network: nn.Module = getattr(diffusers, family.transformer).from_config(dict(config))
+        self._adapters = 0
+        self.linears = tuple(name for name, module in self._network.named_modules() if isinstance(module, nn.Linear))
+        """The names of the modules that a LoRA can be put on."""
+
+    def lora(self, shape: LoraShape) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a LoRA's weights, in the order of the network's parameters.
+
+        Raises Tdmr1Error if the network has none of the target modules.
+        """
+        self._adapters += 1
+        adapter = f"skeleton_{self._adapters}"
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                inject_adapter_in_model(shape.peft(), self._network, adapter_name=adapter, low_cpu_mem_usage=True)
+        except ValueError as error:
+            raise shape.misfit(error) from error
+        part = f".{adapter}."
+        named = self._network.named_parameters()
+        return {name.replace(part, "."): tuple(weight.shape) for name, weight in named if part in name}

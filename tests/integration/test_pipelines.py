@@ -1,0 +1,249 @@
+"""Backbones of every family against diffusers' own pipelines, and runs on genuine tiny directories of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from helpers_pipelines import make_sd35, make_zimage
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from integration.support import Silent
+from tdmr1_core.algorithm.flow import unshift_sigma
+from tdmr1_core.configure import resolve
+from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.acquire import acquire
+from tdmr1_core.models.lora_files import COMFY_FILE
+from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
+from tdmr1_core.plugins import discover
+from tdmr1_core.runs import export
+from tdmr1_core.runs.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.export import export_lora
+from tdmr1_core.runs.run import Run, load_trained
+
+pytestmark = pytest.mark.integration
+
+MAKERS = {"sd3": make_sd35, "zimage": make_zimage}
+SMALL = {
+    "iterations": 2,
+    "batch": {"groups": 2, "group_size": 2},
+    "timesteps": {"per_iteration": 2},
+    "evaluation": {"images": 2},
+    "saving": {"samples_every": 0, "tensorboard": False, "checkpoint_every": 1},
+    "generator": {"learning_rate": 1e-2},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipelines")
+    (folder / "prompts.txt").write_text("two red circles\nthree green squares\n")
+    return {name: make(folder / name) for name, make in MAKERS.items()} | {"prompts": folder / "prompts.txt"}
+
+
+def settings(folders, family, **changes):
+    model = {"name": str(folders[family]), "height": 64, "width": 64, "rank": 4, "alpha": 8, **changes.pop("model", {})}
+    rewards = [] if changes.get("kind") == "distill" else [{"name": "jpeg_size"}]
+    return resolve(
+        [SMALL, {"model": model, "rewards": rewards, "prompts": {"train": str(folders["prompts"])}}, changes]
+    )
+
+
+@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("role", [GENERATOR_EMA, TEACHER])
+def test_the_same_noise_gives_the_same_picture_as_the_pipeline(folders, family, role):
+    engine = Engine.from_config(settings(folders, family))
+    kind = type(engine.roles.backbone.pipeline)
+    pipeline = kind.from_pretrained(folders[family], **dict.fromkeys(engine.acquired.absent))
+    (prompt, *_), seed = engine.prompts, 5
+    guidance = 3.0 if role == TEACHER else 1.0
+    ours = draw(engine, role, [prompt], 2, seed, steps=4, guidance_scale=guidance).images
+    # Z-Image's pipeline adds its guidance to the prediction, so that 0 is none.
+    own = {"sd3": guidance, "zimage": guidance - 1}[family]
+    theirs = pipeline(
+        prompt.text,
+        sigmas=unshift_sigma(engine.sigmas[:-1], 3.0).tolist(),
+        guidance_scale=own,
+        height=64,
+        width=64,
+        num_images_per_prompt=2,
+        latents=evaluation_noise([prompt], 2, seed, (16, 8, 8)),
+        max_sequence_length=engine.entry.max_sequence_length,
+        output_type="np",
+    ).images
+    assert ours.std() > 5
+    assert np.abs((theirs * 255).round() - ours.astype(int)).max() <= 1
+
+
+def test_texts_of_different_lengths_in_one_batch(folders):
+    engine = Engine.from_config(settings(folders, "zimage"))
+    backbone = engine.roles.backbone
+    both = engine.conditioning(engine.prompts)
+    longer = backbone.encode(["two red circles three green squares"])
+    assert [len(part) for part in (both, longer)] == [2, 1]
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.9, 0.4])
+    together = type(both).cat([both.select([0]), longer])
+    assert together.lengths.tolist() == [7, 10]
+    found = backbone.velocity(latents, sigma, together)
+    for row, alone in enumerate((both.select([0]), longer)):
+        torch.testing.assert_close(
+            found[row : row + 1], backbone.velocity(latents[row : row + 1], sigma[row : row + 1], alone)
+        )
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def finished(request, folders, tmp_path_factory):
+    """A run of two iterations, and one that was stopped after the first and continued."""
+    config = settings(folders, request.param)
+    whole, stopped = (tmp_path_factory.mktemp(request.param) / name for name in ("whole", "stopped"))
+    Run.create(config, whole).execute(Silent())
+    run = Run.create(config, stopped)
+
+    class StopAfterOne(Silent):
+        def iteration(self, report):
+            run._stop = True
+
+    assert not run.execute(StopAfterOne()).finished
+    assert Run.resume(stopped).execute(Silent()).finished
+    return whole, stopped
+
+
+def test_a_continued_run_ends_with_the_same_bits(finished):
+    weights = [(folder / "checkpoints" / "step-000002" / "weights.safetensors").read_bytes() for folder in finished]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_goes_on_with_its_own_lora_alone(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    engine = load_trained(folder)
+    lora = export_lora(engine, tmp_path / "lora").file
+    config = engine.config.model_copy(
+        update={"model": engine.config.model.model_copy(update={"lora": lora}), "iterations": 1}
+    )
+    run = tmp_path / "with-lora"
+    Run.create(config, run).execute(Silent())
+    weights = {name: weight + 1 for name, weight in load_file(lora).items()}
+    with safe_open(lora, framework="pt") as file:
+        header = file.metadata()
+    save_file(weights, lora, metadata=header)
+    with pytest.raises(Tdmr1Error, match="is not the LoRA that the run began with"):
+        Run.resume(run).execute(Silent())
+
+
+def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, monkeypatch):
+    engine = load_trained(finished[0])
+    exported = export_lora(engine, tmp_path / "lora", comfy=True)
+    assert exported.largest_difference <= 1
+    with safe_open(exported.file, framework="pt") as file:
+        told = {name.removeprefix("tdmr1."): value for name, value in file.metadata().items()}
+    assert told["base_model"] == str(engine.acquired.folder)
+    assert json.loads(told["rewards"]) == {"jpeg_size": 1.0}
+    assert (json.loads(told["steps"]), json.loads(told["shift"]), told["adapter_scale"]) == (4, 3.0, "1.0")
+    assert len(told["config_hash"]) == 16
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert "library_name" in card
+    assert type(engine.roles.backbone.pipeline).__name__ in card
+    # ComfyUI's file holds the same weights, read back by kohya's parts with an alpha of each.
+    lora = acquire(replace(engine.entry, lora=str(tmp_path / "lora" / COMFY_FILE)), training=True).lora
+    assert lora.shape.alpha == engine.roles.shape.alpha
+    for name, weight in engine.roles.weights(GENERATOR_EMA).items():
+        assert torch.equal(lora.weights[name], weight)
+    if engine.entry.family == "zimage":  # of the two, diffusers reads such keys for Z-Image alone
+        monkeypatch.setattr(export, "WEIGHT_FILE", COMFY_FILE)
+        backbone, folder = engine.roles.backbone, tmp_path / "lora"
+        difference, images = export._compare(engine, backbone, engine.acquired, folder, exported.call)
+        assert (difference <= 1, images) == (True, 4)
+
+
+def test_an_export_that_draws_something_else_is_refused(finished, tmp_path, monkeypatch):
+    def without_effect(roles, role, folder, metadata):
+        path = write(roles, role, folder, metadata)
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+        save_file({name: torch.zeros_like(weight) for name, weight in load_file(path).items()}, path, metadata=header)
+        return path
+
+    write = export.write_lora
+    engine = load_trained(finished[0])
+    weights = {n: w + 0.1 * (".lora_B." in n) for n, w in engine.roles.weights(GENERATOR_EMA).items()}
+    engine.roles.load(GENERATOR_EMA, weights, "a trained one")
+    monkeypatch.setattr(export, "write_lora", without_effect)
+    with pytest.raises(Tdmr1Error, match="draws other pictures"):
+        export_lora(engine, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_a_distilled_lora_is_trained_from(folders, tmp_path):
+    config = settings(folders, "zimage", kind="distill", iterations=1, generator={"guidance_scale": 2.0})
+    Run.create(config, tmp_path / "distilled").execute(Silent())
+    lora = export_lora(load_trained(tmp_path / "distilled"), tmp_path / "lora").file
+    engine = Engine.from_config(settings(folders, "zimage", model={"lora": str(lora)}))
+    assert engine.acquired.lora.shape.rank == 4
+    assert max(weight.abs().max().item() for name, weight in engine.start.items() if ".lora_B." in name) > 0
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """A multi-step teacher of the same make with another denoiser."""
+    return make_zimage(tmp_path_factory.mktemp("teacher") / "zimage", seed=1, shift=6.0)
+
+
+def test_a_second_backbone_tells_every_score(folders, second):
+    engine = Engine.from_config(settings(folders, "zimage", model={"teacher": str(second)}))
+    roles = engine.roles
+    turbo, teacher = roles.home(GENERATOR), roles.home(TEACHER)
+    assert turbo is not teacher
+    assert roles.home(GENERATOR_EMA) is turbo
+    assert {roles.home(role) for role in (FAKE, SURROGATE, REFERENCE)} == {teacher}
+    assert teacher.pipeline.text_encoder is turbo.pipeline.text_encoder
+    pipeline = diffusers.ZImagePipeline.from_pretrained(second)
+    latents, sigma = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.75])
+    conditioning = engine.conditioning(engine.prompts[:1])
+    with torch.no_grad(), roles.acting(GENERATOR) as generator, roles.acting(TEACHER) as scores:
+        of_generator, of_teacher = (b.velocity(latents, sigma, conditioning) for b in (generator, scores))
+        text = conditioning.embeddings[0]
+        wanted = -pipeline.transformer([latents[0][:, None]], 1 - sigma, [text], return_dict=False)[0][0].squeeze(1)
+    torch.testing.assert_close(of_teacher[0], wanted)
+    assert (of_teacher - of_generator).abs().max() > 0.01
+    before = {role: roles.weights(role) for role in roles.trained}
+    engine.iteration()
+    for role, weights in before.items():
+        assert any(not torch.equal(weight, roles.weights(role)[name]) for name, weight in weights.items()), role
+
+
+def test_teachers_that_do_not_go_with_the_base(folders, second, tmp_path):
+    with pytest.raises(Tdmr1Error, match="holds a StableDiffusion3Pipeline, but the model"):
+        Engine.from_config(settings(folders, "zimage", model={"teacher": str(folders["sd3"])}))
+    other = shutil.copytree(second, tmp_path / "other")
+    config = json.loads((other / "vae" / "config.json").read_text())
+    (other / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5}))
+    with pytest.raises(Tdmr1Error, match=r"has another vae than .* \(shift_factor\)"):
+        Engine.from_config(settings(folders, "zimage", model={"teacher": str(other)}))
+
+
+def test_a_size_that_cannot_be_drawn(folders):
+    with pytest.raises(Tdmr1Error, match="needs multiples of 16"):
+        Engine.from_config(settings(folders, "zimage", model={"height": 72}))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_bf16_runs_and_exports(folders, tmp_path, family):
+    config = settings(folders, family, model={"precision": "bf16"}, iterations=1)
+    Run.create(config, tmp_path / "run").execute(Silent())
+    exported = export_lora(load_trained(tmp_path / "run"), tmp_path / "lora")
+    assert exported.largest_difference <= 1
+    assert Path(exported.file).is_file()
+
+
+def test_models_of_plugins_are_found_beside_the_published_ones():
+    names = [entry.name for entry in discover().models.entries()]
+    assert {"sd3-tdm", "sd3.5-tdm", "sd3.5-large-tdm", "tiny-tdm", "z-image-turbo"} <= set(names)
