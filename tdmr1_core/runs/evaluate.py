@@ -15,7 +15,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.records import Prompt
 from tdmr1_core.stages.points import micro_batches
-from tdmr1_core.stages.sampling import sample
+from tdmr1_core.stages.sampling import Sampler, sample
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.runner import RewardRunner
 
@@ -62,12 +62,13 @@ def draw(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    sampler: Sampler | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pictures:
     """`per_prompt` images of every prompt from noises that depend on seed and prompt alone.
 
     The teacher samples its own number of steps at its own guidance unless told otherwise; every other role K steps
-    without guidance, as in training. `progress` is told how many images are drawn of how many.
+    without guidance and with the sampler of training. `progress` is told how many images are drawn of how many.
     """
     teacher = role == TEACHER
     steps = steps or (engine.entry.teacher_steps if teacher else engine.steps)
@@ -86,7 +87,7 @@ def draw(
                 noise[rows].to(device=backbone.device, dtype=backbone.dtype),
                 conditioning.select(rows // per_prompt),
                 sigmas,
-                sampler="euler" if teacher else engine.config.rollout.sampler,
+                sampler=sampler or ("euler" if teacher else engine.config.rollout.sampler),
                 guidance_scale=guidance_scale,
             )
         images.append(backbone.decode(latents[-1]))

@@ -104,6 +104,7 @@ def _metadata(engine: Engine, acquired: Acquired, call: dict[str, Any]) -> dict[
         "iteration": engine.iteration_index,
         "steps": engine.steps,
         "shift": engine.shift,
+        "sampler": config.rollout.sampler,
         "noise_levels": engine.sigmas[:-1].tolist(),
         "guidance": 1.0,
         "adapter_scale": 1.0,
@@ -123,8 +124,8 @@ def _compare(
 ) -> tuple[int, int]:
     """Largest pixel difference between our sampling and diffusers' own call with the file loaded, and of how many.
 
-    The pipeline gets a denoiser freshly read from disk. Both compute in the precision of latents, with the weights as
-    they are held, so that rounding on different ways hides nothing.
+    Both take Euler steps, as the pipeline's own scheduler does. The pipeline gets a denoiser freshly read from disk.
+    Both compute in the precision of latents, with the weights as they are held: rounding on different ways hides nothing.
     """
     prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
     pipeline = backbone.with_denoiser(acquired.folder)
@@ -134,7 +135,7 @@ def _compare(
     largest = 0
     for prompt in prompts:
         with backbone.exact():
-            ours = draw(engine, GENERATOR_EMA, [prompt], COMPARED_IMAGES, seed).images
+            ours = draw(engine, GENERATOR_EMA, [prompt], COMPARED_IMAGES, seed, sampler="euler").images
         noise = evaluation_noise([prompt], COMPARED_IMAGES, seed, shape)
         with torch.no_grad():
             theirs = pipeline(

@@ -50,6 +50,7 @@ def model_card(
         f"Before it was written, a pipeline freshly read from disk drew {images} of the run's own pictures with it;",
         f"the largest difference of a pixel was {largest_difference} of 255.",
         "",
+        *_other_sampler(told["sampler"]),
         f"The base's licence ({entry.licence}) applies to what is made with it.",
         "",
         "| | |",
@@ -57,6 +58,13 @@ def model_card(
         *(f"| {name} | `{value}` |" for name, value in told.items() if name not in ("versions", "pipeline_call")),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _other_sampler(sampler: str) -> list[str]:
+    """What is to be known of a run that did not sample as the call above does."""
+    if sampler == "euler":
+        return []
+    return [f"The run sampled with {sampler}; the call above takes Euler steps on the same noise levels.", ""]
 
 
 def script(acquired: Acquired, call: Mapping[str, Any], prompt: str) -> str:

@@ -230,6 +230,14 @@ def test_teachers_that_do_not_go_with_the_base(folders, second, tmp_path):
         Engine.from_config(settings(folders, "zimage", model={"teacher": str(other)}))
 
 
+def test_a_run_with_another_sampler_exports_too(folders, tmp_path):
+    config = settings(folders, "sd3", iterations=1, rollout={"sampler": "dpm-solver++"})
+    Run.create(config, tmp_path / "run").execute(Silent())
+    exported = export_lora(load_trained(tmp_path / "run"), tmp_path / "lora")
+    assert exported.largest_difference <= 1
+    assert "The run sampled with dpm-solver++" in (tmp_path / "lora" / "README.md").read_text()
+
+
 def test_a_size_that_cannot_be_drawn(folders):
     with pytest.raises(Tdmr1Error, match="needs multiples of 16"):
         Engine.from_config(settings(folders, "zimage", model={"height": 72}))
