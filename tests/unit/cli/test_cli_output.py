@@ -52,7 +52,7 @@ def a_run(iterations: int = 4, done: int = 1) -> SimpleNamespace:
     config = SimpleNamespace(
         iterations=iterations, batch=SimpleNamespace(groups=2, group_size=3), rewards=[SimpleNamespace(name="r")]
     )
-    return SimpleNamespace(config=config, iteration_index=done, entry=SimpleNamespace(name="m"))
+    return SimpleNamespace(config=config, iteration_index=done, entry=SimpleNamespace(name="m"), acquired=None)
 
 
 METRICS = {"reward/mean": 0.5, "zero_std_ratio": 0.25, "images_per_second": 3.0}
@@ -140,3 +140,19 @@ def test_a_stop_is_told_even_in_the_middle_of_a_write(capfd):
     buffered.write(b"iteration 1")
     buffered.flush()
     assert "stopping after this iteration" in capfd.readouterr().err
+
+
+def test_waiting_for_people_is_told_now_and_then(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tdmr1_cli.progress.time.monotonic", lambda: now[0])
+    observer = Lines(Path("run"))
+    for seconds, text in [(0, "people judge at http://h/#t"), (0, "waiting: 0 of 6"), (1, "waiting: 1 of 6")]:
+        now[0] += seconds
+        observer.waiting(text)
+    now[0] += 30
+    observer.waiting("waiting: 5 of 6")
+    assert capsys.readouterr().err.splitlines() == [
+        "people judge at http://h/#t",
+        "waiting: 0 of 6",
+        "waiting: 5 of 6",
+    ]
