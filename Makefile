@@ -49,7 +49,7 @@ tiny-world: setup
 # The same for the model of words.
 tiny-words: setup
 	$(BIN)/python examples/tiny_world/base.py --world words --output build/tiny-words/base
-	$(BIN)/python examples/tiny_world/pretrain.py --world words --base build/tiny-words/base --output build/tiny-words/teacher
+	$(BIN)/python examples/tiny_world/pretrain.py --world words --base build/tiny-words/base --output build/tiny-words/teacher --minutes 30
 	$(BIN)/tdmr1 distill --model tiny-words-tdm --model-path build/tiny-words/teacher/pipeline --output build/tiny-words/student
 	$(BIN)/python examples/tiny_world/package.py --world words --teacher build/tiny-words/teacher/pipeline --student build/tiny-words/student
 

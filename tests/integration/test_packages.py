@@ -15,8 +15,9 @@ pytestmark = pytest.mark.integration
 
 def test_the_wheel_holds_the_model_the_presets_and_the_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "tdmr1_core/tiny/pipeline/transformer/diffusion_pytorch_model.safetensors" in names
-    assert "tdmr1_core/tiny/student/pytorch_lora_weights.safetensors" in names
+    for folder in ("tiny", "tiny/words_model"):
+        assert f"tdmr1_core/{folder}/pipeline/transformer/diffusion_pytorch_model.safetensors" in names
+        assert f"tdmr1_core/{folder}/student/pytorch_lora_weights.safetensors" in names
     assert "tdmr1_core/presets/tiny.yaml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     metadata = next(name for name in names if name.endswith("METADATA"))
