@@ -125,7 +125,7 @@ def _compare(
     """Largest pixel difference between our sampling and diffusers' own call with the file loaded, and of how many.
 
     Both take Euler steps, as the pipeline's own scheduler does. The pipeline gets a denoiser freshly read from disk.
-    Both compute in the precision of latents, with the weights as they are held: rounding on different ways hides nothing.
+    Both compute in the precision of latents, with the weights as they are held, so that rounding hides nothing.
     """
     prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
     pipeline = backbone.with_denoiser(acquired.folder)
