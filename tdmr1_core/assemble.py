@@ -48,13 +48,13 @@ class Parts:
     hooks: Hooks
 
 
-def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions) -> Parts:
-    """Load them; rewards and prompts are checked before any weight is loaded.
+def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions, device_name: str) -> Parts:
+    """Load them onto a device; rewards and prompts are checked before any weight is loaded.
 
     Raises Tdmr1Error for anything in the config that can't be had.
     """
     entry = extensions.models.get(config.model.name, path=config.model.path, lora=config.model.lora)
-    device = choose_device(config.model.device)
+    device = choose_device(device_name)
     training = config.kind == "train"
     prompts = load_prompts(training_prompts(config, extensions), entry.domain)
     scoring = None
