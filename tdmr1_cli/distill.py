@@ -11,6 +11,7 @@ from tdmr1_cli.options import (
     ModelPathOption,
     OutputOption,
     PresetOption,
+    ProcessesOption,
     PromptsOption,
     QuietOption,
     ResumeOption,
@@ -31,6 +32,7 @@ def command(
     sets: SetOption = None,
     model_path: ModelPathOption = None,
     resume: ResumeOption = None,
+    processes: ProcessesOption = None,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -40,6 +42,6 @@ def command(
     """
     flags = Flags(config, model, (), preset, prompts, iterations, seed, sets or (), model_path)
     if resume is not None:
-        continue_run(resume, flags, output, dry_run=dry_run, quiet=quiet)
+        continue_run(resume, flags, output, dry_run=dry_run, quiet=quiet, processes=processes)
     else:
-        start_run("distill", flags, output, dry_run=dry_run, quiet=quiet)
+        start_run("distill", flags, output, dry_run=dry_run, quiet=quiet, processes=processes)

@@ -1,6 +1,7 @@
 """The console script: the environment that libraries read at import, and the boundary where errors become sentences.
 
-Exit codes: 0 done, 1 a check failed or something unexpected happened, 2 a mistake that the user can mend, 130 stopped.
+Exit codes: 0 done, 1 a check failed or something unexpected happened, 2 a mistake that the user can mend, 3 one of
+several processes ended for a reason that another one tells, 130 stopped.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tdmr1_cli.stopping import Stopped
+from tdmr1_cli.stopping import Stopped, Told
+from tdmr1_core.errors import ToldElsewhere
+from tdmr1_core.processes import place
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 from tdmr1_rewards.failures import RewardWarning
 
 DEBUG_VARIABLE = "TDMR1_DEBUG"
+TOLD_ELSEWHERE = 3
+"""The exit code of a process that leaves it to another one of the same run to tell why."""
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
@@ -34,16 +39,28 @@ _usual_format = warnings.formatwarning
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Nothing is raised: every error is told on stderr."""
+    return guarded(lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of an action; what it raises is told on stderr, once where all of several processes know."""
     _prepare()
     try:
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+        return action()
     except Tdmr1Error as error:
         return _tell(error, error.message, error.hint or "`tdmr1 --help` lists what there is", 2)
     except Stopped as stopped:
         _write(stopped.message, f"hint: {stopped.hint}")
         return 130
+    except Told as told:
+        return told.code
+    except ToldElsewhere as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exception(error)
+        return TOLD_ELSEWHERE
     except KeyboardInterrupt:
-        _write("stopped")
+        if place()[0] == 0:
+            _write("stopped")
         return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # typer vendors its parser, so its errors are known by their shape

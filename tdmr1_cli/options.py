@@ -69,6 +69,10 @@ ResumeOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved settings and the batch arithmetic; load no weights.")
 ]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", metavar="N", min=1, help="Split the groups over N processes, a GPU each."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

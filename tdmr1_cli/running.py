@@ -6,14 +6,17 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tdmr1_cli.launching import launch, wanted
 from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
 from tdmr1_cli.output import data, message, number, plus_minus, signed, table
 from tdmr1_cli.stopping import Stopped
 from tdmr1_cli.targets import check_run
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.processes import check_split, join_processes, place
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig
@@ -24,40 +27,61 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-def start_run(kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
-    """Resolve the settings and run them in a new folder, or only show them."""
+def start_run(
+    kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
+) -> None:
+    """Resolve the settings and run them in a new folder, in several processes at once, or only show them."""
     from tdmr1_core.plugins import discover
 
     extensions = discover()
     settings = resolve_settings(flags, kind, extensions)
     folder = output or default_folder(settings)
     check_writable(folder)
-    if not quiet:
-        _say_what_rewards_are(settings, extensions)
+    count = wanted(processes)
+    check_split(settings.config.batch.groups, count)
+    quiet = quiet or place()[0] > 0
     if dry_run:
+        if not quiet:
+            _say_what_rewards_are(settings, extensions)
         _show_dry_run(settings, extensions, folder)
         return
+    if count > place()[1]:
+        launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
+        return
+    if not quiet:
+        _say_what_rewards_are(settings, extensions)
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run
 
-    run = Run.create(settings.config, folder, extensions)
+    run = Run.create(settings.config, folder, extensions, join_processes(settings.config.model.device))
     if not quiet:
         _say_what_was_chosen(settings.config, run.config)
     _execute(run, quiet)
 
 
-def continue_run(folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
-    """Continue a run folder. Raises Tdmr1Error for any setting beside it: a run keeps the settings it began with."""
+def continue_run(
+    folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
+) -> None:
+    """Continue a run folder, with as many processes as now wanted.
+
+    Raises Tdmr1Error for any setting beside it: a run keeps the settings it began with.
+    """
     if flags != Flags() or output is not None or dry_run:
         raise Tdmr1Error(
-            "--resume takes no other setting than --quiet: a run keeps the settings it began with",
+            "--resume takes no other setting than --processes and --quiet: a run keeps the settings it began with",
             "leave the others out, or start a new run with another --output",
         )
     check_run(folder)
+    count = wanted(processes)
+    if count > place()[1]:
+        launch(count, partial(continue_run, folder, flags, output, dry_run=False, quiet=quiet))
+        return
+    quiet = quiet or place()[0] > 0
     _say_loading(quiet)
-    from tdmr1_core.runs.run import Run
+    from tdmr1_core.runs.run import Run, load_run_config
 
-    _execute(Run.resume(folder), quiet)
+    device = load_run_config(folder).model.device
+    _execute(Run.resume(folder, processes=join_processes(device)), quiet)
 
 
 def default_folder(settings: Settings) -> Path:
@@ -132,12 +156,16 @@ def _execute(run: Run, quiet: bool) -> None:
         with build_observer(run.folder, quiet=quiet) as observer:
             result = run.execute(observer)
     except KeyboardInterrupt as interrupt:
+        if not run.processes.first:
+            raise
         raise Stopped(*_left_behind(run.folder, "stopped at once")) from interrupt
     except Tdmr1Error as error:
         if _last_checkpoint(run.folder) is None:
             raise
         kept = f"up to {_last_checkpoint(run.folder)} the run is saved: `{_resume_command(run.folder)}`"
         raise Tdmr1Error(error.message, "; ".join(filter(None, (error.hint, kept)))) from error
+    if not run.processes.first:
+        return
     if not result.finished:
         raise Stopped(
             *_left_behind(run.folder, f"stopped after iteration {result.iterations} of {run.config.iterations}")

@@ -1,4 +1,4 @@
-"""A stop that the user asked for: no error, and yet not a success."""
+"""Ends that are no errors: a stop that the user asked for, and what other processes have told already."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ class Stopped(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class Told(Exception):
+    """Another process has told all there is; what is left is to leave with its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code

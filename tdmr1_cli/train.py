@@ -12,6 +12,7 @@ from tdmr1_cli.options import (
     ModelPathOption,
     OutputOption,
     PresetOption,
+    ProcessesOption,
     PromptsOption,
     QuietOption,
     ResumeOption,
@@ -35,6 +36,7 @@ def command(
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
     resume: ResumeOption = None,
+    processes: ProcessesOption = None,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -45,6 +47,6 @@ def command(
     """
     flags = Flags(config, model, reward or (), preset, prompts, iterations, seed, sets or (), model_path, lora)
     if resume is not None:
-        continue_run(resume, flags, output, dry_run=dry_run, quiet=quiet)
+        continue_run(resume, flags, output, dry_run=dry_run, quiet=quiet, processes=processes)
     else:
-        start_run("train", flags, output, dry_run=dry_run, quiet=quiet)
+        start_run("train", flags, output, dry_run=dry_run, quiet=quiet, processes=processes)

@@ -48,14 +48,14 @@ class Parts:
     acquired: Acquired | None = None
 
 
-def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions) -> Parts:
-    """Load them; rewards and prompts are checked before any weight is loaded.
+def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions, device_name: str) -> Parts:
+    """Load them onto a device; rewards and prompts are checked before any weight is loaded.
 
     Raises Tdmr1Error for anything in the config that can't be had.
     """
     model = config.model
     entry = extensions.models.get(model.name, path=model.path, lora=model.lora, teacher=model.teacher)
-    device = choose_device(model.device)
+    device = choose_device(device_name)
     training = config.kind == "train"
     check_entry(entry, training=training)
     prompts = load_prompts(training_prompts(config, extensions), entry.domain)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
@@ -31,6 +33,7 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
 from tdmr1_core.plugins import Extensions, discover
+from tdmr1_core.processes import ALONE, Processes, check_split
 from tdmr1_core.records import (
     Advantages,
     Conditioning,
@@ -47,10 +50,15 @@ from tdmr1_core.stages.scoring import reward_metrics
 
 
 class Engine:
-    """Holds the roles and their stages, and runs iterations. Build it with `Engine.from_config`."""
+    """Holds the roles and their stages, and runs iterations. Build it with `Engine.from_config`.
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
+    Of several processes each has an engine with its own groups of every iteration. Stages take and give what belongs to
+    those; rewards are compared, gradients and metrics averaged, and updates left out, over all of them.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, processes: Processes = ALONE) -> None:
         self.config = config
+        self.processes = processes
         self.entry = parts.entry
         self.acquired = parts.acquired
         self.roles = parts.roles
@@ -73,10 +81,21 @@ class Engine:
 
     @classmethod
     def from_config(
-        cls, config: RunConfig, *, run_folder: Path | None = None, extensions: Extensions | None = None
+        cls,
+        config: RunConfig,
+        *,
+        run_folder: Path | None = None,
+        extensions: Extensions | None = None,
+        processes: Processes = ALONE,
     ) -> Engine:
         """Load everything a run needs. Raises Tdmr1Error for anything in the config that can't be had."""
-        return cls(config, load_parts(config, run_folder, extensions or discover()))
+
+        def load() -> Parts:
+            check_split(config.batch.groups, processes.count)
+            device = processes.device(config.model.device)
+            return load_parts(config, run_folder, extensions or discover(), device)
+
+        return cls(config, processes.on_each(load), processes)
 
     # The algorithm.
 
@@ -103,8 +122,9 @@ class Engine:
 
     def next_groups(self) -> Groups:
         """The prompts of this iteration."""
-        batch = self.config.batch
-        return next_groups(self.prompts, self.iteration_index, batch.groups, batch.group_size, self.config.seed)
+        batch, seed = self.config.batch, self.config.seed
+        groups = next_groups(self.prompts, self.iteration_index, batch.groups, batch.group_size, seed)
+        return self.processes.share(groups)
 
     def rollout(self, groups: Groups) -> Trajectory:
         """Sample every image; scoring of finished groups begins while the next ones are sampled."""
@@ -125,22 +145,22 @@ class Engine:
         if self.scoring is None:
             raise Tdmr1Error("a distillation has no rewards to score with", "train with --reward instead")
         with self._timed("score"):
-            scores = self.scoring.collect()
-        self._metrics |= reward_metrics(scores)
+            scores = self.processes.on_each(self.scoring.collect)
+        self._metrics |= reward_metrics(Scores.cat(self.processes.gather(replace(scores, details=()))))
         self.hooks.call("tdmr1_after_scoring", engine=self, trajectory=trajectory, scores=scores)
         return scores
 
     def advantages(self, scores: Scores) -> Advantages:
-        """Rewards compared within each group."""
+        """Rewards compared within each group, and brought to the scale of all groups."""
         config, size = self.config.advantages, self.config.batch.group_size
-        values = group_advantages(
-            scores.total, scores.valid, size, std=config.std, clip=config.clip, binary=config.binary
-        )
+        total, valid = map(torch.cat, zip(*self.processes.gather((scores.total, scores.valid)), strict=True))
+        values = group_advantages(total, valid, size, std=config.std, clip=config.clip, binary=config.binary)
         if config.permute:
             order = seeds.uniform(self.config.seed, "permute", (self.iteration_index,), range(len(values)))
             values = permute_in_groups(values, order, size)
-        advantages = Advantages(values, zero_std_ratio(scores.total, scores.valid, size))
-        self._metrics |= {"zero_std_ratio": advantages.zero_std_ratio, "advantage/max": values.abs().max().item()}
+        highest = values.abs().max().item()
+        advantages = Advantages(self.processes.own(values), zero_std_ratio(total, valid, size), elsewhere=highest > 0)
+        self._metrics |= {"zero_std_ratio": advantages.zero_std_ratio, "advantage/max": highest}
         self.hooks.call("tdmr1_after_advantages", engine=self, scores=scores, advantages=advantages)
         return advantages
 
@@ -242,8 +262,8 @@ class Engine:
         self.iteration_index += 1
         seconds = time.monotonic() - started
         means = {name: sum(values) / len(values) for name, values in self._seen.items()}
-        timing = {"time/iteration": seconds, "images_per_second": groups.images / seconds}
-        metrics = {**self._metrics, **means, **timing}
+        timing = {"time/iteration": seconds, "images_per_second": groups.images * self.processes.count / seconds}
+        metrics = self.processes.mean({**self._metrics, **means, **timing})
         report = IterationReport(self.iteration_index, metrics, tuple(dict.fromkeys(self._skipped)))
         self.hooks.call("tdmr1_after_iteration", engine=self, report=report)
         return report
@@ -271,12 +291,13 @@ class Engine:
         times = self.config.timesteps
         if times.optimizer_step == "iteration" and step < times.per_iteration - 1:
             return UpdateStats(name, seen)
+        self.processes.average_gradients(self.trained[name].parameters.values())
         progress = self.iteration_index / self.config.iterations
         norm = self.trained[name].step(1 - (1 - self.config.optimizer.final_lr) * progress)
         return UpdateStats(name, {**seen, f"grad_norm/{name}": norm})
 
     def _veto(self, name: str, **arguments: Any) -> UpdateStats | None:
-        reasons = self.hooks.vetoes(f"tdmr1_before_{name}_update", engine=self, **arguments)
+        reasons = self.processes.union(self.hooks.vetoes(f"tdmr1_before_{name}_update", engine=self, **arguments))
         return self._skip(name, "; ".join(reasons)) if reasons else None
 
     def _skip(self, name: str, reason: str) -> UpdateStats:

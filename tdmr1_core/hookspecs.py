@@ -1,7 +1,8 @@
 """What plugins may observe and veto in the engine, and how they add models (entry-point group `tdmr1`).
 
 `engine` is the running `tdmr1_core.engine.Engine`. A hook named `before` may return a sentence: the update is then
-left out, and the sentence is logged. Returning None lets it go on.
+left out, and the sentence is logged. Returning None lets it go on. Where several processes share a run each calls its
+own plugins, with its own groups; a veto in one of them holds for all.
 """
 
 from __future__ import annotations

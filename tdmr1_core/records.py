@@ -57,11 +57,15 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Groups:
-    """What one iteration samples: a prompt for each group and the number of images drawn for it."""
+    """What one iteration samples: a prompt for each group and the number of images drawn for it.
+
+    Where several processes share an iteration these are one's own, and `first` is the number of its first group.
+    """
 
     iteration: int
     prompts: tuple[Prompt, ...]
     group_size: int
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -73,8 +77,13 @@ class Groups:
 
     @property
     def group_of_image(self) -> list[int]:
-        """The group of every image, (N,)."""
+        """The group of every image, (N,), counted from 0."""
         return [group for group in range(len(self.prompts)) for _ in range(self.group_size)]
+
+    @property
+    def image_ids(self) -> range:
+        """The number of every image, (N,), among those of all processes."""
+        return range(self.first * self.group_size, self.first * self.group_size + self.images)
 
 
 @dataclass(frozen=True)
@@ -116,18 +125,36 @@ class Scores:
     failed: Mapping[str, int] = field(default_factory=dict)
     unjudged: Mapping[str, int] = field(default_factory=dict)
 
+    @staticmethod
+    def cat(parts: Sequence[Scores]) -> Scores:
+        """Several scores by the same rewards one after another."""
+        names = parts[0].per_reward
+        return Scores(
+            total=torch.cat([part.total for part in parts]),
+            valid=torch.cat([part.valid for part in parts]),
+            per_reward={name: [score for part in parts for score in part.per_reward[name]] for name in names},
+            details=[detail for part in parts for detail in part.details],
+            failed={name: sum(part.failed.get(name, 0) for part in parts) for name in names},
+            unjudged={name: sum(part.unjudged.get(name, 0) for part in parts) for name in names},
+        )
+
 
 @dataclass(frozen=True)
 class Advantages:
-    """Advantages float64 (N,) that sum to 0 in every group, and the share of groups that teach nothing (0 to 1)."""
+    """Advantages float64 (N,) that sum to 0 in every group, and the share of groups that teach nothing (0 to 1).
+
+    Where several processes share an iteration the values are one's own, the share is that of all, and `elsewhere` says
+    whether the images of another process have advantages.
+    """
 
     values: Tensor
     zero_std_ratio: float
+    elsewhere: bool = False
 
     @property
     def teaches(self) -> bool:
-        """Whether any image has an advantage at all."""
-        return bool(self.values.abs().max() > 0)
+        """Whether any image of any process has an advantage at all."""
+        return self.elsewhere or bool(self.values.abs().max() > 0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -21,6 +21,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.plugins import Extensions, discover
+from tdmr1_core.processes import ALONE, Processes
 from tdmr1_core.records import IterationReport, Prompt
 from tdmr1_core.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
@@ -31,6 +32,7 @@ from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_core.versions import versions
 from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed
+from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.runner import RewardRunner
 from tdmr1_rewards.sources import find
 
@@ -70,41 +72,59 @@ class RunResult:
     folder: Path
     iterations: int
     finished: bool
-    before: tuple[Evaluation, ...]
-    after: tuple[Evaluation, ...]
-    before_after: Path | None
+    before: tuple[Evaluation, ...] = ()
+    after: tuple[Evaluation, ...] = ()
+    before_after: Path | None = None
 
 
 class Run:
-    """One run folder. Make it with `Run.create` or `Run.resume`, then `execute` it once."""
+    """One run folder. Make it with `Run.create` or `Run.resume`, then `execute` it once.
 
-    def __init__(self, folder: Path, config: RunConfig, extensions: Extensions, checkpoint: Path | None) -> None:
+    Several processes make the same run and execute it together; the first one alone writes, evaluates and is observed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        extensions: Extensions,
+        checkpoint: Path | None,
+        processes: Processes = ALONE,
+    ) -> None:
         self.folder = folder
         self.config = config
         self.extensions = extensions
+        self.processes = processes
         self._checkpoint = checkpoint
+        self._judge: RewardRunner | None = None
         self._stop = False
         self._saved_at: int | None = None
 
     @classmethod
-    def create(cls, config: RunConfig, folder: Path, extensions: Extensions | None = None) -> Run:
+    def create(
+        cls, config: RunConfig, folder: Path, extensions: Extensions | None = None, processes: Processes = ALONE
+    ) -> Run:
         """A new run in a folder that is empty or not there yet; its config says what "auto" of rewards stands for.
 
-        Raises Tdmr1Error for a used or unwritable folder, and as the rewards do.
+        The first process's folder and config are those of all. Raises Tdmr1Error for a used or unwritable folder, and
+        as the rewards do.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if (folder / CONFIG).exists():
-                hint = f"continue it with `tdmr1 train --resume {folder}`, or choose another --output"
-            else:
-                hint = "choose another --output"
-            raise Tdmr1Error(f"the run folder {folder} is already used", hint)
-        extensions = extensions or discover()
-        return cls(folder, freeze_rewards(config, extensions.plugins.rewards), extensions, None)
+        found = extensions or discover()
+        if processes.count > 1:
+            _refuse_people(config, found.plugins.rewards)
+        kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(config, found.plugins.rewards)))
+        return cls(*kept, found, None, processes)
 
     @classmethod
-    def resume(cls, folder: Path, extensions: Extensions | None = None) -> Run:
-        """Continue a run at its latest checkpoint. Raises Tdmr1Error if there is nothing to continue."""
-        return cls(folder, load_run_config(folder), extensions or discover(), latest_checkpoint(folder / CHECKPOINTS))
+    def resume(cls, folder: Path, extensions: Extensions | None = None, processes: Processes = ALONE) -> Run:
+        """Continue a run at its latest checkpoint, with any number of processes.
+
+        Raises Tdmr1Error if there is nothing to continue.
+        """
+        config, checkpoint = processes.on_first(
+            lambda: (load_run_config(folder), latest_checkpoint(folder / CHECKPOINTS))
+        )
+        return cls(folder, config, extensions or discover(), checkpoint, processes)
 
     def execute(self, observer: Observer) -> RunResult:
         """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
@@ -113,24 +133,23 @@ class Run:
         trains = self.config.kind == "train"
         # Evaluations and iterations take turns, so the training's own rewards may judge both.
         shared = trains and rewards == self.config.rewards
-        self._judge = self._build_judge(rewards) if rewards and not shared else None
+        if self.processes.first and rewards and not shared:
+            self._judge = self._build_judge(rewards)
         kind = Engine if trains else DistillEngine
-        engine = kind.from_config(self.config, run_folder=self.folder, extensions=self.extensions)
+        engine = kind.from_config(
+            self.config, run_folder=self.folder, extensions=self.extensions, processes=self.processes
+        )
         if shared and engine.scoring is not None:
             self._judge = engine.scoring.runner
         try:
-            if self._checkpoint is not None:
-                load_checkpoint(engine, self._checkpoint)
-            self._open_folder(engine)
-            tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
-            try:
-                return self._loop(engine, tracker, observer)
-            except RewardFailed:
-                # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
-                self._save(engine, observer)
-                raise
-            finally:
-                tracker.close()
+            checkpoint = self._checkpoint
+            if checkpoint is not None:
+                self.processes.on_each(lambda: load_checkpoint(engine, checkpoint))
+            self.processes.on_first(lambda: self._open_folder(engine))
+            with self._stopping_cleanly(observer):
+                result = self._lead(engine, observer) if self.processes.first else self._follow(engine)
+            self.processes.leave()
+            return result
         finally:
             engine.close()
             if self._judge is not None:
@@ -146,38 +165,65 @@ class Run:
         )
 
     def _build_judge(self, rewards: Sequence[RewardConfig]) -> RewardRunner:
-        device = str(choose_device(self.config.model.device))
+        device = str(choose_device(self.processes.device(self.config.model.device)))
         return build_runner(rewards, self.extensions.plugins, combine="weighted_sum", workers=1, device=device)
+
+    def _lead(self, engine: Engine, observer: Observer) -> RunResult:
+        """What the first process does: iterate, and write all of it down."""
+        tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
+        try:
+            with patience.listening(observer.waiting):
+                return self._loop(engine, tracker, observer)
+        except RewardFailed:
+            # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
+            self._save(engine, observer)
+            raise
+        finally:
+            tracker.close()
+
+    def _follow(self, engine: Engine) -> RunResult:
+        """What every other process does: its part of each iteration, and nothing beside."""
+        while not self._over(engine):
+            engine.iteration()
+        return self._result(engine)
+
+    def _over(self, engine: Engine) -> bool:
+        """Whether the run is at its end, or any process was asked to stop: all of them ask this in step."""
+        return self.processes.any(self._stop) or engine.iteration_index >= self.config.iterations
 
     def _loop(self, engine: Engine, tracker: Tracker, observer: Observer) -> RunResult:
         saving, evaluation = self.config.saving, self.config.evaluation
         tracker.cut_after(engine.iteration_index or -1)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
-        with patience.listening(observer.waiting), self._stopping_cleanly(observer):
-            if engine.iteration_index == 0:
-                before = self._evaluate(engine, tracker, observer)
-                self._preview(engine)
-            while engine.iteration_index < self.config.iterations and not self._stop:
-                try:
-                    report = engine.iteration()
-                except patience.Interrupted:  # while a reward was asked, before anything was updated
-                    break
-                tracker.metrics(report.step, report.metrics)
-                observer.iteration(report)
-                last = report.step == self.config.iterations or self._stop
-                if last or report.step % saving.checkpoint_every == 0:
-                    self._save(engine, observer)
-                if saving.samples_every and (last or report.step % saving.samples_every == 0):
-                    self._preview(engine)
-                if evaluation.every and report.step % evaluation.every == 0 and not last:
-                    self._evaluate(engine, tracker, observer)
-            if self._stop and self._saved_at != engine.iteration_index:
+        if engine.iteration_index == 0:
+            before = self._evaluate(engine, tracker, observer)
+            self._preview(engine)
+        over = self._over(engine)
+        while not over:
+            try:
+                report = engine.iteration()
+            except patience.Interrupted:  # while a reward was asked, before anything was updated
+                break
+            over = self._over(engine)
+            tracker.metrics(report.step, report.metrics)
+            observer.iteration(report)
+            if over or report.step % saving.checkpoint_every == 0:
                 self._save(engine, observer)
-            finished = engine.iteration_index >= self.config.iterations
-            after = self._evaluate(engine, tracker, observer) if finished else ()
-            picture = self._before_after(engine) if finished else None
-        return RunResult(self.folder, engine.iteration_index, finished, before, after, picture)
+            if saving.samples_every and (over or report.step % saving.samples_every == 0):
+                self._preview(engine)
+            if evaluation.every and report.step % evaluation.every == 0 and not over:
+                self._evaluate(engine, tracker, observer)
+        result = self._result(engine)
+        if not result.finished:
+            if self._saved_at != engine.iteration_index:
+                self._save(engine, observer)
+            return result
+        after = self._evaluate(engine, tracker, observer)
+        return replace(result, before=before, after=after, before_after=self._before_after(engine))
+
+    def _result(self, engine: Engine) -> RunResult:
+        return RunResult(self.folder, engine.iteration_index, engine.iteration_index >= self.config.iterations)
 
     def _save(self, engine: Engine, observer: Observer) -> None:
         observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
@@ -272,6 +318,26 @@ class Run:
         titles = ("before", f"after {engine.iteration_index} iterations")
         save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
         return path
+
+
+def _unused(folder: Path) -> Path:
+    """A folder for a new run. Raises Tdmr1Error for one that is used."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if (folder / CONFIG).exists():
+            hint = f"continue it with `tdmr1 train --resume {folder}`, or choose another --output"
+        else:
+            hint = "choose another --output"
+        raise Tdmr1Error(f"the run folder {folder} is already used", hint)
+    return folder
+
+
+def _refuse_people(config: RunConfig, registry: RewardRegistry) -> None:
+    """Raise Tdmr1Error for a reward that asks people: each process would open a page of its own, and wait there."""
+    for reward in config.rewards:
+        if not find(registry, reward.source or reward.name, reward.python).spec.evaluates:
+            raise Tdmr1Error(
+                f"reward {reward.name!r} asks people, and so needs a single process", "leave --processes out"
+            )
 
 
 def load_run_config(folder: Path) -> RunConfig:

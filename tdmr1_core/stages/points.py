@@ -17,7 +17,9 @@ def sharing_ids(groups: Groups, sharing: Sharing) -> list[int]:
     """An id for each image (N,): images with equal ids share a draw."""
     if sharing == "step":
         return [0] * groups.images
-    return groups.group_of_image if sharing == "group" else list(range(groups.images))
+    if sharing == "group":
+        return [image // groups.group_size for image in groups.image_ids]
+    return list(groups.image_ids)
 
 
 def draw_steps(seed: int, groups: Groups, steps: int, count: int, sharing: Sharing) -> Tensor:

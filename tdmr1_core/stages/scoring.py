@@ -109,13 +109,14 @@ class ScoringStage:
         return self.collect()
 
     def _batch(self, groups: Groups, rows: range, images: np.ndarray) -> RewardBatch:
-        group_ids = [row // groups.group_size for row in rows]
+        prompts = [groups.prompts[row // groups.group_size] for row in rows]
+        image_ids = [groups.image_ids[row] for row in rows]
         return RewardBatch(
             images=images,
-            prompts=[groups.prompts[group].text for group in group_ids],
-            metadata=[groups.prompts[group].metadata for group in group_ids],
-            group_ids=group_ids,
-            image_ids=list(rows),
+            prompts=[prompt.text for prompt in prompts],
+            metadata=[prompt.metadata for prompt in prompts],
+            group_ids=[image // groups.group_size for image in image_ids],
+            image_ids=image_ids,
             context=RewardContext(self._run_folder, groups.iteration, self._seed),
         )
 

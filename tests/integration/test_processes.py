@@ -1,0 +1,130 @@
+"""Two real processes (gloo, on the CPU) are one: the same metrics and weights, whatever one of them has to teach."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from integration.support import small_config
+from tdmr1_cli.launching import launch
+from tdmr1_cli.stopping import Told
+from tdmr1_core.distill import DistillEngine
+from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.processes import Processes, check_split, join_processes, place
+from tdmr1_core.records import Groups, Prompt
+from tdmr1_core.stages.points import sharing_ids
+
+pytestmark = pytest.mark.integration
+
+NOT_NUMERICS = ("time/", "images_per_second")
+EXACT = ("model.precision=fp64", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
+REWARD = '''
+from tdmr1_rewards import RewardBatch, RewardResult
+
+def one_sided(batch: RewardBatch) -> RewardResult:
+    """Nothing for the first group, how red the others are, and no judgement of one image."""
+    red = [None if i == 6 else float(image.resize((1, 1)).getpixel((0, 0))[0]) for i, image in zip(batch.image_ids, batch.images)]
+    return RewardResult(scores=[score if group else 0.0 for score, group in zip(red, batch.group_ids)])
+'''
+
+
+def iterate(folder: Path, assignments: tuple[str, ...], preset: str, reward: str | None) -> None:
+    """Three iterations here, alone or as one of several; the first process writes metrics and weights."""
+    named = {"rewards": [{"name": "one_sided", "source": reward}]} if reward else {}
+    config = small_config(*assignments, preset=preset, **named)
+    processes = join_processes(config.model.device)
+    kind = DistillEngine if config.kind == "distill" else Engine
+    engine = kind.from_config(config, processes=processes)
+    reports = [engine.iteration() for _ in range(config.iterations)]
+    engine.close()
+    weights = {f"{role}/{k}": v for role in engine.roles.names for k, v in engine.roles.weights(role).items()}
+    save_file(weights, folder / f"weights-{processes.count}-{processes.rank}.safetensors")
+    if processes.first:
+        rows = [{k: v for k, v in r.metrics.items() if not k.startswith(NOT_NUMERICS)} for r in reports]
+        (folder / f"metrics-{processes.count}.json").write_text(json.dumps(rows))
+    processes.leave()
+
+
+def differences(folder: Path) -> tuple[float, float]:
+    """The largest one of any metric of any iteration, and of any weight, between one process and two."""
+    one, two = (json.loads((folder / f"metrics-{count}.json").read_text()) for count in (1, 2))
+    assert [set(row) for row in one] == [set(row) for row in two]
+    metrics = max(abs(a[key] - b[key]) for a, b in zip(one, two, strict=True) for key in a)
+    alone, first, second = (load_file(folder / f"weights-{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    assert all(first[name].equal(second[name]) for name in first)
+    return metrics, max((alone[name] - first[name]).abs().max().item() for name in alone)
+
+
+@pytest.mark.parametrize(
+    ("preset", "assignments", "one_sided"),
+    [
+        ("tiny", EXACT, False),
+        ("tiny", (*EXACT, "timesteps.k_sharing=sample", "advantages.permute=true", "batch.micro_batch=3"), True),
+        ("distill-tiny", ("model.precision=fp64",), False),
+    ],
+    ids=["trained", "one process has nothing to teach", "distilled"],
+)
+def test_two_processes_are_one(tmp_path, preset, assignments, one_sided):
+    reward = None
+    if one_sided:
+        (tmp_path / "reward.py").write_text(REWARD)
+        reward = f"{tmp_path}/reward.py:one_sided"
+    iterate(tmp_path, assignments, preset, reward)
+    launch(2, partial(iterate, tmp_path, assignments, preset, reward))
+    metrics, weights = differences(tmp_path)
+    print(f"largest difference: {metrics:.2e} of a metric, {weights:.2e} of a weight")
+    assert metrics <= 1e-9
+    assert weights <= 1e-9
+
+
+def fail(how: str) -> None:
+    """One process fails, the other waits for it."""
+    processes = join_processes("cpu")
+    if how == "exit" and not processes.first:
+        raise SystemExit(7)
+
+    def action() -> None:
+        if how == "error" and not processes.first:
+            raise Tdmr1Error("the second process can't go on", "mend it")
+
+    processes.on_each(action)
+    processes.gather(None)
+
+
+def test_an_error_of_one_process_is_told_by_the_first_alone(capfd):
+    with pytest.raises(Told) as told:
+        launch(2, partial(fail, "error"))
+    assert told.value.code == 2
+    assert capfd.readouterr().err == "error: the second process can't go on\n\nhint: mend it\n"
+
+
+def test_a_process_that_ends_ends_the_other(capfd):
+    with pytest.raises(Told) as told:
+        launch(2, partial(fail, "exit"))
+    assert told.value.code == 7
+    assert capfd.readouterr().err == ""
+
+
+def test_shares_have_the_numbers_of_the_whole():
+    whole = Groups(3, tuple(Prompt(str(i), {}) for i in range(6)), 2)
+    shares = [Processes(rank, 3).share(whole) for rank in range(3)]
+    assert [prompt.text for share in shares for prompt in share.prompts] == list("012345")
+    for sharing in ("step", "group", "sample"):
+        assert [i for share in shares for i in sharing_ids(share, sharing)] == sharing_ids(whole, sharing)
+
+
+def test_groups_that_cannot_be_split_are_refused():
+    with pytest.raises(Tdmr1Error, match="48 groups an iteration can't be split evenly over 5 processes") as refused:
+        check_split(48, 5)
+    assert "45 or 50" in refused.value.hint
+    with pytest.raises(Tdmr1Error, match="batch.groups=2,"):
+        try:
+            check_split(1, 2)
+        except Tdmr1Error as error:
+            raise Tdmr1Error(error.hint) from error
+    assert place() == (0, 1)
