@@ -28,7 +28,8 @@ from tdmr1_rewards import RewardBatch, RewardResult
 
 def one_sided(batch: RewardBatch) -> RewardResult:
     """Nothing for the first group, how red the others are, and no judgement of one image."""
-    red = [None if i == 6 else float(image.resize((1, 1)).getpixel((0, 0))[0]) for i, image in zip(batch.image_ids, batch.images)]
+    judged = zip(batch.image_ids, batch.images, strict=True)
+    red = [None if i == 6 else float(image.resize((1, 1)).getpixel((0, 0))[0]) for i, image in judged]
     return RewardResult(scores=[score if group else 0.0 for score, group in zip(red, batch.group_ids)])
 '''
 
@@ -122,9 +123,7 @@ def test_groups_that_cannot_be_split_are_refused():
     with pytest.raises(Tdmr1Error, match="48 groups an iteration can't be split evenly over 5 processes") as refused:
         check_split(48, 5)
     assert "45 or 50" in refused.value.hint
-    with pytest.raises(Tdmr1Error, match="batch.groups=2,"):
-        try:
-            check_split(1, 2)
-        except Tdmr1Error as error:
-            raise Tdmr1Error(error.hint) from error
+    with pytest.raises(Tdmr1Error) as refused:
+        check_split(1, 2)
+    assert "batch.groups=2," in refused.value.hint
     assert place() == (0, 1)
