@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tdmr1_cli import config, distill, doctor, evaluate, export, models, plugins, probe, rewards, sample, train
+from tdmr1_cli import config, distill, doctor, evaluate, export, models, plan, plugins, probe, rewards, sample, train
 
 HELP = """Reinforce few-step text-to-image models with rewards that cannot be differentiated (TDM-R1).
 
@@ -22,7 +22,7 @@ Then name your own model, reward and prompts:
   tdmr1 rewards list
   tdmr1 train --model MODEL --reward NAME --prompts prompts.txt --dry-run
 """
-VERBS = (train, distill, sample, evaluate, export, probe, plugins, doctor)
+VERBS = (train, distill, sample, evaluate, export, probe, plan, plugins, doctor)
 GROUPS = (config, models, rewards)
 
 

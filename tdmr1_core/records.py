@@ -6,7 +6,7 @@ Names: N images = groups x group_size, K sampling steps, latents (C, H, W), L pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,12 @@ class Conditioning:
         """The given rows, in that order; a row may come more than once."""
         index = torch.as_tensor(rows, device=self.embeddings.device)
         return Conditioning(self.embeddings[index], self.pooled[index])
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on another device."""
+        return replace(
+            self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        )
 
     def expand(self, size: int) -> Conditioning:
         """One prompt repeated for `size` rows."""

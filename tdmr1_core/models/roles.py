@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,10 @@ class Roles:
             yield self.backbone
         finally:
             self._activate(former)
+
+    def again(self) -> AbstractContextManager[Backbone]:
+        """The role that acts now, to act once more when a graph is recomputed."""
+        return self.acting(self._acting or TEACHER)
 
     def _activate(self, role: str) -> None:
         if role == self._acting:

@@ -15,7 +15,7 @@ from tdmr1_cli.stopping import Told
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.processes import Processes, check_split, join_processes, place
+from tdmr1_core.processes import Processes, check_split, join_processes
 from tdmr1_core.records import Groups, Prompt
 from tdmr1_core.stages.points import sharing_ids
 
@@ -28,8 +28,9 @@ from tdmr1_rewards import RewardBatch, RewardResult
 
 def one_sided(batch: RewardBatch) -> RewardResult:
     """Nothing for the first group, how red the others are, and no judgement of one image."""
-    red = [None if i == 6 else float(image.resize((1, 1)).getpixel((0, 0))[0]) for i, image in zip(batch.image_ids, batch.images)]
-    return RewardResult(scores=[score if group else 0.0 for score, group in zip(red, batch.group_ids)])
+    red = [float(image.resize((1, 1)).getpixel((0, 0))[0]) for image in batch.images]
+    judged = [None if image == 6 else score for image, score in zip(batch.image_ids, red)]
+    return RewardResult(scores=[score if group else 0.0 for score, group in zip(judged, batch.group_ids)])
 '''
 
 
@@ -122,9 +123,6 @@ def test_groups_that_cannot_be_split_are_refused():
     with pytest.raises(Tdmr1Error, match="48 groups an iteration can't be split evenly over 5 processes") as refused:
         check_split(48, 5)
     assert "45 or 50" in refused.value.hint
-    with pytest.raises(Tdmr1Error, match="batch.groups=2,"):
-        try:
-            check_split(1, 2)
-        except Tdmr1Error as error:
-            raise Tdmr1Error(error.hint) from error
-    assert place() == (0, 1)
+    with pytest.raises(Tdmr1Error) as refused:
+        check_split(1, 2)
+    assert "batch.groups=2," in refused.value.hint
