@@ -70,7 +70,7 @@ def command(
     )
     message(f"peak: {planned.peak / GB:.1f} GB for each process")
     message(
-        f"time: {planned.passes:g} passes for each image, {seconds:.0f} s an iteration at {tflops:g} TFLOP/s, "
+        f"time: {planned.passes:g} passes for each image, {seconds:.3g} s an iteration at {tflops:g} TFLOP/s, "
         "without rewards"
     )
     if most is not None:
