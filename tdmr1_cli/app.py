@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from tdmr1_cli import config, distill, doctor, evaluate, export, label, models, plugins, probe, rewards, sample, train
+from tdmr1_cli import (
+    config,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    label,
+    models,
+    plan,
+    plugins,
+    probe,
+    rewards,
+    sample,
+    train,
+)
 
 HELP = """Reinforce few-step text-to-image models with rewards that cannot be differentiated (TDM-R1).
 
@@ -22,7 +36,7 @@ Then name your own model, reward and prompts:
   tdmr1 rewards list
   tdmr1 train --model MODEL --reward NAME --prompts prompts.txt --dry-run
 """
-VERBS = (train, distill, sample, evaluate, label, export, probe, plugins, doctor)
+VERBS = (train, distill, sample, evaluate, label, export, probe, plan, plugins, doctor)
 GROUPS = (config, models, rewards)
 
 

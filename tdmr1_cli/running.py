@@ -137,7 +137,7 @@ def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> N
     prompts = load_prompts(source, settings.entry.domain)
     batch = config.batch
     images = batch.groups * batch.group_size
-    micro = min(batch.micro_batch or images, images)
+    micro = min(batch.micro_batch if isinstance(batch.micro_batch, int) else images, images)
     data(yaml.safe_dump(dump(config), sort_keys=False).rstrip())
     message(f"preset: {settings.preset or 'none'}")
     message(f"run folder: {folder}")
@@ -147,6 +147,7 @@ def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> N
         f"in {-(-images // micro)} micro-batches of up to {micro}"
     )
     message(f"the run: {config.iterations} iterations, {config.iterations * images} images")
+    message("memory and time: `tdmr1 plan` with the same settings")
 
 
 def _execute(run: Run, quiet: bool) -> None:

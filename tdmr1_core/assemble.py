@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
-from tdmr1_core.config import FakeConfig, GeneratorConfig, RunConfig, SurrogateConfig
+from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import Acquired, acquire, check_entry, load_backbone, load_teacher
 from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, spare_decoder
+from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.models.roles import (
     FAKE,
     GENERATOR,
@@ -25,6 +27,7 @@ from tdmr1_core.models.roles import (
 )
 from tdmr1_core.plugins import Extensions, Hooks
 from tdmr1_core.records import Prompt
+from tdmr1_core.stages.encoding import PromptEncoder
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
 from tdmr1_core.stages.optimiser import TrainedRole
@@ -98,7 +101,23 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
     roles.copy(GENERATOR, GENERATOR_EMA)
     if surrogate:
         roles.copy(SURROGATE, SURROGATE_EMA)
+    _spare_memory(config.memory, roles)
     return roles
+
+
+def _spare_memory(settings: MemoryConfig, roles: Roles) -> None:
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(roles)
+    if settings.decoder != "whole":
+        spare_decoder(roles.backbone, settings.decoder)
+    if settings.compile:
+        compile_blocks(roles)
+
+
+def build_encoder(config: RunConfig, entry: ModelEntry, backbone: Backbone) -> PromptEncoder:
+    """What encodes prompts."""
+    settings, make = config.memory, f"{entry.family}, {entry.max_sequence_length} tokens"
+    return PromptEncoder(backbone, make=make, cache=settings.prompt_cache, leave=settings.text_encoders == "cpu")
 
 
 def choose_device(name: str) -> torch.device:

@@ -105,8 +105,24 @@ class BatchConfig(Section):
     """Prompts per iteration (published: 48 for OCR and GenEval, 24 for ImageReward and HPSv2)."""
     group_size: int = Field(24, ge=2)
     """Images drawn for each prompt; their rewards are compared with one another (published: 24)."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Images in memory at once, all by default. It changes speed and memory, never the result."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Images in memory at once, all by default; auto halves them whenever the device runs out of memory. It changes
+    speed and memory, never the result."""
+
+
+class MemoryConfig(Section):
+    """Ways to need less memory, at the price of time; what is learnt stays the same but for rounding."""
+
+    gradient_checkpointing: bool = False
+    """Recompute every block in the backward pass instead of keeping what it computed: a third more time."""
+    decoder: Literal["whole", "sliced", "tiled"] = "whole"
+    """Decode all pictures at once, one after another, or also tile by tile (large pictures may show the seams)."""
+    text_encoders: Literal["device", "cpu"] = "device"
+    """cpu: they are on the device only while prompts are encoded that were not encoded before."""
+    prompt_cache: Path | None = None
+    """A folder where encoded prompts are kept for this run and others; in memory by default."""
+    compile: bool = False
+    """Compile the network's blocks (torch.compile): minutes at the start for speed later. Rounding differs."""
 
 
 class RolloutConfig(Section):
@@ -283,6 +299,7 @@ class RunConfig(Section):
     scoring: ScoringConfig = ScoringConfig()
     prompts: PromptConfig = PromptConfig()
     batch: BatchConfig = BatchConfig()
+    memory: MemoryConfig = MemoryConfig()
     rollout: RolloutConfig = RolloutConfig()
     advantages: AdvantageConfig = AdvantageConfig()
     timesteps: TimestepConfig = TimestepConfig()

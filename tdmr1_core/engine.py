@@ -22,6 +22,7 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
 from tdmr1_core.assemble import (
     Parts,
+    build_encoder,
     build_fake,
     build_generator,
     build_rollout,
@@ -69,12 +70,12 @@ class Engine:
         self.iteration_index = 0
         self.trained = build_trained(config, parts.roles)
         self.sigmas = parts.roles.backbone.schedule(self.steps, self.shift)
+        self._encoder = build_encoder(config, parts.entry, parts.roles.backbone)
         self._rollout = build_rollout(config, parts.roles, self.sigmas, self.size)
         self._fake = build_fake(config, parts.roles, self.trained[FAKE])
         if SURROGATE in self.trained:
             self._surrogate = build_surrogate(config, parts.roles, self.trained[SURROGATE])
         self._generator = build_generator(config, parts.roles, self.trained[GENERATOR])
-        self._conditionings: dict[str, Conditioning] = {}
         self._metrics: dict[str, float] = {}
         self._seen: dict[str, list[float]] = {}
         self._skipped: list[str] = []
@@ -248,10 +249,7 @@ class Engine:
 
     def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encoded prompts, one row each; every text is encoded once and alone, so that its bits depend on no other."""
-        for prompt in prompts:
-            if prompt.text not in self._conditionings:
-                self._conditionings[prompt.text] = self.roles.backbone.encode([prompt.text])
-        return Conditioning.cat([self._conditionings[prompt.text] for prompt in prompts])
+        return self._encoder([prompt.text for prompt in prompts])
 
     def _begin(self) -> float:
         self._metrics, self._seen, self._skipped = {}, {}, []

@@ -20,7 +20,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import REFERENCE, SURROGATE
 from tdmr1_core.records import Conditioning, Groups
 from tdmr1_core.runs.evaluate import Measure, evaluation_noise, measure
-from tdmr1_core.stages.points import micro_batches
+from tdmr1_core.stages.micro_batches import MicroBatches
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,16 @@ def _follow(engine: Engine, strength: float, steps: int, images: int) -> np.ndar
     shape = backbone.latent_shape(*engine.size)
     noise = torch.cat([evaluation_noise([p], size, row, shape) for row, p in enumerate(prompts)])
     sigmas, conditioning = backbone.schedule(steps, engine.shift), engine.conditioning(prompts)
-    decoded = []
-    for rows in micro_batches(groups.images, engine.config.batch.micro_batch or groups.images):
+    decoded: list[np.ndarray] = []
+
+    def draw(rows: Tensor) -> None:
         latents = noise[rows].to(device=backbone.device, dtype=backbone.dtype)
         for sigma, after in pairwise(sigmas):
             velocity = _mixed(engine, latents, sigma.expand(len(rows)), conditioning.select(rows // size), strength)
             latents = euler_step(latents, velocity, sigma.expand(len(rows)), after.expand(len(rows)))
         decoded.append(backbone.decode(latents))
+
+    MicroBatches(engine.config.batch.micro_batch).each(groups.images, draw)
     scores = engine.scoring.score(groups, np.concatenate(decoded))
     return np.where(scores.valid.numpy(), scores.total.numpy(), np.nan)
 

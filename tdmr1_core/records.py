@@ -6,7 +6,7 @@ Names: N images = groups x group_size, K sampling steps, latents (C, H, W), L pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class Conditioning:
         index = torch.as_tensor(rows, device=self.embeddings.device)
         lengths = None if self.lengths is None else self.lengths[index.cpu()]
         return Conditioning(self.embeddings[index], self.pooled[index], lengths)
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The embeddings on another device."""
+        return replace(self, embeddings=self.embeddings.to(device), pooled=self.pooled.to(device))
 
     def expand(self, size: int) -> Conditioning:
         """One prompt repeated for `size` rows."""

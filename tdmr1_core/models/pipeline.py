@@ -37,12 +37,12 @@ class PipelineBackbone(ABC):
         self.dtype = torch.promote_types(precision, torch.float32)
         self._precision = precision
         self._max_sequence_length = max_sequence_length
-        for part in (pipeline.transformer, *self._text_encoders()):
+        for part in (pipeline.transformer, *self.text_encoders()):
             _freeze(part, device, precision)
         _freeze(pipeline.vae, device, self.dtype)
 
     @abstractmethod
-    def _text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[nn.Module]:
         """Those of the pipeline's text encoders that are there."""
 
     @abstractmethod
@@ -123,12 +123,14 @@ class PipelineBackbone(ABC):
 
     def beside(self, folder: Path) -> Self:
         """Another denoiser of the same make, read from a pipeline's folder, with this one's other parts."""
-        return type(self)(
+        other = type(self)(
             self.with_denoiser(folder),
             device=self.device,
             precision=self._precision,
             max_sequence_length=self._max_sequence_length,
         )
+        other.unconditional = self.unconditional  # the text encoders may have left the device when it is asked for
+        return other
 
     def with_denoiser(self, folder: Path) -> Any:
         """A pipeline with a denoiser freshly read from a pipeline's folder and this one's other parts."""

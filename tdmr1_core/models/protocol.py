@@ -21,6 +21,9 @@ class Backbone(Protocol):
     dtype: torch.dtype
     """Of latents handed to and given by the methods below: at least float32."""
 
+    def text_encoders(self) -> list[nn.Module]:
+        """The networks that `encode` asks."""
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts to conditioning, one row each."""
 

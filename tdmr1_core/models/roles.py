@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,11 @@ class Roles:
         for home in self._layers:
             self._activate(TEACHER, home)
 
+    @property
+    def backbones(self) -> tuple[Backbone, ...]:
+        """Each of them once, the one that tells scores first."""
+        return tuple(self._layers)
+
     def home(self, role: str) -> Backbone:
         """The backbone that a role is on."""
         return self.backbone if role in (GENERATOR, GENERATOR_EMA) else self._scores
@@ -98,7 +103,15 @@ class Roles:
         """The role's backbone with its adapter active; the former role comes back afterwards."""
         if role not in (TEACHER, REFERENCE, *self._parameters):
             raise KeyError(role)
-        home = self.home(role)
+        with self._active(role, self.home(role)) as home:
+            yield home
+
+    def again(self, home: Backbone) -> AbstractContextManager[Backbone]:
+        """The role that acts on a backbone now, to act once more when a graph is recomputed."""
+        return self._active(self._acting[home], home)
+
+    @contextmanager
+    def _active(self, role: str, home: Backbone) -> Iterator[Backbone]:
         former = self._acting[home]
         self._activate(role, home)
         try:

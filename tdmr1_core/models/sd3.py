@@ -18,7 +18,8 @@ class SD3Backbone(PipelineBackbone):
 
     family = FAMILIES["sd3"]
 
-    def _text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[nn.Module]:
+        """Those of the three that are there."""
         found = (self.pipeline.text_encoder, self.pipeline.text_encoder_2, self.pipeline.text_encoder_3)
         return [encoder for encoder in found if encoder is not None]
 

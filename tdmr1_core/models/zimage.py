@@ -22,7 +22,8 @@ class ZImageBackbone(PipelineBackbone):
 
     family = FAMILIES["zimage"]
 
-    def _text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[nn.Module]:
+        """The only one."""
         return [self.pipeline.text_encoder]
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.records import Prompt
-from tdmr1_core.stages.points import micro_batches
+from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.sampling import Sampler, sample
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.runner import RewardRunner
@@ -78,9 +78,10 @@ def draw(
     sigmas = backbone.schedule(steps, engine.shift)
     noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))
     conditioning = engine.conditioning(prompts)
-    images = []
+    images: list[np.ndarray] = []
     progress(0, len(noise))
-    for rows in micro_batches(len(noise), engine.config.batch.micro_batch or SAMPLING_BATCH):
+
+    def draw_rows(rows: Tensor) -> None:
         with engine.roles.acting(role) as acting:
             latents = sample(
                 acting,
@@ -92,6 +93,10 @@ def draw(
             )
         images.append(backbone.decode(latents[-1]))
         progress(int(rows[-1]) + 1, len(noise))
+
+    micro_batches = MicroBatches(engine.config.batch.micro_batch)
+    micro_batches.size = micro_batches.size or SAMPLING_BATCH
+    micro_batches.each(len(noise), draw_rows)
     of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
     group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]
     return Pictures(np.concatenate(images), tuple(of_image), tuple(group_ids))

@@ -9,20 +9,19 @@ from tdmr1_core.algorithm.flow import euler_step, euler_velocity, predict_clean,
 from tdmr1_core.algorithm.objectives import fake_score_loss, fake_target
 from tdmr1_core.models.roles import FAKE, GENERATOR, TEACHER, Roles
 from tdmr1_core.records import Trajectory
+from tdmr1_core.stages.micro_batches import MicroBatches, Size
 from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.points import latents_at, micro_batches, noise_for
+from tdmr1_core.stages.points import latents_at, noise_for
 
 
 class FakeScoreStage:
     """Updates the fake score on re-noised points of the generator's trajectories."""
 
-    def __init__(
-        self, roles: Roles, role: TrainedRole, *, teacher_weight: float, micro_batch: int | None, seed: int
-    ) -> None:
+    def __init__(self, roles: Roles, role: TrainedRole, *, teacher_weight: float, micro_batch: Size, seed: int) -> None:
         self.roles = roles
         self.role = role
         self._teacher_weight = teacher_weight
-        self._micro_batch = micro_batch
+        self._micro_batches = MicroBatches(micro_batch)
         self._seed = seed
 
     def accumulate(
@@ -40,11 +39,15 @@ class FakeScoreStage:
         velocity is read off the stored latents.
         """
         images, total = trajectory.groups.images, 0.0
-        for rows in micro_batches(images, self._micro_batch):
+
+        def learn(rows: Tensor) -> None:
+            nonlocal total
             noise = noise_for(self._seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
             loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
-            (loss * scale).backward()
+            self.role.collect(loss * scale)
             total += loss.item()
+
+        self._micro_batches.each(images, learn)
         return total
 
     def losses(

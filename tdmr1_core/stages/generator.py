@@ -14,8 +14,9 @@ from tdmr1_core.algorithm.objectives import GeneratorWeights, direction_loss, di
 from tdmr1_core.models.protocol import guide, velocities
 from tdmr1_core.models.roles import FAKE, GENERATOR, REFERENCE, SURROGATE, TEACHER, Roles
 from tdmr1_core.records import Conditioning, Trajectory
+from tdmr1_core.stages.micro_batches import MicroBatches, Size
 from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.points import micro_batches, noise_for
+from tdmr1_core.stages.points import noise_for
 
 Query = tuple[Tensor, Tensor, Conditioning]
 
@@ -46,7 +47,7 @@ class GeneratorStage:
         rl_cfg: float,
         normaliser_floor: float,
         reward: bool,
-        micro_batch: int | None,
+        micro_batch: Size,
         seed: int,
     ) -> None:
         self.roles = roles
@@ -59,7 +60,7 @@ class GeneratorStage:
         self._guidance_scale = guidance_scale
         self._rl_cfg = rl_cfg
         self._floor = normaliser_floor
-        self._micro_batch = micro_batch
+        self._micro_batches = MicroBatches(micro_batch)
         self._seed = seed
 
     def accumulate(
@@ -71,7 +72,8 @@ class GeneratorStage:
         """
         groups, latents = trajectory.groups, trajectory.latents
         seen = {"loss/generator": 0.0, "loss/kl": 0.0, "loss/cfg": 0.0, "loss/reward": 0.0}
-        for rows in micro_batches(groups.images, self._micro_batch):
+
+        def learn(rows: Tensor) -> None:
             terms = self.losses(
                 trajectory,
                 rows,
@@ -81,10 +83,12 @@ class GeneratorStage:
                 noise_for(self._seed, "generator", groups, (step,), rows, "sample", latents),
                 noise_for(self._seed, "reward", groups, (step,), rows, "group", latents),
             )
-            ((terms.total.sum() / groups.images) * scale).backward()
+            self.role.collect(terms.total.sum() / groups.images * scale)
             parts = (terms.total, terms.kl, terms.cfg, terms.reward)
             for name, part in zip(seen, parts, strict=True):
                 seen[name] += part.sum().item() / groups.images
+
+        self._micro_batches.each(groups.images, learn)
         return seen
 
     def losses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
 
@@ -30,6 +30,13 @@ class TrainedRole:
         self.optimizer = torch.optim.AdamW(
             list(parameters.values()), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
         )
+
+    def collect(self, loss: Tensor) -> None:
+        """Add a loss's gradient to what is collected; all of it, or none where memory runs out meanwhile."""
+        weights = list(self.parameters.values())
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
     def step(self, lr_scale: float) -> float:
         """Clip, step, clear; returns the gradient norm before clipping. Raises Tdmr1Error if it is not finite."""

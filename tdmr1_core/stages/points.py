@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -63,8 +61,3 @@ def noise_for(
 def latents_at(trajectory: Trajectory, step_index: Tensor, rows: Tensor) -> Tensor:
     """The stored latents of the given images at each one's own step: (B, C, H, W)."""
     return trajectory.latents[step_index[rows], rows]
-
-
-def micro_batches(images: int, size: int | None) -> Iterator[Tensor]:
-    """Row numbers 0 to images - 1 in runs of at most `size`."""
-    yield from torch.arange(images).split(size or images)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tdmr1_core.models.roles import GENERATOR, Roles
 from tdmr1_core.records import Conditioning, Groups, Trajectory
-from tdmr1_core.stages.points import micro_batches, noise_for
+from tdmr1_core.stages.micro_batches import MicroBatches, Size
+from tdmr1_core.stages.points import noise_for
 from tdmr1_core.stages.sampling import Sampler, sample
 
 
@@ -25,7 +26,7 @@ class RolloutStage:
         *,
         sampler: Sampler,
         eta: float,
-        micro_batch: int | None,
+        micro_batch: Size,
         seed: int,
         decode: bool,
     ) -> None:
@@ -34,7 +35,7 @@ class RolloutStage:
         self._like = torch.empty(latent_shape, dtype=roles.backbone.dtype, device=roles.backbone.device)
         self._sampler = sampler
         self._eta = eta
-        self._micro_batch = micro_batch
+        self._micro_batches = MicroBatches(micro_batch)
         self._seed = seed
         self._decode = decode
 
@@ -49,9 +50,9 @@ class RolloutStage:
         """Sample and decode; `on_decoded(images)` is told of each micro-batch, in order, as soon as it is finished."""
         group = torch.tensor(groups.group_of_image)
         latents, images = [], []
-        for rows in micro_batches(groups.images, self._micro_batch):
 
-            def fresh(k: int, rows: Tensor = rows) -> Tensor:
+        def draw(rows: Tensor) -> None:
+            def fresh(k: int) -> Tensor:
                 return noise_for(self._seed, "rollout-eta", groups, (k,), rows, "sample", self._like)
 
             with self.roles.acting(GENERATOR) as backbone:
@@ -70,6 +71,8 @@ class RolloutStage:
                 images.append(pictures)
                 if on_decoded is not None:
                     on_decoded(pictures)
+
+        self._micro_batches.each(groups.images, draw)
         return Trajectory(
             groups=groups,
             latents=torch.cat(latents, dim=1),

@@ -17,8 +17,9 @@ from tdmr1_core.algorithm.objectives import (
 )
 from tdmr1_core.models.roles import SURROGATE, SURROGATE_EMA, Roles
 from tdmr1_core.records import Conditioning, Trajectory
+from tdmr1_core.stages.micro_batches import MicroBatches, Size
 from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.points import latents_at, micro_batches, noise_for
+from tdmr1_core.stages.points import latents_at, noise_for
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SurrogateStage:
         beta_dpo: float,
         stabilisers: Stabilisers,
         time_weight: bool,
-        micro_batch: int | None,
+        micro_batch: Size,
         seed: int,
     ) -> None:
         self.roles = roles
@@ -52,7 +53,7 @@ class SurrogateStage:
         self._beta_dpo = beta_dpo
         self._stabilisers = stabilisers
         self._time_weight = time_weight
-        self._micro_batch = micro_batch
+        self._micro_batches = MicroBatches(micro_batch)
         self._seed = seed
 
     def accumulate(
@@ -69,24 +70,26 @@ class SurrogateStage:
         `advantages`, `boundary` and `tau` are (N,). The group weight needs every image of a group, so micro-batches
         smaller than a group cost one more pass without gradient.
         """
-        groups = trajectory.groups
-        images, size = groups.images, self._micro_batch or groups.images
-        whole_groups = size >= groups.group_size
-        if whole_groups:
-            size -= size % groups.group_size
-        weights = None if whole_groups else self._weights(trajectory, advantages, counters, boundary, tau, size)
+        images, group_size = trajectory.groups.images, trajectory.groups.group_size
+        weights: Tensor | None = None
         seen = {"loss/preference": 0.0, "surrogate/clipped": 0.0, "surrogate/drifted": 0.0, "surrogate/drift": 0.0}
-        for rows in micro_batches(images, size):
+
+        def learn(rows: Tensor) -> None:
+            nonlocal weights
+            if weights is None and len(rows) % group_size:
+                weights = self._weights(trajectory, advantages, counters, boundary, tau)
             queries = self._queries(trajectory, rows, counters, boundary, tau)
             result = self.losses(
                 queries, advantages[rows], boundary[rows], trajectory, None if weights is None else weights[rows]
             )
             loss = result.loss.sum() / images
-            (loss * scale).backward()
+            self.role.collect(loss * scale)
             seen["loss/preference"] += loss.item()
             seen["surrogate/clipped"] += result.clipped.sum().item() / images
             seen["surrogate/drifted"] += result.drifted.sum().item() / images
             seen["surrogate/drift"] += result.drift.sum().item() / images
+
+        self._micro_batches.each(images, learn, multiple=group_size)
         return seen
 
     def losses(
@@ -132,17 +135,22 @@ class SurrogateStage:
         counters: tuple[int, int],
         boundary: Tensor,
         tau: Tensor,
-        size: int,
     ) -> Tensor:
         """w_g of every image (N,), computed without gradient in micro-batches smaller than a group."""
         losses: list[Tensor] = []
         reference_losses: list[Tensor] = []
-        for rows in micro_batches(trajectory.groups.images, size):
+
+        def ask(rows: Tensor) -> None:
             queries = self._queries(trajectory, rows, counters, boundary, tau)
-            for role, collected in ((SURROGATE, losses), (self._reference, reference_losses)):
+            answers = []
+            for role in (SURROGATE, self._reference):
                 with self.roles.acting(role) as backbone:
                     velocity = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
-                collected.append(sample_mse(velocity, queries.target))
+                answers.append(sample_mse(velocity, queries.target))
+            losses.append(answers[0])
+            reference_losses.append(answers[1])
+
+        self._micro_batches.each(trajectory.groups.images, ask)
         loss, reference_loss = torch.cat(losses), torch.cat(reference_losses)
         group_size = trajectory.groups.group_size
         return preference_weights(advantages.to(loss), loss, reference_loss, self._beta_dpo, group_size)

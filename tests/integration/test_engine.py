@@ -80,6 +80,20 @@ def test_precision_changes_no_draw():
     assert torch.allclose(one.latents[-1].double(), two.latents[-1], atol=1e-3)
 
 
+def test_bf16_holds_the_frozen_weights_alone():
+    engine = Engine.from_config(small_config("model.precision=bf16", "memory.decoder=tiled"))
+    engine.iteration()
+    engine.close()
+    network = engine.roles.backbone.network
+    kinds = {("lora_" in name, weight.dtype) for name, weight in network.named_parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    groups = engine.next_groups()
+    single = Engine.from_config(small_config())
+    coarse, fine = (e.rollout(groups).latents for e in (Engine.from_config(engine.config), single))
+    assert coarse.dtype == torch.float32
+    assert 0 < (coarse[-1] - fine[-1]).abs().mean() / fine[-1].abs().mean() < 0.03
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_our_sampling_is_the_pipelines_own(precision):
     engine = Engine.from_config(small_config(f"model.precision={precision}"))

@@ -15,7 +15,7 @@ from tdmr1_cli.stopping import Told
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.processes import Processes, check_split, join_processes, place
+from tdmr1_core.processes import Processes, check_split, join_processes
 from tdmr1_core.records import Groups, Prompt
 from tdmr1_core.stages.points import sharing_ids
 
@@ -126,4 +126,3 @@ def test_groups_that_cannot_be_split_are_refused():
     with pytest.raises(Tdmr1Error) as refused:
         check_split(1, 2)
     assert "batch.groups=2," in refused.value.hint
-    assert place() == (0, 1)

@@ -12,7 +12,6 @@ from tdmr1_core.stages.points import (
     draw_levels,
     draw_steps,
     latents_at,
-    micro_batches,
     noise_for,
     sharing_ids,
 )
@@ -138,7 +137,7 @@ def test_noise_is_shared_in_the_group_and_independent_of_micro_batches() -> None
     own = noise_for(0, "n", groups, (1,), rows, "sample", like)
     assert len({tuple(row.flatten().tolist()) for row in own}) == 6
     for whole, sharing in ((shared, "group"), (own, "sample")):
-        parts = [noise_for(0, "n", groups, (1,), part, sharing, like) for part in micro_batches(6, 4)]  # type: ignore[arg-type]
+        parts = [noise_for(0, "n", groups, (1,), part, sharing, like) for part in rows.split(4)]  # type: ignore[arg-type]
         assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(own, noise_for(0, "n", make_groups(iteration=1), (1,), rows, "sample", like))
 
@@ -152,12 +151,6 @@ def test_latents_at() -> None:
     assert trajectory.steps == 2
     found = latents_at(trajectory, torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([1, 3, 5]))
     assert found.flatten().tolist() == [11, 23, 5]
-
-
-def test_micro_batches() -> None:
-    assert [part.tolist() for part in micro_batches(5, 2)] == [[0, 1], [2, 3], [4]]
-    assert [part.tolist() for part in micro_batches(3, None)] == [[0, 1, 2]]
-    assert [part.tolist() for part in micro_batches(3, 9)] == [[0, 1, 2]]
 
 
 def test_conditioning_rows() -> None:

@@ -1,0 +1,199 @@
+"""Measure an SD3-family architecture with random weights: peak memory and images a second of every stage.
+
+    python benchmarks/full_size.py --architecture sd3.5-medium --size 512 --group-size 24 --micro-batch 24
+    python benchmarks/full_size.py --architecture tiny --size 24 --group-size 4        # on a CPU, in seconds
+
+Random weights take the memory and time of trained ones. Text encoders are left out (conditioning is random), and so are
+rewards. The estimate of `tdmr1 plan` for the graph of the generator's update stands beside what was measured: on a GPU
+what the allocator held at most, on a CPU the growth of the process's largest resident size since loading.
+
+Not run on a GPU so far. SD3 and SD3.5 only: Z-Image is to follow its backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pluggy
+import torch
+
+from tdmr1_core import hookspecs
+from tdmr1_core.assemble import PRECISIONS, Parts, choose_device
+from tdmr1_core.config import RunConfig
+from tdmr1_core.engine import Engine
+from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.models.families import JOINT_ATTENTION
+from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, spare_decoder
+from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA, LoraShape, Roles
+from tdmr1_core.models.sd3 import SD3Backbone
+from tdmr1_core.plan import Architecture, activations, build_denoiser, measure_shape
+from tdmr1_core.plugins import Hooks
+from tdmr1_core.records import Advantages, Conditioning, Prompt
+
+SD3 = {"_class_name": "SD3Transformer2DModel", "patch_size": 2, "attention_head_dim": 64}
+PHOTO = {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "sd3.5-medium": SD3
+    | PHOTO
+    | {"sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+    | {"pos_embed_max_size": 384, "dual_attention_layers": list(range(13)), "qk_norm": "rms_norm"},
+    "sd3-medium": SD3
+    | PHOTO
+    | {"sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+    | {"pos_embed_max_size": 192},
+    "tiny": SD3
+    | {"sample_size": 12, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
+    | {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 32, "pooled_projection_dim": 32}
+    | {"pos_embed_max_size": 64},
+}
+LEVELS = {"tiny": (16, 32, 32, 32)}
+TOKENS = 333
+
+
+class RandomBackbone(SD3Backbone):
+    """SD3's backbone without text encoders."""
+
+    def encode(self, prompts: Any) -> Conditioning:
+        """Random embeddings of the right shape."""
+        config: Any = self.network.config
+        tokens = torch.randn(len(prompts), TOKENS, config.joint_attention_dim)
+        pooled = torch.randn(len(prompts), config.pooled_projection_dim)
+        return Conditioning(tokens, pooled).to(self.device)
+
+
+def build(name: str, config: RunConfig, size: int) -> Engine:
+    """An engine on random weights."""
+    from diffusers import AutoencoderKL
+    from diffusers.image_processor import VaeImageProcessor
+
+    device, precision = choose_device(config.model.device), PRECISIONS[config.model.precision]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(precision)
+    try:
+        denoiser = build_denoiser(ARCHITECTURES[name], str(device))
+    finally:
+        torch.set_default_dtype(before)
+    levels = LEVELS.get(name, (128, 256, 512, 512))
+    vae = AutoencoderKL(
+        block_out_channels=levels,
+        down_block_types=("DownEncoderBlock2D",) * len(levels),
+        up_block_types=("UpDecoderBlock2D",) * len(levels),
+        layers_per_block=2,
+        latent_channels=16,
+        norm_num_groups=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    pipeline = SimpleNamespace(
+        transformer=denoiser,
+        vae=vae,
+        vae_scale_factor=2 ** (len(levels) - 1),
+        text_encoder=None,
+        text_encoder_2=None,
+        text_encoder_3=None,
+        scheduler=SimpleNamespace(config=SimpleNamespace(shift=3.0)),
+        image_processor=VaeImageProcessor(),
+    )
+    backbone = RandomBackbone(pipeline, device=device, precision=precision, max_sequence_length=256)
+    trained, averaged = (GENERATOR, FAKE, SURROGATE), (GENERATOR_EMA, SURROGATE_EMA)
+    roles = Roles(backbone, LoraShape(32, 64.0, JOINT_ATTENTION), trained, averaged, seed=0)
+    if config.memory.gradient_checkpointing:
+        checkpoint_gradients(roles)
+    if config.memory.decoder != "whole":
+        spare_decoder(backbone, config.memory.decoder)
+    if config.memory.compile:
+        compile_blocks(roles)
+    manager = pluggy.PluginManager("tdmr1")
+    manager.add_hookspecs(hookspecs)
+    entry = ModelEntry(name, "", "sd3", "", None, "photo", height=size, width=size)
+    return Engine(config, Parts(entry, roles, [Prompt("a", {}), Prompt("b", {})], None, Hooks(manager)))
+
+
+def measure(engine: Engine) -> dict[str, dict[str, float]]:
+    """Images a second and peak bytes of every stage, after one round that is not counted."""
+    trajectory = engine.rollout(engine.next_groups())
+    images = trajectory.groups.images
+    values = torch.linspace(-1, 1, engine.config.batch.group_size, dtype=torch.float64)
+    advantages = Advantages(values.repeat(engine.config.batch.groups), 0.0)
+    stages: dict[str, Callable[[], object]] = {
+        "rollout": lambda: engine.rollout(trajectory.groups),
+        "fake": lambda: engine.update_fake(trajectory),
+        "surrogate": lambda: engine.update_surrogate(trajectory, advantages),
+        "generator": lambda: engine.update_generator(trajectory, advantages),
+    }
+    results = {}
+    for name, stage in stages.items():
+        stage()
+        _forget_peak()
+        started = time.monotonic()
+        stage()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - started
+        results[name] = {"images_per_second": images / seconds, "peak_bytes": _peak()}
+    return results
+
+
+def estimated_activations(name: str, config: RunConfig, size: int) -> float:
+    """What `tdmr1 plan` says of the generator's update, in bytes."""
+    width = LEVELS.get(name, (128, 256))[1]
+    architecture = Architecture(ARCHITECTURES[name], width, 8, 0, TOKENS)
+    shape = measure_shape(architecture, LoraShape(32, 64.0, JOINT_ATTENTION), size, size, config)
+    return activations(shape, config, config.batch.micro_batch or config.batch.groups * config.batch.group_size)
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def main() -> None:
+    """Measure and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd3.5-medium")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--group-size", type=int, default=24)
+    parser.add_argument("--micro-batch", type=int, default=None)
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--decoder", choices=["whole", "sliced", "tiled"], default="sliced")
+    given = parser.parse_args()
+    memory = {"gradient_checkpointing": given.checkpointing, "compile": given.compile, "decoder": given.decoder}
+    config = RunConfig.model_validate(
+        {
+            "rewards": [{"name": "none"}],
+            "model": {"precision": given.precision},
+            "memory": memory,
+            "timesteps": {"per_iteration": 1, "optimizer_step": "each"},
+            "batch": {"groups": given.groups, "group_size": given.group_size, "micro_batch": given.micro_batch},
+        }
+    )
+    before = _peak()
+    engine = build(given.architecture, config, given.size)
+    loaded = _peak()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    stages = measure(engine)
+    estimate = estimated_activations(given.architecture, config, given.size)
+    measured = stages["generator"]["peak_bytes"] - loaded
+    document = {**vars(given), "device": device, "start": before, "loaded": loaded, "stages": stages}
+    print(json.dumps(document | {"estimated_activations": estimate, "measured_growth": measured}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Ways to hold a model in less memory, at the price of time. None of them changes what is learnt beyond rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.models.roles import Roles
+
+
+def checkpoint_gradients(roles: Roles) -> None:
+    """Recompute each block in the backward pass instead of keeping what it computed, under the role it ran under."""
+    for home in roles.backbones:
+        network: Any = home.network
+        if not getattr(network, "_supports_gradient_checkpointing", False):
+            raise Tdmr1Error(
+                f"{type(network).__name__} has no gradient checkpointing", "leave memory.gradient_checkpointing off"
+            )
+        network.enable_gradient_checkpointing(partial(_checkpointed, roles, home))
+
+
+def _checkpointed(roles: Roles, home: Backbone, block: nn.Module, *arguments: Any) -> Any:
+    again = roles.again(home)
+    return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+
+
+def spare_decoder(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:
+    """Decode picture by picture, or also tile by tile, which shows at the seams of very large pictures."""
+    vae: Any = backbone.pipeline.vae  # type: ignore[attr-defined]
+    vae.enable_slicing()
+    if how == "tiled":
+        vae.enable_tiling()
+
+
+def compile_blocks(roles: Roles) -> None:
+    """Compile the repeated blocks of the networks (torch.compile): minutes at first, and time saved later."""
+    for home in roles.backbones:
+        for blocks in home.network.children():
+            if isinstance(blocks, nn.ModuleList):
+                for block in blocks:
+                    block.compile()
+
+
+@contextmanager
+def encoders_on_device(backbone: Backbone) -> Iterator[None]:
+    """The text encoders on the device meanwhile, and afterwards on the CPU."""
+    encoders = backbone.text_encoders()
+    for encoder in encoders:
+        encoder.to(backbone.device)
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.to("cpu")
+        if backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def encoder_identity(backbone: Backbone) -> list[str]:
+    """What tells the text encoders from others: names, shapes and a few numbers of every weight."""
+    return [
+        f"{name} {weight.dtype} {tuple(weight.shape)} {weight.flatten()[:4].tolist()}"
+        for encoder in backbone.text_encoders()
+        for name, weight in encoder.state_dict().items()
+    ]

@@ -1,0 +1,75 @@
+"""Prompts to conditioning, each text once: kept in memory, or on disk for this run and later ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tdmr1_core.models.memory import encoder_identity, encoders_on_device
+from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.records import Conditioning
+
+
+class PromptEncoder:
+    """Encodes every text alone, so that its bits depend on no other.
+
+    With a `cache` folder what was encoded lies there, by a hash of the text, of the encoders and of `make`, which says
+    how they are used; without one it stays in memory, on the CPU. With `leave` the text encoders are on the device only
+    while something is encoded.
+    """
+
+    def __init__(self, backbone: Backbone, *, make: str, cache: Path | None, leave: bool) -> None:
+        self._backbone = backbone
+        self._cache = cache
+        self._kept: dict[str, Conditioning] = {}
+        self._identity = "\n".join([make, *encoder_identity(backbone)]) if cache else ""
+        self._encoders: Callable[[], AbstractContextManager[None]] = (
+            (lambda: encoders_on_device(backbone)) if leave else nullcontext
+        )
+        if leave:
+            with self._encoders():
+                _ = backbone.unconditional  # guidance asks for it at any time
+
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning on the device, one row a text."""
+        known = {text: self._find(text) for text in dict.fromkeys(texts)}
+        missing = [text for text, found in known.items() if found is None]
+        if missing:
+            with self._encoders():
+                for text in missing:
+                    known[text] = self._keep(text, self._backbone.encode([text]))
+        parts = [known[text] for text in texts]
+        whole = Conditioning.cat([part for part in parts if part is not None])
+        return whole.to(self._backbone.device)
+
+    def _find(self, text: str) -> Conditioning | None:
+        if self._cache is None:
+            return self._kept.get(text)
+        try:
+            return Conditioning(**load_file(self._path(text)))
+        except (OSError, SafetensorError):
+            return None
+
+    def _keep(self, text: str, conditioning: Conditioning) -> Conditioning:
+        kept = conditioning.to(torch.device("cpu"))
+        if self._cache is None:
+            self._kept[text] = kept
+            return kept
+        path = self._path(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({name: value.contiguous() for name, value in vars(kept).items() if value is not None}, building)
+        building.replace(path)
+        return kept
+
+    def _path(self, text: str) -> Path:
+        assert self._cache is not None
+        digest = hashlib.sha256(f"{self._identity}\n{text}".encode()).hexdigest()
+        return self._cache / digest[:2] / f"{digest}.safetensors"

@@ -1,0 +1,26 @@
+"""The benchmark of full-size architectures runs at a tiny size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_stage_is_measured():
+    size = ["--architecture", "tiny", "--size", "32", "--group-size", "2", "--precision", "fp32", "--checkpointing"]
+    command = [sys.executable, ROOT / "benchmarks" / "full_size.py", *size]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert set(document["stages"]) == {"rollout", "fake", "surrogate", "generator"}
+    assert all(stage["images_per_second"] > 0 for stage in document["stages"].values())
+    assert document["estimated_activations"] > 0

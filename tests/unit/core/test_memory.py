@@ -1,0 +1,155 @@
+"""What needs less memory learns the same: micro-batches that fit, recomputed blocks, encoders that leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_naive import PROMPTS
+from helpers_product import make_backbone, make_engine, random_trajectory
+from torch import Tensor, nn
+
+from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.memory import checkpoint_gradients
+from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER
+from tdmr1_core.models.sd3 import SD3Backbone
+from tdmr1_core.records import Advantages
+from tdmr1_core.stages.encoding import PromptEncoder
+from tdmr1_core.stages.micro_batches import MicroBatches
+
+pytestmark = pytest.mark.unit
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "batch": {"groups": 2, "group_size": 3},
+    "timesteps": {"per_iteration": 2, "k_sharing": "sample"},
+}
+ADVANTAGES = Advantages(torch.tensor([1.0, -0.5, -0.5, 0.9, 0.3, -1.2], dtype=torch.float64), 0.0)
+TEXTS = PROMPTS[1:3]
+
+
+def updated(engine: Engine) -> dict[str, dict[str, Tensor]]:
+    """The weights after two accumulated updates of every role on a fixed trajectory."""
+    trajectory = random_trajectory(engine, [prompt.text for prompt in engine.prompts[:2]], 3, stored_velocity=False)
+    for step in range(2):
+        engine.update_fake(trajectory, step)
+        engine.update_surrogate(trajectory, ADVANTAGES, step)
+        engine.update_generator(trajectory, ADVANTAGES, step)
+    return {role: engine.roles.weights(role) for role in (FAKE, SURROGATE, GENERATOR)}
+
+
+def largest(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor]]) -> float:
+    return max((value - two[role][name]).abs().max().item() for role in one for name, value in one[role].items())
+
+
+def run_out_of_memory_beyond(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a backbone answer for at most this many rows at once; the numbers of rows asked for are listed."""
+    asked: list[int] = []
+    velocity = SD3Backbone.velocity
+
+    def limited(self: SD3Backbone, latents: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        asked.append(len(latents))
+        if len(latents) > rows:
+            raise torch.OutOfMemoryError("injected")
+        return velocity(self, latents, *arguments, **named)
+
+    monkeypatch.setattr(SD3Backbone, "velocity", limited)
+    return asked
+
+
+def test_micro_batches_are_halved_until_they_fit_and_the_result_is_the_same(monkeypatch):
+    whole = updated(make_engine(SECTIONS))
+    asked = run_out_of_memory_beyond(5, monkeypatch)
+    sections = SECTIONS | {"batch": {**SECTIONS["batch"], "micro_batch": "auto"}}
+    assert largest(updated(make_engine(sections)), whole) <= 1e-12
+    assert max(asked) > 5 >= asked[-1]
+    assert sum(rows > 5 for rows in asked) <= 6  # the size that fits is remembered: a failure a halving and stage
+
+
+def test_running_out_of_memory_without_auto_is_the_users_to_mend(monkeypatch):
+    run_out_of_memory_beyond(5, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        updated(make_engine(SECTIONS))
+
+
+def test_a_single_image_that_does_not_fit_is_a_sentence(monkeypatch):
+    run_out_of_memory_beyond(0, monkeypatch)
+    sections = SECTIONS | {"batch": {**SECTIONS["batch"], "micro_batch": "auto"}}
+    with pytest.raises(Tdmr1Error, match="out of memory with a single image"):
+        updated(make_engine(sections))
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "multiple", "expected"),
+    [
+        (2, 5, 1, [[0, 1], [2, 3], [4]]),
+        (None, 3, 1, [[0, 1, 2]]),
+        (9, 3, 1, [[0, 1, 2]]),
+        (5, 8, 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (2, 6, 3, [[0, 1], [2, 3], [4, 5]]),
+    ],
+)
+def test_rows_of_micro_batches(size, images, multiple, expected):
+    seen: list[list[int]] = []
+    MicroBatches(size).each(images, lambda rows: seen.append(rows.tolist()), multiple)
+    assert seen == expected
+
+
+def test_recomputed_blocks_run_under_the_role_they_ran_under():
+    engine, plain = make_engine(SECTIONS), updated(make_engine(SECTIONS))
+    roles, network = engine.roles, engine.roles.backbone.network
+    checkpoint_gradients(roles)
+    passes: list[str] = []
+    network.transformer_blocks[0].register_forward_pre_hook(lambda *_: passes.append(roles._acting[roles.backbone]))
+    assert largest(updated(engine), plain) == 0
+    assert passes.count(FAKE) > 2, "each update of the fake score must have been recomputed"
+    assert passes[-1] == GENERATOR
+    assert roles._acting == {roles.backbone: TEACHER}
+
+
+class Encoding(SD3Backbone):
+    """Counts what is encoded, and where its encoder is meanwhile."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        pipeline = make_backbone().pipeline
+        pipeline.text_encoder = nn.Linear(2, 2)
+        nn.init.constant_(pipeline.text_encoder.weight, scale)
+        nn.init.zeros_(pipeline.text_encoder.bias)
+        super().__init__(pipeline, device=torch.device("cpu"), precision=torch.float64, max_sequence_length=0)
+        self.encoded: list[str] = []
+
+    def encode(self, prompts):
+        self.encoded += prompts
+        return super().encode(prompts)
+
+
+def test_a_text_is_encoded_once_for_this_run_and_others(tmp_path: Path):
+    first = Encoding()
+    encoder = PromptEncoder(first, make="sd3", cache=tmp_path, leave=False)
+    whole = encoder([*TEXTS, TEXTS[0]])
+    assert first.encoded == list(TEXTS)
+    second = Encoding()
+    found = PromptEncoder(second, make="sd3", cache=tmp_path, leave=False)([*TEXTS, TEXTS[0]])
+    assert second.encoded == []
+    assert torch.equal(found.embeddings, whole.embeddings)
+    assert torch.equal(found.pooled, whole.pooled)
+    next(tmp_path.rglob("*.safetensors")).write_bytes(b"cut short")
+    PromptEncoder(second, make="sd3", cache=tmp_path, leave=False)(TEXTS)
+    assert len(second.encoded) == 1
+    other = Encoding(scale=2.0)
+    PromptEncoder(other, make="sd3", cache=tmp_path, leave=False)(TEXTS)
+    assert other.encoded == list(TEXTS), "other encoders must not be answered for"
+
+
+def test_encoders_come_back_only_for_what_is_new(monkeypatch):
+    backbone = Encoding()
+    moved: list[str] = []
+    monkeypatch.setattr(backbone.pipeline.text_encoder, "to", lambda where: moved.append(str(where)))
+    encoder = PromptEncoder(backbone, make="sd3", cache=None, leave=True)
+    assert backbone.encoded == [""]
+    for _ in range(2):
+        encoder(TEXTS)
+    assert backbone.encoded == ["", *TEXTS]
+    assert moved == ["cpu", "cpu", "cpu", "cpu"], "there and back for the empty prompt, and once for the two others"
