@@ -12,19 +12,30 @@ from typing import Protocol
 
 import torch
 import yaml
+from filelock import FileLock
 
 from tdmr1_core.assemble import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
-from tdmr1_core.configure import dump, fingerprint, read_file, resolve
+from tdmr1_core.configure import dump, fingerprint
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import GENERATOR_EMA
+from tdmr1_core.notices import notice
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.records import IterationReport, Prompt
-from tdmr1_core.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from tdmr1_core.runs.checkpoint import (
+    go_back_to_good,
+    latest_checkpoint,
+    load_checkpoint,
+    mark_good,
+    save_checkpoint,
+)
+from tdmr1_core.runs.continuing import CHECKPOINTS, CONFIG, Continuation, find_continuation, load_run_config
 from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
+from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards
 from tdmr1_core.runs.pictures import save_before_after, save_grid
+from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.prompts import held_out_companion, load_prompts, training_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
@@ -34,7 +45,7 @@ from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.runner import RewardRunner
 from tdmr1_rewards.sources import find
 
-CONFIG, CHECKPOINTS, SAMPLES, BEFORE_AFTER = "config.yaml", "checkpoints", "samples", "before_after.png"
+SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
 PREVIEW_PROMPTS, PREVIEW_COLUMNS = 6, 8
 
 
@@ -78,11 +89,20 @@ class RunResult:
 class Run:
     """One run folder. Make it with `Run.create` or `Run.resume`, then `execute` it once."""
 
-    def __init__(self, folder: Path, config: RunConfig, extensions: Extensions, checkpoint: Path | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        extensions: Extensions,
+        continuation: Continuation | None = None,
+        lock: FileLock | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         self.extensions = extensions
-        self._checkpoint = checkpoint
+        self._continuation = continuation
+        self._lock = lock
+        self._guard: Guard | None = None
         self._stop = False
         self._saved_at: int | None = None
 
@@ -99,12 +119,22 @@ class Run:
                 hint = "choose another --output"
             raise Tdmr1Error(f"the run folder {folder} is already used", hint)
         extensions = extensions or discover()
-        return cls(folder, freeze_rewards(config, extensions.plugins.rewards), extensions, None)
+        return cls(folder, freeze_rewards(config, extensions.plugins.rewards), extensions)
 
     @classmethod
     def resume(cls, folder: Path, extensions: Extensions | None = None) -> Run:
-        """Continue a run at its latest checkpoint. Raises Tdmr1Error if there is nothing to continue."""
-        return cls(folder, load_run_config(folder), extensions or discover(), latest_checkpoint(folder / CHECKPOINTS))
+        """Continue a run at its latest intact checkpoint; nobody else may write into its folder from here on.
+
+        Raises Tdmr1Error if there is nothing to continue, or somebody writes into it already.
+        """
+        load_run_config(folder)
+        lock = hold(folder)
+        try:
+            found = find_continuation(folder)
+            return cls(folder, found.config, extensions or discover(), found, lock)
+        except BaseException:
+            lock.release()
+            raise
 
     def execute(self, observer: Observer) -> RunResult:
         """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
@@ -119,22 +149,61 @@ class Run:
         if shared and engine.scoring is not None:
             self._judge = engine.scoring.runner
         try:
-            if self._checkpoint is not None:
-                load_checkpoint(engine, self._checkpoint)
-            self._open_folder()
-            tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
-            try:
-                return self._loop(engine, tracker, observer)
-            except RewardFailed:
-                # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
-                self._save(engine, observer)
-                raise
-            finally:
-                tracker.close()
+            if self._continuation is not None:
+                load_checkpoint(engine, self._continuation.checkpoint)
+                self._saved_at = engine.iteration_index
+            with told_of(self.folder):
+                self._open_folder()
+                return self._tracked(engine, observer)
         finally:
             engine.close()
             if self._judge is not None:
                 self._judge.close()
+            if self._guard is not None and self._guard.judge is not None:
+                self._guard.judge.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _build_guard(self, engine: Engine) -> Guard | None:
+        """Who watches over a training that is evaluated, if anybody is to."""
+        settings = self.config.guard
+        if self._judge is None or self.config.kind != "train" or not settings.enabled:
+            return None
+        rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
+        judge = self._build_judge(rewards) if rewards else None
+        return Guard(settings, [reward.name for reward in self.config.rewards], judge)
+
+    def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
+        """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
+        if self._guard is None:
+            return
+        look = self._guard.look(engine, results)
+        tracker.guard(look.step, look.row())
+        for alarm in look.alarms:
+            notice(f"guard, iteration {look.step}: {alarm}")
+        if not self.config.guard.stop:
+            return
+        self._save(engine, observer)
+        checkpoints = self.folder / CHECKPOINTS
+        if not look.alarms:
+            mark_good(checkpoints, checkpoints / f"step-{look.step:06d}")
+            return
+        good = go_back_to_good(checkpoints)
+        raise GuardStopped(
+            f"the guard stopped the run after iteration {look.step}: {look.alarms[0]}",
+            f"the last good checkpoint is {good}; look at {self.folder / SAMPLES}, and see docs/faults.md",
+        )
+
+    def _tracked(self, engine: Engine, observer: Observer) -> RunResult:
+        tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
+        try:
+            return self._loop(engine, tracker, observer)
+        except RewardFailed:
+            # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
+            self._save(engine, observer)
+            raise
+        finally:
+            tracker.close()
 
     def _evaluating_rewards(self) -> Sequence[RewardConfig]:
         """The trained rewards, but for those that evaluations are to leave in peace."""
@@ -152,6 +221,9 @@ class Run:
     def _loop(self, engine: Engine, tracker: Tracker, observer: Observer) -> RunResult:
         saving, evaluation = self.config.saving, self.config.evaluation
         tracker.cut_after(engine.iteration_index or -1)
+        self._guard = self._build_guard(engine)
+        if self._guard is not None:
+            self._guard.recall(self.folder)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
         with patience.listening(observer.waiting), self._stopping_cleanly(observer):
@@ -172,7 +244,7 @@ class Run:
                     self._preview(engine)
                 if evaluation.every and report.step % evaluation.every == 0 and not last:
                     self._evaluate(engine, tracker, observer)
-            if self._stop and self._saved_at != engine.iteration_index:
+            if self._stop:
                 self._save(engine, observer)
             finished = engine.iteration_index >= self.config.iterations
             after = self._evaluate(engine, tracker, observer) if finished else ()
@@ -180,6 +252,8 @@ class Run:
         return RunResult(self.folder, engine.iteration_index, finished, before, after, picture)
 
     def _save(self, engine: Engine, observer: Observer) -> None:
+        if self._saved_at == engine.iteration_index:
+            return
         observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
         self._saved_at = engine.iteration_index
 
@@ -202,16 +276,17 @@ class Run:
                 signal.signal(number, handler)
 
     def _open_folder(self) -> None:
-        try:
-            (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
-            if self._checkpoint is None:
-                header = {"tdmr1": {"versions": versions(), "config_hash": fingerprint(self.config)}}
-                text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
-                (self.folder / CONFIG).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise Tdmr1Error(
-                f"the run folder {self.folder} can't be written: {error.strerror}", "choose another --output"
-            ) from error
+        """Make the folder this run's own, and write down what it is to do."""
+        (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
+        if self._continuation is not None:
+            self._continuation.record(self.folder)
+            return
+        self._lock = hold(self.folder)
+        if (self.folder / CONFIG).exists():
+            raise Tdmr1Error(f"the run folder {self.folder} is already used", "choose another --output")
+        header = {"tdmr1": {"versions": versions(), "config_hash": fingerprint(self.config)}}
+        text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
+        (self.folder / CONFIG).write_text(text, encoding="utf-8")
 
     def _prompt_sets(self, engine: Engine) -> dict[str, list[Prompt]]:
         """The prompts that evaluations use, by name: those of training and the held-out ones."""
@@ -237,6 +312,8 @@ class Run:
                 tracker.evaluation(engine.iteration_index, row)
             observer.evaluated(engine.iteration_index, result)
             results.append(result)
+        if results and not self._stop:
+            self._watch(engine, tracker, observer, results)
         return tuple(results)
 
     def _preview_pictures(self, engine: Engine) -> Pictures:
@@ -263,16 +340,6 @@ class Run:
         titles = ("before", f"after {engine.iteration_index} iterations")
         save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
         return path
-
-
-def load_run_config(folder: Path) -> RunConfig:
-    """The resolved settings of a run folder. Raises Tdmr1Error if there are none."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise Tdmr1Error(f"{folder} is not a run folder: it has no {CONFIG}", "give the --output of an earlier run")
-    tree = read_file(path)
-    tree.pop("tdmr1", None)
-    return resolve([tree])
 
 
 def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:

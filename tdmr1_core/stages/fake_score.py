@@ -44,7 +44,7 @@ class FakeScoreStage:
             noise = noise_for(self._seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
             loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
             (loss * scale).backward()
-            total += loss.item()
+            total += self.role.watch(loss, rows)
         return total
 
     def losses(

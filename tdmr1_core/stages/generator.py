@@ -81,7 +81,9 @@ class GeneratorStage:
                 noise_for(self._seed, "generator", groups, (step,), rows, "sample", latents),
                 noise_for(self._seed, "reward", groups, (step,), rows, "group", latents),
             )
-            ((terms.total.sum() / groups.images) * scale).backward()
+            loss = terms.total.sum() / groups.images
+            (loss * scale).backward()
+            self.role.watch(loss, rows)
             parts = (terms.total, terms.kl, terms.cfg, terms.reward)
             for name, part in zip(seen, parts, strict=True):
                 seen[name] += part.sum().item() / groups.images

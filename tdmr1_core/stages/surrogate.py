@@ -83,7 +83,7 @@ class SurrogateStage:
             )
             loss = result.loss.sum() / images
             (loss * scale).backward()
-            seen["loss/preference"] += loss.item()
+            seen["loss/preference"] += self.role.watch(loss, rows)
             seen["surrogate/clipped"] += result.clipped.sum().item() / images
             seen["surrogate/drifted"] += result.drifted.sum().item() / images
             seen["surrogate/drift"] += result.drift.sum().item() / images
