@@ -26,12 +26,15 @@ RUNS = Path("runs")
 
 def start_run(kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool) -> None:
     """Resolve the settings and run them in a new folder, or only show them."""
+    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
 
     extensions = discover()
     settings = resolve_settings(flags, kind, extensions)
     folder = output or default_folder(settings)
     check_writable(folder)
+    for idle in check_settings(settings.config, settings.entry):
+        message(f"note: {idle}")
     if not quiet:
         _say_what_rewards_are(settings, extensions)
     if dry_run:
