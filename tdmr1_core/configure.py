@@ -46,7 +46,7 @@ def read_file(path: Path) -> Tree:
 
 def _parse(text: str, where: str) -> Tree:
     try:
-        tree = yaml.safe_load(text)
+        tree = _load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -57,6 +57,14 @@ def _parse(text: str, where: str) -> Tree:
     if not isinstance(tree, dict):
         raise Tdmr1Error(f"{where} holds a {type(tree).__name__}, not settings", "write `key: value` lines")
     return tree
+
+
+def _load_yaml(text: str) -> Any:
+    """What YAML text says. Raises YAMLError also for numbers and dates that can't be, and for endless nesting."""
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError) as error:
+        raise yaml.MarkedYAMLError(problem=" ".join(str(error).split())) from error
 
 
 def parse_assignments(assignments: Iterable[str]) -> Tree:
@@ -70,7 +78,7 @@ def parse_assignments(assignments: Iterable[str]) -> Tree:
                 f"--set {assignment!r} is not an assignment", "write it as `--set generator.learning_rate=1e-4`"
             )
         try:
-            parsed = yaml.safe_load(value)
+            parsed = _load_yaml(value)
         except yaml.YAMLError as error:
             raise Tdmr1Error(
                 f"the value of --set {assignment!r} can't be read", "quote it, as in 'a.b=\"text\"'"
@@ -122,11 +130,18 @@ def _sentence(error: ValidationError) -> Tdmr1Error:
         elif item["type"] == "value_error":
             problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
-            got = json.dumps(item["input"], default=str)
-            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {got[:60]})")
+            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {_shown(item['input'])[:60]})")
     hint = "; ".join(dict.fromkeys(hints)) or "`tdmr1 config show` lists every setting with its meaning"
     start = "" if len(problems) == 1 else f"{len(problems)} settings are wrong: "
     return Tdmr1Error(start + "; ".join(problems), hint)
+
+
+def _shown(value: Any) -> str:
+    """A value as it was written, or nearly so for one that contains itself."""
+    try:
+        return json.dumps(value, default=str)
+    except (ValueError, TypeError):
+        return repr(value)
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -38,17 +38,18 @@ def read_lora(path: Path) -> LoraFile:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise Tdmr1Error(
             f"{path} is not a readable safetensors file: {error}", "download or export it again"
         ) from error
-    config = _config(metadata)
-    if "r" not in config or "target_modules" not in config:
+    try:
+        config = _config(metadata)
+        targets = [str(target) for target in config["target_modules"]]
+        return LoraFile(LoraShape(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(targets))), weights)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Tdmr1Error(
             f"{path} does not say its rank, alpha and target modules", "export it with its metadata (diffusers >= 0.35)"
-        )
-    shape = LoraShape(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(config["target_modules"])))
-    return LoraFile(shape, weights)
+        ) from error
 
 
 def _config(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -99,10 +99,13 @@ def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def load_pipeline(source: str, *, with_t5: bool) -> Any:
-    """A StableDiffusion3Pipeline from a directory or hub id, without its T5 encoder unless that is wanted."""
+    """A StableDiffusion3Pipeline from a directory or hub id, without its T5 encoder unless that is wanted.
+
+    Raises OSError where weights are not safetensors: nothing is unpickled.
+    """
     from diffusers import StableDiffusion3Pipeline
 
     absent = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(source, **absent)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(source, use_safetensors=True, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

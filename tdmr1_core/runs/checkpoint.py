@@ -10,10 +10,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -175,21 +178,38 @@ def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """The settings that a checkpoint was trained with. Raises Tdmr1Error as `read_checkpoint`."""
-    return dict(json.loads(read_checkpoint(checkpoint)[SETTINGS]))
+    content = read_checkpoint(checkpoint)[SETTINGS]
+    with _told_as_foreign(checkpoint):
+        return dict(json.loads(content))
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
     """Put an engine where it stood. Raises Tdmr1Error for a checkpoint that is damaged or does not fit."""
     files = read_checkpoint(checkpoint)
-    state, weights = json.loads(files[STATE]), load(files[WEIGHTS])
+    with _told_as_foreign(checkpoint):
+        state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
+        updates = {name: int(state["updates"][name]) for name in engine.trained}
+        iteration, then = int(state["iteration"]), dict(state["versions"])
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))
-    _load_optimizers(engine, load(files[OPTIMIZERS]))
+    _load_optimizers(engine, optimizers)
     for name, trained in engine.trained.items():
-        trained.updates = state["updates"][name]
-    engine.iteration_index = state["iteration"]
-    _tell_of_other_versions(state["versions"])
+        trained.updates = updates[name]
+    engine.iteration_index = iteration
+    _tell_of_other_versions(then)
+
+
+@contextmanager
+def _told_as_foreign(checkpoint: Path) -> Iterator[None]:
+    """Raise Tdmr1Error for files that are as their manifest says, and yet no checkpoint of ours."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Tdmr1Error(
+            f"{checkpoint} holds something else than a checkpoint: {' '.join(str(error).split())}",
+            "use one that tdmr1 has written",
+        ) from error
 
 
 def _tell_of_other_versions(then: dict[str, str]) -> None:

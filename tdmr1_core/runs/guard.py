@@ -102,23 +102,28 @@ class Departure:
         return f"{what} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
 
 
+def departures(first: Look, now: Look) -> list[Departure]:
+    """How far every measure has gone that both looks have."""
+    known = first.measures
+    return [Departure(name, known[name], value) for name, value in now.measures.items() if name in known]
+
+
 def find_alarms(first: Look, now: Look, threshold: float) -> tuple[str, ...]:
     """A sentence if a trained reward rose for certain while something departed by more than the threshold.
 
     Held-out rewards, diversity and similarity count where they fall; a picture's own numbers whichever way they go.
     """
-    departures = [
-        Departure(name, first.measures[name], value) for name, value in now.measures.items() if name in first.measures
-    ]
-    rising = [d for d in departures if d.name.startswith("reward/") and d.certain and d.size > 0]
-    wrong = [d for d in departures if _is_wrong(d, threshold)]
+    found = departures(first, now)
+    rising = [d for d in found if d.name.startswith("reward/") and d.certain and d.size > 0]
+    wrong = [d for d in found if is_too_far(d, threshold)]
     if not rising or not wrong:
         return ()
     wrong.sort(key=lambda d: -abs(d.size))
     return (f"{', '.join(map(str, rising))} while {', '.join(map(str, wrong))}",)
 
 
-def _is_wrong(departure: Departure, threshold: float) -> bool:
+def is_too_far(departure: Departure, threshold: float) -> bool:
+    """Whether something other than a trained reward has gone too far."""
     kind, _, name = departure.name.partition("/")
     if kind == "reward" or not departure.certain:
         return False

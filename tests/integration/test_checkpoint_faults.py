@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,17 @@ from integration.support import Silent, small_config
 from integration.test_runs import files, rows
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs.checkpoint import FILES, LATEST, checkpoint_folders, latest_checkpoint, save_checkpoint
+from tdmr1_core.runs.checkpoint import (
+    FILES,
+    LATEST,
+    checkpoint_folders,
+    latest_checkpoint,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+)
 from tdmr1_core.runs.continuing import load_run_config
-from tdmr1_core.runs.manifest import MANIFEST
+from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_core.runs.storage import hold
 from tdmr1_core.runs.tracking import Tracker
@@ -251,6 +260,29 @@ def test_a_link_out_of_the_run_folder_is_refused(copied, tmp_path, place):
     for use in (Run.resume, load_trained):
         with pytest.raises(Tdmr1Error, match=r"is a link to .*outside, outside of the folder"):
             use(copied)
+
+
+class Payload:
+    """What a pickle would do to whoever reads it."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {MARK}",)
+
+
+MARK = "/tmp/tdmr1-unpickled"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pickle_in_a_checkpoint_is_refused_and_not_read(engine, copied, name):
+    """Even where whoever put it there wrote a manifest that fits."""
+    checkpoint = copied / "checkpoints" / NEWEST
+    contents = {file: (checkpoint / file).read_bytes() for file in FILES} | {name: pickle.dumps(Payload())}
+    (checkpoint / name).write_bytes(contents[name])
+    (checkpoint / MANIFEST).write_bytes(describe(contents))
+    with pytest.raises(Tdmr1Error, match=f"{NEWEST} holds something else than a checkpoint"):
+        read_config(checkpoint) if name == "config.json" else load_checkpoint(engine, checkpoint)
+    assert not Path(MARK).exists()
+    assert engine.iteration_index == 3
 
 
 def test_a_clock_that_jumps_changes_no_duration(finished, tmp_path, monkeypatch):
