@@ -17,6 +17,9 @@ from tdmr1_core.errors import Tdmr1Error, close_match_hint
 
 Tree = dict[str, Any]
 
+LONGEST = 80
+"""Characters of what was typed that a message repeats."""
+
 
 def preset_names() -> list[str]:
     """The packaged presets, sorted."""
@@ -73,21 +76,18 @@ def parse_assignments(assignments: Iterable[str]) -> Tree:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         parts = key.strip().split(".")
+        shown = repr(assignment if len(assignment) <= LONGEST else assignment[: LONGEST - 1] + "…")
         if not equals or not all(parts):
-            raise Tdmr1Error(
-                f"--set {assignment!r} is not an assignment", "write it as `--set generator.learning_rate=1e-4`"
-            )
+            raise Tdmr1Error(f"--set {shown} is not an assignment", "write it as `--set generator.learning_rate=1e-4`")
         try:
             parsed = _load_yaml(value)
         except yaml.YAMLError as error:
-            raise Tdmr1Error(
-                f"the value of --set {assignment!r} can't be read", "quote it, as in 'a.b=\"text\"'"
-            ) from error
+            raise Tdmr1Error(f"the value of --set {shown} can't be read", "quote it, as in 'a.b=\"text\"'") from error
         node = tree
         for part in parts[:-1]:
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
-                raise Tdmr1Error(f"--set {assignment!r} goes below a value set before it", "drop one of the two")
+                raise Tdmr1Error(f"--set {shown} goes below a value set before it", "drop one of the two")
             node = child
         node[parts[-1]] = parsed
     return tree

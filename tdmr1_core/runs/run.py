@@ -169,9 +169,13 @@ class Run:
         settings = self.config.guard
         if self._judge is None or self.config.kind != "train" or not settings.enabled:
             return None
+        trained = [reward.name for reward in self.config.rewards]
+        judged = self.config.evaluation.rewards or self._evaluating_rewards()
+        if not {reward.name for reward in judged} & set(trained):
+            notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
         rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
         judge = self._build_judge(rewards) if rewards else None
-        return Guard(settings, [reward.name for reward in self.config.rewards], judge)
+        return Guard(settings, trained, judge)
 
     def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
         """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
