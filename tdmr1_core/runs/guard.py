@@ -29,6 +29,8 @@ from tdmr1_rewards.runner import RewardRunner
 
 CERTAIN = 3.0
 """Standard errors that a difference must have before it counts."""
+FEWEST = 8
+"""Images, or groups, that a number must have been measured on."""
 FREE_JUDGES = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
 """Rewards that cost nothing on the pictures of a domain: no weights to fetch, nobody to ask."""
 TEACHER_SHARE, MOST_TEACHER_IMAGES = 16, 32
@@ -154,7 +156,7 @@ class Guard:
             for name, scores in self._values(engine, evaluation).items():
                 values.setdefault(name, []).extend(scores)
         measures = {name: measure(scores) for name, scores in values.items()}
-        look = Look(engine.iteration_index, {name: value for name, value in measures.items() if value.n > 1})
+        look = Look(engine.iteration_index, {name: value for name, value in measures.items() if value.n >= FEWEST})
         if self.first is None:
             self.first = look
             return look

@@ -127,7 +127,7 @@ class Run:
 
         Raises Tdmr1Error if there is nothing to continue, or somebody writes into it already.
         """
-        load_run_config(folder)
+        load_run_config(folder)  # no lock is put into a folder that is no run's
         lock = hold(folder)
         try:
             found = find_continuation(folder)
