@@ -48,13 +48,16 @@ def validate(
     json: JsonOption = False,
 ) -> int:
     """Check files as `tdmr1 train FILE` and `tdmr1 distill FILE` would, without loading anything heavy."""
+    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
 
     extensions = discover()
     wrong: dict[Path, Tdmr1Error] = {}
     for path in files:
         try:
-            resolve_settings(Flags(config=path), None, extensions)
+            settings = resolve_settings(Flags(config=path), None, extensions)
+            for idle in check_settings(settings.config, settings.entry):
+                message(f"{path}: note: {idle}")
         except Tdmr1Error as error:
             wrong[path] = error
     if json:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tdmr1_cli.stopping import Stopped, Told
 from tdmr1_core.errors import ToldElsewhere
+from tdmr1_core.notices import RunWarning
 from tdmr1_core.processes import place
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 from tdmr1_rewards.failures import RewardWarning
@@ -79,7 +80,7 @@ def _as_message(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """What tdmr1 warns of is for people, who need no file and line."""
-    if issubclass(category, RewardWarning):
+    if issubclass(category, RewardWarning | RunWarning):
         return f"warning: {message}\n"
     return _usual_format(message, category, filename, lineno, line)
 

@@ -190,7 +190,7 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     layers = [preset, _fitting_evaluation(preset, own), file, typed, sets or {}]
     config = problems.attempt(lambda: _with_absolute_sources(resolve(layers)))
     if config is not None:
-        rewards = (*config.rewards, *config.evaluation.rewards)
+        rewards = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
         sources = [(reward.source or reward.name, reward.python) for reward in rewards]
         _check_rewards(sources, extensions, problems)
         if kind is not None and config.kind != kind:

@@ -31,6 +31,7 @@ def start_run(
     kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
 ) -> None:
     """Resolve the settings and run them in a new folder, in several processes at once, or only show them."""
+    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
 
     extensions = discover()
@@ -39,17 +40,19 @@ def start_run(
     check_writable(folder)
     count = wanted(processes)
     check_split(settings.config.batch.groups, count)
-    quiet = quiet or place()[0] > 0
-    if dry_run:
-        if not quiet:
-            _say_what_rewards_are(settings, extensions)
-        _show_dry_run(settings, extensions, folder)
-        return
-    if count > place()[1]:
+    idle = check_settings(settings.config, settings.entry)
+    if count > place()[1] and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
+    if place()[0] == 0:
+        for sentence in idle:
+            message(f"note: {sentence}")
+    quiet = quiet or place()[0] > 0
     if not quiet:
         _say_what_rewards_are(settings, extensions)
+    if dry_run:
+        _show_dry_run(settings, extensions, folder)
+        return
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run
 

@@ -177,6 +177,8 @@ class OptimizerConfig(Section):
     """Gradients of a role are clipped to this norm (published: 1.0)."""
     final_lr: Share = 1.0
     """Learning rates fall linearly to this share of their start over the run; 1 keeps them (published)."""
+    on_not_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is NaN or infinite stops the run, or its update is left out; ten in a row always stop."""
 
 
 class FakeConfig(Section):
@@ -269,6 +271,19 @@ class EvaluationConfig(Section):
     """Of the evaluation noises, never used in training."""
 
 
+class GuardConfig(Section):
+    """The watch over reward hacking: other rewards and plain numbers of the pictures, at every evaluation."""
+
+    enabled: bool = True
+    """Look at the pictures of evaluations, and give an alarm (guard.jsonl, console)."""
+    stop: bool = False
+    """An alarm stops the run, which keeps the checkpoint of the last evaluation without one."""
+    rewards: tuple[RewardConfig, ...] | None = None
+    """Held-out rewards; by default those of evaluations and of small models' worlds that are not trained."""
+    threshold: Positive = 1.0
+    """How far something must depart from the first evaluation, in deviations of single pictures there."""
+
+
 class SavingConfig(Section):
     """What a run writes, and when."""
 
@@ -308,6 +323,7 @@ class RunConfig(Section):
     surrogate: SurrogateConfig = SurrogateConfig()
     generator: GeneratorConfig = GeneratorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
     saving: SavingConfig = SavingConfig()
 
     @field_validator("rewards")

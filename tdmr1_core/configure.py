@@ -17,6 +17,9 @@ from tdmr1_core.errors import Tdmr1Error, close_match_hint
 
 Tree = dict[str, Any]
 
+LONGEST = 80
+"""Characters of what was typed that a message repeats."""
+
 
 def preset_names() -> list[str]:
     """The packaged presets, sorted."""
@@ -46,7 +49,7 @@ def read_file(path: Path) -> Tree:
 
 def _parse(text: str, where: str) -> Tree:
     try:
-        tree = yaml.safe_load(text)
+        tree = _load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -59,27 +62,32 @@ def _parse(text: str, where: str) -> Tree:
     return tree
 
 
+def _load_yaml(text: str) -> Any:
+    """What YAML text says. Raises YAMLError also for numbers and dates that can't be, and for endless nesting."""
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError) as error:
+        raise yaml.MarkedYAMLError(problem=" ".join(str(error).split())) from error
+
+
 def parse_assignments(assignments: Iterable[str]) -> Tree:
     """`a.b=c` arguments as a tree; values are read as YAML. Raises Tdmr1Error for one without key or equals sign."""
     tree: Tree = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         parts = key.strip().split(".")
+        shown = repr(assignment if len(assignment) <= LONGEST else assignment[: LONGEST - 1] + "…")
         if not equals or not all(parts):
-            raise Tdmr1Error(
-                f"--set {assignment!r} is not an assignment", "write it as `--set generator.learning_rate=1e-4`"
-            )
+            raise Tdmr1Error(f"--set {shown} is not an assignment", "write it as `--set generator.learning_rate=1e-4`")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = _load_yaml(value)
         except yaml.YAMLError as error:
-            raise Tdmr1Error(
-                f"the value of --set {assignment!r} can't be read", "quote it, as in 'a.b=\"text\"'"
-            ) from error
+            raise Tdmr1Error(f"the value of --set {shown} can't be read", "quote it, as in 'a.b=\"text\"'") from error
         node = tree
         for part in parts[:-1]:
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
-                raise Tdmr1Error(f"--set {assignment!r} goes below a value set before it", "drop one of the two")
+                raise Tdmr1Error(f"--set {shown} goes below a value set before it", "drop one of the two")
             node = child
         node[parts[-1]] = parsed
     return tree
@@ -122,11 +130,18 @@ def _sentence(error: ValidationError) -> Tdmr1Error:
         elif item["type"] == "value_error":
             problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
-            got = json.dumps(item["input"], default=str)
-            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {got[:60]})")
+            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {_shown(item['input'])[:60]})")
     hint = "; ".join(dict.fromkeys(hints)) or "`tdmr1 config show` lists every setting with its meaning"
     start = "" if len(problems) == 1 else f"{len(problems)} settings are wrong: "
     return Tdmr1Error(start + "; ".join(problems), hint)
+
+
+def _shown(value: Any) -> str:
+    """A value as it was written, or nearly so for one that contains itself."""
+    try:
+        return json.dumps(value, default=str)
+    except (ValueError, TypeError):
+        return repr(value)
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

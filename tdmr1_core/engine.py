@@ -8,6 +8,7 @@ that it does not depend on the micro-batch either; (4) Euler samples by default,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,8 +47,12 @@ from tdmr1_core.records import (
     UpdateStats,
 )
 from tdmr1_core.stages.groups import next_groups
+from tdmr1_core.stages.optimiser import NotFinite
 from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
 from tdmr1_core.stages.scoring import reward_metrics
+
+MOST_BROKEN = 10
+"""Updates of a role that may be left out in a row because they are not finite."""
 
 
 class Engine:
@@ -79,6 +84,7 @@ class Engine:
         self._metrics: dict[str, float] = {}
         self._seen: dict[str, list[float]] = {}
         self._skipped: list[str] = []
+        self._in_a_row = dict.fromkeys(self.trained, 0)
 
     @classmethod
     def from_config(
@@ -287,12 +293,33 @@ class Engine:
     def _apply(self, name: str, step: int, seen: Mapping[str, float]) -> UpdateStats:
         """Step a role's optimiser, if this is the time to."""
         times = self.config.timesteps
+        seen = {key: value for key, value in seen.items() if math.isfinite(value)}
         if times.optimizer_step == "iteration" and step < times.per_iteration - 1:
             return UpdateStats(name, seen)
-        self.processes.average_gradients(self.trained[name].parameters.values())
+        role = self.trained[name]
+        role.broken = self.processes.union(role.broken)
+        self.processes.average_gradients(role.parameters.values())
         progress = self.iteration_index / self.config.iterations
-        norm = self.trained[name].step(1 - (1 - self.config.optimizer.final_lr) * progress)
+        try:
+            norm = role.step(1 - (1 - self.config.optimizer.final_lr) * progress)
+        except NotFinite as broken:
+            reason = str(broken)
+            return self.processes.on_each(lambda: self._leave_out_broken(name, step, reason))
+        self._in_a_row[name] = 0
         return UpdateStats(name, {**seen, f"grad_norm/{name}": norm})
+
+    def _leave_out_broken(self, name: str, step: int, reason: str) -> UpdateStats:
+        """Leave out an update that is not finite. Raises Tdmr1Error if the settings say so, or for one too many."""
+        self._in_a_row[name] += 1
+        self._metrics[f"not_finite/{name}"] = self._metrics.get(f"not_finite/{name}", 0.0) + 1
+        if self.config.optimizer.on_not_finite == "stop" or self._in_a_row[name] >= MOST_BROKEN:
+            often = f", for the {MOST_BROKEN}th time in a row" if self._in_a_row[name] >= MOST_BROKEN else ""
+            raise Tdmr1Error(
+                f"the update of the {name} is not finite at step {step + 1} of iteration {self.iteration_index + 1}"
+                f"{often}: {reason}",
+                f"lower {name}.learning_rate, or leave such updates out with --set optimizer.on_not_finite=skip",
+            )
+        return self._skip(name, reason)
 
     def _veto(self, name: str, **arguments: Any) -> UpdateStats | None:
         reasons = self.processes.union(self.hooks.vetoes(f"tdmr1_before_{name}_update", engine=self, **arguments))
@@ -300,7 +327,7 @@ class Engine:
 
     def _skip(self, name: str, reason: str) -> UpdateStats:
         self._skipped.append(f"{name}: {reason}")
-        self.trained[name].optimizer.zero_grad()
+        self.trained[name].discard()
         return UpdateStats(name, {}, reason)
 
     def _report(self, stats: UpdateStats) -> UpdateStats:

@@ -95,9 +95,12 @@ class Processes:
         return list(dict.fromkeys(value for part in self.gather(list(values)) for value in part))
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The average of every metric: the processes have equally many images, and the same metrics."""
-        parts = self.gather(dict(metrics))
-        return {name: sum(part[name] for part in parts) / self.count for name in metrics}
+        """The average of every metric over the processes that have it: they have equally many images."""
+        values: dict[str, list[float]] = {}
+        for part in self.gather(dict(metrics)):
+            for name, value in part.items():
+                values.setdefault(name, []).append(value)
+        return {name: sum(found) / len(found) for name, found in values.items()}
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their average. The same parameters have one everywhere, as all run the same network."""

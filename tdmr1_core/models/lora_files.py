@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -119,7 +120,7 @@ def _read_safetensors(path: Path) -> RawLora:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise Tdmr1Error(
             f"{path} is not a readable safetensors file: {error}", "download or export it again"
         ) from error
@@ -129,10 +130,22 @@ def _read_safetensors(path: Path) -> RawLora:
         neighbour = path.with_name(PEFT_CONFIG)
         if not config and neighbour.is_file():
             config = dict(json.loads(neighbour.read_text(encoding="utf-8")))
+        _check_config(config)
         network_alpha = metadata.get("ss_network_alpha")
         return RawLora(tensors, config, float(network_alpha) if network_alpha not in (None, "None") else None)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Tdmr1Error(f"the metadata of {path} is damaged: {error}", "download or export it again") from error
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for an adapter's config with a rank, alpha or target modules that are none."""
+    rank, alpha, targets = config.get("r", 1), config.get("lora_alpha", 1), config.get("target_modules") or []
+    if not isinstance(rank, int):
+        raise ValueError(f"its rank is {rank!r}")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"its alpha is {alpha!r}")
+    if not isinstance(targets, str | list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"its target modules are {targets!r}")
 
 
 def _read_torch(path: Path) -> RawLora:

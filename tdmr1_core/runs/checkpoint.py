@@ -1,4 +1,8 @@
-"""Checkpoints: weights and optimiser states as safetensors, counters as JSON, put in place by one rename."""
+"""Checkpoints: weights and optimiser states as safetensors, counters and settings as JSON, put in place by one rename.
+
+Nothing else is needed to go on exactly: random streams are functions of the seed, their name and the iteration, and so
+is the position in the prompt set.
+"""
 
 from __future__ import annotations
 
@@ -6,98 +10,215 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
-from tdmr1_core.configure import fingerprint
+from tdmr1_core.configure import dump, fingerprint
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.notices import notice
+from tdmr1_core.runs import manifest
+from tdmr1_core.runs.storage import flush_folder, told_of, write_lasting
+from tdmr1_core.versions import versions
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
 
 WEIGHTS, OPTIMIZERS, STATE, LATEST = "weights.safetensors", "optimizers.safetensors", "state.json", "latest"
+SETTINGS = "config.json"
+GOOD = "good"
+"""Names the checkpoint that the guard had nothing against; it is never dropped."""
+FILES = (WEIGHTS, OPTIMIZERS, STATE, SETTINGS)
+BUILDING = ".step-*"
+"""What a crash in the middle of writing leaves behind."""
 
 
 def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
-    """Write `folder/step-NNNNNN`, point `folder/latest` at it and drop all but the newest `keep`. Returns its path."""
+    """Write `folder/step-NNNNNN`, point `folder/latest` at it and drop all but the `keep` up to it. Returns its path.
+
+    Raises Tdmr1Error for weights that are not finite, and if the disk doesn't take it: earlier ones are untouched.
+    """
+    files = _contents(engine)
     target = folder / f"step-{engine.iteration_index:06d}"
     building = folder / f".{target.name}.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    with told_of(folder):
+        _clear(folder)
+        try:
+            building.mkdir(parents=True)
+            for name, content in files.items():
+                write_lasting(building / name, content)
+            write_lasting(building / manifest.MANIFEST, manifest.describe(files))
+            flush_folder(building)
+            _put_in_place(building, target)
+            _point(folder / LATEST, target.name)
+        finally:
+            _clear(folder)
+    upto = [old for old in checkpoint_folders(folder) if _number(old) <= engine.iteration_index]
+    for old in upto[:-keep]:
+        if old.name != _named(folder / GOOD):
+            shutil.rmtree(old)
+    return target
+
+
+def mark_good(folder: Path, checkpoint: Path) -> None:
+    """Keep a checkpoint until another one is marked."""
+    with told_of(folder):
+        _point(folder / GOOD, checkpoint.name)
+
+
+def go_back_to_good(folder: Path) -> Path | None:
+    """Point `latest` at the checkpoint that was marked last, if there is one. Returns it."""
+    name = _named(folder / GOOD)
+    if name is None:
+        return None
+    with told_of(folder):
+        _point(folder / LATEST, name)
+    return folder / name
+
+
+def _contents(engine: Engine) -> dict[str, bytes]:
+    """The files of a checkpoint by name."""
     roles = engine.roles
     weights = {f"{role}/{name}": value for role in roles.names for name, value in roles.weights(role).items()}
-    save_file(weights, building / WEIGHTS)
-    save_file(_optimizer_tensors(engine), building / OPTIMIZERS)
+    optimizers = _optimizer_tensors(engine)
+    for name, value in (*weights.items(), *optimizers.items()):
+        if not value.isfinite().all():
+            raise Tdmr1Error(
+                f"the weights of {name} are not finite at iteration {engine.iteration_index}, so they are not saved",
+                "lower the learning rates, and go on from the last checkpoint",
+            )
     state = {
         "iteration": engine.iteration_index,
         "updates": {name: role.updates for name, role in engine.trained.items()},
         "config": fingerprint(engine.config),
+        "versions": versions(),
     }
-    (building / STATE).write_text(json.dumps(state, indent=1) + "\n")
-    for file in building.iterdir():
-        _flush(file)
+    return {
+        WEIGHTS: save(weights),
+        OPTIMIZERS: save(optimizers),
+        STATE: (json.dumps(state, indent=1) + "\n").encode(),
+        SETTINGS: (json.dumps(dump(engine.config), indent=1) + "\n").encode(),
+    }
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.glob(BUILDING):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_in_place(building: Path, target: Path) -> None:
+    """Give a whole checkpoint its name; one that had it before, from another future of the run, makes way."""
     if target.exists():
-        shutil.rmtree(target)
+        os.rename(target, target.with_name(f".{target.name}.old"))
     os.rename(building, target)
-    _write_latest(folder, target.name)
-    for old in checkpoint_folders(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+    flush_folder(target.parent)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _point(pointer: Path, name: str) -> None:
+    """Write a checkpoint's name into a file, which always holds a whole one."""
+    building = pointer.with_name(f".{pointer.name}.tmp")
+    write_lasting(building, f"{name}\n".encode())
+    os.replace(building, pointer)
+    flush_folder(pointer.parent)
 
 
-def _write_latest(folder: Path, name: str) -> None:
-    pointer = folder / f".{LATEST}.tmp"
-    pointer.write_text(name + "\n")
-    _flush(pointer)
-    os.replace(pointer, folder / LATEST)
+def _named(pointer: Path) -> str | None:
+    """The name of a checkpoint that is in a file."""
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    return name if re.fullmatch(r"step-\d{6,}", name) else None
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in a run's checkpoint folder, oldest first."""
-    return sorted(entry for entry in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", entry.name))
+    return sorted((entry for entry in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", entry.name)), key=_number)
 
 
 def latest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that `latest` names. Raises Tdmr1Error if there is none."""
+    """The newest intact checkpoint up to the one that `latest` names; what is wrong with newer ones is told.
+
+    Raises Tdmr1Error if there is none.
+    """
+    candidates = checkpoint_folders(folder)
     pointer = folder / LATEST
-    if not pointer.is_file():
-        raise Tdmr1Error(f"there is no checkpoint in {folder}", "the run stopped before its first one; start it again")
-    target = folder / pointer.read_text().strip()
-    if target.parent != folder or not (target / STATE).is_file():
-        raise Tdmr1Error(f"{pointer} names {target.name!r}, which is no checkpoint", "name one that is there")
-    return target
+    named = _named(pointer)
+    if named is not None:
+        candidates = [candidate for candidate in candidates if _number(candidate) <= _number(Path(named))]
+        if folder / named not in candidates:
+            notice(f"{pointer} names {named}, which is missing")
+    damage: Tdmr1Error | None = None
+    for candidate in reversed(candidates):
+        try:
+            read_checkpoint(candidate)
+        except Tdmr1Error as error:
+            damage = damage or error
+            notice(error.message)
+            continue
+        if damage is not None:
+            notice(f"using {candidate.name}, the checkpoint before it")
+        return candidate
+    if damage is not None:
+        raise Tdmr1Error(f"there is no intact checkpoint in {folder}: {damage.message}", "start the run again")
+    raise Tdmr1Error(f"there is no checkpoint in {folder}", "the run stopped before its first one; start it again")
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
+    """The files of a checkpoint by name. Raises Tdmr1Error that names the one that is damaged or missing."""
+    return manifest.read_intact(checkpoint, FILES)
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was trained with. Raises Tdmr1Error as `read_checkpoint`."""
+    content = read_checkpoint(checkpoint)[SETTINGS]
+    with _told_as_foreign(checkpoint):
+        return dict(json.loads(content))
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
     """Put an engine where it stood. Raises Tdmr1Error for a checkpoint that is damaged or does not fit."""
-    try:
-        state = json.loads((checkpoint / STATE).read_text())
-        weights, optimizers = load_file(checkpoint / WEIGHTS), load_file(checkpoint / OPTIMIZERS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise Tdmr1Error(f"the checkpoint {checkpoint} can't be read: {error}", "use an earlier one") from error
+    files = read_checkpoint(checkpoint)
+    with _told_as_foreign(checkpoint):
+        state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
+        updates = {name: int(state["updates"][name]) for name in engine.trained}
+        iteration, then = int(state["iteration"]), dict(state["versions"])
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))
     _load_optimizers(engine, optimizers)
     for name, trained in engine.trained.items():
-        trained.updates = state["updates"][name]
-    engine.iteration_index = state["iteration"]
+        trained.updates = updates[name]
+    engine.iteration_index = iteration
+    if engine.processes.first:
+        _tell_of_other_versions(then)
 
 
-def read_role(checkpoint: Path, role: str) -> dict[str, Tensor]:
-    """One role's weights out of a checkpoint, by canonical name."""
-    weights = load_file(checkpoint / WEIGHTS)
-    return {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
+@contextmanager
+def _told_as_foreign(checkpoint: Path) -> Iterator[None]:
+    """Raise Tdmr1Error for files that are as their manifest says, and yet no checkpoint of ours."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Tdmr1Error(
+            f"{checkpoint} holds something else than a checkpoint: {' '.join(str(error).split())}",
+            "use one that tdmr1 has written",
+        ) from error
+
+
+def _tell_of_other_versions(then: dict[str, str]) -> None:
+    """Say which packages have changed since: with others, the same run may round differently."""
+    now = versions()
+    other = [f"{name} {then[name]} and now {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+    if other:
+        notice(f"the checkpoint was written with {', '.join(other)}: the run may not go on to the same bits")
 
 
 def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -12,20 +12,32 @@ from typing import Protocol
 
 import torch
 import yaml
+from filelock import FileLock
 
 from tdmr1_core.assemble import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
-from tdmr1_core.configure import dump, fingerprint, read_file, resolve
+from tdmr1_core.configure import dump, fingerprint, read_file
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.lora_files import LoraFile
 from tdmr1_core.models.roles import GENERATOR_EMA
+from tdmr1_core.notices import notice
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.processes import ALONE, Processes
 from tdmr1_core.records import IterationReport, Prompt
-from tdmr1_core.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from tdmr1_core.runs.checkpoint import (
+    go_back_to_good,
+    latest_checkpoint,
+    load_checkpoint,
+    mark_good,
+    save_checkpoint,
+)
+from tdmr1_core.runs.continuing import CHECKPOINTS, CONFIG, Continuation, find_continuation, load_run_config
 from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
+from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards
 from tdmr1_core.runs.pictures import save_before_after, save_grid
+from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.prompts import held_out_companion, load_prompts, training_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
@@ -36,7 +48,7 @@ from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.runner import RewardRunner
 from tdmr1_rewards.sources import find
 
-CONFIG, CHECKPOINTS, SAMPLES, BEFORE_AFTER = "config.yaml", "checkpoints", "samples", "before_after.png"
+SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
 PREVIEW_PROMPTS, PREVIEW_COLUMNS = 6, 8
 
 
@@ -88,15 +100,18 @@ class Run:
         folder: Path,
         config: RunConfig,
         extensions: Extensions,
-        checkpoint: Path | None,
+        continuation: Continuation | None = None,
+        lock: FileLock | None = None,
         processes: Processes = ALONE,
     ) -> None:
         self.folder = folder
         self.config = config
         self.extensions = extensions
         self.processes = processes
-        self._checkpoint = checkpoint
+        self._continuation = continuation
+        self._lock = lock
         self._judge: RewardRunner | None = None
+        self._guard: Guard | None = None
         self._stop = False
         self._saved_at: int | None = None
 
@@ -113,18 +128,28 @@ class Run:
         if processes.count > 1:
             _refuse_people(config, found.plugins.rewards)
         kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(config, found.plugins.rewards)))
-        return cls(*kept, found, None, processes)
+        return cls(*kept, found, processes=processes)
 
     @classmethod
     def resume(cls, folder: Path, extensions: Extensions | None = None, processes: Processes = ALONE) -> Run:
-        """Continue a run at its latest checkpoint, with any number of processes.
+        """Continue a run at its latest intact checkpoint, with any number of processes.
 
-        Raises Tdmr1Error if there is nothing to continue.
+        Nobody else may write into its folder from here on. Raises Tdmr1Error if there is nothing to continue, or
+        somebody writes into it already.
         """
-        config, checkpoint = processes.on_first(
-            lambda: (load_run_config(folder), latest_checkpoint(folder / CHECKPOINTS))
-        )
-        return cls(folder, config, extensions or discover(), checkpoint, processes)
+        with ExitStack() as failing:
+            locks: list[FileLock] = []
+
+            def take_up() -> Continuation:
+                load_run_config(folder)  # no lock is put into a folder that is no run's
+                locks.append(hold(folder))
+                failing.callback(locks[0].release)
+                return find_continuation(folder)
+
+            found = processes.on_first(take_up)
+            run = cls(folder, found.config, extensions or discover(), found, next(iter(locks), None), processes)
+            failing.pop_all()
+            return run
 
     def execute(self, observer: Observer) -> RunResult:
         """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
@@ -142,11 +167,12 @@ class Run:
         if shared and engine.scoring is not None:
             self._judge = engine.scoring.runner
         try:
-            checkpoint = self._checkpoint
-            if checkpoint is not None:
-                self.processes.on_each(lambda: load_checkpoint(engine, checkpoint))
+            continuation = self._continuation
+            if continuation is not None:
+                self.processes.on_each(lambda: load_checkpoint(engine, continuation.checkpoint))
+                self._saved_at = engine.iteration_index
             self.processes.on_first(lambda: self._open_folder(engine))
-            with self._stopping_cleanly(observer):
+            with told_of(self.folder), self._stopping_cleanly(observer):
                 result = self._lead(engine, observer) if self.processes.first else self._follow(engine)
             self.processes.leave()
             return result
@@ -154,6 +180,44 @@ class Run:
             engine.close()
             if self._judge is not None:
                 self._judge.close()
+            if self._guard is not None and self._guard.judge is not None:
+                self._guard.judge.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _build_guard(self, engine: Engine) -> Guard | None:
+        """Who watches over a training that is evaluated, if anybody is to."""
+        settings = self.config.guard
+        if self._judge is None or self.config.kind != "train" or not settings.enabled:
+            return None
+        trained = [reward.name for reward in self.config.rewards]
+        judged = self.config.evaluation.rewards or self._evaluating_rewards()
+        if not {reward.name for reward in judged} & set(trained):
+            notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
+        rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
+        judge = self._build_judge(rewards) if rewards else None
+        return Guard(settings, trained, judge)
+
+    def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
+        """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
+        if self._guard is None:
+            return
+        look = self._guard.look(engine, results)
+        tracker.guard(look.step, look.row())
+        for alarm in look.alarms:
+            notice(f"guard, iteration {look.step}: {alarm}")
+        if not self.config.guard.stop:
+            return
+        self._save(engine, observer)
+        checkpoints = self.folder / CHECKPOINTS
+        if not look.alarms:
+            mark_good(checkpoints, checkpoints / f"step-{look.step:06d}")
+            return
+        good = go_back_to_good(checkpoints)
+        raise GuardStopped(
+            f"the guard stopped the run after iteration {look.step}: {look.alarms[0]}",
+            f"the last good checkpoint is {good}; look at {self.folder / SAMPLES}, and see docs/faults.md",
+        )
 
     def _evaluating_rewards(self) -> Sequence[RewardConfig]:
         """The trained rewards, but for those that evaluations are to leave in peace."""
@@ -194,6 +258,9 @@ class Run:
     def _loop(self, engine: Engine, tracker: Tracker, observer: Observer) -> RunResult:
         saving, evaluation = self.config.saving, self.config.evaluation
         tracker.cut_after(engine.iteration_index or -1)
+        self._guard = self._build_guard(engine)
+        if self._guard is not None:
+            self._guard.recall(self.folder)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
         if engine.iteration_index == 0:
@@ -216,8 +283,7 @@ class Run:
                 self._evaluate(engine, tracker, observer)
         result = self._result(engine)
         if not result.finished:
-            if self._saved_at != engine.iteration_index:
-                self._save(engine, observer)
+            self._save(engine, observer)
             return result
         after = self._evaluate(engine, tracker, observer)
         return replace(result, before=before, after=after, before_after=self._before_after(engine))
@@ -226,6 +292,8 @@ class Run:
         return RunResult(self.folder, engine.iteration_index, engine.iteration_index >= self.config.iterations)
 
     def _save(self, engine: Engine, observer: Observer) -> None:
+        if self._saved_at == engine.iteration_index:
+            return
         observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
         self._saved_at = engine.iteration_index
 
@@ -248,25 +316,21 @@ class Run:
                 signal.signal(number, handler)
 
     def _open_folder(self, engine: Engine) -> None:
+        """Make the folder this run's own, and write down what it is to do."""
         lora = engine.acquired.lora if engine.acquired else None
-        if self._checkpoint is not None:
-            began = (read_file(self.folder / CONFIG).get("tdmr1") or {}).get("lora")
-            if began and lora and began["sha256"] != lora.sha256:
-                raise Tdmr1Error(
-                    f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",
-                    f"put that one back ({began['sha256'][:16]}…), or start a new run",
-                )
-        try:
+        with told_of(self.folder):
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
-            if self._checkpoint is None:
-                header = {"versions": versions(), "config_hash": fingerprint(self.config)}
-                header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
-                text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
-                (self.folder / CONFIG).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise Tdmr1Error(
-                f"the run folder {self.folder} can't be written: {error.strerror}", "choose another --output"
-            ) from error
+            if self._continuation is not None:
+                _check_same_lora(self.folder, lora)
+                self._continuation.record(self.folder)
+                return
+            self._lock = hold(self.folder)
+            if (self.folder / CONFIG).exists():
+                raise Tdmr1Error(f"the run folder {self.folder} is already used", "choose another --output")
+            header = {"versions": versions(), "config_hash": fingerprint(self.config)}
+            header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
+            text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
+            (self.folder / CONFIG).write_text(text, encoding="utf-8")
 
     def _prompt_sets(self, engine: Engine) -> dict[str, list[Prompt]]:
         """The prompts that evaluations use, by name: those of training and the held-out ones."""
@@ -292,6 +356,8 @@ class Run:
                 tracker.evaluation(engine.iteration_index, row)
             observer.evaluated(engine.iteration_index, result)
             results.append(result)
+        if results and not self._stop:
+            self._watch(engine, tracker, observer, results)
         return tuple(results)
 
     def _preview_pictures(self, engine: Engine) -> Pictures:
@@ -340,14 +406,14 @@ def _refuse_people(config: RunConfig, registry: RewardRegistry) -> None:
             )
 
 
-def load_run_config(folder: Path) -> RunConfig:
-    """The resolved settings of a run folder. Raises Tdmr1Error if there are none."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise Tdmr1Error(f"{folder} is not a run folder: it has no {CONFIG}", "give the --output of an earlier run")
-    tree = read_file(path)
-    tree.pop("tdmr1", None)
-    return resolve([tree])
+def _check_same_lora(folder: Path, lora: LoraFile | None) -> None:
+    """Raise Tdmr1Error for another LoRA than the one that a run began with."""
+    began = (read_file(folder / CONFIG).get("tdmr1") or {}).get("lora")
+    if began and lora and began["sha256"] != lora.sha256:
+        raise Tdmr1Error(
+            f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",
+            f"put that one back ({began['sha256'][:16]}…), or start a new run",
+        )
 
 
 def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
 
 
 class Tracker:
@@ -32,9 +32,15 @@ class Tracker:
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         self._scalars(step, numbers, f"evaluation/{values.get('role', '')}/{values.get('prompts', '')}/")
 
+    def guard(self, step: int, values: Mapping[str, Any]) -> None:
+        """What the guard saw at an evaluation."""
+        self._append(GUARD, {"step": step, **values})
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        self._scalars(step, {**numbers, "alarms": len(values["alarms"])}, "guard/")
+
     def cut_after(self, step: int) -> None:
         """Drop the lines after an iteration: a resumed run writes them again."""
-        for name in (METRICS, EVALUATIONS):
+        for name in (METRICS, EVALUATIONS, GUARD):
             path = self._folder / name
             if path.exists():
                 lines = [line for line in path.read_text().splitlines() if _step(line) <= step]

@@ -45,7 +45,7 @@ class FakeScoreStage:
             noise = noise_for(self._seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
             loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
             self.role.collect(loss * scale)
-            total += loss.item()
+            total += self.role.watch(loss, trajectory.groups, rows)
 
         self._micro_batches.each(images, learn)
         return total

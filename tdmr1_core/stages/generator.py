@@ -83,7 +83,9 @@ class GeneratorStage:
                 noise_for(self._seed, "generator", groups, (step,), rows, "sample", latents),
                 noise_for(self._seed, "reward", groups, (step,), rows, "group", latents),
             )
-            self.role.collect(terms.total.sum() / groups.images * scale)
+            loss = terms.total.sum() / groups.images
+            self.role.collect(loss * scale)
+            self.role.watch(loss, groups, rows)
             parts = (terms.total, terms.kl, terms.cfg, terms.reward)
             for name, part in zip(seen, parts, strict=True):
                 seen[name] += part.sum().item() / groups.images

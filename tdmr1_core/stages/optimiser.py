@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from tdmr1_core.errors import Tdmr1Error
+if TYPE_CHECKING:
+    from tdmr1_core.records import Groups
+
+
+class NotFinite(Exception):
+    """A loss or gradient was NaN or infinite: nothing was updated, and the gradient is cleared. It says which."""
 
 
 class TrainedRole:
@@ -27,6 +35,8 @@ class TrainedRole:
         self.learning_rate = learning_rate
         self.updates = 0
         self._max_grad_norm = max_grad_norm
+        self.broken: list[str] = []
+        """What was not finite since the last step."""
         self.optimizer = torch.optim.AdamW(
             list(parameters.values()), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
         )
@@ -38,15 +48,26 @@ class TrainedRole:
             if gradient is not None:
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
+    def watch(self, loss: Tensor, groups: Groups, rows: Tensor) -> float:
+        """The loss of a micro-batch, the images `rows`, as a number; one that is not finite is kept in mind."""
+        value = loss.item()
+        if not math.isfinite(value):
+            first, last = groups.image_ids[int(rows[0])], groups.image_ids[int(rows[-1])]
+            self.broken.append(f"the loss is {value} for images {first} to {last} of the batch")
+        return value
+
+    def discard(self) -> None:
+        """Forget the gradients collected so far."""
+        self.optimizer.zero_grad()
+        self.broken.clear()
+
     def step(self, lr_scale: float) -> float:
-        """Clip, step, clear; returns the gradient norm before clipping. Raises Tdmr1Error if it is not finite."""
+        """Clip, step, clear; returns the gradient norm before clipping. Raises NotFinite instead of stepping."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
-        if not norm < float("inf"):
-            self.optimizer.zero_grad()
-            raise Tdmr1Error(
-                f"the gradient of the {self.name} is not finite after {self.updates} updates",
-                f"lower {self.name}.learning_rate; the last checkpoint is untouched",
-            )
+        if self.broken or not math.isfinite(norm):
+            reason = self.broken[0] if self.broken else f"the norm of the gradient is {norm}"
+            self.discard()
+            raise NotFinite(reason)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * lr_scale
         self.optimizer.step()

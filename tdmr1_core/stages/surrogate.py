@@ -84,7 +84,7 @@ class SurrogateStage:
             )
             loss = result.loss.sum() / images
             self.role.collect(loss * scale)
-            seen["loss/preference"] += loss.item()
+            seen["loss/preference"] += self.role.watch(loss, trajectory.groups, rows)
             seen["surrogate/clipped"] += result.clipped.sum().item() / images
             seen["surrogate/drifted"] += result.drifted.sum().item() / images
             seen["surrogate/drift"] += result.drift.sum().item() / images

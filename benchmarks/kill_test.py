@@ -1,0 +1,195 @@
+"""Kills one run again and again with `kill -9`, and compares what it ends with with a run that nobody disturbed.
+
+    python benchmarks/kill_test.py --output build/kills --kills 50
+
+The real command line runs in a child process, which is killed and continued with `--resume` until all kills are spent,
+and then ends. The kills at a barrier are the child's own (`os.kill(os.getpid(), SIGKILL)`) in the middle of a rollout,
+scoring, the fake, surrogate and generator update, and in every stage of writing a checkpoint, five of each if there are
+so many; the rest come from outside at a random time. Weights, optimisers and every line of metrics must be the same to
+the last bit. Exit code 1 if they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BARRIERS = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint")
+AT_RANDOM = "random"
+PER_BARRIER = 5
+SMALL = ("batch.groups=2", "batch.group_size=4", "evaluation.images=1", "saving.checkpoint_every=1")
+SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "guard.enabled=false", "threads=1")
+
+
+def main() -> int:
+    """Run undisturbed, run killed, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="a folder for both runs; it must be new")
+    parser.add_argument("--kills", type=int, default=50, help="how often to kill (default: 50)")
+    parser.add_argument("--iterations", type=int, help="length of the run (default: 1.5 a kill)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run, and of when it is killed")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True)
+    iterations = options.iterations or max(4, 3 * options.kills // 2)
+    _load_libraries()
+    arguments = [*(part for setting in SMALL for part in ("--set", setting)), "--seed", str(options.seed)]
+    arguments += ["--iterations", str(iterations), "--quiet"]
+
+    whole = options.output / "whole"
+    began = time.monotonic()
+    code = _child(["train", *arguments, "--output", str(whole)], None, options.output / "whole.log")
+    usual = time.monotonic() - began
+    assert code == 0, f"the undisturbed run ended with exit code {code}: see {options.output / 'whole.log'}"
+    killed = options.output / "killed"
+    spent = _kill(killed, ["train", *arguments, "--output", str(killed)], options, usual / iterations)
+
+    one, other = _bits(whole), _bits(killed)
+    different = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    print(json.dumps({"kills": spent, "total": sum(spent.values()), "different": different, "bits": other["weights"]}))
+    return 1 if different else 0
+
+
+def _kill(folder: Path, start: list[str], options: argparse.Namespace, pace: float) -> dict[str, int]:
+    """Run to the end through all kills; how many of each kind there were."""
+    dice = random.Random(options.seed)
+    wanted = [kind for kind in BARRIERS for _ in range(min(PER_BARRIER, options.kills // len(BARRIERS)))]
+    wanted += [AT_RANDOM] * (options.kills - len(wanted))
+    dice.shuffle(wanted)
+    spent: collections.Counter[str] = collections.Counter()
+    log = options.output / "killed.log"
+    for kind in [*wanted, None]:
+        barrier = None if kind is None else (kind, dice.randint(1, 12), dice.uniform(0.1, 2) * pace)
+        arguments = ["train", "--resume", str(folder), "--quiet"]
+        if not (folder / "checkpoints" / "latest").exists():  # killed before there was anything to go on from
+            shutil.rmtree(folder, ignore_errors=True)
+            arguments = start
+        code = _child(arguments, barrier, log)
+        if code == -signal.SIGKILL and kind is not None:
+            spent[kind] += 1
+        elif code != 0:
+            raise SystemExit(f"exit code {code} with {barrier}: see {log}")
+        elif kind is not None:
+            raise SystemExit(f"the run was over after {sum(spent.values())} kills: it needs more --iterations")
+    return dict(spent)
+
+
+def _child(arguments: list[str], barrier: tuple[str, int, float] | None, log: Path) -> int:
+    """The command line in a process of its own; its exit code, or minus the signal that ended it."""
+    process = os.fork()
+    if process == 0:
+        with log.open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os._exit(_run(arguments, barrier))
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _run(arguments: list[str], barrier: tuple[str, int, float] | None) -> int:
+    from tdmr1_cli.main import main as tdmr1
+
+    print("$ tdmr1", *arguments, "#", barrier, flush=True)
+    if barrier is not None:
+        _install(*barrier)
+    return tdmr1(arguments)
+
+
+def _install(kind: str, count: int, seconds: float) -> None:
+    """Arrange this process's end: at the count-th call of something, or some seconds after iterations began."""
+    from tdmr1_core.runs import run
+    from tdmr1_core.stages import fake_score, generator, rollout, sampling, scoring, surrogate
+
+    if kind == AT_RANDOM:
+        _before(run.Run, "_loop", lambda: threading.Timer(seconds, _die).start())
+    elif kind == "rollout":  # between two of its steps
+        _before(rollout.RolloutStage, "run", lambda: _dying_after(sampling, "euler_step", count))
+    elif kind == "scoring":  # while rewards are at work, or when they have answered
+        _dying_after(scoring.ScoringStage, "submit" if count % 2 else "collect", 1 + count % 3)
+    elif kind == "checkpoint":  # before one of its flushes and renames
+        _before(run, "save_checkpoint", lambda: _count_down(os, ("mkdir", "fsync", "rename", "replace"), count))
+    else:  # when its loss is there and its gradient is not
+        stage = {"fake": fake_score.FakeScoreStage, "surrogate": surrogate.SurrogateStage}
+        _dying_after(stage.get(kind, generator.GeneratorStage), "losses", 1 + count % 4)
+
+
+def _before(owner: Any, name: str, first: Callable[[], None]) -> None:
+    """Do something before the first call."""
+    real, calls = getattr(owner, name), itertools.count()
+
+    def doing(*given: Any, **named: Any) -> Any:
+        if next(calls) == 0:
+            first()
+        return real(*given, **named)
+
+    setattr(owner, name, doing)
+
+
+def _dying_after(owner: Any, name: str, count: int) -> None:
+    """Die when the count-th call has done its work, which nobody has used yet."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def dying(*given: Any, **named: Any) -> Any:
+        answer = real(*given, **named)
+        if next(calls) == count:
+            _die()
+        return answer
+
+    setattr(owner, name, dying)
+
+
+def _count_down(owner: Any, names: tuple[str, ...], count: int) -> None:
+    """Die before the count-th call of any of the functions."""
+    calls = itertools.count(1)
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: _die() if next(calls) == count else real(*given, **named)
+
+    for name in names:
+        setattr(owner, name, dying(getattr(owner, name)))
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _bits(folder: Path) -> dict[str, Any]:
+    """What must be the same: hashes of weights and optimisers, and the metrics but for the clock's."""
+    checkpoints = folder / "checkpoints"
+    latest = checkpoints / (checkpoints / "latest").read_text().strip()
+    listed = json.loads((latest / "manifest.json").read_text())["files"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{key: row[key] for key in row if not re.match("time/|images_per_second", key)} for row in rows]
+    return {
+        "weights": listed["weights.safetensors"]["sha256"],
+        "optimizers": listed["optimizers.safetensors"]["sha256"],
+        "metrics": timeless,
+    }
+
+
+def _load_libraries() -> None:
+    """Load what takes long once; children are forked from here."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with contextlib.redirect_stdout(sys.stderr):
+        import tdmr1_core.models.sd3
+        import tdmr1_core.runs.run
+
+        assert tdmr1_core.models.sd3
+        assert tdmr1_core.runs.run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

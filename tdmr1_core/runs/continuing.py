@@ -1,0 +1,106 @@
+"""Where a run goes on: its settings, an intact checkpoint, and which settings were changed in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from tdmr1_core.config import RunConfig
+from tdmr1_core.configure import dump, read_file, resolve
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.runs.checkpoint import latest_checkpoint, read_config
+from tdmr1_core.runs.storage import check_links
+
+CONFIG, CHECKPOINTS, RESUMES = "config.yaml", "checkpoints", "resumes.jsonl"
+HARMLESS = (
+    "threads",
+    "model.path",
+    "model.device",
+    "batch.micro_batch",
+    "memory.gradient_checkpointing",
+    "memory.text_encoders",
+    "memory.prompt_cache",
+    "memory.compile",
+    "scoring.workers",
+    "rewards.*.batch_size",
+    "rewards.*.timeout",
+    "rewards.*.retries",
+    "rewards.*.on_failure",
+    "rewards.*.device",
+    "rewards.*.isolated",
+    "rewards.*.python",
+    "prompts.evaluate",
+    "evaluation.*",
+    "guard.*",
+    "saving.*",
+    "optimizer.on_not_finite",
+)
+"""Settings that may change in the middle of a run: what is learnt stays the same, up to rounding."""
+
+Changes = dict[str, tuple[Any, Any]]
+"""Values before and after by dotted name."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The checkpoint to continue at, the settings to continue with, and what is new in them."""
+
+    config: RunConfig
+    checkpoint: Path
+    changes: Changes = field(default_factory=dict)
+
+    def record(self, folder: Path) -> None:
+        """Add a line to the run's `resumes.jsonl` if a setting has changed."""
+        if self.changes:
+            line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes})
+            with (folder / RESUMES).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def load_run_config(folder: Path) -> RunConfig:
+    """The resolved settings of a run folder. Raises Tdmr1Error if there are none, or the folder's links lead out."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise Tdmr1Error(f"{folder} is not a run folder: it has no {CONFIG}", "give the --output of an earlier run")
+    check_links(folder)
+    tree = read_file(path)
+    tree.pop("tdmr1", None)
+    return resolve([tree])
+
+
+def find_continuation(folder: Path) -> Continuation:
+    """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
+    config = load_run_config(folder)
+    checkpoint = latest_checkpoint(folder / CHECKPOINTS)
+    former = read_config(checkpoint)
+    changes = {} if former is None else find_changes(dump(resolve([former])), dump(config))
+    refused = {name: values for name, values in changes.items() if not _may_change(name, config)}
+    if refused:
+        told = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in refused.items())
+        raise Tdmr1Error(
+            f"{folder / CONFIG} is not what the run began with: {told}",
+            "put it back, or begin a new run with `tdmr1 train CONFIG --output …`",
+        )
+    return Continuation(config, checkpoint, changes)
+
+
+def find_changes(former: Any, latter: Any, prefix: str = "") -> Changes:
+    """What differs between two trees of settings; lists of equal length are compared item by item."""
+    if isinstance(former, list) and isinstance(latter, list) and len(former) == len(latter):
+        former, latter = ({str(i): item for i, item in enumerate(items)} for items in (former, latter))
+    if isinstance(former, Mapping) and isinstance(latter, Mapping):
+        changes: Changes = {}
+        for key in dict.fromkeys((*former, *latter)):
+            changes |= find_changes(former.get(key), latter.get(key), f"{prefix}{key}.")
+        return changes
+    return {} if former == latter else {prefix.rstrip("."): (former, latter)}
+
+
+def _may_change(name: str, config: RunConfig) -> bool:
+    if name == "iterations":  # the length of the schedule, where there is one
+        return config.optimizer.final_lr == 1
+    return any(fnmatchcase(name, pattern) for pattern in HARMLESS)

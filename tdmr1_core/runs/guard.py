@@ -1,0 +1,199 @@
+"""The guard: an alarm when the trained reward rises while other rewards fall or the pictures change too much.
+
+What it looks at is measured on the pictures of evaluations, and compared with the first one. Every departure is in
+units of the deviation that the same number had over the first pictures, so that one threshold serves them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdmr1_core.config import GuardConfig, RewardConfig, RunConfig
+from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.roles import TEACHER
+from tdmr1_core.runs.evaluate import Evaluation, Measure, draw, measure
+from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
+from tdmr1_core.runs.tracking import GUARD
+from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.availability import availability
+from tdmr1_rewards.registry import RewardRegistry
+from tdmr1_rewards.runner import RewardRunner
+
+CERTAIN = 3.0
+"""Standard errors that a difference must have before it counts."""
+FEWEST = 8
+"""Images, or groups, that a number must have been measured on."""
+FREE_JUDGES = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
+"""Rewards that cost nothing on the pictures of a domain: no weights to fetch, nobody to ask."""
+TEACHER_SHARE, MOST_TEACHER_IMAGES = 16, 32
+"""One picture of the teacher for so many of an evaluation, and at most so many."""
+
+
+class GuardStopped(Tdmr1Error):
+    """The guard has stopped the run."""
+
+
+def held_out_rewards(config: RunConfig, registry: RewardRegistry, domain: str) -> tuple[RewardConfig, ...]:
+    """What the guard judges with: the settings' own, else those of evaluations and of the domain that aren't trained.
+
+    Only rewards that can be used here and need no fetching are taken unasked.
+    """
+    if config.guard.rewards is not None:
+        return config.guard.rewards
+    trained = {reward.source or reward.name for reward in config.rewards}
+    named = {r.name: r for r in config.evaluation.rewards if (r.source or r.name) not in trained}
+    for name in FREE_JUDGES.get(domain, ()):
+        if name not in trained and name not in named and availability(registry.get(name).spec).usable:
+            named[name] = RewardConfig(name=name)
+    return tuple(named.values())
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the pictures: measures by name, such as `reward/object_count` or `picture/entropy`."""
+
+    step: int
+    measures: dict[str, Measure]
+    alarms: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """As a line of guard.jsonl, but for the step."""
+        numbers = {f"{name}/{key}": getattr(m, key) for name, m in self.measures.items() for key in ("mean", "stderr")}
+        counts = {name: value.n for name, value in self.measures.items()}
+        return {**numbers, "n": counts, "alarms": self.alarms}
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Look:
+        """The look that a line tells of."""
+        measures = {name: Measure(row[f"{name}/mean"], row[f"{name}/stderr"], n) for name, n in row["n"].items()}
+        return cls(row["step"], measures, tuple(row["alarms"]))
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How far a measure has gone since the first look, in deviations of single pictures; above 0 it has risen."""
+
+    name: str
+    before: Measure
+    after: Measure
+
+    @property
+    def size(self) -> float:
+        """0 where nothing can be said."""
+        deviation = self.before.stderr * math.sqrt(self.before.n)
+        size = (self.after.mean - self.before.mean) / deviation if deviation > 0 else 0.0
+        return size if math.isfinite(size) else 0.0
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is more than chance."""
+        error = math.hypot(self.before.stderr, self.after.stderr)
+        return abs(self.after.mean - self.before.mean) > CERTAIN * error
+
+    def __str__(self) -> str:
+        what = self.name.partition("/")[2].replace("_", " ")
+        verb = "rose" if self.size > 0 else "fell"
+        return f"{what} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
+
+
+def departures(first: Look, now: Look) -> list[Departure]:
+    """How far every measure has gone that both looks have."""
+    known = first.measures
+    return [Departure(name, known[name], value) for name, value in now.measures.items() if name in known]
+
+
+def find_alarms(first: Look, now: Look, threshold: float) -> tuple[str, ...]:
+    """A sentence if a trained reward rose for certain while something departed by more than the threshold.
+
+    Held-out rewards, diversity and similarity count where they fall; a picture's own numbers whichever way they go.
+    """
+    found = departures(first, now)
+    rising = [d for d in found if d.name.startswith("reward/") and d.certain and d.size > 0]
+    wrong = [d for d in found if is_too_far(d, threshold)]
+    if not rising or not wrong:
+        return ()
+    wrong.sort(key=lambda d: -abs(d.size))
+    return (f"{', '.join(map(str, rising))} while {', '.join(map(str, wrong))}",)
+
+
+def is_too_far(departure: Departure, threshold: float) -> bool:
+    """Whether something other than a trained reward has gone too far."""
+    kind, _, name = departure.name.partition("/")
+    if kind == "reward" or not departure.certain:
+        return False
+    two_sided = kind == "picture" and name not in ("diversity", "similarity_to_teacher")
+    return (abs(departure.size) if two_sided else -departure.size) > threshold
+
+
+@dataclass
+class Guard:
+    """Looks at evaluations; `judge` scores held-out rewards, if there are any."""
+
+    settings: GuardConfig
+    trained: Sequence[str]
+    judge: RewardRunner | None
+    first: Look | None = None
+    _teacher: dict[str, np.ndarray] | None = field(default=None, repr=False)
+
+    def recall(self, folder: Path) -> None:
+        """Take up the first look of a run that is continued."""
+        path = folder / GUARD
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.first = Look.of(json.loads(lines[0])) if lines else None
+
+    def look(self, engine: Engine, evaluations: Sequence[Evaluation]) -> Look:
+        """Measure the pictures of one role on several prompt sets, and compare them with the first look."""
+        values: dict[str, list[float | None]] = {}
+        for evaluation in evaluations:
+            for name, scores in self._values(engine, evaluation).items():
+                values.setdefault(name, []).extend(scores)
+        measures = {name: measure(scores) for name, scores in values.items()}
+        look = Look(engine.iteration_index, {name: value for name, value in measures.items() if value.n >= FEWEST})
+        if self.first is None:
+            self.first = look
+            return look
+        return Look(look.step, look.measures, find_alarms(self.first, look, self.settings.threshold))
+
+    def _values(self, engine: Engine, evaluation: Evaluation) -> dict[str, Sequence[float | None]]:
+        """Every number the guard looks at, of each image or group."""
+        pictures = evaluation.pictures
+        texts = [prompt.text for prompt in pictures.prompts]
+        values: dict[str, Sequence[float | None]] = {
+            f"reward/{name}": scores for name, scores in evaluation.scores.items() if name in self.trained
+        }
+        if self.judge is not None:
+            batch = RewardBatch(
+                images=pictures.images,
+                prompts=texts,
+                metadata=[prompt.metadata for prompt in pictures.prompts],
+                group_ids=pictures.group_ids,
+                image_ids=list(range(len(texts))),
+                context=RewardContext(None, engine.iteration_index, engine.config.evaluation.seed),
+            )
+            values |= {f"held_out/{name}": scores for name, scores in self.judge.score(batch).per_reward.items()}
+        numbers = picture_statistics(pictures.images)
+        numbers["diversity"] = diversity(pictures.images, pictures.group_ids)
+        numbers["similarity_to_teacher"] = similarity(pictures.images, texts, self._teacher_shares(engine, evaluation))
+        return values | {f"picture/{name}": value.tolist() for name, value in numbers.items()}
+
+    def _teacher_shares(self, engine: Engine, evaluation: Evaluation) -> dict[str, np.ndarray]:
+        """Mean colour shares (64,) of the teacher's pictures by prompt, drawn once, for prompts of the first set."""
+        if self._teacher is None:
+            prompts = list({prompt.text: prompt for prompt in evaluation.pictures.prompts}.values())
+            wanted = min(MOST_TEACHER_IMAGES, len(evaluation.pictures.prompts) // TEACHER_SHARE)
+            chosen = prompts[:: max(1, len(prompts) // wanted)][:wanted] if wanted else []
+            self._teacher = {}
+            if chosen:
+                each = max(1, wanted // len(chosen))
+                drawn = draw(engine, TEACHER, chosen, each, engine.config.evaluation.seed)
+                shares = colour_shares(drawn.images).reshape(len(chosen), each, -1).mean(axis=1)
+                self._teacher = {prompt.text: share for prompt, share in zip(chosen, shares, strict=True)}
+        return self._teacher

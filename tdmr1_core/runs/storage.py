@@ -1,0 +1,82 @@
+"""A run folder on a disk that may be full, read-only or shared: writes that last, one writer at a time, no way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tdmr1_core.errors import Tdmr1Error
+
+LOCK = ".lock"
+REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or ask for a larger quota",
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`)",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EIO: "look after that disk",
+    errno.ENOENT: "was it removed or moved?",
+}
+"""What to do about each error of a disk; any other OSError is not the disk's."""
+
+
+@contextmanager
+def told_of(folder: Path) -> Iterator[None]:
+    """Raise Tdmr1Error, which says what to do, for a folder that can't be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", REMEDIES[error.errno]) from error
+
+
+def write_lasting(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it; its name lasts once its folder is flushed."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hold(folder: Path) -> FileLock:
+    """Be the only writer of a run folder until the lock is released or the process ends, however it does.
+
+    Raises Tdmr1Error if another process is, or the folder can't be written.
+    """
+    lock = FileLock(folder / LOCK)
+    with told_of(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise Tdmr1Error(
+                f"another process is at work on the run folder {folder}", "wait for it or stop it; two would mix up"
+            ) from error
+    return lock
+
+
+def check_links(folder: Path) -> None:
+    """Raise Tdmr1Error for a link in a folder that leads out of it: what is read or written must be the folder's."""
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise Tdmr1Error(
+                    f"{path} is a link to {path.resolve()}, outside of the folder", "put what it leads to in its place"
+                )

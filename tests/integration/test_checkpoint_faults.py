@@ -1,0 +1,298 @@
+"""What happens to disks, clocks and files under a run: one sentence that names the file, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from integration.support import Silent, small_config
+from integration.test_runs import files, rows
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.notices import RunWarning
+from tdmr1_core.runs.checkpoint import (
+    FILES,
+    LATEST,
+    checkpoint_folders,
+    latest_checkpoint,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+)
+from tdmr1_core.runs.continuing import load_run_config
+from tdmr1_core.runs.manifest import MANIFEST, describe
+from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_core.runs.storage import hold
+from tdmr1_core.runs.tracking import Tracker
+
+pytestmark = pytest.mark.integration
+NEWEST, BEFORE = "step-000003", "step-000002"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults") / "whole"
+    Run.create(small_config("saving.checkpoint_every=1", "evaluation.images=1"), folder).execute(Silent())
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def engine(finished):
+    engine = load_trained(finished)
+    yield engine
+    engine.close()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGES = {"bit flip": flip_a_bit, "truncated": truncate, "missing": Path.unlink, "empty": lambda p: p.write_bytes(b"")}
+
+
+@pytest.mark.parametrize(("name", "damage"), itertools.product((*FILES, MANIFEST), DAMAGES))
+def test_a_damaged_file_is_named_and_the_checkpoint_before_it_used(copied, name, damage):
+    checkpoints = copied / "checkpoints"
+    path = checkpoints / NEWEST / name
+    DAMAGES[damage](path)
+    with pytest.warns(RunWarning) as told:
+        assert latest_checkpoint(checkpoints) == checkpoints / BEFORE
+    sentences = [str(warning.message) for warning in told]
+    assert len(sentences) == 2
+    assert str(path) in sentences[0]
+    assert BEFORE in sentences[1]
+
+
+def test_a_run_with_a_damaged_newest_checkpoint_ends_with_the_same_bits(copied, finished):
+    flip_a_bit(copied / "checkpoints" / NEWEST / "weights.safetensors")
+    with pytest.warns(RunWarning):
+        resumed = Run.resume(copied)
+    again = Silent()
+    assert resumed.execute(again).finished
+    assert [report.step for report in again.reports] == [3]
+    assert files(copied) == files(finished)
+
+
+def test_without_an_intact_checkpoint_all_that_is_left_is_to_begin_again(copied):
+    for checkpoint in checkpoint_folders(copied / "checkpoints"):
+        truncate(checkpoint / "optimizers.safetensors")
+    with (
+        pytest.warns(RunWarning),
+        pytest.raises(Tdmr1Error, match=r"no intact checkpoint .*step-000003/optimizers.safetensors has \d+ bytes"),
+    ):
+        Run.resume(copied)
+
+
+@pytest.mark.parametrize("content", [None, "", "step-0000", "../../etc", "\x00\xff"])
+def test_a_pointer_that_names_nothing_is_done_without(copied, content):
+    pointer = copied / "checkpoints" / LATEST
+    pointer.unlink() if content is None else pointer.write_text(content)
+    assert latest_checkpoint(copied / "checkpoints").name == NEWEST
+
+
+def test_a_missing_checkpoint_is_told(copied):
+    shutil.rmtree(copied / "checkpoints" / NEWEST)
+    with pytest.warns(RunWarning, match="which is missing"):
+        assert latest_checkpoint(copied / "checkpoints").name == BEFORE
+
+
+def failing(monkeypatch, name: str, at: int, error: BaseException) -> None:
+    """Let the at-th call of os.<name> raise."""
+    real, calls = getattr(os, name), itertools.count(1)
+
+    def sometimes(*arguments, **keywords):
+        if next(calls) == at:
+            raise error
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(os, name, sometimes)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(("call", "at"), [("fsync", 1), ("fsync", 4), ("fsync", 6), ("rename", 1), ("mkdir", 1)])
+def test_a_disk_that_takes_no_more_leaves_earlier_checkpoints_alone(engine, copied, monkeypatch, call, at, code):
+    before = files(copied)
+    engine.iteration_index = 4
+    failing(monkeypatch, call, at, OSError(code, os.strerror(code)))
+    with pytest.raises(Tdmr1Error, match=f"checkpoints can't be written: {os.strerror(code)}"):
+        save_checkpoint(engine, copied / "checkpoints", 2)
+    engine.iteration_index = 3
+    assert files(copied) == before
+
+
+@pytest.mark.parametrize(("call", "at"), [*(("fsync", i) for i in range(1, 10)), ("rename", 1), ("replace", 1)])
+def test_wherever_it_is_cut_off_there_is_an_intact_checkpoint(engine, copied, monkeypatch, call, at):
+    class Cut(BaseException):
+        """Nothing is cleared up after it."""
+
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    engine.iteration_index = 4
+    failing(monkeypatch, call, at, Cut())
+    with pytest.raises(Cut):
+        save_checkpoint(engine, copied / "checkpoints", 2)
+    engine.iteration_index = 3
+    monkeypatch.undo()
+    assert latest_checkpoint(copied / "checkpoints").name in (NEWEST, "step-000004")
+    save_checkpoint(engine, copied / "checkpoints", 2)
+    assert not list((copied / "checkpoints").glob(".*"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(engine, copied):
+    before = files(copied)
+    weight = next(iter(engine.roles.parameters("fake").values()))
+    kept = weight.detach().clone()
+    weight.data[0] = float("nan")
+    with pytest.raises(Tdmr1Error, match=r"fake/.* are not finite at iteration 3"):
+        save_checkpoint(engine, copied / "checkpoints", 2)
+    weight.data.copy_(kept)
+    assert files(copied) == before
+
+
+def test_a_full_disk_in_the_middle_of_a_run(finished, tmp_path, monkeypatch):
+    folder, config = tmp_path / "run", load_run_config(finished)
+    append = Tracker._append
+
+    def full(self, name, row):
+        if row["step"] == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, name, row)
+
+    monkeypatch.setattr(Tracker, "_append", full)
+    with pytest.raises(Tdmr1Error, match=f"{folder} can't be written: No space left on device") as caught:
+        Run.create(config, folder).execute(Silent())
+    assert caught.value.hint == "free some space there"
+    assert latest_checkpoint(folder / "checkpoints").name == "step-000001"
+    monkeypatch.undo()
+    Run.resume(folder).execute(Silent())
+    assert files(folder) == files(finished)
+
+
+def test_a_second_writer_is_refused(copied):
+    lock = hold(copied)
+    with pytest.raises(Tdmr1Error, match="another process is at work on the run folder"):
+        Run.resume(copied)
+    lock.release()
+
+
+def test_a_killed_writer_holds_nothing(copied):
+    code = "import sys, time; from pathlib import Path; from tdmr1_core.runs.storage import hold\n"
+    code += "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(copied)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Tdmr1Error, match="another process"):
+            hold(copied)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    hold(copied).release()
+
+
+def test_two_that_begin_at_once_do_not_share_a_folder(finished, tmp_path):
+    config = load_run_config(finished)
+    first, second = (Run.create(config, tmp_path / "run") for _ in range(2))
+    assert first.execute(Silent()).finished
+    before = files(tmp_path / "run")
+    with pytest.raises(Tdmr1Error, match="already used"):
+        second.execute(Silent())
+    assert files(tmp_path / "run") == before
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    path = folder / "config.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_harmless_change_of_settings_is_recorded(copied):
+    change(copied, "keep: 2", "keep: 5")
+    run = Run.resume(copied)
+    assert run.config.saving.keep == 5
+    run.execute(Silent())
+    (line,) = (copied / "resumes.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"checkpoint": NEWEST, "changes": {"saving.keep": [2, 5]}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("beta_dpo: 1.0", "beta_dpo: 2.0", "surrogate.beta_dpo was 1.0 and is now 2.0"),
+        ("seed: 0", "seed: 1", "seed was 0 and is now 1"),
+        ("iterations: 3", "iterations: 4", "iterations was 3 and is now 4"),  # its learning rate falls over them
+        ("  options: {}", "  options: {score: exact}", "rewards.0.options.score was None and is now exact"),
+    ],
+)
+def test_any_other_change_is_refused_with_both_values(copied, old, new, told):
+    change(copied, old, new)
+    with pytest.raises(Tdmr1Error, match=told):
+        Run.resume(copied)
+    hold(copied).release()
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-000003", "checkpoints/latest", "metrics.jsonl"])
+def test_a_link_out_of_the_run_folder_is_refused(copied, tmp_path, place):
+    outside = tmp_path / "outside"
+    shutil.move(copied / place, outside)
+    (copied / place).symlink_to(outside)
+    for use in (Run.resume, load_trained):
+        with pytest.raises(Tdmr1Error, match=r"is a link to .*outside, outside of the folder"):
+            use(copied)
+
+
+class Payload:
+    """What a pickle would do to whoever reads it."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {MARK}",)
+
+
+MARK = "/tmp/tdmr1-unpickled"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pickle_in_a_checkpoint_is_refused_and_not_read(engine, copied, name):
+    """Even where whoever put it there wrote a manifest that fits."""
+    checkpoint = copied / "checkpoints" / NEWEST
+    contents = {file: (checkpoint / file).read_bytes() for file in FILES} | {name: pickle.dumps(Payload())}
+    (checkpoint / name).write_bytes(contents[name])
+    (checkpoint / MANIFEST).write_bytes(describe(contents))
+    with pytest.raises(Tdmr1Error, match=f"{NEWEST} holds something else than a checkpoint"):
+        read_config(checkpoint) if name == "config.json" else load_checkpoint(engine, checkpoint)
+    assert not Path(MARK).exists()
+    assert engine.iteration_index == 3
+
+
+def test_a_clock_that_jumps_changes_no_duration(finished, tmp_path, monkeypatch):
+    now, jumps = time.time, itertools.cycle([0, -4e7, 9e7, 3])
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    folder = tmp_path / "run"
+    Run.create(load_run_config(finished), folder).execute(Silent())
+    monkeypatch.undo()
+    assert files(folder) == files(finished)
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert all(0 <= row[key] < 600 for key in row if key.startswith("time/"))
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2, 3]

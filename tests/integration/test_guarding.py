@@ -1,0 +1,47 @@
+"""The guard in a run: what it writes, and how it stops one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from integration.support import Silent, small_config
+from tdmr1_core.notices import RunWarning
+from tdmr1_core.runs import guard
+from tdmr1_core.runs.guard import GuardStopped
+from tdmr1_core.runs.run import Run
+
+pytestmark = pytest.mark.integration
+
+
+def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    settings = ("guard.stop=true", "evaluation.every=1", "saving.keep=1", "iterations=5", "rewards.0.name=jpeg_size")
+    settings += ("evaluation.rewards=[]",)
+    monkeypatch.setattr(guard, "find_alarms", lambda first, now, threshold: ("it is hacked",) if now.step == 3 else ())
+    seen = Silent()
+    with (
+        pytest.warns(RunWarning, match="guard, iteration 3: it is hacked"),
+        pytest.raises(GuardStopped, match="after iteration 3: it is hacked") as caught,
+    ):
+        Run.create(small_config(*settings), folder).execute(seen)
+    assert len(seen.reports) == 3
+    checkpoints = folder / "checkpoints"
+    assert (checkpoints / "latest").read_text() == (checkpoints / "good").read_text() == "step-000002\n"
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-000002", "step-000003"]
+    assert "step-000002" in caught.value.hint
+
+    rows = [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["alarms"]) for row in rows] == [(0, []), (1, []), (2, []), (3, ["it is hacked"])]
+    names = {"reward/jpeg_size", "held_out/object_count", "held_out/geneval"}
+    pictures = ("edge_density", "entropy", "colourfulness", "saturation")
+    names |= {f"picture/{name}" for name in pictures}
+    assert names <= {key.removesuffix("/mean") for key in rows[0] if key.endswith("/mean")}
+
+    monkeypatch.undo()
+    again = Silent()
+    assert Run.resume(folder).execute(again).finished
+    assert [report.step for report in again.reports] == [3, 4, 5]
+    steps = [json.loads(line)["step"] for line in (folder / "guard.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,29 @@
+"""A run that is killed (`kill -9`) at every stage and continued ends with the bits of one that is not: the small count.
+
+`python benchmarks/kill_test.py --output DIR --kills 50` is the large one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_killed_at_every_stage_ends_with_the_same_bits(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "kill_test.py", "--output", tmp_path / "kills", "--kills", "7"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["different"] == []
+    stages = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "random")
+    assert told["kills"] == dict.fromkeys(stages, 1)
+    assert told["total"] == 7

@@ -1,0 +1,124 @@
+"""Hundreds of bad settings and command lines, made up by hypothesis: always exit code 2 and a sentence with a hint.
+
+All in this process, and nothing that may load a model: a line that is right by chance only shows its settings
+(`--dry-run`), and then its exit code is 0.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tdmr1_cli import main as boundary
+from tdmr1_cli.main import main
+from tdmr1_cli.options import Flags
+from tdmr1_cli.running import start_run
+from tdmr1_core import plugins
+from tdmr1_core.configure import describe
+
+pytestmark = pytest.mark.unit
+
+NAMES = [name for name, *_ in describe()]
+VERBS = ("train", "distill", "evaluate", "export", "sample", "probe", "label", "doctor", "config", "models")
+VERBS += ("rewards", "plugins", "trian")
+OPTIONS = ("--set", "--reward", "--preset", "--model", "--model-path", "--lora", "--prompts", "--iterations", "--seed")
+OPTIONS += ("--output", "--resume", "--images", "--role", "--json", "--nothing", "-x", "--", "show", "validate", "info")
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+WORDS = (" ", "-1", "0", "1e999", "nan", "null", "true", "[]", "{}", "[1", "{a: b", "a: b: c", "&a [*a]", "*a", "0x")
+WORDS += ("!!python/object:os.system x", "2026-13-45", "0o9", "1_000", "::", "=", "a=b", "..", "~", "'", '"', "\t", "@")
+WORDS += ("9" * 5000, "1" * 400 + ".5", "remote:", "remote:http://", "x.py:", ":f", "a:b:c:d", "/", "/dev/null", "%x")
+NASTY = st.sampled_from(["", "!", "\ud800", *WORDS])
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT, st.dates(), st.binary(max_size=4))
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+SECTIONS = st.sampled_from(["rewards", "model", "batch", "kind", "guard", "prompts", "evaluation", "tdmr1"])
+
+
+def search(examples: int) -> Any:
+    """The same made-up cases every time."""
+    unconcerned = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=unconcerned)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return plugins.discover()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(found, tmp_path, monkeypatch):
+    """A folder of its own, plugins looked for once, and an environment that is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1"})
+    monkeypatch.setattr(plugins, "discover", lambda: found)
+
+
+def check(capsys: Any, arguments: list[str]) -> None:
+    capsys.readouterr()
+    code = main(arguments)
+    said = capsys.readouterr().err
+    assert code in (0, 2), (arguments, said)
+    assert "Traceback" not in said
+    if code == 2:
+        message, _, hint = said.partition("error: ")[2].partition("\n\nhint: ")
+        assert message.strip(), (arguments, said)
+        assert hint.strip(), (arguments, said)
+        assert len(message) < 4000, len(message)
+
+
+def check_settings(capsys: Any, monkeypatch: Any, flags: Flags) -> None:
+    """What `tdmr1 train … --dry-run` does after its words are taken apart."""
+    with monkeypatch.context() as patched:
+        dry = partial(start_run, "train", flags, None, dry_run=True, quiet=True)
+        patched.setattr(boundary, "_run", lambda arguments: dry() or 0)
+        check(capsys, [])
+
+
+def write(tree: Any) -> Flags:
+    Path("config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8", errors="surrogatepass")
+    return Flags(config=Path("config.yaml"))
+
+
+@search(200)
+@given(st.sampled_from(NAMES), TREES)
+def test_any_value_of_any_setting(capsys, monkeypatch, name, value):
+    tree: Any = value
+    for part in reversed(name.split(".")):
+        tree = {part: tree}
+    check_settings(capsys, monkeypatch, write(tree))
+
+
+@search(100)
+@given(TREES | st.dictionaries(SECTIONS | TEXT, TREES, max_size=3))
+def test_any_tree(capsys, monkeypatch, tree):
+    check_settings(capsys, monkeypatch, write(tree))
+
+
+@search(100)
+@given(st.binary(max_size=60) | NASTY.map(lambda text: text.encode(errors="surrogatepass")))
+def test_any_file(capsys, monkeypatch, content):
+    Path("config.yaml").write_bytes(content)
+    check_settings(capsys, monkeypatch, Flags(config=Path("config.yaml")))
+
+
+@search(100)
+@given(st.sampled_from(NAMES) | TEXT, NASTY | TEXT)
+def test_any_assignment(capsys, monkeypatch, name, value):
+    check_settings(capsys, monkeypatch, Flags(sets=[f"{name}={value}"]))
+
+
+@search(100)
+@given(st.sampled_from(VERBS), st.lists(st.sampled_from(OPTIONS) | NASTY | TEXT, min_size=1, max_size=5))
+def test_any_command_line(capsys, verb, rest):
+    # A line that is right would do its work, but for these.
+    check(capsys, [verb, "--dry-run", *rest] if verb in ("train", "distill") else [verb, *rest, "--no-such-option"])

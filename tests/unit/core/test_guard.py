@@ -1,0 +1,122 @@
+"""The guard's numbers on pictures made by hand, and when it gives an alarm."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tdmr1_core.configure import resolve
+from tdmr1_core.plugins import discover
+from tdmr1_core.runs.evaluate import Measure
+from tdmr1_core.runs.guard import Look, find_alarms, held_out_rewards
+from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
+
+pytestmark = pytest.mark.unit
+
+GREY = np.full((1, 8, 8, 3), 128, np.uint8)
+RED = np.zeros((1, 8, 8, 3), np.uint8)
+RED[..., 0] = 255
+CHECKS = np.zeros((1, 8, 8, 3), np.uint8)
+CHECKS[:, ::2, ::2] = CHECKS[:, 1::2, 1::2] = 255
+HALVES = np.zeros((1, 8, 8, 3), np.uint8)
+HALVES[:, :, 4:] = 255
+
+
+def statistics(image: np.ndarray) -> dict[str, float]:
+    return {name: value.item() for name, value in picture_statistics(image).items()}
+
+
+def test_a_plain_picture_has_nothing_of_anything():
+    assert statistics(GREY) == pytest.approx(dict.fromkeys(statistics(GREY), 0), abs=1e-4)
+
+
+def test_edges_entropy_and_colour_by_hand():
+    checks, halves, red = statistics(CHECKS), statistics(HALVES), statistics(RED)
+    assert checks["edge_density"] == 1
+    assert halves["edge_density"] == pytest.approx(1 / 14)  # one of seven across, none down
+    assert checks["entropy"] == halves["entropy"] == pytest.approx(1)  # two levels, as often
+    assert (checks["saturation"], red["saturation"]) == (0, 1)
+    assert red["colourfulness"] == pytest.approx(0.3 * np.hypot(255, 127.5))
+    assert checks["colourfulness"] == 0
+
+
+def test_statistics_are_each_images_own():
+    together = picture_statistics(np.concatenate([GREY, RED, CHECKS]))
+    for i, image in enumerate((GREY, RED, CHECKS)):
+        assert {name: value[i] for name, value in together.items()} == pytest.approx(statistics(image), abs=1e-6)
+
+
+def test_diversity_is_inside_groups():
+    images = np.concatenate([GREY, GREY, CHECKS, 255 - CHECKS, RED])
+    assert diversity(images, (0, 0, 1, 1, 2)).tolist() == pytest.approx([0, 127.5])
+
+
+def test_similarity_compares_colours_with_the_teacher_of_the_same_prompt():
+    teacher = {"red": colour_shares(RED)[0], "half": (colour_shares(RED)[0] + colour_shares(GREY)[0]) / 2}
+    images = np.concatenate([RED, GREY, RED, RED])
+    assert similarity(images, ["red", "red", "half", "unknown"], teacher).tolist() == [1, 0, 0.5]
+
+
+def look(step: int = 0, **means: float) -> Look:
+    """A look whose measures all have a deviation of 1 over 100 images."""
+    return Look(step, {name.replace("__", "/"): Measure(mean, 0.1, 100) for name, mean in means.items()})
+
+
+FIRST = look(reward__a=0, held_out__b=0, picture__entropy=4, picture__diversity=9)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (look(reward__a=1, held_out__b=-1.5, picture__entropy=4, picture__diversity=9), "b fell from 0 to -1.5"),
+        (look(reward__a=1, held_out__b=2, picture__entropy=2, picture__diversity=9), "entropy fell from 4 to 2"),
+        (look(reward__a=1, held_out__b=0, picture__entropy=6, picture__diversity=9), "entropy rose from 4 to 6"),
+        (look(reward__a=1, held_out__b=0, picture__entropy=4, picture__diversity=7), "diversity fell from 9 to 7"),
+    ],
+)
+def test_a_reward_that_rises_while_something_departs_is_an_alarm(now, told):
+    (alarm,) = find_alarms(FIRST, now, 1.0)
+    assert alarm.startswith("a rose from 0 to 1 (+1.0 deviations) while ")
+    assert told in alarm
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        look(reward__a=0.2, held_out__b=-3, picture__entropy=1),  # no certain rise
+        look(reward__a=-2, held_out__b=-3, picture__entropy=1),  # it falls
+        look(reward__a=1, held_out__b=-0.9, picture__entropy=4.5),  # within the threshold
+        look(reward__a=1, held_out__b=3, picture__diversity=12),  # what may rise does
+        look(reward__a=1, held_out__new=-9),  # nothing to compare with
+    ],
+)
+def test_otherwise_there_is_none(now):
+    assert find_alarms(FIRST, now, 1.0) == ()
+
+
+def test_a_departure_must_be_certain_too():
+    few = Look(0, {"reward/a": Measure(0, 0.1, 100), "held_out/b": Measure(0, 1, 4)})
+    now = Look(1, {"reward/a": Measure(1, 0.1, 100), "held_out/b": Measure(-3, 1, 4)})
+    assert find_alarms(few, now, 1.0) == ()
+
+
+def test_a_look_survives_its_line():
+    seen = Look(7, look(reward__a=0.25, picture__entropy=4).measures, ("a rose",))
+    assert Look.of({"step": 7, **json.loads(json.dumps(seen.row()))}) == seen
+
+
+def names(domain: str, *rewards: str, **sections: object) -> list[str]:
+    config = resolve([{"rewards": [{"name": name} for name in rewards], **sections}])
+    return [reward.name for reward in held_out_rewards(config, discover().plugins.rewards, domain)]
+
+
+def test_what_is_not_trained_is_held_out():
+    assert names("tiny", "jpeg_size") == ["object_count", "geneval"]
+    assert names("tiny", "object_count") == ["geneval"]
+    assert names("photo", "object_count") == []
+    judged = {"evaluation": {"rewards": [{"name": "object_count"}, {"name": "clip_score"}]}}
+    assert names("photo", "object_count", **judged) == ["clip_score"]
+    assert names("tiny", "jpeg_size", guard={"rewards": [{"name": "clip_score"}]}) == ["clip_score"]
+    assert names("tiny", "jpeg_size", guard={"rewards": []}) == []

@@ -1,0 +1,20 @@
+"""Every row of docs/faults.md names tests that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+TESTS = Path(__file__).parents[2]
+ROWS = [line for line in (TESTS.parent / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
+
+
+def test_every_fault_has_a_test():
+    assert len(ROWS) >= 18
+    for row in ROWS:
+        named = re.findall(r"`([\w/]+\.py)`", row.rpartition("| ")[2])
+        assert named, row
+        assert all((TESTS / name).is_file() for name in named), named
