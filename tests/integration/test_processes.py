@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from integration.support import small_config
+from integration.support import Silent, small_config
 from tdmr1_cli.launching import launch
 from tdmr1_cli.stopping import Told
 from tdmr1_core.distill import DistillEngine
@@ -17,6 +18,9 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.processes import Processes, check_split, join_processes
 from tdmr1_core.records import Groups, Prompt
+from tdmr1_core.runs import guard
+from tdmr1_core.runs.run import Run
+from tdmr1_core.runs.storage import hold
 from tdmr1_core.stages.points import sharing_ids
 
 pytestmark = pytest.mark.integration
@@ -109,6 +113,79 @@ def test_a_process_that_ends_ends_the_other(capfd):
         launch(2, partial(fail, "exit"))
     assert told.value.code == 7
     assert capfd.readouterr().err == ""
+
+
+def iterate_broken(folder: Path, policy: str) -> None:
+    """Two iterations, in the first of which the second process alone has a loss that is not finite."""
+    processes = join_processes("cpu")
+    engine = Engine.from_config(small_config(f"optimizer.on_not_finite={policy}"), processes=processes)
+    losses = engine._fake.losses
+    if not processes.first:
+        engine._fake.losses = lambda *given: losses(*given) + (0.0 if engine.iteration_index else math.inf)
+    reports = [engine.iteration() for _ in range(2)]
+    engine.close()
+    save_file(engine.roles.weights("fake"), folder / f"{processes.rank}.safetensors")
+    told = [{"metrics": dict(report.metrics), "skipped": report.skipped} for report in reports]
+    (folder / f"{processes.rank}.json").write_text(json.dumps(told))
+    processes.leave()
+
+
+def test_an_update_that_is_not_finite_in_one_process_is_left_out_in_all(tmp_path):
+    launch(2, partial(iterate_broken, tmp_path, "skip"))
+    one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert all(one[name].equal(other[name]) for name in one)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    broken, whole = first
+    assert broken["skipped"] == ["fake: the loss is inf for images 4 to 7 of the batch"]
+    assert broken["metrics"]["not_finite/fake"] == 1
+    assert "grad_norm/fake" not in broken["metrics"]
+    assert all(math.isfinite(value) for value in broken["metrics"].values())
+    assert whole["skipped"] == []
+    assert whole["metrics"]["grad_norm/fake"] > 0
+
+
+def test_an_update_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
+    with pytest.raises(Told) as told:
+        launch(2, partial(iterate_broken, tmp_path, "stop"))
+    assert told.value.code == 2
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1
+    assert "error: the update of the fake is not finite at step 2 of iteration 1: the loss is inf for images" in said
+
+
+def run_guarded(folder: Path, alarm_at: int) -> None:
+    """One of several processes of a run with an alarm after some iteration, from its start or its last checkpoint."""
+    guard.find_alarms = lambda first, now, threshold: ("it is hacked",) if now.step == alarm_at else ()
+    processes = join_processes("cpu")
+    if alarm_at == 1:
+        settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=1", "iterations=2")
+        run = Run.create(small_config(*settings), folder, processes=processes)
+    else:
+        run = Run.resume(folder, processes=processes)
+    assert run.execute(Silent()).finished
+
+
+def test_an_alarm_ends_all_processes_and_the_first_alone_holds_the_folder(tmp_path, capfd):
+    folder = tmp_path / "run"
+
+    def refused(alarm_at: int) -> str:
+        with pytest.raises(Told) as told:
+            launch(2, partial(run_guarded, folder, alarm_at))
+        assert told.value.code == 2
+        said = capfd.readouterr().err
+        assert said.count("error: ") == 1
+        return said
+
+    said = refused(1)
+    assert said.count("warning: guard, iteration 1: it is hacked") == 1
+    assert "error: the guard stopped the run after iteration 1: it is hacked" in said
+    assert (folder / "checkpoints" / "latest").read_text() == "step-000000\n"
+    lock = hold(folder)
+    assert f"error: another process is at work on the run folder {folder}" in refused(0)
+    lock.release()
+    launch(2, partial(run_guarded, folder, -1))
+    assert (folder / "checkpoints" / "good").read_text() == "step-000002\n"
 
 
 def test_shares_have_the_numbers_of_the_whole():

@@ -47,9 +47,11 @@ def test_a_reward_that_fails_in_one_process_stops_and_saves_all(packaged_model, 
     (tmp_path / "reward.py").write_text(REWARD)
     folder = tmp_path / "run"
     arguments = [*FEW, "--reward", f"{tmp_path}/reward.py:breaking", "--iterations", 3, "--output", folder]
+    arguments += ["--set", "generator.huber_c=0.1"]
     done = tdmr1("train", *arguments, "--processes", 2, code=2, BREAK="1")
     assert done.stderr.count("error: ") == 1
     assert done.stderr.count("hint: ") == 1
+    assert done.stderr.count("note: generator.huber_c has no effect") == 1
     assert "the lamp is out" in done.stderr
     assert "step-000001" in done.stderr
     assert done.stderr.count("iteration 1/3") == 1

@@ -72,6 +72,12 @@ def test_settings_that_undo_the_run_are_refused(assignments, told, hint):
     assert hint in caught.value.hint
 
 
+def test_a_list_without_names_needs_its_rank(tmp_path):
+    (tmp_path / "lora.ckpt").touch()
+    lora = f"model.lora={tmp_path / 'lora.ckpt'}"
+    assert check_settings(config(lora, "model.rank=8", "model.alpha=16", "batch.micro_batch=auto"), ENTRY) == []
+
+
 def test_controls_are_no_contradictions():
     assert check_settings(config("generator.reward_scale=0", "generator.trunc_steps=0"), ENTRY) == []
     assert check_settings(config("guard.stop=true", "evaluation.every=5"), ENTRY) == []
