@@ -49,7 +49,11 @@ def test_a_pickle_is_refused_and_not_read(tmp_path, name, how):
             return os.system, (f"touch {mark}",)
 
     path.write_bytes(pickle.dumps(Payload())) if how == "pickle" else torch.save(Payload(), path)
-    told = "is not a readable safetensors file" if name.endswith(".safetensors") else r"holds more than tensors \("
+    told = (
+        "is not a readable safetensors file"
+        if name.endswith(".safetensors")
+        else "holds more than tensors|no file of torch.save"
+    )
     with pytest.raises(Tdmr1Error, match=told):
         read(path if name != WEIGHT_FILE else tmp_path)
     assert not mark.exists()
