@@ -179,7 +179,7 @@ def read_architecture(entry: ModelEntry) -> Architecture:
 
 
 def encoder_parameters(entry: ModelEntry, denoiser: int, autoencoder: int) -> float:
-    """Of all text encoders: counted in their files, else what the other two leave of a published model's size."""
+    """Of all text encoders: counted in their files, else the rest of a published model's size, or 0 of any other's."""
     absent = absent_parts(entry)
     folders = [folder for folder in Path(entry.base).glob("text_encoder*") if folder.name not in absent]
     files = [file for folder in folders for file in folder.glob("*.safetensors") if ".fp16" not in file.name]
