@@ -113,7 +113,7 @@ def test_every_block_of_every_backbone_is_compiled(monkeypatch):
     roles = make_engine(SECTIONS).roles
     two = Roles(make_backbone(), roles.shape, (GENERATOR, FAKE), (), seed=0, teacher=make_backbone())
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", compiled.append)
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compiled.append(block))
     compile_blocks(two)
     assert compiled == [block for home in two.backbones for block in home.network.transformer_blocks]
     assert len(compiled) == 2 * len(roles.backbone.network.transformer_blocks)
