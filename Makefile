@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/mypy
 
 test-fast: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "unit"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "unit"
 
 chromium:
 	@if [ -x "$(TDMR1_CHROMIUM)" ]; then exit 0; \
@@ -37,7 +37,7 @@ chromium:
 	fi || echo "Chromium could not be installed: the tests of the page fail"
 
 test: setup chromium lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu"
 
 # Make the packaged model again: about an hour of two cores.
 tiny-world: setup

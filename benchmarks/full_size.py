@@ -52,6 +52,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 32, "pooled_projection_dim": 32}
     | {"pos_embed_max_size": 64},
 }
+PHOTO_LEVELS = (128, 256, 512, 512)
 LEVELS = {"tiny": (16, 32, 32, 32)}
 TOKENS = 333
 
@@ -79,7 +80,7 @@ def build(name: str, config: RunConfig, size: int) -> Engine:
         denoiser = build_denoiser(ARCHITECTURES[name], str(device))
     finally:
         torch.set_default_dtype(before)
-    levels = LEVELS.get(name, (128, 256, 512, 512))
+    levels = LEVELS.get(name, PHOTO_LEVELS)
     vae = AutoencoderKL(
         block_out_channels=levels,
         down_block_types=("DownEncoderBlock2D",) * len(levels),
@@ -144,8 +145,7 @@ def measure(engine: Engine) -> dict[str, dict[str, float]]:
 
 def estimated_activations(name: str, config: RunConfig, size: int) -> float:
     """What `tdmr1 plan` says of the generator's update, in bytes."""
-    width = LEVELS.get(name, (128, 256))[1]
-    architecture = Architecture(ARCHITECTURES[name], width, 8, 0, TOKENS)
+    architecture = Architecture(ARCHITECTURES[name], {"block_out_channels": LEVELS.get(name, PHOTO_LEVELS)}, TOKENS)
     shape = measure_shape(architecture, LoraShape(32, 64.0, JOINT_ATTENTION), size, size, config)
     return activations(shape, config, config.batch.micro_batch or config.batch.groups * config.batch.group_size)
 

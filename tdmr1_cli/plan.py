@@ -12,6 +12,7 @@ from tdmr1_cli.options import (
     ConfigArgument,
     Flags,
     JsonOption,
+    LoraOption,
     ModelOption,
     ModelPathOption,
     PresetOption,
@@ -34,6 +35,7 @@ def command(
     preset: PresetOption = None,
     sets: SetOption = None,
     model_path: ModelPathOption = None,
+    lora: LoraOption = None,
     processes: ProcessesOption = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="24GB", help="Memory of one GPU: does it fit, and with what?")
@@ -49,7 +51,7 @@ def command(
     """
     from tdmr1_core.plugins import discover
 
-    flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path)
+    flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
     settings = resolve_settings(flags, None, discover())
     room = parse_memory(gpu) if gpu else None
     from tdmr1_core.plan import fitting_micro_batch, plan

@@ -28,16 +28,17 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> Tree:
-    """A packaged preset as a tree, upon that which it `extends`. Raises Tdmr1Error for an unknown name."""
+    """A packaged preset as a tree. Raises Tdmr1Error for an unknown name."""
     if name not in preset_names():
         raise Tdmr1Error(f"there is no preset {name!r}", close_match_hint(name, preset_names()))
-    tree = _parse((resources.files("tdmr1_core") / "presets" / f"{name}.yaml").read_text(), f"preset {name}")
-    extended = tree.pop("extends", None)
-    return merge(read_preset(extended), tree) if extended else tree
+    return _parse((resources.files("tdmr1_core") / "presets" / f"{name}.yaml").read_text(), f"preset {name}")
 
 
 def read_file(path: Path) -> Tree:
-    """A YAML file as a tree. Raises Tdmr1Error if it can't be read or isn't a mapping."""
+    """A YAML file as a tree, laid on the preset that it `extends`.
+
+    Raises Tdmr1Error if it can't be read or isn't a mapping, and for an unknown preset.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -59,7 +60,8 @@ def _parse(text: str, where: str) -> Tree:
         return {}
     if not isinstance(tree, dict):
         raise Tdmr1Error(f"{where} holds a {type(tree).__name__}, not settings", "write `key: value` lines")
-    return tree
+    extended = tree.pop("extends", None)
+    return tree if extended is None else merge(read_preset(str(extended)), tree)
 
 
 def _load_yaml(text: str) -> Any:

@@ -6,13 +6,15 @@ bytes it keeps for the backward pass; the rest is arithmetic over the settings. 
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import inject_adapter_in_model
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -20,27 +22,39 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.registry import ModelEntry
+from tdmr1_core.models.acquire import absent_parts, check_entry
+from tdmr1_core.models.entry import SAME, ModelEntry
+from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.processes import check_split
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 DECODER_COPIES = 3
 """Tensors of a decoder's widest layer at full size that are held at once."""
+CLIP_TOKENS = 77
+"""Of a text in SD3, before those of T5."""
 RESERVE = 1.0e9
 """Bytes that CUDA, its libraries and a fragmented allocator take."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a model without its weights: configs of denoiser and autoencoder, encoders' parameters."""
+    """What is known of a model without its weights: configs of denoiser and autoencoder, and the longest text."""
 
-    denoiser: dict[str, Any]
-    decoder_width: int
-    """Channels of the autoencoder's second level, the widest that it computes at full size."""
-    pixels_a_latent: int
-    encoder_parameters: int
+    denoiser: Mapping[str, Any]
+    autoencoder: Mapping[str, Any]
     tokens: int
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels of the autoencoder's second level, the widest that it computes at full size."""
+        levels = self.autoencoder["block_out_channels"]
+        return int(levels[min(1, len(levels) - 1)])
+
+    @property
+    def pixels_a_latent(self) -> int:
+        """Along each axis."""
+        return int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
 
 
 @dataclass(frozen=True)
@@ -78,9 +92,13 @@ class Plan:
 
 
 def plan(config: RunConfig, entry: ModelEntry, processes: int = 1) -> Plan:
-    """What an iteration needs in each of the processes. Raises Tdmr1Error where the model's configs can't be read."""
+    """What an iteration needs in each of the processes.
+
+    Configs are all that is read of a model, from its directory, the hub's cache or the hub. Raises Tdmr1Error where
+    they can't be had.
+    """
     check_split(config.batch.groups, processes)
-    architecture = read_architecture(Path(entry.base), entry.max_sequence_length)
+    architecture = read_architecture(entry)
     height, width = config.model.height or entry.height, config.model.width or entry.width
     lora = LoraShape(config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
     shape = measure_shape(architecture, lora, height, width, config)
@@ -94,9 +112,12 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1) -> Plan:
     latents = (config.rollout.steps or entry.steps) + 1
     cells = architecture.denoiser["in_channels"] * (height * width) / architecture.pixels_a_latent**2
     widest = DECODER_COPIES * architecture.decoder_width * height * width * single
+    autoencoder = count_parameters(build("AutoencoderKL", architecture.autoencoder))
+    encoders = encoder_parameters(entry, shape.parameters, autoencoder)
     parts = {
-        "denoiser": shape.parameters * frozen,
-        "text encoders": architecture.encoder_parameters * frozen if config.memory.text_encoders == "device" else 0,
+        "denoiser": shape.parameters * frozen * (1 if entry.teacher == SAME else 2),
+        "autoencoder": autoencoder * single,
+        "text encoders": encoders * frozen if config.memory.text_encoders == "device" else 0,
         "LoRAs": shape.lora_parameters * single * (roles + averages),
         "gradients": shape.lora_parameters * single * (roles + 1),
         "optimisers": shape.lora_parameters * single * 2 * roles,
@@ -149,29 +170,47 @@ def passes_an_image(config: RunConfig, entry: ModelEntry) -> float:
     return (config.rollout.steps or entry.steps) + config.timesteps.per_iteration * each
 
 
-def read_architecture(folder: Path, tokens: int) -> Architecture:
-    """From a pipeline's directory, in which weights may be missing. Raises Tdmr1Error where its configs are."""
+def read_architecture(entry: ModelEntry) -> Architecture:
+    """From a pipeline's configs; weights may be missing. Raises Tdmr1Error where they can't be had or don't fit."""
+    check_entry(entry, training=False)
+    denoiser = read_config(entry.base, "transformer/config.json")
+    beside = CLIP_TOKENS if entry.family == "sd3" else 0
+    return Architecture(denoiser, read_config(entry.base, "vae/config.json"), beside + entry.max_sequence_length)
+
+
+def encoder_parameters(entry: ModelEntry, denoiser: int, autoencoder: int) -> float:
+    """Of all text encoders: counted in their files, else the rest of a published model's size, or 0 of any other's."""
+    absent = absent_parts(entry)
+    folders = [folder for folder in Path(entry.base).glob("text_encoder*") if folder.name not in absent]
+    files = [file for folder in folders for file in folder.glob("*.safetensors") if ".fp16" not in file.name]
+    if files:
+        return sum(map(_numbers, files))
+    return max(0.0, entry.weights_gb * 1e9 / BYTES["bf16"] - denoiser - 2 * autoencoder)
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a file of weights holds, by its header."""
     try:
-        denoiser = json.loads((folder / "transformer" / "config.json").read_text())
-        decoder = json.loads((folder / "vae" / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Tdmr1Error(
-            f"the configs of {folder} can't be read", "give a pipeline's directory with --model-path; weights may miss"
-        ) from error
-    levels = decoder["block_out_channels"]
-    encoders = sum(path.stat().st_size for path in folder.glob("text_encoder*/*.safetensors"))
-    return Architecture(denoiser, levels[min(1, len(levels) - 1)], 2 ** (len(levels) - 1), encoders // 4, 77 + tokens)
+        with safe_open(file, framework="pt") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise Tdmr1Error(f"{file} is cut short or damaged", "copy it again, or remove it for this plan") from error
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Numbers in a network's weights."""
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def measure_shape(architecture: Architecture, lora: LoraShape, height: int, width: int, config: RunConfig) -> Shape:
     """One forward pass on the meta device, with a LoRA as it is trained."""
     network = build_denoiser(architecture.denoiser)
-    parameters = sum(weight.numel() for weight in network.parameters())
+    parameters = count_parameters(network)
     network.requires_grad_(False)
     inject_adapter_in_model(lora.peft(), network, low_cpu_mem_usage=True)
     trained = {name: weight for name, weight in network.named_parameters() if "lora_" in name}
     precision = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(config.model.precision, torch.float32)
-    network.to(dtype=precision)
+    nn.Module.to(network, dtype=precision)  # diffusers' own warns of parts to keep in float32, though there are none
     scale = architecture.pixels_a_latent
     arguments = _arguments(architecture, (height // scale, width // scale), precision)
     weights = {weight.untyped_storage()._cdata for weight in (*network.parameters(), *network.buffers())}
@@ -221,14 +260,21 @@ class _Fused(torch.autograd.Function):
         raise NotImplementedError("only what is kept is counted")
 
 
-def build_denoiser(config: dict[str, Any], device: str = "meta") -> nn.Module:
-    """A denoiser from its config, with random weights. Raises Tdmr1Error for a kind that can't be planned yet."""
+def build_denoiser(config: Mapping[str, Any], device: str = "meta") -> nn.Module:
+    """A denoiser from its config, with random weights. Raises Tdmr1Error for a kind that can't be planned."""
+    kind = config.get("_class_name")
+    if kind not in ARGUMENTS:
+        raise Tdmr1Error(f"a {kind} can't be planned", f"{' and '.join(ARGUMENTS)} can")
+    return build(str(kind), config, device)
+
+
+def build(kind: str, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
+    """One of diffusers' networks from its config."""
     import diffusers
 
-    if config.get("_class_name") != "SD3Transformer2DModel":
-        raise Tdmr1Error(f"a {config.get('_class_name')} can't be planned yet", "SD3 and SD3.5 can")
     with torch.device(device):
-        return diffusers.SD3Transformer2DModel.from_config(config)
+        network: nn.Module = getattr(diffusers, kind).from_config(dict(config))
+    return network
 
 
 def _arguments(architecture: Architecture, cells: tuple[int, int], precision: torch.dtype) -> dict[str, Any]:
@@ -237,10 +283,28 @@ def _arguments(architecture: Architecture, cells: tuple[int, int], precision: to
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=precision, device="meta")
 
+    return ARGUMENTS[config["_class_name"]](empty, config, cells, architecture.tokens) | {"return_dict": False}
+
+
+Empty = Callable[..., Tensor]
+
+
+def _sd3_arguments(empty: Empty, config: Mapping[str, Any], cells: tuple[int, int], tokens: int) -> dict[str, Any]:
     return {
         "hidden_states": empty(1, config["in_channels"], *cells),
         "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": empty(1, architecture.tokens, config["joint_attention_dim"]),
+        "encoder_hidden_states": empty(1, tokens, config["joint_attention_dim"]),
         "pooled_projections": empty(1, config["pooled_projection_dim"]),
-        "return_dict": False,
     }
+
+
+def _zimage_arguments(empty: Empty, config: Mapping[str, Any], cells: tuple[int, int], tokens: int) -> dict[str, Any]:
+    return {
+        "x": [empty(config["in_channels"], 1, *cells)],
+        "t": torch.empty(1, device="meta"),
+        "cap_feats": [empty(tokens, config["cap_feat_dim"])],
+    }
+
+
+ARGUMENTS = {"SD3Transformer2DModel": _sd3_arguments, "ZImageTransformer2DModel": _zimage_arguments}
+"""What each kind of denoiser is asked with: one picture, the longest text."""

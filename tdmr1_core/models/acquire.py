@@ -69,7 +69,7 @@ def acquire(
     """
     check_entry(entry, training=training)
     family = FAMILIES[entry.family]
-    absent = _absent(entry)
+    absent = absent_parts(entry)
     shape = LoraShape(rank or entry.rank, alpha or entry.alpha, entry.targets)
     lora = None
     if training and entry.lora is not None:
@@ -95,7 +95,7 @@ def check_entry(entry: ModelEntry, *, training: bool) -> None:
         _check_teacher(entry, family)
 
 
-def _absent(entry: ModelEntry) -> tuple[str, ...]:
+def absent_parts(entry: ModelEntry) -> tuple[str, ...]:
     """The parts of the pipeline that this model does without."""
     if entry.family != "sd3":
         return ()

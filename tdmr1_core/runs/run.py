@@ -272,9 +272,9 @@ class Run:
                 report = engine.iteration()
             except patience.Interrupted:  # while a reward was asked, before anything was updated
                 break
-            over = self._over(engine)
             tracker.metrics(report.step, report.metrics)
             observer.iteration(report)
+            over = self._over(engine)
             if over or report.step % saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if saving.samples_every and (over or report.step % saving.samples_every == 0):

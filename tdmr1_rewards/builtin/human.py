@@ -28,6 +28,7 @@ from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE
 from tdmr1_rewards.feedback.features import Features, extractor
+from tdmr1_rewards.feedback.gathering import FEEDBACK
 from tdmr1_rewards.feedback.hashing import image_hash
 from tdmr1_rewards.feedback.learning import PreferenceLearner
 from tdmr1_rewards.feedback.records import GivenAnswer, NewItem, Progress, Round, likes_share
@@ -35,8 +36,6 @@ from tdmr1_rewards.feedback.serving import FeedbackPage
 from tdmr1_rewards.feedback.store import FeedbackStore
 from tdmr1_rewards.options import RewardOptions
 
-FOLDER = "feedback"
-"""Where a run keeps its people's answers."""
 POLL = 0.3
 """Seconds between two looks at the answers while the run waits."""
 
@@ -115,7 +114,7 @@ class Human:
             return self._options.folder
         if batch.context.run_folder is None:
             raise Tdmr1Error("there is no run whose folder could keep people's answers", "name one with `folder`")
-        return batch.context.run_folder / FOLDER
+        return batch.context.run_folder / FEEDBACK
 
     def _shown(self, batch: RewardBatch) -> list[int]:
         """Which images people are to see: all, a share of each group, a few, or none."""
@@ -201,7 +200,7 @@ class Human:
 
 def find_answers(folder: Path) -> Path:
     """The folder with answers that `folder` is or, as a run or a labelled folder, holds. Raises Tdmr1Error if none."""
-    for place in (folder, folder / FOLDER):
+    for place in (folder, folder / FEEDBACK):
         if (place / FILE).is_file():
             return place
     raise Tdmr1Error(f"{folder} holds no answers of people", "name a run, or a folder that `tdmr1 label` has shown")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import acquire
 from tdmr1_core.models.lora_files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
+from tdmr1_core.plan import plan
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs import export
 from tdmr1_core.runs.evaluate import draw, evaluation_noise
@@ -228,6 +230,51 @@ def test_teachers_that_do_not_go_with_the_base(folders, second, tmp_path):
     (other / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5}))
     with pytest.raises(Tdmr1Error, match=r"has another vae than .* \(shift_factor\)"):
         Engine.from_config(settings(folders, "zimage", model={"teacher": str(other)}))
+
+
+def count_passes(roles):
+    """How often a block is passed under each role, counted from now on."""
+    passes = Counter()
+    for home in roles.backbones:
+        home.network.layers[0].register_forward_pre_hook(lambda *_, home=home: passes.update([roles._acting[home]]))
+    return passes
+
+
+@pytest.mark.parametrize("two", [False, True], ids=["one-backbone", "two-backbones"])
+def test_sparing_memory_changes_nothing_that_is_learnt(folders, second, tmp_path, two):
+    model = {"teacher": str(second)} if two else {}
+    sparing = {"gradient_checkpointing": True, "text_encoders": "cpu", "prompt_cache": str(tmp_path / "cache")}
+    learnt = []
+    for memory in ({}, sparing, sparing):
+        engine = Engine.from_config(settings(folders, "zimage", model=model, memory=memory))
+        passes = count_passes(engine.roles)
+        engine.iteration()
+        learnt.append(({role: engine.roles.weights(role) for role in engine.roles.trained}, passes))
+    (plain, before), (_, after), _ = learnt
+    assert all(after[role] > before[role] for role in (GENERATOR, FAKE, SURROGATE)), "recomputed under its own role"
+    assert after[TEACHER] == before[TEACHER]
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    for other, _ in learnt[1:]:
+        for role, weights in plain.items():
+            assert all(torch.equal(weight, other[role][name]) for name, weight in weights.items()), role
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_plan_counts_what_is_loaded(folders, second, family):
+    config = settings(folders, family)
+    engine = Engine.from_config(config)
+    pipeline, roles = engine.roles.backbone.pipeline, engine.roles
+    frozen = sum(w.numel() for name, w in pipeline.transformer.named_parameters() if "lora_" not in name)
+    planned = plan(config, engine.entry)
+    assert planned.parts["denoiser"] == 4 * frozen
+    assert planned.parts["autoencoder"] == 4 * sum(w.numel() for w in pipeline.vae.parameters())
+    encoders = engine.roles.backbone.text_encoders()
+    assert planned.parts["text encoders"] == 4 * sum(w.numel() for encoder in encoders for w in encoder.parameters())
+    of_a_role = sum(weight.numel() for weight in roles.parameters(GENERATOR).values())
+    assert planned.parts["LoRAs"] == 4 * of_a_role * len(roles.names)
+    if family == "zimage":
+        beside = plan(config, engine.entry.with_teacher(str(second)))
+        assert beside.parts["denoiser"] == 2 * planned.parts["denoiser"]
 
 
 def test_a_run_with_another_sampler_exports_too(folders, tmp_path):

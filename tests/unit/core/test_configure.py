@@ -29,9 +29,10 @@ REWARD = {"rewards": [{"name": "object_count"}]}
 
 def test_every_shipped_yaml_is_a_valid_config():
     shipped = [*ROOT.glob("tdmr1_*/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")]
+    shipped = [path for path in shipped if not path.name.startswith("accelerate_")]  # those are accelerate's own
     assert len(shipped) >= 6
     for path in shipped:
-        tree = read_preset(path.stem) if path.parent.name == "presets" else read_file(path)
+        tree = read_file(path)
         assert resolve([REWARD if tree.get("kind") != "distill" else {}, tree])
     assert {"ocr", "geneval", "imagereward", "hps", "tiny", "distill-tiny"} <= set(preset_names())
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tdmr1_cli.options import Flags, resolve_settings
-from tdmr1_core.configure import read_preset
+from tdmr1_core.configure import read_file, read_preset
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.plugins import discover
 from tdmr1_core.stages.prompts import load_prompts, training_prompts
 from tdmr1_core.tiny.world import COLOURS
@@ -18,6 +19,15 @@ def test_a_preset_is_what_it_extends_but_for_what_it_changes():
     assert human["surrogate"] == base["surrogate"]
     assert human["batch"] != base["batch"]
     assert "extends" not in human
+
+
+def test_a_file_may_extend_a_preset_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\niterations: 5\n")
+    assert read_file(path) == {**read_preset("tiny"), "iterations": 5}
+    path.write_text("extends: tinny\n")
+    with pytest.raises(Tdmr1Error, match="there is no preset 'tinny'"):
+        read_file(path)
 
 
 def test_people_are_asked_about_few_pictures_that_leave_the_colour_open():

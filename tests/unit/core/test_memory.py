@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.memory import checkpoint_gradients
-from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER
+from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks
+from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, Roles
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.records import Advantages
 from tdmr1_core.stages.encoding import PromptEncoder
@@ -107,6 +107,16 @@ def test_recomputed_blocks_run_under_the_role_they_ran_under():
     assert passes.count(FAKE) > 2, "each update of the fake score must have been recomputed"
     assert passes[-1] == GENERATOR
     assert roles._acting == {roles.backbone: TEACHER}
+
+
+def test_every_block_of_every_backbone_is_compiled(monkeypatch):
+    roles = make_engine(SECTIONS).roles
+    two = Roles(make_backbone(), roles.shape, (GENERATOR, FAKE), (), seed=0, teacher=make_backbone())
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compiled.append(block))
+    compile_blocks(two)
+    assert compiled == [block for home in two.backbones for block in home.network.transformer_blocks]
+    assert len(compiled) == 2 * len(roles.backbone.network.transformer_blocks)
 
 
 class Encoding(SD3Backbone):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from integration.support import small_config
 
@@ -39,6 +43,20 @@ def test_memory_follows_the_settings(whole):
     assert (split.images, split.micro_batch) == (8, 4)
     with pytest.raises(Tdmr1Error, match="can't be split"):
         plan(small_config(), TINY, processes=3)
+
+
+def test_a_published_model_is_planned_by_its_configs_alone(tmp_path):
+    entry = next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm")
+    with pytest.raises(Tdmr1Error, match="is not in the hub's cache here") as refused:
+        plan(small_config(), entry)
+    assert "--model-path" in refused.value.hint
+    for part in ("transformer", "vae"):
+        (tmp_path / part).mkdir()
+        shutil.copy(Path(TINY.base) / part / "config.json", tmp_path / part)
+    shutil.copy(Path(TINY.base) / "model_index.json", tmp_path)
+    known = plan(small_config("model.height=24", "model.width=24"), replace(entry, base=str(tmp_path)))
+    parts = known.parts["denoiser"] + 2 * known.parts["autoencoder"]
+    assert known.parts["text encoders"] == pytest.approx(2 * entry.weights_gb * 1e9 - parts)
 
 
 def test_the_micro_batch_that_fits(whole):
