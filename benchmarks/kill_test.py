@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import itertools
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -27,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from children import after, before, child, load_libraries, timeless
 
 BARRIERS = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint")
 AT_RANDOM = "random"
@@ -45,13 +45,13 @@ def main() -> int:
     options = parser.parse_args()
     options.output.mkdir(parents=True)
     iterations = options.iterations or max(4, 3 * options.kills // 2)
-    _load_libraries()
+    load_libraries()
     arguments = [*(part for setting in SMALL for part in ("--set", setting)), "--seed", str(options.seed)]
     arguments += ["--iterations", str(iterations), "--quiet"]
 
     whole = options.output / "whole"
     began = time.monotonic()
-    code = _child(["train", *arguments, "--output", str(whole)], None, options.output / "whole.log")
+    code = child(["train", *arguments, "--output", str(whole)], options.output / "whole.log")
     usual = time.monotonic() - began
     assert code == 0, f"the undisturbed run ended with exit code {code}: see {options.output / 'whole.log'}"
     killed = options.output / "killed"
@@ -77,7 +77,7 @@ def _kill(folder: Path, start: list[str], options: argparse.Namespace, pace: flo
         if not (folder / "checkpoints" / "latest").exists():  # killed before there was anything to go on from
             shutil.rmtree(folder, ignore_errors=True)
             arguments = start
-        code = _child(arguments, barrier, log)
+        code = child(arguments, log, _end(barrier))
         if code == -signal.SIGKILL and kind is not None:
             spent[kind] += 1
         elif code != 0:
@@ -87,24 +87,16 @@ def _kill(folder: Path, start: list[str], options: argparse.Namespace, pace: flo
     return dict(spent)
 
 
-def _child(arguments: list[str], barrier: tuple[str, int, float] | None, log: Path) -> int:
-    """The command line in a process of its own; its exit code, or minus the signal that ended it."""
-    process = os.fork()
-    if process == 0:
-        with log.open("ab", buffering=0) as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os._exit(_run(arguments, barrier))
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def _end(barrier: tuple[str, int, float] | None) -> Callable[[], None] | None:
+    """What arranges a child's end, in the child."""
+    if barrier is None:
+        return None
 
-
-def _run(arguments: list[str], barrier: tuple[str, int, float] | None) -> int:
-    from tdmr1_cli.main import main as tdmr1
-
-    print("$ tdmr1", *arguments, "#", barrier, flush=True)
-    if barrier is not None:
+    def install() -> None:
+        print(f"# to be killed: {barrier}", flush=True)
         _install(*barrier)
-    return tdmr1(arguments)
+
+    return install
 
 
 def _install(kind: str, count: int, seconds: float) -> None:
@@ -113,41 +105,16 @@ def _install(kind: str, count: int, seconds: float) -> None:
     from tdmr1_core.stages import fake_score, generator, rollout, sampling, scoring, surrogate
 
     if kind == AT_RANDOM:
-        _before(run.Run, "_loop", lambda: threading.Timer(seconds, _die).start())
+        before(run.Run, "_loop", lambda: threading.Timer(seconds, _die).start())
     elif kind == "rollout":  # between two of its steps
-        _before(rollout.RolloutStage, "run", lambda: _dying_after(sampling, "euler_step", count))
+        before(rollout.RolloutStage, "run", lambda: after(sampling, "euler_step", count, _die))
     elif kind == "scoring":  # while rewards are at work, or when they have answered
-        _dying_after(scoring.ScoringStage, "submit" if count % 2 else "collect", 1 + count % 3)
+        after(scoring.ScoringStage, "submit" if count % 2 else "collect", 1 + count % 3, _die)
     elif kind == "checkpoint":  # before one of its flushes and renames
-        _before(run, "save_checkpoint", lambda: _count_down(os, ("mkdir", "fsync", "rename", "replace"), count))
+        before(run, "save_checkpoint", lambda: _count_down(os, ("mkdir", "fsync", "rename", "replace"), count))
     else:  # when its loss is there and its gradient is not
         stage = {"fake": fake_score.FakeScoreStage, "surrogate": surrogate.SurrogateStage}
-        _dying_after(stage.get(kind, generator.GeneratorStage), "losses", 1 + count % 4)
-
-
-def _before(owner: Any, name: str, first: Callable[[], None]) -> None:
-    """Do something before the first call."""
-    real, calls = getattr(owner, name), itertools.count()
-
-    def doing(*given: Any, **named: Any) -> Any:
-        if next(calls) == 0:
-            first()
-        return real(*given, **named)
-
-    setattr(owner, name, doing)
-
-
-def _dying_after(owner: Any, name: str, count: int) -> None:
-    """Die when the count-th call has done its work, which nobody has used yet."""
-    real, calls = getattr(owner, name), itertools.count(1)
-
-    def dying(*given: Any, **named: Any) -> Any:
-        answer = real(*given, **named)
-        if next(calls) == count:
-            _die()
-        return answer
-
-    setattr(owner, name, dying)
+        after(stage.get(kind, generator.GeneratorStage), "losses", 1 + count % 4, _die)
 
 
 def _count_down(owner: Any, names: tuple[str, ...], count: int) -> None:
@@ -171,24 +138,11 @@ def _bits(folder: Path) -> dict[str, Any]:
     latest = checkpoints / (checkpoints / "latest").read_text().strip()
     listed = json.loads((latest / "manifest.json").read_text())["files"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{key: row[key] for key in row if not re.match("time/|images_per_second", key)} for row in rows]
     return {
         "weights": listed["weights.safetensors"]["sha256"],
         "optimizers": listed["optimizers.safetensors"]["sha256"],
-        "metrics": timeless,
+        "metrics": [timeless(row) for row in rows],
     }
-
-
-def _load_libraries() -> None:
-    """Load what takes long once; children are forked from here."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with contextlib.redirect_stdout(sys.stderr):
-        import tdmr1_core.models.sd3
-        import tdmr1_core.runs.run
-
-        assert tdmr1_core.models.sd3
-        assert tdmr1_core.runs.run
 
 
 if __name__ == "__main__":

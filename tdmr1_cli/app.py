@@ -17,6 +17,7 @@ from tdmr1_cli import (
     plan,
     plugins,
     probe,
+    report,
     rewards,
     sample,
     train,
@@ -28,6 +29,7 @@ HELP = """Reinforce few-step text-to-image models with rewards that cannot be di
 Try it on the embedded model (minutes on two CPU cores):
   tdmr1 train --output runs/first
   tdmr1 evaluate runs/first
+  tdmr1 report runs/first
   tdmr1 export runs/first
 
 \b
@@ -36,7 +38,7 @@ Then name your own model, reward and prompts:
   tdmr1 rewards list
   tdmr1 train --model MODEL --reward NAME --prompts prompts.txt --dry-run
 """
-VERBS = (train, distill, sample, evaluate, label, export, probe, plan, plugins, doctor)
+VERBS = (train, distill, sample, evaluate, label, export, report, probe, plan, plugins, doctor)
 GROUPS = (config, models, rewards)
 
 

@@ -54,11 +54,10 @@ class Continuation:
     changes: Changes = field(default_factory=dict)
 
     def record(self, folder: Path) -> None:
-        """Add a line to the run's `resumes.jsonl` if a setting has changed."""
-        if self.changes:
-            line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes})
-            with (folder / RESUMES).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        """Add a line to the run's `resumes.jsonl`."""
+        line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes})
+        with (folder / RESUMES).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def load_run_config(folder: Path) -> RunConfig:

@@ -15,6 +15,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import acquire
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
+from tdmr1_core.runs.continuing import RESUMES
 from tdmr1_core.runs.export import export_lora
 from tdmr1_core.runs.run import Run, load_run_config, load_trained
 
@@ -30,10 +31,10 @@ def rows(path: Path) -> list[dict]:
 
 
 def files(folder: Path) -> dict[str, object]:
-    """Every file of a run by relative path; metrics without the wall-clock fields."""
+    """Every file of a run by relative path, but for what tells of the clock or of being continued."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "tensorboard" not in path.parts:
+        if path.is_file() and "tensorboard" not in path.parts and path.name != RESUMES:
             found[str(path.relative_to(folder))] = rows(path) if path.suffix == ".jsonl" else path.read_bytes()
     return found
 
@@ -92,6 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
     resumed = Silent()
     assert Run.resume(folder).execute(resumed).finished
     assert [report.step for report in resumed.reports] == [2, 3]
+    assert rows(folder / RESUMES) == [{"checkpoint": "step-000001", "changes": {}}]
     one, other = files(folder), files(finished)
     del one["samples/step-000001.png"]
     assert one == other

@@ -99,7 +99,7 @@ def all_commands(group, path=()):
 
 def test_every_verb_and_option_has_its_help():
     commands = dict(all_commands(get_command(build_app())))
-    assert len(commands) == 21
+    assert len(commands) == 22
     unhelpful = [(words, each.name) for words, command in commands.items() for each in command.params if not each.help]
     assert unhelpful == []
     assert [words for words, command in commands.items() if not command.help] == []

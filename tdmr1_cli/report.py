@@ -1,0 +1,90 @@
+"""`tdmr1 report`: a run in one file, and in short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tdmr1_cli.options import JsonOption
+from tdmr1_cli.output import data, emit_json, measure_document, message, plus_minus, table, warning
+from tdmr1_cli.targets import RunArgument, check_run
+
+if TYPE_CHECKING:
+    from tdmr1_core.runs.report import Report
+
+
+def command(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where to write it (default: RUN/report.html).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write one HTML file about a run, finished or not: curves, evaluations, the guard, what was left out, settings.
+
+    The short of it is printed. With --json it is printed as data instead, and no file is written.
+    """
+    check_run(run)
+    from tdmr1_core.runs.report import read_report
+
+    report = read_report(run)
+    if json:
+        emit_json(_document(report))
+        return
+    from tdmr1_core.runs.report_page import report_page
+    from tdmr1_core.runs.storage import told_of
+
+    _show(report)
+    file = output or run / "report.html"
+    with told_of(file.parent):
+        file.write_text(report_page(report), encoding="utf-8")
+    data(str(file))
+
+
+def _show(report: Report) -> None:
+    config = report.config
+    what = "+".join(reward.name for reward in config.rewards) or "distillation"
+    message(f"{config.model.name}, {what}: {report.iterations} of {config.iterations} iterations")
+    for step, told in report.alarms:
+        warning(f"guard, iteration {step}: {told}")
+    if report.looks and not report.alarms:
+        message(f"guard: no alarm in {len(report.looks)} looks")
+    for what, count in report.left_out.items():
+        message(f"{what}: {count}")
+    if report.resumes:
+        message(f"continued from {', '.join(resume['checkpoint'] for resume in report.resumes)}")
+    rows = []
+    for each in report.evaluations:
+        (first, before), (last, after) = each.points[0], each.points[-1]
+        now = plus_minus(after) if last > first else "–"
+        rows.append([each.prompts, each.reward, plus_minus(before), now, f"{first} and {last}", str(after.n)])
+    if rows:
+        columns = ["prompts", "reward", "first", "last", "at iterations", "images"]
+        table(columns, rows, title="mean ± standard error")
+
+
+def _document(report: Report) -> dict[str, Any]:
+    return {
+        "folder": str(report.folder),
+        "iterations": report.iterations,
+        "of": report.config.iterations,
+        "settings": report.settings,
+        "curves": report.curves,
+        "evaluations": [
+            {
+                "prompts": each.prompts,
+                "reward": each.reward,
+                "points": [{"step": step, **measure_document(value)} for step, value in each.points],
+            }
+            for each in report.evaluations
+        ],
+        "alarms": [{"step": step, "alarm": told} for step, told in report.alarms],
+        "guard": [
+            {"name": departure.name, "size": departure.size, "too_far": too_far}
+            for departure, too_far in report.departures
+        ],
+        "left_out": report.left_out,
+        "resumes": report.resumes,
+    }

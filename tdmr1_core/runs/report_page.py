@@ -1,0 +1,149 @@
+"""A report as one HTML file that needs nothing beside it: curves are SVG, pictures are inside."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from tdmr1_core.runs.evaluate import Measure
+from tdmr1_core.runs.report import Report
+from tdmr1_core.runs.run import BEFORE_AFTER
+
+Point = tuple[float, float, float]
+"""Iteration, value and standard error."""
+
+WIDTH, HEIGHT, MARGIN = 720, 240, 56
+COLOURS = ("#1b6ca8", "#c1440e", "#2e7d32", "#7b3fa0", "#8a6d00", "#00838f")
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
+table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
+th { border-bottom: 1px solid #999 } td.n { text-align: right; font-variant-numeric: tabular-nums }
+svg { width: 100%; height: auto } .alarm { background: #fdecea; border-left: 4px solid #c1440e; padding: .5rem 1rem }
+img { max-width: 100%; image-rendering: pixelated } code { font-size: .9em }
+"""
+
+
+def report_page(report: Report) -> str:
+    """The whole page."""
+    config = report.config
+    what = " + ".join(reward.name for reward in config.rewards) or "distillation"
+    title = f"{config.model.name}, {what}"
+    held_out = {f"{each.reward} on {each.prompts}": _points(each.points) for each in report.evaluations}
+    training = {name: [(step, value, 0.0) for step, value in points] for name, points in report.curves.items()}
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{report.iterations} of {config.iterations} iterations, in <code>{escape(str(report.folder))}</code></p>",
+        *(f'<p class="alarm">Guard, iteration {step}: {escape(told)}</p>' for step, told in report.alarms),
+        _section("Training", _chart(training, "training, by iteration")),
+        _section("Evaluations (mean ± standard error)", _chart(held_out, "evaluations, by iteration")),
+        _rows(
+            ["prompts", "reward", "first", "last", "at iterations", "n"],
+            [_first_and_last(each.prompts, each.reward, each.points) for each in report.evaluations],
+        ),
+        _section("Guard", _guard(report)),
+        _section("Left out", _left_out(report)),
+        _section("Continued", _resumes(report)),
+        _picture(report),
+        _section("Settings", _rows(["setting", "value"], [[k, str(v)] for k, v in report.settings.items()])),
+        _section("Versions", _rows(["package", "version"], [list(pair) for pair in report.versions.items()])),
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<h2>{escape(title)}</h2>\n{content or '<p>Nothing.</p>'}"
+
+
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _points(points: Sequence[tuple[int, Measure]]) -> list[Point]:
+    return [(step, value.mean, value.stderr if math.isfinite(value.stderr) else 0.0) for step, value in points]
+
+
+def _first_and_last(prompts: str, reward: str, points: Sequence[tuple[int, Measure]]) -> list[str]:
+    (first, before), (last, after) = points[0], points[-1]
+    told = [f"{value.mean:.3f} ± {value.stderr:.3f}" for value in (before, after)]
+    return [prompts, reward, told[0], told[1] if last > first else "–", f"{first} and {last}", str(after.n)]
+
+
+def _guard(report: Report) -> str:
+    rows = [
+        [
+            departure.name,
+            f"{departure.before.mean:.4g} ± {departure.before.stderr:.2g}",
+            f"{departure.after.mean:.4g} ± {departure.after.stderr:.2g}",
+            f"{departure.size:+.2f}",
+            "too far" if too_far else "",
+        ]
+        for departure, too_far in report.departures
+    ]
+    threshold = f"<p>{len(report.looks)} looks, {len(report.alarms)} alarms; a departure counts as too far beyond "
+    threshold += f"{report.config.guard.threshold:g} deviations of single pictures at the first look.</p>"
+    columns = ["number", "first look", "last look", "departure, deviations", ""]
+    return threshold + _rows(columns, rows) if report.looks else ""
+
+
+def _left_out(report: Report) -> str:
+    return _rows(["what", "how many"], [[what, str(count)] for what, count in report.left_out.items()])
+
+
+def _resumes(report: Report) -> str:
+    rows = [
+        [
+            resume["checkpoint"],
+            "; ".join(f"{name}: {old} → {new}" for name, (old, new) in resume["changes"].items()) or "none",
+        ]
+        for resume in report.resumes
+    ]
+    return _rows(["from", "changed settings"], rows)
+
+
+def _picture(report: Report) -> str:
+    path = report.folder / BEFORE_AFTER
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return _section("Before and after", f'<img alt="the same prompts and noises" src="data:image/png;base64,{data}">')
+
+
+def _chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
+    """Lines over iterations with bars of one standard error; what is not finite is left out."""
+    kept = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
+    kept = {name: points for name, points in kept.items() if points}
+    if not kept:
+        return ""
+    steps = [step for points in kept.values() for step, _, _ in points]
+    values = [end for points in kept.values() for _, value, error in points for end in (value - error, value + error)]
+    low, high, last = min(values), max(values), max(max(steps), 1)
+    span = (high - low) or 1.0
+
+    def place(step: float, value: float) -> str:
+        x = MARGIN + step / last * (WIDTH - 2 * MARGIN)
+        return f"{x:.1f},{HEIGHT - MARGIN / 2 - (value - low) / span * (HEIGHT - MARGIN):.1f}"
+
+    drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
+    for end in (low, high):
+        x, y = place(0, end).split(",")
+        drawn.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}" stroke="#ccc"/>')
+        drawn.append(f'<text x="{MARGIN - 6}" y="{y}" font-size="11" text-anchor="end">{end:.3g}</text>')
+    drawn.append(f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 8}" font-size="11" text-anchor="end">{last}</text>')
+    for number, (name, points) in enumerate(kept.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        line = " ".join(place(step, value) for step, value, _ in points)
+        drawn.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        for step, value, error in points if any(error for *_, error in points) else ():
+            ends = " ".join(place(step, value + sign * error) for sign in (-1, 1))
+            drawn.append(f'<polyline points="{ends}" stroke="{colour}" stroke-width="1"/>')
+        drawn.append(
+            f'<text x="{MARGIN + 6}" y="{16 + 14 * number}" font-size="12" fill="{colour}">{escape(name)}</text>'
+        )
+    return "".join(drawn) + "</svg>"
