@@ -105,9 +105,9 @@ class BatchConfig(Section):
     """Prompts per iteration (published: 48 for OCR and GenEval, 24 for ImageReward and HPSv2)."""
     group_size: int = Field(24, ge=2)
     """Images drawn for each prompt; their rewards are compared with one another (published: 24)."""
-    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Images in memory at once, all by default; auto halves them whenever the device runs out of memory. It changes
-    speed and memory, never the result."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Images in memory at once; auto: all, and half of them whenever the device runs out of memory; null: all, or the
+    run stops. It changes speed and memory, never the result."""
 
 
 class MemoryConfig(Section):

@@ -45,20 +45,6 @@ def whole_batch():
     return run("model.precision=fp64", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_micro_batches_change_nothing(whole_batch, micro_batch):
-    metrics, weights = run(
-        "model.precision=fp64",
-        "surrogate.trust_region=0.001",
-        "surrogate.drift_threshold=0.05",
-        f"batch.micro_batch={micro_batch}",
-    )
-    assert largest_difference(metrics, whole_batch[0]) <= 1e-9
-    for role, values in weights.items():
-        for name, value in values.items():
-            assert (value - whole_batch[1][role][name]).abs().max() <= 1e-9, (role, name)
-
-
 def test_three_iterations_move_every_trained_role(whole_batch):
     before = Engine.from_config(small_config("model.precision=fp64")).roles
     for role in (GENERATOR, FAKE, SURROGATE):

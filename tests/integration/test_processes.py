@@ -68,11 +68,10 @@ def differences(folder: Path) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("preset", "assignments", "one_sided"),
     [
-        ("tiny", EXACT, False),
         ("tiny", (*EXACT, "timesteps.k_sharing=sample", "advantages.permute=true", "batch.micro_batch=3"), True),
         ("distill-tiny", ("model.precision=fp64",), False),
     ],
-    ids=["trained", "one process has nothing to teach", "distilled"],
+    ids=["one process has nothing to teach", "distilled"],
 )
 def test_two_processes_are_one(tmp_path, preset, assignments, one_sided):
     reward = None
@@ -151,7 +150,7 @@ def test_an_update_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
     assert told.value.code == 2
     said = capfd.readouterr().err
     assert said.count("error: ") == 1
-    assert "error: the update of the fake is not finite at step 2 of iteration 1: the loss is inf for images" in said
+    assert "error: the update of the fake is not finite at step 1 of iteration 1: the loss is inf for images 4" in said
 
 
 def run_guarded(folder: Path, alarm_at: int) -> None:

@@ -52,7 +52,7 @@ def finished(tmp_path_factory) -> Path:
 def test_the_folder_holds_what_it_promises(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["tdmr1"]["versions"]["torch"]
-    assert config["batch"] == {"groups": 2, "group_size": 4, "micro_batch": None}
+    assert config["batch"] == {"groups": 2, "group_size": 4, "micro_batch": "auto"}
     metrics = rows(finished / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3]
     wanted = {"reward/mean", "reward/std", "reward/object_count/mean", "zero_std_ratio", "loss/fake", "loss/preference"}

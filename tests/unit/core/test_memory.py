@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.records import Advantages
 from tdmr1_core.stages.encoding import PromptEncoder
 from tdmr1_core.stages.micro_batches import MicroBatches
+from tdmr1_rewards.api import RewardBatch, RewardResult
 
 pytestmark = pytest.mark.unit
 
@@ -62,23 +65,67 @@ def run_out_of_memory_beyond(rows: int, monkeypatch: pytest.MonkeyPatch) -> list
 def test_micro_batches_are_halved_until_they_fit_and_the_result_is_the_same(monkeypatch):
     whole = updated(make_engine(SECTIONS))
     asked = run_out_of_memory_beyond(5, monkeypatch)
-    sections = SECTIONS | {"batch": {**SECTIONS["batch"], "micro_batch": "auto"}}
-    assert largest(updated(make_engine(sections)), whole) <= 1e-12
+    assert largest(updated(make_engine(SECTIONS)), whole) <= 1e-12
     assert max(asked) > 5 >= asked[-1]
     assert sum(rows > 5 for rows in asked) <= 6  # the size that fits is remembered: a failure a halving and stage
+
+
+def run_out_of_memory_once(owner: Any, name: str, at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Let the at-th call run out of memory; gives the number of the next one."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def sometimes(*given: Any, **named: Any) -> Any:
+        if next(calls) == at:
+            raise torch.OutOfMemoryError("injected")
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, sometimes)
+    return calls
+
+
+def iterated() -> dict[str, dict[str, Tensor]]:
+    """All weights after two iterations with a reward for bright pictures."""
+
+    def bright(batch: RewardBatch) -> RewardResult:
+        return RewardResult([float(image.mean()) for image in batch.images])
+
+    engine = make_engine(SECTIONS, reward=bright)
+    for _ in range(2):
+        engine.iteration()
+    engine.close()
+    return {role: engine.roles.weights(role) for role in engine.roles.names}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, dict[str, Tensor]]:
+    return iterated()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at"),
+    [
+        (SD3Backbone, "velocity", 2),  # in the rollout
+        (SD3Backbone, "decode", 1),
+        *((SD3Backbone, "velocity", at) for at in (5, 6, 7, 9, 11, 13, 17)),  # in each of the updates
+        *((torch.autograd, "grad", at) for at in (1, 2, 3, 4)),  # in their backward passes
+    ],
+)
+def test_running_out_of_memory_once_anywhere_changes_no_weight(undisturbed, owner, name, at, monkeypatch):
+    calls = run_out_of_memory_once(owner, name, at, monkeypatch)
+    assert largest(iterated(), undisturbed) <= 1e-9
+    assert next(calls) > at + 1, "it was tried again"
 
 
 def test_running_out_of_memory_without_auto_is_the_users_to_mend(monkeypatch):
     run_out_of_memory_beyond(5, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        updated(make_engine(SECTIONS))
+        updated(make_engine(SECTIONS | {"batch": {**SECTIONS["batch"], "micro_batch": None}}))
 
 
 def test_a_single_image_that_does_not_fit_is_a_sentence(monkeypatch):
     run_out_of_memory_beyond(0, monkeypatch)
-    sections = SECTIONS | {"batch": {**SECTIONS["batch"], "micro_batch": "auto"}}
     with pytest.raises(Tdmr1Error, match="out of memory with a single image"):
-        updated(make_engine(sections))
+        updated(make_engine(SECTIONS))
 
 
 @pytest.mark.parametrize(
