@@ -114,7 +114,12 @@ def _usage(error: Any) -> tuple[str, str]:
 def _unexpected(error: Exception) -> int:
     told = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
-        return _tell(error, "the device is out of memory", "lower batch.micro_batch, or let `--set batch.micro_batch=auto` find what fits", 1)
+        return _tell(
+            error,
+            "the device is out of memory",
+            "lower batch.micro_batch, or let `--set batch.micro_batch=auto` find what fits",
+            1,
+        )
     message = f"something unexpected happened: {type(error).__name__}: {told}".rstrip(": ")
     return _tell(error, message, f"set {DEBUG_VARIABLE}=1 to see the traceback, and please report it", 1)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from collections import deque
@@ -35,10 +36,14 @@ from tdmr1_rewards.runner import ActiveReward, RewardRunner
 from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
 from tdmr1_rewards.wire import PROTOCOL, check_token, decode_batch, encode_result
 
+logger = logging.getLogger(__name__)
+
 MAX_BODY = 256 * 1024 * 1024
 """Bytes of a request; a larger one is refused unread."""
 MAX_WAITING = 64
 """Requests that may wait for the reward; a further one is asked to come back."""
+LOGGED = 300
+"""Characters of a refusal that are logged."""
 STOPPING_LIMIT = 10
 """Seconds that a stopping server gives to the requests it has begun."""
 TOKEN_HINT = "set TDMR1_REWARD_TOKEN to the token that the server printed"
@@ -158,7 +163,7 @@ def build_app(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk = desk
-    app.add_exception_handler(Refusal, told_refusal)
+    app.add_exception_handler(Refusal, _log_refusal)
     app.add_exception_handler(HTTPException, _told_http)
 
     @app.get("/health")
@@ -245,6 +250,14 @@ def _joined(batches: Sequence[RewardBatch]) -> RewardBatch:
         image_ids=chained("image_ids"),
         context=batches[0].context,
     )
+
+
+async def _log_refusal(request: Request, refusal: Any) -> JSONResponse:
+    """Tell whoever serves, too: in one line of no great length, as a refusal may quote the request."""
+    sender = request.client.host if request.client else "somebody"
+    error = " ".join(refusal.error.split())[:LOGGED]
+    logger.warning("refused a %s from %s (%d): %s", request.method, sender, refusal.status, error)
+    return await told_refusal(request, refusal)
 
 
 async def _told_http(request: Request, error: Any) -> JSONResponse:

@@ -90,7 +90,7 @@ def test_info_tells_what_a_client_needs(server):
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1], TOKEN + "x"])
-def test_no_token_no_scores(server, token):
+def test_no_token_no_scores(server, token, caplog):
     for response in (
         post(server, request_for("a"), token),
         requests.get(f"{server}/info", headers={"Authorization": f"Bearer {token}"}, timeout=30),
@@ -98,6 +98,11 @@ def test_no_token_no_scores(server, token):
         assert response.status_code == 401
         assert "token" in response.json()["error"]
         assert "scores" not in response.text
+    refused = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert [line.partition(" (")[0] for line in refused] == [
+        f"refused a {verb} from 127.0.0.1" for verb in ("POST", "GET")
+    ]
+    assert all("401" in line and "token" in line and TOKEN not in line for line in refused)
 
 
 def test_nothing_but_the_three_paths_is_there(server):
@@ -131,10 +136,11 @@ def test_scores_nones_and_details_come_back(server):
         (b"x" * 100_001, 413, "larger than 100000 bytes"),
     ],
 )
-def test_a_bad_request_gets_its_sentence(server, body, status, told):
+def test_a_bad_request_gets_its_sentence(server, body, status, told, caplog):
     response = post(server, body)
     assert response.status_code == status
     assert told in response.json()["error"]
+    assert f"refused a POST from 127.0.0.1 ({status}): " in caplog.text
 
 
 def test_a_body_without_a_declared_length_is_counted(server):
