@@ -265,7 +265,8 @@ class Run:
         before: tuple[Evaluation, ...] = ()
         if engine.iteration_index == 0:
             before = self._evaluate(engine, tracker, observer)
-            self._preview(engine)
+            if saving.samples_every:
+                self._preview(engine)
         over = self._over(engine)
         while not over:
             try:

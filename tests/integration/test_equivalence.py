@@ -1,0 +1,52 @@
+"""The same global batch is the same run, whatever processes, micro-batches, stops and order of rewards: golden records.
+
+`python benchmarks/equivalence.py --output DIR` prints the table of this, with that of single precision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
+REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
+EXACT = 1e-9
+ELSEWHERE = 1e-6
+"""Relative and absolute, of the committed record: other processors and releases of torch sum in another order."""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> dict:
+    """What the script has measured in double precision."""
+    output = tmp_path_factory.mktemp("equivalence") / "runs"
+    command = [sys.executable, ROOT / "benchmarks" / "equivalence.py", "--output", output, "--precisions", "fp64"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_member_of_the_class_has_the_records_of_one_process(told):
+    members = told["differences"]["fp64"]
+    assert {"2 processes", "1 process, then 2", *(f"micro-batch {size}" for size in (1, 2, 4))} <= members.keys()
+    assert {"rewards before sampling goes on", "rewards while sampling goes on"} <= members.keys()
+    for name, distances in members.items():
+        for kind, distance in distances.items():
+            print(f"{name}: {kind} differ by {distance['max']:.1e} at most, {distance['mean']:.1e} on average")
+            assert distance["max"] <= EXACT, (name, kind)
+    nothing = {"max": 0.0, "mean": 0.0}
+    assert members["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
+
+
+def test_the_algorithm_is_the_one_of_the_committed_record(told):
+    now, then = told["golden"]["fp64"], json.loads(GOLDEN.read_text())
+    assert now["norms"] == pytest.approx(then["norms"], rel=ELSEWHERE, abs=ELSEWHERE), f"if it is meant: {REWRITE}"
+    for one, other in zip(now["metrics"], then["metrics"], strict=True):
+        assert one == pytest.approx(other, rel=ELSEWHERE, abs=ELSEWHERE), f"if it is meant: {REWRITE}"
