@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 
 from integration.support import Silent, small_config
 from integration.test_runs import files, rows
+from tdmr1_cli.running import _execute as execute_here
+from tdmr1_cli.stopping import Stopped
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.checkpoint import (
@@ -33,6 +36,7 @@ from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_core.runs.storage import hold
 from tdmr1_core.runs.tracking import Tracker
+from tdmr1_core.stages.rollout import RolloutStage
 
 pytestmark = pytest.mark.integration
 NEWEST, BEFORE = "step-000003", "step-000002"
@@ -186,6 +190,49 @@ def test_a_full_disk_in_the_middle_of_a_run(finished, tmp_path, monkeypatch):
     monkeypatch.undo()
     Run.resume(folder).execute(Silent())
     assert files(folder) == files(finished)
+
+
+def signalled(monkeypatch, owner, name: str, at: int, *signals: int) -> None:
+    """Send this process signals before the at-th call of something."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def disturbed(*given, **named):
+        if next(calls) == at:
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, disturbed)
+
+
+def check_it_goes_on(folder: Path, finished: Path) -> None:
+    """To the bits of a run that nobody disturbed."""
+    assert Run.resume(folder).execute(Silent()).finished
+    assert files(folder) == files(finished)
+
+
+def test_sigterm_finishes_the_iteration_and_saves(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    signalled(monkeypatch, RolloutStage, "run", 2, signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"stopped after iteration 2 of 3; saved: {folder}/checkpoints/{BEFORE}") as told:
+        execute_here(Run.create(load_run_config(finished), folder), quiet=True)
+    assert told.value.hint == f"tdmr1 train --resume {folder}"
+    monkeypatch.undo()
+    check_it_goes_on(folder, finished)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at"),
+    [(RolloutStage, "run", 2), (os, "fsync", 12), (os, "fsync", 16)],
+    ids=["in the second rollout", "in the files of the second checkpoint", "before it is pointed at"],
+)
+def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(finished, tmp_path, monkeypatch, owner, name, at):
+    folder = tmp_path / "run"
+    signalled(monkeypatch, owner, name, at, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(Stopped, match=f"stopped at once; saved: {folder}/checkpoints/step-000001"):
+        execute_here(Run.create(load_run_config(finished), folder), quiet=True)
+    monkeypatch.undo()
+    check_it_goes_on(folder, finished)
 
 
 def test_a_second_writer_is_refused(copied):

@@ -110,6 +110,19 @@ def test_evaluating_a_model_has_no_trained_row(packaged_model, tdmr1):
     assert "trained" not in done.stdout
 
 
+def test_reporting_on_a_run(trained, tdmr1, tmp_path):
+    folder, _ = trained
+    done = tdmr1("report", folder, "--output", tmp_path / "report.html")
+    assert "2 of 2 iterations" in done.stderr
+    assert "count-held-out" in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "picture/entropy" in page
+    document = json.loads(tdmr1("report", folder, "--json").stdout)
+    assert [step for step, _ in document["curves"]["reward/mean"]] == [1, 2]
+    assert [point["step"] for point in document["evaluations"][0]["points"]] == [0, 2]
+
+
 def test_exporting_a_run(trained, tdmr1, tmp_path):
     folder, _ = trained
     document = json.loads(tdmr1("export", folder, "--output", tmp_path / "lora", "--json").stdout)
