@@ -117,7 +117,7 @@ def _unexpected(error: Exception) -> int:
         return _tell(
             error,
             "the device is out of memory",
-            "lower batch.micro_batch, or let `--set batch.micro_batch=auto` find what fits",
+            "let `--set batch.micro_batch=auto` find what fits",
             1,
         )
     message = f"something unexpected happened: {type(error).__name__}: {told}".rstrip(": ")

@@ -106,7 +106,7 @@ class BatchConfig(Section):
     group_size: int = Field(24, ge=2)
     """Images drawn for each prompt; their rewards are compared with one another (published: 24)."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
-    """Images in memory at once; auto: all, and half of them whenever the device runs out of memory; null: all, or the
+    """Images in memory at once, or auto for all: it is halved whenever the device runs out of memory; null: all, or the
     run stops. It changes speed and memory, never the result."""
 
 

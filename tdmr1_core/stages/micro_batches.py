@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.notices import notice
 
 Size = int | Literal["auto"] | None
 
 
 class MicroBatches:
-    """Goes through images in micro-batches of `size`: all at once for None, and for `auto` as many as memory allows.
+    """Goes through images in micro-batches of `size`: all at once for None and, if memory allows it, for `auto`.
 
-    With `auto` the size is halved when the device runs out of memory, and stays so; what is computed doesn't change.
+    But for None the size is halved when the device runs out of memory, and stays so; what is computed doesn't change.
     """
 
     def __init__(self, size: Size) -> None:
-        self._halves = size == "auto"
+        self._halves = size is not None
         self.size = size if isinstance(size, int) else None
 
     def each(self, images: int, action: Callable[[Tensor], None], multiple: int = 1) -> None:
@@ -53,6 +54,7 @@ class MicroBatches:
                 ) from error
         # Outside of the except clause: there the error would still hold on to the tensors that did not fit.
         self.size = len(rows) // 2
+        notice(f"the device ran out of memory with {len(rows)} images at once, and goes on with {self.size}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return False

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
 REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
 EXACT = 1e-9
-ELSEWHERE = 1e-6
-"""Relative and absolute, of the committed record: other processors and releases of torch sum in another order."""
+ELSEWHERE, NORMS_ELSEWHERE = 2e-4, 1e-5
+"""Relative or absolute, of the committed record. Noises are drawn in single precision, whose last bit is the processor's:
+without its vector instructions (`ATEN_CPU_CAPABILITY=default`) the largest differences were 1.4e-5 and 1.2e-6."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,8 @@ def test_every_member_of_the_class_has_the_records_of_one_process(told):
 
 def test_the_algorithm_is_the_one_of_the_committed_record(told):
     now, then = told["golden"]["fp64"], json.loads(GOLDEN.read_text())
-    assert now["norms"] == pytest.approx(then["norms"], rel=ELSEWHERE, abs=ELSEWHERE), f"if it is meant: {REWRITE}"
+    assert now["norms"] == pytest.approx(then["norms"], rel=NORMS_ELSEWHERE, abs=NORMS_ELSEWHERE), (
+        f"if it is meant: {REWRITE}"
+    )
     for one, other in zip(now["metrics"], then["metrics"], strict=True):
         assert one == pytest.approx(other, rel=ELSEWHERE, abs=ELSEWHERE), f"if it is meant: {REWRITE}"
