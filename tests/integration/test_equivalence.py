@@ -19,8 +19,8 @@ GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
 REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
 EXACT = 1e-9
 ELSEWHERE, NORMS_ELSEWHERE = 2e-4, 1e-5
-"""Relative or absolute, of the committed record. Noises are drawn in single precision, whose last bit is the processor's:
-without its vector instructions (`ATEN_CPU_CAPABILITY=default`) the largest differences were 1.4e-5 and 1.2e-6."""
+"""Relative or absolute, of the committed record: the last bit of noises, which are drawn in single precision, is the
+processor's. Without vector instructions (`ATEN_CPU_CAPABILITY=default`) metrics differed by 1.4e-5, norms by 1.2e-6."""
 
 
 @pytest.fixture(scope="module")
