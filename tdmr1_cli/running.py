@@ -202,7 +202,7 @@ def _finish_training(result: RunResult) -> None:
     _show_gains(result.after, before, _recorded_before(result.folder) if not before else {})
     _show_picture(result)
     message(f"run folder: {result.folder}")
-    message(f"next: tdmr1 evaluate {result.folder}\n      tdmr1 export {result.folder}")
+    message("next: " + "\n      ".join(f"tdmr1 {verb} {result.folder}" for verb in ("evaluate", "report", "export")))
 
 
 def _finish_distillation(result: RunResult, extensions: Extensions) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.unit
 
 NAMES = [name for name, *_ in describe()]
 VERBS = ("train", "distill", "evaluate", "export", "sample", "probe", "label", "doctor", "config", "models")
-VERBS += ("rewards", "plugins", "trian")
+VERBS += ("rewards", "plugins", "report", "plan", "trian")
 OPTIONS = ("--set", "--reward", "--preset", "--model", "--model-path", "--lora", "--prompts", "--iterations", "--seed")
 OPTIONS += ("--output", "--resume", "--images", "--role", "--json", "--nothing", "-x", "--", "show", "validate", "info")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
