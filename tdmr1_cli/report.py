@@ -54,7 +54,7 @@ def _show(report: Report) -> None:
     for what, count in report.left_out.items():
         message(f"{what}: {count}")
     if report.resumes:
-        message(f"continued from {', '.join(resume['checkpoint'] for resume in report.resumes)}")
+        message(f"continued {len(report.resumes)} times, the last time from {report.resumes[-1]['checkpoint']}")
     rows = []
     for each in report.evaluations:
         (first, before), (last, after) = each.points[0], each.points[-1]

@@ -71,7 +71,7 @@ def _points(points: Sequence[tuple[int, Measure]]) -> list[Point]:
 
 def _first_and_last(prompts: str, reward: str, points: Sequence[tuple[int, Measure]]) -> list[str]:
     (first, before), (last, after) = points[0], points[-1]
-    told = [f"{value.mean:.3f} ± {value.stderr:.3f}" for value in (before, after)]
+    told = [f"{value.mean:.3f} ± {value.stderr:.3f}".replace("nan", "–") for value in (before, after)]
     return [prompts, reward, told[0], told[1] if last > first else "–", f"{first} and {last}", str(after.n)]
 
 
@@ -130,6 +130,7 @@ def _chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
         x = MARGIN + step / last * (WIDTH - 2 * MARGIN)
         return f"{x:.1f},{HEIGHT - MARGIN / 2 - (value - low) / span * (HEIGHT - MARGIN):.1f}"
 
+    legend = []
     drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
     for end in (low, high):
         x, y = place(0, end).split(",")
@@ -143,7 +144,5 @@ def _chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
         for step, value, error in points if any(error for *_, error in points) else ():
             ends = " ".join(place(step, value + sign * error) for sign in (-1, 1))
             drawn.append(f'<polyline points="{ends}" stroke="{colour}" stroke-width="1"/>')
-        drawn.append(
-            f'<text x="{MARGIN + 6}" y="{16 + 14 * number}" font-size="12" fill="{colour}">{escape(name)}</text>'
-        )
-    return "".join(drawn) + "</svg>"
+        legend.append(f'<span style="color: {colour}">{escape(name)}</span>')
+    return f"<p>{', '.join(legend)}</p>" + "".join(drawn) + "</svg>"

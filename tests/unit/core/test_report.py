@@ -108,7 +108,7 @@ def test_the_command_prints_the_short_of_it(folder, capsys):
     assert main(["report", str(folder)]) == 0
     told = capsys.readouterr()
     assert f"warning: guard, iteration 4: {ALARM}" in told.err
-    assert "continued from step-000002" in told.err
+    assert "continued 1 times, the last time from step-000002" in told.err
     assert "0.250 ± 0.031" in told.out
     assert told.out.splitlines()[-1] == str(folder / "report.html")
     assert (folder / "report.html").read_text() == report_page(read_report(folder))
