@@ -23,6 +23,7 @@ from tdmr1_core.models.roles import (
     REFERENCE,
     SURROGATE,
     SURROGATE_EMA,
+    LoraShape,
     Roles,
 )
 from tdmr1_core.plugins import Extensions, Hooks
@@ -86,14 +87,7 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
             "start it at zero with --set fake.start=zero",
         )
     backbone = load_backbone(acquired, device, PRECISIONS[config.model.precision])
-    roles = Roles(
-        backbone,
-        acquired.shape,
-        trained=(GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE),
-        averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
-        seed=seeds.stream(config.seed, "lora").initial_seed(),
-        teacher=load_teacher(acquired, backbone),
-    )
+    roles = build_roles(config, backbone, acquired.shape, load_teacher(acquired, backbone))
     if few_step is not None:
         roles.load(GENERATOR, few_step.weights, str(few_step.path))
         if config.fake.start == "generator":
@@ -101,11 +95,25 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
     roles.copy(GENERATOR, GENERATOR_EMA)
     if surrogate:
         roles.copy(SURROGATE, SURROGATE_EMA)
-    _spare_memory(config.memory, roles)
+    spare_memory(config.memory, roles)
     return roles
 
 
-def _spare_memory(settings: MemoryConfig, roles: Roles) -> None:
+def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher: Backbone | None = None) -> Roles:
+    """Every adapter that the run trains or averages, new."""
+    surrogate = config.kind == "train"
+    return Roles(
+        backbone,
+        shape,
+        trained=(GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE),
+        averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
+        seed=seeds.stream(config.seed, "lora").initial_seed(),
+        teacher=teacher,
+    )
+
+
+def spare_memory(settings: MemoryConfig, roles: Roles) -> None:
+    """Switch on what the settings ask for."""
     if settings.gradient_checkpointing:
         checkpoint_gradients(roles)
     if settings.decoder != "whole":
