@@ -30,7 +30,7 @@ BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 DECODER_COPIES = 3
 """Tensors of a decoder's widest layer at full size that are held at once."""
 CLIP_TOKENS = 77
-"""Of a text in SD3, before those of T5."""
+"""Of a text in SD3, before those of T5, where CLIP's config does not say it."""
 RESERVE = 1.0e9
 """Bytes that CUDA, its libraries and a fragmented allocator take."""
 IN_TURN = ("activations", "decoding", "text encoders in turn")
@@ -184,10 +184,10 @@ def read_architecture(entry: ModelEntry) -> Architecture:
     if not entry.with_t5:
         found.pop("text_encoder_3", None)
     encoders = sum(count_parameters(kind[1], config(f"{name}/config.json")) for name, kind in found.items() if kind[1])
-    beside = CLIP_TOKENS if entry.family == "sd3" else 0
-    return Architecture(
-        config("transformer/config.json"), config("vae/config.json"), encoders, beside + entry.max_sequence_length
-    )
+    tokens = entry.max_sequence_length
+    if entry.family == "sd3":
+        tokens += config("text_encoder/config.json").get("max_position_embeddings", CLIP_TOKENS)
+    return Architecture(config("transformer/config.json"), config("vae/config.json"), encoders, tokens)
 
 
 def count_parameters(kind: str, config: Mapping[str, Any]) -> int:
