@@ -112,11 +112,12 @@ class _Attention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Update:
-    """What the generator's update of some images takes: numbers in the network, operations a forward pass of one image,
-    and the most bytes that are held at once.
+    """What the generator's update of some images takes: numbers in the network and in its linear layers, operations a
+    forward pass of one image, and the most bytes that are held at once.
     """
 
     parameters: int
+    linear: int
     lora_parameters: int
     operations: float
     bytes: int
@@ -141,6 +142,7 @@ def fake_update(
         backbone = _bare_backbone(config, family, denoiser, tokens)
         network = backbone.network
         parameters = sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
+        linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
         roles = build_roles(config, backbone, shape)
         spare_memory(config.memory, roles)
     kernels = FusedKernels(gpu=gpu)
@@ -161,7 +163,7 @@ def fake_update(
         with LiveBytes(network) as held:
             terms = stage.losses(trajectory, rows, rows, level, level, noise, noise)
             role.collect(terms.total.sum())
-    return Update(parameters, sum(map(Tensor.numel, role.parameters.values())), operations, held.peak)
+    return Update(parameters, linear, sum(map(Tensor.numel, role.parameters.values())), operations, held.peak)
 
 
 @contextmanager

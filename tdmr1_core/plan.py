@@ -27,6 +27,8 @@ from tdmr1_core.models.skeleton import build_network
 from tdmr1_core.processes import check_split
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+LINEAR_BYTES = {"8bit": 1.0, "nf4": 0.57}
+"""Of a weight in fewer bits, with its share of scales."""
 DECODER_COPIES = 3
 """Tensors of a decoder's widest layer at full size that are held at once."""
 CLIP_TOKENS = 77
@@ -109,12 +111,15 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     )
     images = config.batch.groups * config.batch.group_size
     own = images // processes
+    on_device = own if config.memory.trajectories == "device" else 0
     trains = config.kind == "train"
     roles, averages = (3, 2) if trains else (2, 1)
     frozen, single = BYTES[config.model.precision], max(4, BYTES[config.model.precision])
     points = (config.rollout.steps or entry.steps) + 1
     widest = DECODER_COPIES * architecture.decoder_width * height * width * single
-    denoiser = update.parameters * frozen * (1 if entry.teacher == SAME else 2)
+    fewer = frozen - LINEAR_BYTES.get(config.memory.weights, frozen)
+    denoiser = (update.parameters * frozen - update.linear * fewer) * (1 if entry.teacher == SAME else 2)
+    moments = 8 if config.memory.optimizer == "whole" else 2.03
     encoders, leave = architecture.encoders * frozen, config.memory.text_encoders == "cpu"
     lasting = {
         "denoiser": denoiser,
@@ -122,8 +127,8 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         "text encoders": 0 if leave else encoders,
         "LoRAs": update.lora_parameters * single * (roles + averages),
         "gradients": update.lora_parameters * single * roles,
-        "optimisers": update.lora_parameters * single * 2 * roles,
-        "trajectories": own * points * latent_shape[0] * latent_shape[1] * latent_shape[2] * single,
+        "optimisers": update.lora_parameters * moments * single / 4 * roles,
+        "trajectories": on_device * points * latent_shape[0] * latent_shape[1] * latent_shape[2] * single,
         "text encoders in turn": max(0, encoders - denoiser) if leave else 0,
         "reserve": RESERVE,
     }
@@ -187,7 +192,13 @@ def read_architecture(entry: ModelEntry) -> Architecture:
     tokens = entry.max_sequence_length
     if entry.family == "sd3":
         tokens += config("text_encoder/config.json").get("max_position_embeddings", CLIP_TOKENS)
-    return Architecture(config("transformer/config.json"), config("vae/config.json"), encoders, tokens)
+    denoiser, autoencoder = config("transformer/config.json"), config("vae/config.json")
+    if "in_channels" not in denoiser or "block_out_channels" not in autoencoder:
+        raise Tdmr1Error(
+            f"the configs in {entry.base} do not say how latents are shaped",
+            "copy the whole pipeline directory again",
+        )
+    return Architecture(denoiser, autoencoder, encoders, tokens)
 
 
 def count_parameters(kind: str, config: Mapping[str, Any]) -> int:

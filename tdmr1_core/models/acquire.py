@@ -138,15 +138,26 @@ def backbone_class(family: Family) -> type[PipelineBackbone]:
     return found
 
 
-def load_backbone(acquired: Acquired, device: torch.device, precision: torch.dtype) -> PipelineBackbone:
-    """The frozen base, ready to be asked. Raises Tdmr1Error if diffusers can't load it."""
+def load_backbone(
+    acquired: Acquired, device: torch.device, precision: torch.dtype, *, encoders_leave: bool = False
+) -> PipelineBackbone:
+    """The frozen base, ready to be asked; with `encoders_leave` its text encoders stay on the CPU until needed.
+
+    Raises Tdmr1Error if diffusers can't load it.
+    """
     from tdmr1_core.models.pipeline import load_pipeline
 
     entry, folder = acquired.entry, acquired.folder
     with _loading(entry, folder):
         pipeline = load_pipeline(acquired.family, folder, precision, acquired.absent)
     backbone = backbone_class(acquired.family)
-    return backbone(pipeline, device=device, precision=precision, max_sequence_length=entry.max_sequence_length)
+    return backbone(
+        pipeline,
+        device=device,
+        precision=precision,
+        max_sequence_length=entry.max_sequence_length,
+        encoders_leave=encoders_leave,
+    )
 
 
 def load_teacher(acquired: Acquired, backbone: PipelineBackbone) -> PipelineBackbone | None:

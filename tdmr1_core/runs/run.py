@@ -426,8 +426,9 @@ def _anchored(config: RunConfig) -> RunConfig:
 
 
 def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
-    """An engine with a run's latest weights, for sampling, evaluation and export."""
+    """An engine with a run's latest weights, for sampling, evaluation and export: on frozen weights that are whole."""
     config = load_run_config(folder)
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"weights": "whole"})})
     kind = Engine if config.kind == "train" else DistillEngine
     engine = kind.from_config(config, run_folder=folder, extensions=extensions)
     load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS))
