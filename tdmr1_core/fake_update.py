@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdmr1_core.assemble import PRECISIONS, build_generator, build_roles, build_trained, spare_memory
+from tdmr1_core.assemble import PRECISIONS, build_generator, build_roles, build_trained
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import backbone_class
 from tdmr1_core.models.families import Family
+from tdmr1_core.models.memory import checkpoint_gradients
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.models.roles import GENERATOR, LoraShape
@@ -144,7 +145,8 @@ def fake_update(
         parameters = sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
         linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
         roles = build_roles(config, backbone, shape)
-        spare_memory(config.memory, roles)
+        if config.memory.gradient_checkpointing:
+            checkpoint_gradients(roles)
     kernels = FusedKernels(gpu=gpu)
     with _without_numbers(), FakeTensorMode(), kernels.in_place():
         _fake(network)

@@ -141,7 +141,7 @@ class Encoding(SD3Backbone):
 @pytest.mark.parametrize(("how", "bits"), [("8bit", 8), ("nf4", 4)])
 def test_frozen_weights_in_fewer_bits_carry_loras_that_learn(how, bits):
     pytest.importorskip("bitsandbytes")
-    whole, fewer = make_backbone(), make_backbone()
+    whole, fewer = make_backbone(torch.float32), make_backbone(torch.float32)
     quantise(fewer, how)
     blocks = [backbone.network.transformer_blocks[0] for backbone in (whole, fewer)]
     plain, packed = (block.attn.to_q.weight for block in blocks)
