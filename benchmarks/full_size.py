@@ -1,13 +1,13 @@
-"""Measure an SD3-family architecture with random weights: peak memory and images a second of every stage.
+"""Measure an architecture with random weights: peak memory and images a second of every stage.
 
-    python benchmarks/full_size.py --architecture sd3.5-medium --size 512 --group-size 24 --micro-batch 24
+    python benchmarks/full_size.py --architecture sd3.5-tdm --size 512 --group-size 24 --micro-batch 24
     python benchmarks/full_size.py --architecture tiny --size 24 --group-size 4        # on a CPU, in seconds
 
 Random weights take the memory and time of trained ones. Text encoders are left out (conditioning is random), and so are
-rewards. The estimate of `tdmr1 plan` for the graph of the generator's update stands beside what was measured: on a GPU
-what the allocator held at most, on a CPU the growth of the process's largest resident size since loading.
+rewards. The estimate of `tdmr1 plan` for the generator's update stands beside what was measured: on a GPU what the
+allocator held at most, on a CPU the growth of the process's largest resident size since loading.
 
-Not run on a GPU so far. SD3 and SD3.5 only: Z-Image is to follow its backbone.
+Not run on a GPU so far.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,48 +24,55 @@ import pluggy
 import torch
 
 from tdmr1_core import hookspecs
-from tdmr1_core.assemble import PRECISIONS, Parts, choose_device
+from tdmr1_core.assemble import PRECISIONS, Parts, build_roles, choose_device, spare_memory
 from tdmr1_core.config import RunConfig
 from tdmr1_core.engine import Engine
+from tdmr1_core.dry_update import dry_update
+from tdmr1_core.models.acquire import backbone_class
+from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import ModelEntry
-from tdmr1_core.models.families import JOINT_ATTENTION
-from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, spare_decoder
-from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA, LoraShape, Roles
-from tdmr1_core.models.sd3 import SD3Backbone
-from tdmr1_core.plan import Architecture, activations, build_denoiser, measure_shape
+from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.pipeline import PipelineBackbone
+from tdmr1_core.models.registry import builtin_models
+from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.skeleton import build_network
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
 
-SD3 = {"_class_name": "SD3Transformer2DModel", "patch_size": 2, "attention_head_dim": 64}
-PHOTO = {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "sd3.5-medium": SD3
-    | PHOTO
-    | {"sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
-    | {"pos_embed_max_size": 384, "dual_attention_layers": list(range(13)), "qk_norm": "rms_norm"},
-    "sd3-medium": SD3
-    | PHOTO
-    | {"sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
-    | {"pos_embed_max_size": 192},
-    "tiny": SD3
-    | {"sample_size": 12, "num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
-    | {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 32, "pooled_projection_dim": 32}
-    | {"pos_embed_max_size": 64},
+TINY = PUBLISHED["stabilityai/stable-diffusion-3-medium-diffusers"]["transformer/config.json"] | {
+    "sample_size": 12,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "caption_projection_dim": 128,
+    "pooled_projection_dim": 32,
+    "pos_embed_max_size": 64,
 }
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {"tiny": ("sd3", TINY)} | {
+    entry.name: (entry.family, PUBLISHED[entry.base]["transformer/config.json"])
+    for entry in builtin_models()
+    if entry.base in PUBLISHED
+}
+"""Family and denoiser of each, by the model's name."""
 PHOTO_LEVELS = (128, 256, 512, 512)
 LEVELS = {"tiny": (16, 32, 32, 32)}
 TOKENS = 333
 
 
-class RandomBackbone(SD3Backbone):
-    """SD3's backbone without text encoders."""
+def random_backbone(family: str, config: Mapping[str, Any], tokens: int) -> type[PipelineBackbone]:
+    """A family's backbone without text encoders: every text has embeddings of its own length, at random."""
 
-    def encode(self, prompts: Any) -> Conditioning:
-        """Random embeddings of the right shape."""
-        config: Any = self.network.config
-        tokens = torch.randn(len(prompts), TOKENS, config.joint_attention_dim)
-        pooled = torch.randn(len(prompts), config.pooled_projection_dim)
-        return Conditioning(tokens, pooled).to(self.device)
+    class Random(backbone_class(FAMILIES[family])):  # type: ignore[misc]
+        def encode(self, prompts: Sequence[str]) -> Conditioning:
+            return random_texts(config, len(prompts), tokens).to(self.device)
+
+    return Random
+
+
+def random_texts(config: Mapping[str, Any], count: int, tokens: int) -> Conditioning:
+    """Embeddings of the widths that a denoiser takes."""
+    width = config.get("joint_attention_dim") or config["cap_feat_dim"]
+    return Conditioning(torch.randn(count, tokens, width), torch.randn(count, config.get("pooled_projection_dim", 0)))
 
 
 def build(name: str, config: RunConfig, size: int) -> Engine:
@@ -73,11 +80,12 @@ def build(name: str, config: RunConfig, size: int) -> Engine:
     from diffusers import AutoencoderKL
     from diffusers.image_processor import VaeImageProcessor
 
+    family, architecture = ARCHITECTURES[name]
     device, precision = choose_device(config.model.device), PRECISIONS[config.model.precision]
     before = torch.get_default_dtype()
     torch.set_default_dtype(precision)
     try:
-        denoiser = build_denoiser(ARCHITECTURES[name], str(device))
+        denoiser = build_network(FAMILIES[family].transformer, architecture, str(device))
     finally:
         torch.set_default_dtype(before)
     levels = LEVELS.get(name, PHOTO_LEVELS)
@@ -103,18 +111,13 @@ def build(name: str, config: RunConfig, size: int) -> Engine:
         scheduler=SimpleNamespace(config=SimpleNamespace(shift=3.0)),
         image_processor=VaeImageProcessor(),
     )
-    backbone = RandomBackbone(pipeline, device=device, precision=precision, max_sequence_length=256)
-    trained, averaged = (GENERATOR, FAKE, SURROGATE), (GENERATOR_EMA, SURROGATE_EMA)
-    roles = Roles(backbone, LoraShape(32, 64.0, JOINT_ATTENTION), trained, averaged, seed=0)
-    if config.memory.gradient_checkpointing:
-        checkpoint_gradients(roles)
-    if config.memory.decoder != "whole":
-        spare_decoder(backbone, config.memory.decoder)
-    if config.memory.compile:
-        compile_blocks(roles)
+    kind = random_backbone(family, architecture, TOKENS)
+    backbone = kind(pipeline, device=device, precision=precision, max_sequence_length=TOKENS)
+    roles = build_roles(config, backbone, lora_shape(family))
+    spare_memory(config.memory, roles)
     manager = pluggy.PluginManager("tdmr1")
     manager.add_hookspecs(hookspecs)
-    entry = ModelEntry(name, "", "sd3", "", None, "photo", height=size, width=size)
+    entry = ModelEntry(name, "", family, "", None, "photo", height=size, width=size)
     return Engine(config, Parts(entry, roles, [Prompt("a", {}), Prompt("b", {})], None, Hooks(manager)))
 
 
@@ -143,11 +146,19 @@ def measure(engine: Engine) -> dict[str, dict[str, float]]:
     return results
 
 
+def lora_shape(family: str) -> LoraShape:
+    """Of the published LoRAs."""
+    return LoraShape(32, 64.0, FAMILIES[family].targets)
+
+
 def estimated_activations(name: str, config: RunConfig, size: int) -> float:
     """What `tdmr1 plan` says of the generator's update, in bytes."""
-    architecture = Architecture(ARCHITECTURES[name], {"block_out_channels": LEVELS.get(name, PHOTO_LEVELS)}, TOKENS)
-    shape = measure_shape(architecture, LoraShape(32, 64.0, JOINT_ATTENTION), size, size, config)
-    return activations(shape, config, config.batch.micro_batch or config.batch.groups * config.batch.group_size)
+    family, denoiser = ARCHITECTURES[name]
+    scale = 2 ** (len(LEVELS.get(name, PHOTO_LEVELS)) - 1)
+    latents = (denoiser["in_channels"], size // scale, size // scale)
+    gpu = torch.cuda.is_available()
+    update = dry_update(config, FAMILIES[family], denoiser, latents, TOKENS, lora_shape(family), gpu=gpu)
+    return float(update.bytes * (config.batch.micro_batch or config.batch.groups * config.batch.group_size))
 
 
 def _forget_peak() -> None:
@@ -164,7 +175,7 @@ def _peak() -> float:
 def main() -> None:
     """Measure and print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd3.5-medium")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd3.5-tdm")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--group-size", type=int, default=24)

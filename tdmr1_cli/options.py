@@ -67,7 +67,7 @@ ResumeOption = Annotated[
     Path | None, typer.Option("--resume", metavar="RUN", help="Continue this run folder at its latest checkpoint.")
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved settings and the batch arithmetic; load no weights.")
+    bool, typer.Option("--dry-run", help="Print the settings and what `tdmr1 plan` says of them; load no weights.")
 ]
 ProcessesOption = Annotated[
     int | None,
@@ -152,10 +152,11 @@ class Problems:
             raise Tdmr1Error(f"{len(self.found)} things are wrong: {messages}", "; ".join(hints) or None)
 
 
-def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) -> Settings:
+def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *, rewarded: bool = True) -> Settings:
     """The layers as one config, with model, rewards and preset looked up; torch is not needed for it.
 
-    `kind` is what the verb does; None takes it from the settings. Raises Tdmr1Error that names every mistake.
+    `kind` is what the verb does; None takes it from the settings. Where no reward is asked, `rewarded` False, none need
+    be named. Raises Tdmr1Error that names every mistake.
     """
     from tdmr1_core.configure import merge, parse_assignments, read_preset, resolve
 
@@ -182,6 +183,8 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions) ->
     preset_name = flags.preset or default_preset
     preset = problems.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
+    if not rewarded:
+        default_reward = default_reward or STAND_IN_REWARD
     if default_reward and not distils:
         base["rewards"] = [{"name": default_reward}]
     preset = merge(merge(base, preset or {}), entry.settings if entry else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +24,12 @@ from tdmr1_cli.options import (
 from tdmr1_cli.output import emit_json, message, table
 from tdmr1_core.errors import Tdmr1Error
 
+if TYPE_CHECKING:
+    from tdmr1_core.plan import Plan
+
 GB = 1e9
+TFLOPS = 60.0
+"""Taken for what one GPU sustains where nobody says it."""
 UNITS = {"": GB, "gb": GB, "gib": 2.0**30}
 
 
@@ -42,42 +47,46 @@ def command(
     ] = None,
     tflops: Annotated[
         float, typer.Option("--tflops", metavar="T", min=0.001, help="What one GPU sustains, in TFLOP/s.")
-    ] = 60.0,
+    ] = TFLOPS,
     json: JsonOption = False,
 ) -> int:
     """Estimate memory by part and time per iteration from the architecture alone; no weights are needed.
 
-    Exit code 1 if it does not fit into --gpu. Rewards are not counted, neither their memory nor their time.
+    Exit code 1 if it does not fit into --gpu. Rewards are not counted, neither their memory nor their time; without
+    --reward the settings are the published ones that all presets share.
     """
     from tdmr1_core.plugins import discover
 
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
-    settings = resolve_settings(flags, None, discover())
+    settings = resolve_settings(flags, None, discover(), rewarded=False)
     room = parse_memory(gpu) if gpu else None
     from tdmr1_core.plan import fitting_micro_batch, plan
 
-    planned = plan(settings.config, settings.entry, processes or 1)
-    seconds = planned.operations * planned.images / planned.processes / (tflops * 1e12)
+    planned = plan(settings.config, settings.entry, processes or 1, room)
     fits = None if room is None else planned.peak <= room
     most = None if room is None else fitting_micro_batch(planned, settings.config, room)
     if json:
-        emit_json(
-            asdict(planned) | {"peak": planned.peak, "seconds": seconds, "fits": fits, "fitting_micro_batch": most}
-        )
+        further = {"peak": planned.peak, "seconds": planned.seconds(tflops), "fits": fits, "fitting_micro_batch": most}
+        emit_json(asdict(planned) | further)
         return 1 if fits is False else 0
     table(["part", "GB"], [[name, f"{size / GB:.2f}"] for name, size in planned.parts.items()])
+    say_estimate(planned, tflops)
+    if most is not None:
+        message(f"{gpu}: {'fits' if fits else 'does not fit'}; {_advice(most)}")
+    return 1 if fits is False else 0
+
+
+def say_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
+    """What an iteration is and takes, in three sentences."""
     message(
         f"an iteration: {planned.images} images over {planned.processes} processes, each in {planned.micro_batches} "
         f"micro-batches of up to {planned.micro_batch}"
     )
     message(f"peak: {planned.peak / GB:.1f} GB for each process")
     message(
-        f"time: {planned.passes:g} passes for each image, {seconds:.3g} s an iteration at {tflops:g} TFLOP/s, "
-        "without rewards"
+        f"time: {planned.passes:g} passes for each image, {planned.seconds(tflops):.3g} s an iteration at {tflops:g} "
+        "TFLOP/s, without rewards"
     )
-    if most is not None:
-        message(f"{gpu}: {'fits' if fits else 'does not fit'}; {_advice(most)}")
-    return 1 if fits is False else 0
 
 
 def parse_memory(text: str) -> float:
@@ -90,5 +99,5 @@ def parse_memory(text: str) -> float:
 
 def _advice(most: int) -> str:
     if most == 0:
-        return "not even one image at a time fits: try memory.gradient_checkpointing and memory.text_encoders=cpu"
+        return "not even one image at a time; `--preset single-gpu` recomputes blocks and lets encoders leave"
     return f"up to batch.micro_batch={most} fits"

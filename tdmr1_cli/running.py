@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tdmr1_cli.launching import launch, wanted
 from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
 from tdmr1_cli.output import data, message, number, plus_minus, signed, table
+from tdmr1_cli.plan import say_estimate
 from tdmr1_cli.stopping import Stopped
 from tdmr1_cli.targets import check_run
 from tdmr1_core.errors import Tdmr1Error
@@ -51,7 +52,7 @@ def start_run(
     if not quiet:
         _say_what_rewards_are(settings, extensions)
     if dry_run:
-        _show_dry_run(settings, extensions, folder)
+        _show_dry_run(settings, extensions, folder, count)
         return
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run
@@ -128,7 +129,7 @@ def _say_what_was_chosen(given: RunConfig, kept: RunConfig) -> None:
             message(f"reward {after.name}: {', '.join(f'{name} is {value}' for name, value in chosen.items())}")
 
 
-def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> None:
+def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path, processes: int) -> None:
     """The resolved settings on stdout; what they mean for an iteration on stderr."""
     import yaml
 
@@ -138,19 +139,23 @@ def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path) -> N
     config = settings.config
     source = training_prompts(config, extensions)
     prompts = load_prompts(source, settings.entry.domain)
-    batch = config.batch
-    images = batch.groups * batch.group_size
-    micro = min(batch.micro_batch if isinstance(batch.micro_batch, int) else images, images)
+    images = config.batch.groups * config.batch.group_size
     data(yaml.safe_dump(dump(config), sort_keys=False).rstrip())
     message(f"preset: {settings.preset or 'none'}")
     message(f"run folder: {folder}")
     message(f"prompts: {len(prompts)} in {source}")
-    message(
-        f"an iteration: {batch.groups} groups × {batch.group_size} images = {images} images, "
-        f"in {-(-images // micro)} micro-batches of up to {micro}"
-    )
     message(f"the run: {config.iterations} iterations, {config.iterations * images} images")
-    message("memory and time: `tdmr1 plan` with the same settings")
+    _say_needs(settings, processes)
+
+
+def _say_needs(settings: Settings, processes: int) -> None:
+    """Batch arithmetic, memory and time, where the model's configs are at hand."""
+    from tdmr1_core.plan import plan
+
+    try:
+        say_estimate(plan(settings.config, settings.entry, processes))
+    except Tdmr1Error as error:
+        message(f"memory and time can't be estimated: {error.message}")
 
 
 def _execute(run: Run, quiet: bool) -> None:

@@ -16,6 +16,7 @@ from tdmr1_core.models.acquire import Acquired, acquire, check_entry, load_backb
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, spare_decoder
 from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.models.quantised import bitsandbytes, quantise
 from tdmr1_core.models.roles import (
     FAKE,
     GENERATOR,
@@ -23,6 +24,7 @@ from tdmr1_core.models.roles import (
     REFERENCE,
     SURROGATE,
     SURROGATE_EMA,
+    LoraShape,
     Roles,
 )
 from tdmr1_core.plugins import Extensions, Hooks
@@ -61,6 +63,8 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
     device = choose_device(device_name)
     training = config.kind == "train"
     check_entry(entry, training=training)
+    if {config.memory.weights, config.memory.optimizer} != {"whole"}:
+        bitsandbytes()
     prompts = load_prompts(training_prompts(config, extensions), entry.domain)
     scoring = None
     if training:
@@ -85,15 +89,15 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
             "the fake score can't start as a copy of the few-step LoRA: its backbone is the teacher's, another one",
             "start it at zero with --set fake.start=zero",
         )
-    backbone = load_backbone(acquired, device, PRECISIONS[config.model.precision])
-    roles = Roles(
-        backbone,
-        acquired.shape,
-        trained=(GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE),
-        averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
-        seed=seeds.stream(config.seed, "lora").initial_seed(),
-        teacher=load_teacher(acquired, backbone),
+    settings = config.memory
+    backbone = load_backbone(
+        acquired, device, PRECISIONS[config.model.precision], encoders_leave=settings.text_encoders == "cpu"
     )
+    teacher = load_teacher(acquired, backbone)
+    if settings.weights != "whole":
+        for home in filter(None, (backbone, teacher)):
+            quantise(home, settings.weights)
+    roles = build_roles(config, backbone, acquired.shape, teacher)
     if few_step is not None:
         roles.load(GENERATOR, few_step.weights, str(few_step.path))
         if config.fake.start == "generator":
@@ -101,11 +105,25 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
     roles.copy(GENERATOR, GENERATOR_EMA)
     if surrogate:
         roles.copy(SURROGATE, SURROGATE_EMA)
-    _spare_memory(config.memory, roles)
+    spare_memory(config.memory, roles)
     return roles
 
 
-def _spare_memory(settings: MemoryConfig, roles: Roles) -> None:
+def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher: Backbone | None = None) -> Roles:
+    """Every adapter that the run trains or averages, new."""
+    surrogate = config.kind == "train"
+    return Roles(
+        backbone,
+        shape,
+        trained=(GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE),
+        averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
+        seed=seeds.stream(config.seed, "lora").initial_seed(),
+        teacher=teacher,
+    )
+
+
+def spare_memory(settings: MemoryConfig, roles: Roles) -> None:
+    """Switch on what the settings ask for."""
     if settings.gradient_checkpointing:
         checkpoint_gradients(roles)
     if settings.decoder != "whole":
@@ -114,10 +132,12 @@ def _spare_memory(settings: MemoryConfig, roles: Roles) -> None:
         compile_blocks(roles)
 
 
-def build_encoder(config: RunConfig, entry: ModelEntry, backbone: Backbone) -> PromptEncoder:
+def build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptEncoder:
     """What encodes prompts."""
     settings, make = config.memory, f"{entry.family}, {entry.max_sequence_length} tokens"
-    return PromptEncoder(backbone, make=make, cache=settings.prompt_cache, leave=settings.text_encoders == "cpu")
+    denoisers = [home.network for home in roles.backbones]
+    away = denoisers if settings.text_encoders == "cpu" else None
+    return PromptEncoder(roles.backbone, make=make, cache=settings.prompt_cache, instead_of=away)
 
 
 def choose_device(name: str) -> torch.device:
@@ -149,6 +169,7 @@ def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
             epsilon=common.epsilon,
             weight_decay=common.weight_decay,
             max_grad_norm=common.max_grad_norm,
+            eight_bit=config.memory.optimizer == "8bit",
         )
         for name in roles.trained
     }
@@ -165,6 +186,7 @@ def build_rollout(config: RunConfig, roles: Roles, sigmas: Tensor, size: tuple[i
         micro_batch=config.batch.micro_batch,
         seed=config.seed,
         decode=config.kind == "train",
+        keep_on=torch.device("cpu") if config.memory.trajectories == "cpu" else None,
     )
 
 

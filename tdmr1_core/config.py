@@ -118,9 +118,15 @@ class MemoryConfig(Section):
     decoder: Literal["whole", "sliced", "tiled"] = "whole"
     """Decode all pictures at once, one after another, or also tile by tile (large pictures may show the seams)."""
     text_encoders: Literal["device", "cpu"] = "device"
-    """cpu: they are on the device only while prompts are encoded that were not encoded before."""
+    """cpu: they are on the device only while new prompts are encoded, and the denoiser is not meanwhile."""
     prompt_cache: Path | None = None
     """A folder where encoded prompts are kept for this run and others; in memory by default."""
+    weights: Literal["whole", "8bit", "nf4"] = "whole"
+    """Of the frozen denoiser's linear layers, by bitsandbytes: fewer bits, and a teacher that is a little off."""
+    optimizer: Literal["whole", "8bit"] = "whole"
+    """AdamW's moments, by bitsandbytes: a quarter of their memory."""
+    trajectories: Literal["device", "cpu"] = "device"
+    """cpu: sampled latents are kept there, and a micro-batch of them comes to the device at a time."""
     compile: bool = False
     """Compile the network's blocks (torch.compile): minutes at the start for speed later. Rounding differs."""
 
@@ -343,6 +349,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"timesteps.per_iteration is {self.timesteps.per_iteration} but rollout.steps only {self.rollout.steps}"
             )
+        if self.memory.weights != "whole" and self.model.precision == "fp64":
+            raise ValueError("memory.weights can't be in fewer bits where model.precision is fp64; set it to bf16")
         several = [name for name in ("fake", "surrogate") if getattr(self, name).updates > 1]
         if several and self.timesteps.optimizer_step == "iteration":
             raise ValueError(

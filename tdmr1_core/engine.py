@@ -75,7 +75,7 @@ class Engine:
         self.iteration_index = 0
         self.trained = build_trained(config, parts.roles)
         self.sigmas = parts.roles.backbone.schedule(self.steps, self.shift)
-        self._encoder = build_encoder(config, parts.entry, parts.roles.backbone)
+        self._encoder = build_encoder(config, parts.entry, parts.roles)
         self._rollout = build_rollout(config, parts.roles, self.sigmas, self.size)
         self._fake = build_fake(config, parts.roles, self.trained[FAKE])
         if SURROGATE in self.trained:

@@ -1,48 +1,54 @@
 """What a run needs, without any weight: batch arithmetic, memory by part, and arithmetic per image.
 
-The denoiser is built from its config on the meta device and asked once forward, which counts its operations and the
-bytes it keeps for the backward pass; the rest is arithmetic over the settings. `benchmarks/full_size.py` measures it.
+Networks are built from their configs without numbers; one image's update of the generator is done on them, which counts
+its operations and the bytes it holds at once. The rest is arithmetic over the settings. `benchmarks/full_size.py`
+measures it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import inject_adapter_in_model
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import absent_parts, check_entry
+from tdmr1_core.dry_update import dry_update
+from tdmr1_core.models.acquire import check_entry
+from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry
+from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.skeleton import build_network
 from tdmr1_core.processes import check_split
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+LINEAR_BYTES = {"8bit": 1.0, "nf4": 0.57}
+"""Of a weight in fewer bits, with its share of scales."""
 DECODER_COPIES = 3
 """Tensors of a decoder's widest layer at full size that are held at once."""
 CLIP_TOKENS = 77
-"""Of a text in SD3, before those of T5."""
+"""Of a text in SD3, before those of T5, where CLIP's config does not say it."""
 RESERVE = 1.0e9
 """Bytes that CUDA, its libraries and a fragmented allocator take."""
+IN_TURN = ("activations", "decoding", "text encoders in turn")
+"""Parts of which only one is there at a time."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a model without its weights: configs of denoiser and autoencoder, and the longest text."""
+    """What is known of a model without its weights: configs of denoiser and autoencoder, text encoders, longest text.
+
+    `encoders` is how many numbers all text encoders hold.
+    """
 
     denoiser: Mapping[str, Any]
     autoencoder: Mapping[str, Any]
+    encoders: int
     tokens: int
 
     @property
@@ -51,21 +57,10 @@ class Architecture:
         levels = self.autoencoder["block_out_channels"]
         return int(levels[min(1, len(levels) - 1)])
 
-    @property
-    def pixels_a_latent(self) -> int:
-        """Along each axis."""
-        return int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one forward pass of the denoiser is, for one image: parameters, operations, bytes kept for the backward."""
-
-    parameters: int
-    lora_parameters: int
-    blocks: int
-    operations: float
-    kept: float
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture in pixels."""
+        pixels = int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
+        return int(self.denoiser["in_channels"]), height // pixels, width // pixels
 
 
 @dataclass(frozen=True)
@@ -80,10 +75,18 @@ class Plan:
     operations: float
 
     @property
+    def lasting(self) -> float:
+        """Bytes of the parts that are always there."""
+        return sum(size for name, size in self.parts.items() if name not in IN_TURN)
+
+    @property
     def peak(self) -> float:
-        """Bytes at the highest point: pictures are decoded while no graph is kept."""
-        together = sum(size for name, size in self.parts.items() if name not in ("activations", "decoding"))
-        return together + max(self.parts["activations"], self.parts["decoding"])
+        """Bytes at the highest point: of updating, decoding and encoding texts, which take turns."""
+        return self.lasting + max(self.parts[name] for name in IN_TURN)
+
+    def seconds(self, tflops: float) -> float:
+        """How long an iteration takes on a device that sustains so many TFLOP/s, without rewards."""
+        return self.operations * self.images / self.processes / (tflops * 1e12)
 
     @property
     def micro_batches(self) -> int:
@@ -91,65 +94,68 @@ class Plan:
         return -(-self.images // self.processes // self.micro_batch)
 
 
-def plan(config: RunConfig, entry: ModelEntry, processes: int = 1) -> Plan:
-    """What an iteration needs in each of the processes.
+def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float | None = None) -> Plan:
+    """What an iteration needs in each of the processes; a micro-batch that is `auto` takes what fits `room` bytes.
 
-    Configs are all that is read of a model, from its directory, the hub's cache or the hub. Raises Tdmr1Error where
-    they can't be had.
+    Configs are all that is read of a model, from its directory, the hub's cache or the hub; those of the published
+    models are known. Raises Tdmr1Error where they can't be had.
     """
     check_split(config.batch.groups, processes)
     architecture = read_architecture(entry)
     height, width = config.model.height or entry.height, config.model.width or entry.width
     lora = LoraShape(config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
-    shape = measure_shape(architecture, lora, height, width, config)
+    latent_shape = architecture.latent_shape(height, width)
+    gpu = config.model.device != "cpu"
+    update = dry_update(
+        config, FAMILIES[entry.family], architecture.denoiser, latent_shape, architecture.tokens, lora, gpu=gpu
+    )
     images = config.batch.groups * config.batch.group_size
     own = images // processes
-    asked = config.batch.micro_batch
-    micro = min(asked, own) if isinstance(asked, int) else own
+    on_device = own if config.memory.trajectories == "device" else 0
     trains = config.kind == "train"
     roles, averages = (3, 2) if trains else (2, 1)
     frozen, single = BYTES[config.model.precision], max(4, BYTES[config.model.precision])
-    latents = (config.rollout.steps or entry.steps) + 1
-    cells = architecture.denoiser["in_channels"] * (height * width) / architecture.pixels_a_latent**2
+    points = (config.rollout.steps or entry.steps) + 1
     widest = DECODER_COPIES * architecture.decoder_width * height * width * single
-    autoencoder = count_parameters(build("AutoencoderKL", architecture.autoencoder))
-    encoders = encoder_parameters(entry, shape.parameters, autoencoder)
-    parts = {
-        "denoiser": shape.parameters * frozen * (1 if entry.teacher == SAME else 2),
-        "autoencoder": autoencoder * single,
-        "text encoders": encoders * frozen if config.memory.text_encoders == "device" else 0,
-        "LoRAs": shape.lora_parameters * single * (roles + averages),
-        "gradients": shape.lora_parameters * single * (roles + 1),
-        "optimisers": shape.lora_parameters * single * 2 * roles,
-        "trajectories": own * latents * cells * single,
-        "activations": activations(shape, config, micro),
-        "decoding": widest * (micro if config.memory.decoder == "whole" else 1) if trains else 0,
+    fewer = frozen - LINEAR_BYTES.get(config.memory.weights, frozen)
+    denoiser = (update.parameters * frozen - update.linear * fewer) * (1 if entry.teacher == SAME else 2)
+    moments = 8 if config.memory.optimizer == "whole" else 2.03
+    encoders, leave = architecture.encoders * frozen, config.memory.text_encoders == "cpu"
+    lasting = {
+        "denoiser": denoiser,
+        "autoencoder": count_parameters("AutoencoderKL", architecture.autoencoder) * single,
+        "text encoders": 0 if leave else encoders,
+        "LoRAs": update.lora_parameters * single * (roles + averages),
+        "gradients": update.lora_parameters * single * roles,
+        "optimisers": update.lora_parameters * moments * single / 4 * roles,
+        "trajectories": on_device * points * latent_shape[0] * latent_shape[1] * latent_shape[2] * single,
+        "text encoders in turn": max(0, encoders - denoiser) if leave else 0,
         "reserve": RESERVE,
     }
-    passes = passes_an_image(config, entry)
-    return Plan(images, processes, micro, parts, passes, passes * shape.operations)
 
+    def with_micro_batch(size: int) -> Plan:
+        decoded = size if config.memory.decoder == "whole" else 1
+        parts = {**lasting, "activations": size * update.bytes, "decoding": widest * decoded if trains else 0}
+        passes = passes_an_image(config, entry)
+        return Plan(images, processes, size, parts, passes, passes * update.operations)
 
-def activations(shape: Shape, config: RunConfig, micro_batch: int) -> float:
-    """Bytes that the generator's update holds beside weights.
-
-    Its graph is kept while the teacher is asked three questions at once, of which each takes a block's worth; where
-    blocks are recomputed the graph is what goes into each of them, about a twentieth.
-    """
-    block = shape.kept / shape.blocks
-    graph = block + shape.kept / 20 if config.memory.gradient_checkpointing else shape.kept
-    return micro_batch * (graph + 3 * block)
+    asked, one = config.batch.micro_batch, with_micro_batch(1)
+    if asked == "auto":
+        return one if room is None else with_micro_batch(max(1, fitting_micro_batch(one, config, room)))
+    return with_micro_batch(min(asked or own, own))
 
 
 def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     """The most images at once for which a plan's peak stays within `room` bytes; 0 if not one does."""
-    fixed = sum(size for name, size in planned.parts.items() if name not in ("activations", "decoding"))
+    free = room - planned.lasting
     each = planned.parts["activations"] / planned.micro_batch
     if config.memory.decoder == "whole":
         each = max(each, planned.parts["decoding"] / planned.micro_batch)
-    elif planned.parts["decoding"] > room - fixed:
+    elif planned.parts["decoding"] > free:
         return 0
-    return max(0, min(planned.images // planned.processes, int((room - fixed) / each)))
+    if planned.parts["text encoders in turn"] > free:
+        return 0
+    return max(0, min(planned.images // planned.processes, int(free / each)))
 
 
 def passes_an_image(config: RunConfig, entry: ModelEntry) -> float:
@@ -172,139 +178,44 @@ def passes_an_image(config: RunConfig, entry: ModelEntry) -> float:
 
 def read_architecture(entry: ModelEntry) -> Architecture:
     """From a pipeline's configs; weights may be missing. Raises Tdmr1Error where they can't be had or don't fit."""
-    check_entry(entry, training=False)
-    denoiser = read_config(entry.base, "transformer/config.json")
-    beside = CLIP_TOKENS if entry.family == "sd3" else 0
-    return Architecture(denoiser, read_config(entry.base, "vae/config.json"), beside + entry.max_sequence_length)
+    known = PUBLISHED.get(entry.base)
+    if known is None:
+        check_entry(entry, training=False)
+
+    def config(name: str) -> Mapping[str, Any]:
+        return read_config(entry.base, name) if known is None else known[name]
+
+    found = {name: kind for name, kind in config("model_index.json").items() if name.startswith("text_encoder")}
+    if not entry.with_t5:
+        found.pop("text_encoder_3", None)
+    encoders = sum(count_parameters(kind[1], config(f"{name}/config.json")) for name, kind in found.items() if kind[1])
+    tokens = entry.max_sequence_length
+    if entry.family == "sd3":
+        tokens += config("text_encoder/config.json").get("max_position_embeddings", CLIP_TOKENS)
+    denoiser, autoencoder = config("transformer/config.json"), config("vae/config.json")
+    if "in_channels" not in denoiser or "block_out_channels" not in autoencoder:
+        raise Tdmr1Error(
+            f"the configs in {entry.base} do not say how latents are shaped",
+            "copy the whole pipeline directory again",
+        )
+    return Architecture(denoiser, autoencoder, encoders, tokens)
 
 
-def encoder_parameters(entry: ModelEntry, denoiser: int, autoencoder: int) -> float:
-    """Of all text encoders: counted in their files, else the rest of a published model's size, or 0 of any other's."""
-    absent = absent_parts(entry)
-    folders = [folder for folder in Path(entry.base).glob("text_encoder*") if folder.name not in absent]
-    files = [file for folder in folders for file in folder.glob("*.safetensors") if ".fp16" not in file.name]
-    if files:
-        return sum(map(_numbers, files))
-    return max(0.0, entry.weights_gb * 1e9 / BYTES["bf16"] - denoiser - 2 * autoencoder)
-
-
-def _numbers(file: Path) -> int:
-    """How many numbers a file of weights holds, by its header."""
-    try:
-        with safe_open(file, framework="pt") as weights:
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise Tdmr1Error(f"{file} is cut short or damaged", "copy it again, or remove it for this plan") from error
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Numbers in a network's weights."""
-    return sum(weight.numel() for weight in network.parameters())
-
-
-def measure_shape(architecture: Architecture, lora: LoraShape, height: int, width: int, config: RunConfig) -> Shape:
-    """One forward pass on the meta device, with a LoRA as it is trained."""
-    network = build_denoiser(architecture.denoiser)
-    parameters = count_parameters(network)
-    network.requires_grad_(False)
-    inject_adapter_in_model(lora.peft(), network, low_cpu_mem_usage=True)
-    trained = {name: weight for name, weight in network.named_parameters() if "lora_" in name}
-    precision = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(config.model.precision, torch.float32)
-    nn.Module.to(network, dtype=precision)  # diffusers' own warns of parts to keep in float32, though there are none
-    scale = architecture.pixels_a_latent
-    arguments = _arguments(architecture, (height // scale, width // scale), precision)
-    weights = {weight.untyped_storage()._cdata for weight in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return value
-
-    counter = FlopCounterMode(display=False)
-    attention = _FusedAttention()
-    with attention, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        _graph = network(**arguments)[0]
-    blocks = sum(len(module) for module in network.children() if isinstance(module, nn.ModuleList))
-    numbers = sum(weight.numel() for weight in trained.values())
-    return Shape(
-        parameters, numbers, max(blocks, 1), counter.get_total_flops() + attention.operations, float(sum(kept.values()))
-    )
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention as kernels do it on real devices: no table of all pairs is kept. The meta device would keep one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0.0
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not scaled_dot_product_attention:
-            return function(*args, **(kwargs or {}))
-        query, key, value = args[:3] if len(args) > 2 else [(kwargs or {})[name] for name in ("query", "key", "value")]
-        self.operations += 4.0 * query.numel() * key.shape[-2]
-        return _Fused.apply(query, key, value)
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        answer = torch.empty_like(query)
-        context.save_for_backward(query, key, value, answer)
-        return answer
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("only what is kept is counted")
-
-
-def build_denoiser(config: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """A denoiser from its config, with random weights. Raises Tdmr1Error for a kind that can't be planned."""
-    kind = config.get("_class_name")
-    if kind not in ARGUMENTS:
-        raise Tdmr1Error(f"a {kind} can't be planned", f"{' and '.join(ARGUMENTS)} can")
-    return build(str(kind), config, device)
-
-
-def build(kind: str, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """One of diffusers' networks from its config."""
+def count_parameters(kind: str, config: Mapping[str, Any]) -> int:
+    """Numbers in the weights of one of diffusers' or transformers' networks. Raises Tdmr1Error for an unknown one."""
     import diffusers
+    import transformers
 
-    with torch.device(device):
-        network: nn.Module = getattr(diffusers, kind).from_config(dict(config))
-    return network
-
-
-def _arguments(architecture: Architecture, cells: tuple[int, int], precision: torch.dtype) -> dict[str, Any]:
-    config = architecture.denoiser
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=precision, device="meta")
-
-    return ARGUMENTS[config["_class_name"]](empty, config, cells, architecture.tokens) | {"return_dict": False}
-
-
-Empty = Callable[..., Tensor]
-
-
-def _sd3_arguments(empty: Empty, config: Mapping[str, Any], cells: tuple[int, int], tokens: int) -> dict[str, Any]:
-    return {
-        "hidden_states": empty(1, config["in_channels"], *cells),
-        "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": empty(1, tokens, config["joint_attention_dim"]),
-        "pooled_projections": empty(1, config["pooled_projection_dim"]),
-    }
-
-
-def _zimage_arguments(empty: Empty, config: Mapping[str, Any], cells: tuple[int, int], tokens: int) -> dict[str, Any]:
-    return {
-        "x": [empty(config["in_channels"], 1, *cells)],
-        "t": torch.empty(1, device="meta"),
-        "cap_feats": [empty(tokens, config["cap_feat_dim"])],
-    }
-
-
-ARGUMENTS = {"SD3Transformer2DModel": _sd3_arguments, "ZImageTransformer2DModel": _zimage_arguments}
-"""What each kind of denoiser is asked with: one picture, the longest text."""
+    network: nn.Module
+    try:
+        if hasattr(diffusers, kind):
+            network = build_network(kind, config, "meta")
+        else:
+            wanted = getattr(transformers, kind)
+            with torch.device("meta"):
+                network = wanted(wanted.config_class.from_dict(dict(config)))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise Tdmr1Error(
+            f"a {kind} can't be planned from its config: {error}", "see that the pipeline's configs are whole"
+        ) from error
+    return sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))

@@ -65,9 +65,9 @@ class TinyPipeline:
         return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def make_backbone() -> SD3Backbone:
-    """The product's SD3 adapter in float64."""
-    return SD3Backbone(TinyPipeline(), device=torch.device("cpu"), precision=torch.float64, max_sequence_length=0)
+def make_backbone(precision: torch.dtype = torch.float64) -> SD3Backbone:
+    """The product's SD3 adapter, in float64 unless told otherwise."""
+    return SD3Backbone(TinyPipeline(), device=torch.device("cpu"), precision=precision, max_sequence_length=0)
 
 
 def make_roles(surrogate: bool = True) -> Roles:

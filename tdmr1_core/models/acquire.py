@@ -131,16 +131,33 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith(NOT_COMPARED)}
 
 
-def load_backbone(acquired: Acquired, device: torch.device, precision: torch.dtype) -> PipelineBackbone:
-    """The frozen base, ready to be asked. Raises Tdmr1Error if diffusers can't load it."""
+def backbone_class(family: Family) -> type[PipelineBackbone]:
+    """A family's adapter to the Backbone protocol."""
+    module, _, name = family.backbone.partition(":")
+    found: type[PipelineBackbone] = getattr(import_module(module), name)
+    return found
+
+
+def load_backbone(
+    acquired: Acquired, device: torch.device, precision: torch.dtype, *, encoders_leave: bool = False
+) -> PipelineBackbone:
+    """The frozen base, ready to be asked; with `encoders_leave` its text encoders stay on the CPU until needed.
+
+    Raises Tdmr1Error if diffusers can't load it.
+    """
     from tdmr1_core.models.pipeline import load_pipeline
 
     entry, folder = acquired.entry, acquired.folder
-    module, _, name = acquired.family.backbone.partition(":")
-    backbone: type[PipelineBackbone] = getattr(import_module(module), name)
     with _loading(entry, folder):
         pipeline = load_pipeline(acquired.family, folder, precision, acquired.absent)
-    return backbone(pipeline, device=device, precision=precision, max_sequence_length=entry.max_sequence_length)
+    backbone = backbone_class(acquired.family)
+    return backbone(
+        pipeline,
+        device=device,
+        precision=precision,
+        max_sequence_length=entry.max_sequence_length,
+        encoders_leave=encoders_leave,
+    )
 
 
 def load_teacher(acquired: Acquired, backbone: PipelineBackbone) -> PipelineBackbone | None:

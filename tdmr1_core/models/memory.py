@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.models.quantised import is_quantised
 from tdmr1_core.models.roles import Roles
 
 
@@ -50,18 +51,26 @@ def compile_blocks(roles: Roles) -> None:
 
 
 @contextmanager
-def encoders_on_device(backbone: Backbone) -> Iterator[None]:
-    """The text encoders on the device meanwhile, and afterwards on the CPU."""
-    encoders = backbone.text_encoders()
-    for encoder in encoders:
-        encoder.to(backbone.device)
+def encoders_on_device(backbone: Backbone, denoisers: Sequence[nn.Module]) -> Iterator[None]:
+    """The text encoders on the device meanwhile and the denoisers on the CPU; afterwards the other way round.
+
+    Denoisers in fewer bits stay where they are: they are small, and not made for moving.
+    """
+    encoders, movable = backbone.text_encoders(), [network for network in denoisers if not is_quantised(network)]
     try:
+        _move(movable, "cpu")
+        _move(encoders, backbone.device)
         yield
     finally:
-        for encoder in encoders:
-            encoder.to("cpu")
-        if backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _move(encoders, "cpu")
+        _move(movable, backbone.device)
+
+
+def _move(networks: Sequence[nn.Module], where: torch.device | str) -> None:
+    for network in networks:
+        network.to(where)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def encoder_identity(backbone: Backbone) -> list[str]:

@@ -29,7 +29,13 @@ class PipelineBackbone(ABC):
     family: ClassVar[Family]
 
     def __init__(
-        self, pipeline: Any, *, device: torch.device, precision: torch.dtype, max_sequence_length: int
+        self,
+        pipeline: Any,
+        *,
+        device: torch.device,
+        precision: torch.dtype,
+        max_sequence_length: int,
+        encoders_leave: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
@@ -37,8 +43,11 @@ class PipelineBackbone(ABC):
         self.dtype = torch.promote_types(precision, torch.float32)
         self._precision = precision
         self._max_sequence_length = max_sequence_length
-        for part in (pipeline.transformer, *self.text_encoders()):
-            _freeze(part, device, precision)
+        self._encoders_leave = encoders_leave
+        self._first: Self | None = None
+        _freeze(pipeline.transformer, device, precision)
+        for encoder in self.text_encoders():
+            _freeze(encoder, torch.device("cpu") if encoders_leave else device, precision)
         _freeze(pipeline.vae, device, self.dtype)
 
     @abstractmethod
@@ -60,7 +69,7 @@ class PipelineBackbone(ABC):
     @cached_property
     def unconditional(self) -> Conditioning:
         """The conditioning of the empty prompt, one row."""
-        return self.encode([""])
+        return self.encode([""]) if self._first is None else self._first.unconditional
 
     def velocity(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
@@ -128,8 +137,9 @@ class PipelineBackbone(ABC):
             device=self.device,
             precision=self._precision,
             max_sequence_length=self._max_sequence_length,
+            encoders_leave=self._encoders_leave,
         )
-        other.unconditional = self.unconditional  # the text encoders may have left the device when it is asked for
+        other._first = self
         return other
 
     def with_denoiser(self, folder: Path) -> Any:

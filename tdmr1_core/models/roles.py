@@ -76,7 +76,8 @@ class Roles:
             except ValueError as error:
                 raise shape.misfit(error) from error
         self._layers = {home: _lora_layers(home.network) for home in (self._scores, backbone)}
-        self._parameters = {name: self._collect(name) for name in (*trained, *averaged)}
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*trained, *averaged)}
+        self.collect()
         for name, weights in self._parameters.items():
             for weight in weights.values():
                 weight.data = weight.data.to(self.home(name).dtype)
@@ -93,7 +94,11 @@ class Roles:
         """The backbone that a role is on."""
         return self.backbone if role in (GENERATOR, GENERATOR_EMA) else self._scores
 
-    def _collect(self, name: str) -> dict[str, nn.Parameter]:
+    def collect(self) -> None:
+        """Find every role's parameters in the networks: once more where they were replaced there."""
+        self._parameters = {name: self._found(name) for name in self._parameters}
+
+    def _found(self, name: str) -> dict[str, nn.Parameter]:
         part = f".{name}."
         named = self.home(name).network.named_parameters()
         return {key.replace(part, "."): weight for key, weight in named if part in key and "lora_" in key}

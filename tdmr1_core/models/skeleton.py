@@ -18,11 +18,8 @@ class Skeleton:
     """A family's denoiser built from its config on the meta device."""
 
     def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
-        import diffusers
-
         self.family = family
-        with torch.device("meta"):
-            self._network: nn.Module = getattr(diffusers, family.transformer).from_config(dict(config))
+        self._network = build_network(family.transformer, config, "meta")
         self._adapters = 0
         self.linears = tuple(name for name, module in self._network.named_modules() if isinstance(module, nn.Linear))
         """The names of the modules that a LoRA can be put on."""
@@ -43,3 +40,12 @@ class Skeleton:
         part = f".{adapter}."
         named = self._network.named_parameters()
         return {name.replace(part, "."): tuple(weight.shape) for name, weight in named if part in name}
+
+
+def build_network(kind: str, config: Mapping[str, Any], device: str) -> nn.Module:
+    """One of diffusers' networks from its config, with random weights or, on the meta device, none."""
+    import diffusers
+
+    with torch.device(device):
+        network: nn.Module = getattr(diffusers, kind).from_config(dict(config))
+    return network

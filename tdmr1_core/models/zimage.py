@@ -23,8 +23,8 @@ class ZImageBackbone(PipelineBackbone):
     family = FAMILIES["zimage"]
 
     def text_encoders(self) -> list[nn.Module]:
-        """The only one."""
-        return [self.pipeline.text_encoder]
+        """The only one, if it is there."""
+        return [self.pipeline.text_encoder] if self.pipeline.text_encoder is not None else []
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -56,6 +56,7 @@ class ZImageBackbone(PipelineBackbone):
 
 def _texts(conditioning: Conditioning) -> list[Tensor]:
     """The embeddings of each text without padding, (length, D)."""
-    assert conditioning.lengths is not None
+    if conditioning.lengths is None:
+        return list(conditioning.embeddings)
     rows = zip(conditioning.embeddings, conditioning.lengths.tolist(), strict=True)
     return [embeddings[:length] for embeddings, length in rows]

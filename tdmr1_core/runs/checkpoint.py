@@ -34,6 +34,8 @@ WEIGHTS, OPTIMIZERS, STATE, LATEST = "weights.safetensors", "optimizers.safetens
 SETTINGS = "config.json"
 GOOD = "good"
 """Names the checkpoint that the guard had nothing against; it is never dropped."""
+KINDS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
+"""What torch's AdamW keeps of a parameter, and what bitsandbytes' does."""
 FILES = (WEIGHTS, OPTIMIZERS, STATE, SETTINGS)
 BUILDING = ".step-*"
 """What a crash in the middle of writing leaves behind."""
@@ -236,9 +238,10 @@ def _load_optimizers(engine: Engine, tensors: dict[str, Tensor]) -> None:
         role.optimizer.state.clear()
         for name, weight in role.parameters.items():
             state: dict[str, Any] = {}
-            for kind in ("step", "exp_avg", "exp_avg_sq"):
+            for kind in KINDS:
                 value = tensors.get(f"{role_name}/{name}/{kind}")
                 if value is not None:
-                    state[kind] = value if kind == "step" else value.to(weight)
-            if state:
+                    state[kind] = value.to(weight) if kind.startswith("exp_avg") else value.to(weight.device)
+            if "step" in state:
+                state["step"] = state["step"].cpu() if "exp_avg" in state else int(state["step"])
                 role.optimizer.state[weight] = state

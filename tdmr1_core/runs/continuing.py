@@ -24,6 +24,7 @@ HARMLESS = (
     "memory.gradient_checkpointing",
     "memory.text_encoders",
     "memory.prompt_cache",
+    "memory.trajectories",
     "memory.compile",
     "scoring.workers",
     "rewards.*.batch_size",

@@ -119,14 +119,16 @@ class Run:
     def create(
         cls, config: RunConfig, folder: Path, extensions: Extensions | None = None, processes: Processes = ALONE
     ) -> Run:
-        """A new run in a folder that is empty or not there yet; its config says what "auto" of rewards stands for.
+        """A new run in a folder that is empty or not there yet.
 
+        Its config says what "auto" of rewards stands for, and where a folder of encoded prompts lies from anywhere.
         The first process's folder and config are those of all. Raises Tdmr1Error for a used or unwritable folder, and
         as the rewards do.
         """
         found = extensions or discover()
         if processes.count > 1:
             _refuse_people(config, found.plugins.rewards)
+        config = _anchored(config)
         kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(config, found.plugins.rewards)))
         return cls(*kept, found, processes=processes)
 
@@ -417,9 +419,17 @@ def _check_same_lora(folder: Path, lora: LoraFile | None) -> None:
         )
 
 
+def _anchored(config: RunConfig) -> RunConfig:
+    """The same settings, which mean the same folder when the run is continued from elsewhere."""
+    cache = config.memory.prompt_cache
+    memory = config.memory.model_copy(update={"prompt_cache": cache.absolute() if cache else None})
+    return config.model_copy(update={"memory": memory})
+
+
 def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
-    """An engine with a run's latest weights, for sampling, evaluation and export."""
+    """An engine with a run's latest weights, for sampling, evaluation and export: on frozen weights that are whole."""
     config = load_run_config(folder)
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"weights": "whole"})})
     kind = Engine if config.kind == "train" else DistillEngine
     engine = kind.from_config(config, run_folder=folder, extensions=extensions)
     load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS))

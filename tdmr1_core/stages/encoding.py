@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
 from tdmr1_core.models.protocol import Backbone
@@ -21,19 +22,21 @@ class PromptEncoder:
     """Encodes every text alone, so that its bits depend on no other.
 
     With a `cache` folder what was encoded lies there, by a hash of the text, of the encoders and of `make`, which says
-    how they are used; without one it stays in memory, on the CPU. With `leave` the text encoders are on the device only
-    while something is encoded.
+    how they are used; without one it stays in memory, on the CPU. Where denoisers are given as `instead_of`, the text
+    encoders are on the device only while something is encoded, and then instead of them.
     """
 
-    def __init__(self, backbone: Backbone, *, make: str, cache: Path | None, leave: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, *, make: str, cache: Path | None, instead_of: Sequence[nn.Module] | None = None
+    ) -> None:
         self._backbone = backbone
         self._cache = cache
         self._kept: dict[str, Conditioning] = {}
         self._identity = "\n".join([make, *encoder_identity(backbone)]) if cache else ""
         self._encoders: Callable[[], AbstractContextManager[None]] = (
-            (lambda: encoders_on_device(backbone)) if leave else nullcontext
+            nullcontext if instead_of is None else (lambda: encoders_on_device(backbone, instead_of))
         )
-        if leave:
+        if instead_of is not None:
             with self._encoders():
                 _ = backbone.unconditional  # guidance asks for it at any time
 

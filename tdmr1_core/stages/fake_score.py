@@ -54,15 +54,15 @@ class FakeScoreStage:
         self, trajectory: Trajectory, rows: Tensor, step_index: Tensor, tau: Tensor, noise: Tensor, fresh: bool
     ) -> Tensor:
         """The loss of each of the images `rows`: (B,), differentiable in the fake score alone."""
-        device = trajectory.latents.device
+        device = self.roles.backbone.device
         sigmas = trajectory.sigmas.to(device)
         sigma, sigma_next = sigmas[step_index[rows]], sigmas[step_index[rows] + 1]
-        tau = tau.to(device)
+        tau, noise = tau.to(device), noise.to(device)
         conditioning = trajectory.conditioning.select(rows // trajectory.groups.group_size)
-        start = latents_at(trajectory, step_index, rows)
+        start = latents_at(trajectory, step_index, rows, device)
         with torch.no_grad():
             if fresh:
-                stored = latents_at(trajectory, step_index + 1, rows)
+                stored = latents_at(trajectory, step_index + 1, rows, device)
                 velocity = euler_velocity(start, stored, sigma, sigma_next)
             else:
                 with self.roles.acting(GENERATOR) as backbone:

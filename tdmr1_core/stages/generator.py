@@ -104,12 +104,13 @@ class GeneratorStage:
         noise_reward: Tensor,
     ) -> GeneratorTerms:
         """Every term of each of the images `rows` (all arguments (B, …)), differentiable in the generator alone."""
-        device = trajectory.latents.device
+        device = self.roles.backbone.device
         sigmas = trajectory.sigmas.to(device)
         sigma, sigma_next = sigmas[step_index], sigmas[step_index + 1]
         tau, tau_reward = tau.to(device), tau_reward.to(device)
         conditioning = trajectory.conditioning.select(rows // trajectory.groups.group_size)
-        start = trajectory.latents[step_index, rows]
+        noise, noise_reward = noise.to(device), noise_reward.to(device)
+        start = trajectory.latents[step_index, rows].to(device)
 
         with self.roles.acting(GENERATOR) as backbone:
             velocity = backbone.velocity(start, sigma, conditioning)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from tdmr1_core.models.quantised import bitsandbytes
+
 if TYPE_CHECKING:
     from tdmr1_core.records import Groups
 
@@ -29,6 +31,7 @@ class TrainedRole:
         epsilon: float,
         weight_decay: float,
         max_grad_norm: float,
+        eight_bit: bool = False,
     ) -> None:
         self.name = name
         self.parameters = parameters
@@ -37,7 +40,8 @@ class TrainedRole:
         self._max_grad_norm = max_grad_norm
         self.broken: list[str] = []
         """What was not finite since the last step."""
-        self.optimizer = torch.optim.AdamW(
+        kind = bitsandbytes().optim.AdamW8bit if eight_bit else torch.optim.AdamW
+        self.optimizer: torch.optim.Optimizer = kind(
             list(parameters.values()), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
         )
 

@@ -58,6 +58,6 @@ def noise_for(
     return seeds.noise(seed, name, (groups.iteration, *counters), chosen, like.shape[-3:]).to(like)
 
 
-def latents_at(trajectory: Trajectory, step_index: Tensor, rows: Tensor) -> Tensor:
-    """The stored latents of the given images at each one's own step: (B, C, H, W)."""
-    return trajectory.latents[step_index[rows], rows]
+def latents_at(trajectory: Trajectory, step_index: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """The stored latents of the given images at each one's own step, (B, C, H, W), on a device."""
+    return trajectory.latents[step_index[rows], rows].to(device)

@@ -29,6 +29,7 @@ class RolloutStage:
         micro_batch: Size,
         seed: int,
         decode: bool,
+        keep_on: torch.device | None = None,
     ) -> None:
         self.roles = roles
         self.sigmas = sigmas
@@ -38,6 +39,7 @@ class RolloutStage:
         self._micro_batches = MicroBatches(micro_batch)
         self._seed = seed
         self._decode = decode
+        self._keep_on = keep_on or roles.backbone.device
 
     @torch.no_grad()
     def run(
@@ -66,7 +68,7 @@ class RolloutStage:
                     fresh_noise=fresh,
                 )
                 pictures = backbone.decode(path[-1]) if self._decode else None
-            latents.append(path)
+            latents.append(path.to(self._keep_on))
             if pictures is not None:
                 images.append(pictures)
                 if on_decoded is not None:

@@ -158,11 +158,11 @@ class SurrogateStage:
     def _queries(
         self, trajectory: Trajectory, rows: Tensor, counters: tuple[int, int], boundary: Tensor, tau: Tensor
     ) -> _Queries:
-        device = trajectory.latents.device
+        device = self.roles.backbone.device
         level = tau[rows].to(device)
         sigma = trajectory.sigmas.to(device)[boundary[rows] + 1]
-        point = latents_at(trajectory, boundary + 1, rows)
-        noise = noise_for(self._seed, "surrogate", trajectory.groups, counters, rows, "group", trajectory.latents)
+        point = latents_at(trajectory, boundary + 1, rows, device)
+        noise = noise_for(self._seed, "surrogate", trajectory.groups, counters, rows, "group", point)
         return _Queries(
             renoised=renoise(point, sigma, level, noise),
             target=renoise_velocity(point, sigma, level, noise),

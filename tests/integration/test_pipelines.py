@@ -264,12 +264,15 @@ def test_a_plan_counts_what_is_loaded(folders, second, family):
     config = settings(folders, family)
     engine = Engine.from_config(config)
     pipeline, roles = engine.roles.backbone.pipeline, engine.roles
-    frozen = sum(w.numel() for name, w in pipeline.transformer.named_parameters() if "lora_" not in name)
+
+    def numbers(*networks):
+        held = [pair for network in networks for pair in (*network.named_parameters(), *network.named_buffers())]
+        return sum(value.numel() for name, value in held if "lora_" not in name)
+
     planned = plan(config, engine.entry)
-    assert planned.parts["denoiser"] == 4 * frozen
-    assert planned.parts["autoencoder"] == 4 * sum(w.numel() for w in pipeline.vae.parameters())
-    encoders = engine.roles.backbone.text_encoders()
-    assert planned.parts["text encoders"] == 4 * sum(w.numel() for encoder in encoders for w in encoder.parameters())
+    assert planned.parts["denoiser"] == 4 * numbers(pipeline.transformer)
+    assert planned.parts["autoencoder"] == 4 * numbers(pipeline.vae)
+    assert planned.parts["text encoders"] == 4 * numbers(*engine.roles.backbone.text_encoders())
     of_a_role = sum(weight.numel() for weight in roles.parameters(GENERATOR).values())
     assert planned.parts["LoRAs"] == 4 * of_a_role * len(roles.names)
     if family == "zimage":

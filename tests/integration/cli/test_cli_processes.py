@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import SMALL, command, environment
+from command_line import REPOSITORY, SMALL, command, environment
 
 pytestmark = pytest.mark.integration
 
@@ -86,16 +86,47 @@ def test_a_stop_reaches_all_and_a_killed_process_ends_all(packaged_model, tmp_pa
     assert "".join(said).count("error: ") == 1
 
 
-def test_torchrun_starts_a_run(packaged_model, tmp_path):
-    folder = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tdmr1_cli"]
-    arguments = ["train", *FEW, "--iterations", 1, "--output", folder]
-    done = subprocess.run(
-        [*torchrun, *map(str, arguments)], env=environment(), capture_output=True, text=True, timeout=600
-    )
+CONFIGS = REPOSITORY / "examples" / "configs"
+ACCELERATE = ("accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_gpus.yaml"))
+COUNTING = """
+import os
+from pathlib import Path
+from tdmr1_rewards import RewardBatch, RewardResult
+
+def counting(batch: RewardBatch) -> RewardResult:
+    Path(os.environ["SEEN"], str(os.getpid())).touch()
+    return RewardResult(scores=[float(image.resize((1, 1)).getpixel((0, 0))[0]) for image in batch.images])
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [("torch.distributed.run", "--nproc_per_node", "2"), (*ACCELERATE, "--num_processes", "2")],
+    ids=["torchrun", "accelerate launch"],
+)
+def test_other_launchers_start_a_run_of_two_processes(packaged_model, tmp_path, launcher):
+    folder, seen = tmp_path / "run", tmp_path / "seen"
+    seen.mkdir()
+    (tmp_path / "reward.py").write_text(COUNTING)
+    arguments = ["train", *FEW, "--reward", f"{tmp_path}/reward.py:counting", "--iterations", 1, "--output", folder]
+    command = [sys.executable, "-m", *launcher, "-m", "tdmr1_cli", *map(str, arguments)]
+    done = subprocess.run(command, env=environment(SEEN=str(seen)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("iteration 1/1") == 1
     assert steps(folder) == [1]
+    assert len(list(seen.iterdir())) == 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("accelerate_*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_for_accelerate_are_understood_and_labelled(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kinds = {"gpus": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kinds[path.stem.removeprefix("accelerate_")]
+    assert config.num_processes == 4
+    assert "Not run on GPUs" in path.read_text()
+    assert len(list(CONFIGS.glob("accelerate_*.yaml"))) == 3
 
 
 def test_groups_that_no_split_fits_are_refused_before_anything_is_loaded(tdmr1, tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tdmr1_cli import main as boundary
+from tdmr1_cli import running
 from tdmr1_cli.main import main
 from tdmr1_cli.options import Flags
 from tdmr1_cli.running import start_run
@@ -61,6 +62,7 @@ def elsewhere(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1"})
     monkeypatch.setattr(plugins, "discover", lambda: found)
+    monkeypatch.setattr(running, "_say_needs", lambda *_: None)  # it builds a network
 
 
 def check(capsys: Any, arguments: list[str]) -> None:

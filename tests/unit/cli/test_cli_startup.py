@@ -54,12 +54,3 @@ def test_rewards_are_listed_without_what_they_need(arguments):
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert "object_count" in done.stdout
     assert done.stderr.splitlines() == ["[]"]
-
-
-@pytest.mark.parametrize("arguments", [[], ["--model", "tiny-words-tdm"]])
-def test_a_dry_run_looks_at_the_prompts_without_torch(arguments):
-    script = SCRIPT.format(heavy=("torch", "diffusers", "transformers"))
-    command = [sys.executable, "-c", script, "train", "--dry-run", *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert "prompts: " in done.stderr
-    assert done.stderr.splitlines()[-1] == "[]", done.stderr

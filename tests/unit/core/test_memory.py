@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks
-from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, Roles
+from tdmr1_core.models.quantised import bitsandbytes, quantise
+from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, LoraShape, Roles
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.records import Advantages
+from tdmr1_core.runs.checkpoint import load_checkpoint, save_checkpoint
 from tdmr1_core.stages.encoding import PromptEncoder
 from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_rewards.api import RewardBatch, RewardResult
@@ -191,31 +194,82 @@ class Encoding(SD3Backbone):
         return super().encode(prompts)
 
 
+@pytest.mark.parametrize(("how", "bits"), [("8bit", 8), ("nf4", 4)])
+def test_frozen_weights_in_fewer_bits_carry_loras_that_learn(how, bits):
+    pytest.importorskip("bitsandbytes")
+    whole, fewer = make_backbone(torch.float32), make_backbone(torch.float32)
+    quantise(fewer, how)
+    blocks = [backbone.network.transformer_blocks[0] for backbone in (whole, fewer)]
+    plain, packed = (block.attn.to_q.weight for block in blocks)
+    assert packed.numel() * packed.element_size() * 8 == plain.numel() * bits
+    shape = LoraShape(4, 8.0, ("attn.to_q", "attn.to_out.0"))
+    roles = Roles(fewer, shape, (GENERATOR, FAKE), (), seed=0)
+    latents = torch.randn(2, *fewer.latent_shape(8, 8), dtype=fewer.dtype)
+    asked = (latents, torch.full((2,), 0.5, dtype=fewer.dtype), fewer.encode(TEXTS))
+    with torch.no_grad():
+        exact = whole.velocity(*asked)
+    with roles.acting(FAKE) as backbone:
+        off = backbone.velocity(*asked)
+    assert 0 < (off - exact).norm() / exact.norm() < 0.3
+    off.square().mean().backward()
+    for name, weight in roles.parameters(FAKE).items():
+        assert weight.grad is not None
+        assert (weight.grad.abs().max() > 0) == ("lora_B" in name), name  # A has none while B is zero
+    assert all(weight.grad is None for weight in roles.parameters(GENERATOR).values())
+
+
+def test_moments_in_eight_bits_are_kept_in_a_checkpoint(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    sections = {**SECTIONS, "memory": {"optimizer": "8bit", "trajectories": "cpu"}}
+    engine = make_engine(sections)
+    updated(engine)
+    role = engine.trained[GENERATOR]
+    assert type(role.optimizer).__name__ == "AdamW8bit"
+    other = make_engine(sections)
+    load_checkpoint(other, save_checkpoint(engine, tmp_path, 1))
+    for mine, theirs in zip(role.parameters.values(), other.trained[GENERATOR].parameters.values(), strict=True):
+        kept, loaded = role.optimizer.state[mine], other.trained[GENERATOR].optimizer.state[theirs]
+        assert kept.keys() == loaded.keys()
+        assert all(torch.equal(torch.as_tensor(kept[kind]), torch.as_tensor(loaded[kind])) for kind in kept)
+    assert largest(updated(engine), updated(other)) == 0
+
+
+def test_fewer_bits_without_their_package_are_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(Tdmr1Error, match="need bitsandbytes, which is not installed") as refused:
+        bitsandbytes()
+    assert refused.value.hint == "pip install 'tdmr1[quantised]'"
+
+
 def test_a_text_is_encoded_once_for_this_run_and_others(tmp_path: Path):
     first = Encoding()
-    encoder = PromptEncoder(first, make="sd3", cache=tmp_path, leave=False)
+    encoder = PromptEncoder(first, make="sd3", cache=tmp_path)
     whole = encoder([*TEXTS, TEXTS[0]])
     assert first.encoded == list(TEXTS)
     second = Encoding()
-    found = PromptEncoder(second, make="sd3", cache=tmp_path, leave=False)([*TEXTS, TEXTS[0]])
+    found = PromptEncoder(second, make="sd3", cache=tmp_path)([*TEXTS, TEXTS[0]])
     assert second.encoded == []
     assert torch.equal(found.embeddings, whole.embeddings)
     assert torch.equal(found.pooled, whole.pooled)
     next(tmp_path.rglob("*.safetensors")).write_bytes(b"cut short")
-    PromptEncoder(second, make="sd3", cache=tmp_path, leave=False)(TEXTS)
+    PromptEncoder(second, make="sd3", cache=tmp_path)(TEXTS)
     assert len(second.encoded) == 1
     other = Encoding(scale=2.0)
-    PromptEncoder(other, make="sd3", cache=tmp_path, leave=False)(TEXTS)
+    PromptEncoder(other, make="sd3", cache=tmp_path)(TEXTS)
     assert other.encoded == list(TEXTS), "other encoders must not be answered for"
 
 
 def test_encoders_come_back_only_for_what_is_new(monkeypatch):
     backbone = Encoding()
     moved: list[str] = []
-    monkeypatch.setattr(backbone.pipeline.text_encoder, "to", lambda where: moved.append(str(where)))
-    encoder = PromptEncoder(backbone, make="sd3", cache=None, leave=True)
+    denoiser = nn.Linear(1, 1)
+    monkeypatch.setattr(backbone.pipeline.text_encoder, "to", lambda where: moved.append(f"encoder to {where}"))
+    monkeypatch.setattr(denoiser, "to", lambda where: moved.append(f"denoiser to {where}"))
+    backbone.device = torch.device("meta")
+    encoder = PromptEncoder(backbone, make="sd3", cache=None, instead_of=[denoiser])
     assert backbone.encoded == [""]
     for _ in range(2):
         encoder(TEXTS)
     assert backbone.encoded == ["", *TEXTS]
-    assert moved == ["cpu", "cpu", "cpu", "cpu"], "there and back for the empty prompt, and once for the two others"
+    in_turn = ["denoiser to cpu", "encoder to meta", "encoder to cpu", "denoiser to meta"]
+    assert moved == in_turn * 2, "for the empty prompt, and once for the two others"

@@ -7,12 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from integration.support import small_config
 
 from tdmr1_cli.plan import parse_memory
+from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.dry_update import LiveBytes, dry_update
+from tdmr1_core.models.architectures import PUBLISHED
+from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import builtin_models
-from tdmr1_core.plan import fitting_micro_batch, passes_an_image, plan
+from tdmr1_core.plan import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
+from tdmr1_core.records import Groups, Trajectory
 
 pytestmark = pytest.mark.unit
 
@@ -21,48 +27,83 @@ TINY = builtin_models()[0]
 
 @pytest.fixture(scope="module")
 def whole():
-    return plan(small_config(), TINY)
+    return plan(small_config("model.device=cpu"), TINY)
 
 
 def test_parameters_are_those_of_the_weights(whole):
     from diffusers import SD3Transformer2DModel
 
     network = SD3Transformer2DModel.from_pretrained(TINY.base, subfolder="transformer")
-    assert whole.parts["denoiser"] == 4 * sum(weight.numel() for weight in network.parameters())
+    assert whole.parts["denoiser"] == 4 * sum(weight.numel() for weight in network.state_dict().values())
+
+
+def test_text_encoders_are_counted_in_their_configs_alone(whole, tmp_path):
+    from safetensors.torch import load_file
+
+    folders = [Path(TINY.base) / name for name in ("text_encoder", "text_encoder_2")]
+    held = sum(weight.numel() for folder in folders for weight in load_file(folder / "model.safetensors").values())
+    assert whole.parts["text encoders"] == pytest.approx(4 * held, rel=0.02)  # beside them numbers of positions
+    configs = shutil.ignore_patterns("*.safetensors", "tokenizer*")
+    shutil.copytree(TINY.base, tmp_path / "bare", ignore=configs)
+    bare = replace(TINY, base=str(tmp_path / "bare"))
+    assert read_architecture(bare) == read_architecture(TINY)
+    (tmp_path / "bare" / "text_encoder" / "config.json").unlink()
+    with pytest.raises(Tdmr1Error, match=r"text_encoder/config.json is missing"):
+        read_architecture(bare)
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in builtin_models() if entry.base in PUBLISHED], ids=lambda e: e.name
+)
+def test_a_published_model_is_planned_without_any_file(entry):
+    known = read_architecture(entry)
+    numbers = known.encoders + count_parameters(known.denoiser["_class_name"], known.denoiser)
+    autoencoder = count_parameters("AutoencoderKL", known.autoencoder)
+    assert 2 * (numbers + 2 * autoencoder) == pytest.approx(entry.weights_gb * 1e9, rel=0.01)
 
 
 def test_memory_follows_the_settings(whole):
-    halved = plan(small_config("batch.micro_batch=4", "memory.text_encoders=cpu"), TINY)
+    halved = plan(small_config("model.device=cpu", "batch.micro_batch=4", "memory.text_encoders=cpu"), TINY)
     assert halved.parts["activations"] == whole.parts["activations"] / 2
     assert halved.parts["text encoders"] == 0 < whole.parts["text encoders"]
     assert halved.micro_batches == 2
-    recomputed = plan(small_config("memory.gradient_checkpointing=true"), TINY)
-    assert recomputed.peak < whole.peak
+    recomputed = plan(small_config("model.device=cpu", "memory.gradient_checkpointing=true"), TINY, processes=2)
+    assert recomputed.parts["activations"] < 0.7 * whole.parts["activations"] / 2
     assert recomputed.passes > whole.passes
-    split = plan(small_config(), TINY, processes=2)
-    assert (split.images, split.micro_batch) == (8, 4)
+    assert (recomputed.images, recomputed.micro_batch) == (8, 4)
     with pytest.raises(Tdmr1Error, match="can't be split"):
         plan(small_config(), TINY, processes=3)
 
 
-def test_a_published_model_is_planned_by_its_configs_alone(tmp_path):
-    entry = next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm")
-    with pytest.raises(Tdmr1Error, match="is not in the hub's cache here") as refused:
-        plan(small_config(), entry)
-    assert "--model-path" in refused.value.hint
-    for part in ("transformer", "vae"):
-        (tmp_path / part).mkdir()
-        shutil.copy(Path(TINY.base) / part / "config.json", tmp_path / part)
-    shutil.copy(Path(TINY.base) / "model_index.json", tmp_path)
-    known = plan(small_config("model.height=24", "model.width=24"), replace(entry, base=str(tmp_path)))
-    parts = known.parts["denoiser"] + 2 * known.parts["autoencoder"]
-    assert known.parts["text encoders"] == pytest.approx(2 * entry.weights_gb * 1e9 - parts)
+@pytest.mark.parametrize("sparing", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_holds_what_was_foretold(precision, sparing):
+    """The same update with numbers, on the CPU, its tensors counted in the same way."""
+    config = small_config(f"model.precision={precision}", "surrogate.trust_region=0.001", *sparing)
+    engine = Engine.from_config(config)
+    roles, images, size = engine.roles, 3, engine.roles.backbone.latent_shape(*engine.size)
+    engine.close()
+    conditioning = engine.conditioning(engine.prompts[:1])
+    groups = Groups(0, tuple(engine.prompts[:1]), images)
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    trajectory = Trajectory(groups, torch.randn(2, images, *size), sigmas, conditioning, None, True, 0)
+    rows, level, noise = torch.arange(images), torch.full((images,), 0.7), torch.randn(images, *size)
+    with LiveBytes(roles.backbone.network) as held:
+        terms = engine._generator.losses(trajectory, rows, torch.zeros_like(rows), level, level, noise, noise)
+        engine._generator.role.collect(terms.total.sum())
+    known = read_architecture(TINY)
+    told = dry_update(
+        config, FAMILIES["sd3"], known.denoiser, size, known.tokens, roles.shape, images=images, gpu=False
+    )
+    print(f"{precision} {sparing}: {told.bytes / held.peak - 1:+.2%} of {held.peak / 1e6:.1f} MB")
+    assert told.bytes == pytest.approx(held.peak, rel=0.03)
 
 
 def test_the_micro_batch_that_fits(whole):
-    assert fitting_micro_batch(whole, small_config(), whole.peak) == 8
-    assert fitting_micro_batch(whole, small_config(), whole.peak - 1) == 7
-    assert fitting_micro_batch(whole, small_config(), 1e9) == 0
+    config = small_config("model.device=cpu")
+    assert fitting_micro_batch(whole, config, whole.peak) == 8
+    assert fitting_micro_batch(whole, config, whole.peak - 1) == 7
+    assert fitting_micro_batch(whole, config, 1e9) == 0
 
 
 def test_passes_of_the_published_settings():

@@ -149,7 +149,8 @@ def test_latents_at() -> None:
     conditioning = Conditioning(torch.zeros(2, 1, 1), torch.zeros(2, 1))
     trajectory = Trajectory(groups, latents, torch.tensor([1.0, 0.5, 0.0]), conditioning, None, True, 0)
     assert trajectory.steps == 2
-    found = latents_at(trajectory, torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([1, 3, 5]))
+    steps, rows = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([1, 3, 5])
+    found = latents_at(trajectory, steps, rows, torch.device("cpu"))
     assert found.flatten().tolist() == [11, 23, 5]
 
 
