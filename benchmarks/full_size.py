@@ -26,8 +26,8 @@ import torch
 from tdmr1_core import hookspecs
 from tdmr1_core.assemble import PRECISIONS, Parts, build_roles, choose_device, spare_memory
 from tdmr1_core.config import RunConfig
-from tdmr1_core.engine import Engine
 from tdmr1_core.dry_update import dry_update
+from tdmr1_core.engine import Engine
 from tdmr1_core.models.acquire import backbone_class
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import ModelEntry

@@ -6,6 +6,7 @@ several processes ended for a reason that another one tells, 130 stopped.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -73,6 +74,7 @@ def _prepare() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=TALKATIVE)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.formatwarning = _as_message
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.dry_update import dry_update
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import check_entry
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry

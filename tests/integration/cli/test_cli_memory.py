@@ -10,10 +10,12 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_plan_of_a_published_model_needs_neither_reward_nor_weights_nor_network(tdmr1, tmp_path):
-    done = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "24GB", HF_HOME=str(tmp_path), code=1)
+    done = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "24GB", HF_HOME=str(tmp_path))
     assert "denoiser                4.94" in done.stdout
     assert "an iteration: 1152 images" in done.stderr
-    assert "24GB: does not fit; up to batch.micro_batch=" in done.stderr
+    assert "24GB: fits; up to batch.micro_batch=1 fits" in done.stderr
+    smaller = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "16GB", HF_HOME=str(tmp_path), code=1)
+    assert "16GB: does not fit; not even one image at a time" in smaller.stderr
 
 
 def test_one_card_of_24_gb_takes_the_preset_that_is_made_for_it(tdmr1, tmp_path):

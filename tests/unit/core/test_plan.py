@@ -11,9 +11,9 @@ import torch
 from integration.support import small_config
 
 from tdmr1_cli.plan import parse_memory
+from tdmr1_core.dry_update import LiveBytes, dry_update
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.dry_update import LiveBytes, dry_update
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import builtin_models
@@ -27,7 +27,7 @@ TINY = builtin_models()[0]
 
 @pytest.fixture(scope="module")
 def whole():
-    return plan(small_config("model.device=cpu"), TINY)
+    return plan(small_config("model.device=cpu", "batch.micro_batch=null"), TINY)
 
 
 def test_parameters_are_those_of_the_weights(whole):
@@ -67,7 +67,8 @@ def test_memory_follows_the_settings(whole):
     assert halved.parts["activations"] == whole.parts["activations"] / 2
     assert halved.parts["text encoders"] == 0 < whole.parts["text encoders"]
     assert halved.micro_batches == 2
-    recomputed = plan(small_config("model.device=cpu", "memory.gradient_checkpointing=true"), TINY, processes=2)
+    recomputing = small_config("model.device=cpu", "batch.micro_batch=null", "memory.gradient_checkpointing=true")
+    recomputed = plan(recomputing, TINY, processes=2)
     assert recomputed.parts["activations"] < 0.7 * whole.parts["activations"] / 2
     assert recomputed.passes > whole.passes
     assert (recomputed.images, recomputed.micro_batch) == (8, 4)
