@@ -21,8 +21,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from children import after, child, load_libraries, timeless
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "three_iterations.json"
 ITERATIONS = 3
-SMALL = ("batch.groups=2", "batch.group_size=4", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
+SMALL = ("batch.groups=2", "batch.group_size=4", "surrogate.trust_region=0.0001", "surrogate.drift_threshold=0.05")
 SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "evaluation.images=1", "guard.enabled=false")
 PATIENCE = 120.0
 """Seconds that a reward waits for the end of sampling."""
+POLL = 0.02
+"""Seconds between two looks for a file."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Member:
     name: str
     settings: tuple[str, ...] = ()
     processes: tuple[int, ...] = (1,)
-    """Of each part of the run; every part but the last is stopped after one iteration."""
+    """Of each part of the run; every part but the last is stopped after an iteration."""
     prepare: Callable[[], None] | None = None
 
 
@@ -93,6 +97,7 @@ MEMBERS = (
     Member("micro-batch 4", ("batch.micro_batch=4",)),
     Member("stopped after every iteration", processes=(1,) * ITERATIONS),
     Member("1 process, then 2", processes=(1, 2)),
+    Member("2 processes, then 1", processes=(2, 1)),
     Member("rewards before sampling goes on", ("batch.micro_batch=4",), prepare=_wait_for_every_reward),
     Member("rewards while sampling goes on", ("batch.micro_batch=4",), prepare=_answer_late),
 )
@@ -146,7 +151,8 @@ def run(member: Member, precision: str, folder: Path) -> Records:
         arguments = [*arguments, "--quiet", *(["--processes", str(processes)] if processes > 1 else [])]
         last = part == len(member.processes) - 1
         log = folder.with_name(f"{folder.name}.log")
-        code = child(arguments, log, member.prepare if last else _stop_after_one)
+        stop = _stop_after_one if processes == 1 else partial(_stop_once_there, folder / "metrics.jsonl")
+        code = child(arguments, log, member.prepare if last else stop)
         assert code == (0 if last else 130), f"{member.name} ended with exit code {code}: see {log}"
     return Records.read(folder)
 
@@ -156,6 +162,17 @@ def _stop_after_one() -> None:
     from tdmr1_core.runs.tracking import Tracker
 
     after(Tracker, "metrics", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def _stop_once_there(metrics: Path) -> None:
+    """Ctrl-C to whoever has started several processes, when the first iteration's metrics are there."""
+
+    def watch() -> None:
+        while not metrics.exists():
+            time.sleep(POLL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def compare(precision: str, output: Path) -> tuple[Records, dict[str, dict[str, dict[str, float]]]]:

@@ -50,6 +50,7 @@ from tdmr1_core.stages.groups import next_groups
 from tdmr1_core.stages.optimiser import NotFinite
 from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
 from tdmr1_core.stages.scoring import reward_metrics
+from tdmr1_rewards.state import State
 
 MOST_BROKEN = 10
 """Updates of a role that may be left out in a row because they are not finite."""
@@ -72,6 +73,7 @@ class Engine:
         self.scoring = parts.scoring
         self.hooks = parts.hooks
         self.start = parts.roles.weights(GENERATOR)
+        self.reward_states: list[dict[str, State]] = []
         self.iteration_index = 0
         self.trained = build_trained(config, parts.roles)
         self.sigmas = parts.roles.backbone.schedule(self.steps, self.shift)
@@ -152,8 +154,10 @@ class Engine:
         if self.scoring is None:
             raise Tdmr1Error("a distillation has no rewards to score with", "train with --reward instead")
         with self._timed("score"):
-            scores = self.processes.on_each(self.scoring.collect)
-        self._metrics |= reward_metrics(Scores.cat(self.processes.gather(replace(scores, details=()))))
+            scores, states = self.processes.on_each(self.scoring.collect_with_states)
+        gathered = self.processes.gather((replace(scores, details=()), states))
+        self.reward_states = [states for _, states in gathered]
+        self._metrics |= reward_metrics(Scores.cat([scores for scores, _ in gathered]))
         self.hooks.call("tdmr1_after_scoring", engine=self, trajectory=trajectory, scores=scores)
         return scores
 
@@ -271,6 +275,17 @@ class Engine:
         report = IterationReport(self.iteration_index, metrics, tuple(dict.fromkeys(self._skipped)))
         self.hooks.call("tdmr1_after_iteration", engine=self, report=report)
         return report
+
+    def load_reward_states(self, states: list[dict[str, State]]) -> None:
+        """Let rewards remember what they told in each process; those of the first, where there were more or fewer.
+
+        Raises Tdmr1Error for a reward that is not there or can't take it up.
+        """
+        if len(states) != self.processes.count:
+            states = states[:1] * self.processes.count
+        if self.scoring is not None:
+            self.scoring.runner.load_states(states[self.processes.rank])
+        self.reward_states = states
 
     def close(self) -> None:
         """Let the rewards go."""

@@ -164,6 +164,12 @@ class _Deferred:
         result: RewardResult = self._reward(batch)
         return result
 
+    def __getattr__(self, name: str) -> Any:
+        """What was made may have a state."""
+        if name in ("state_dict", "load_state_dict") and self._reward is not None:
+            return getattr(self._reward, name)
+        raise AttributeError(name)
+
     def close(self) -> None:
         """Close what was made, if it can be."""
         if hasattr(self._reward, "close"):

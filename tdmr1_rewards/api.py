@@ -92,8 +92,11 @@ class Reward(Protocol):
     """Judges images; any callable of this shape will do.
 
     Two methods are optional: `setup(device: str)` is called once before the first batch, with a torch device name
-    such as "cpu" or "cuda:1", and `close()` after the last one. Calls to one reward never overlap, but may come from
-    different threads.
+    such as "cpu" or "cuda:1", and `close()` after the last one. A reward whose answers depend on earlier batches may
+    have two more: `state_dict() -> dict` tells what it remembers, as plain JSON data, and `load_state_dict(state)`
+    makes it remember that, at any time after `setup`. The state is asked for after the batches of every iteration, for
+    checkpoints, and given back after every evaluation, which thus leaves no trace. Calls to one reward never overlap,
+    but may come from different threads.
     """
 
     def __call__(self, batch: RewardBatch) -> RewardResult:

@@ -6,9 +6,11 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +26,7 @@ from tdmr1_rewards.hosts.process import ProcessHost
 from tdmr1_rewards.hosts.thread import ThreadHost
 from tdmr1_rewards.reference import Reference
 from tdmr1_rewards.registry import Provenance
+from tdmr1_rewards.state import State
 
 Combine = Literal["weighted_sum", "normalised"]
 OnFailure = Literal["stop", "skip"]
@@ -141,6 +144,32 @@ class RewardRunner:
         for future in [slot.do(slot.set_up) for slot in self._slots]:
             future.result()
 
+    def states(self) -> dict[str, State]:
+        """What each reward remembers that has a state, and was set up: others remember nothing yet.
+
+        Raises RewardFailed for one that can't tell it, or not as plain JSON data.
+        """
+        futures = {name: slot.do(slot.state) for name, slot in zip(self._weights, self._slots, strict=True)}
+        found = {name: future.result() for name, future in futures.items()}
+        return {name: state for name, state in found.items() if state is not None}
+
+    def load_states(self, states: Mapping[str, State]) -> None:
+        """Let rewards remember what they told. Raises Tdmr1Error for one that is not there or can't take it."""
+        slots = dict(zip(self._weights, self._slots, strict=True))
+        for name in states:
+            if name not in slots:
+                raise Tdmr1Error(f"there is a state of reward {name!r}, and no such reward", "name it as it was")
+        for future in [slots[name].do(partial(slots[name].load_state, state)) for name, state in states.items()]:
+            future.result()
+
+    @contextmanager
+    def unremembered(self) -> Iterator[None]:
+        """Whatever is scored while this lasts leaves no trace in what rewards remember."""
+        self.set_up()
+        states = self.states()
+        yield
+        self.load_states(states)
+
     def score(self, batch: RewardBatch) -> ScoredBatch:
         """Score a batch whose images are one uint8 array (N, H, W, 3).
 
@@ -247,6 +276,21 @@ class _Slot:
             except CallFailed as failure:
                 raise self._told(failure) from failure.__cause__
             self._ready = True
+
+    def state(self) -> State | None:
+        """What the reward remembers; None for one that has no state, or was not set up."""
+        try:
+            return self._host.state() if self._ready else None
+        except CallFailed as failure:
+            raise self._told(failure) from failure.__cause__
+
+    def load_state(self, state: State) -> None:
+        """Let the reward, set up, remember what it told."""
+        self.set_up()
+        try:
+            self._host.load_state(state)
+        except CallFailed as failure:
+            raise self._told(failure) from failure.__cause__
 
     def stop(self) -> None:
         """Drop what has not begun; the thread ends after what has."""

@@ -9,6 +9,8 @@ environment keeps its own versions of everything. pluggy need not be installed. 
     {"do": "freeze", …, "source": …, "reference": {…}, "registered": {…} or null}     → {"ok": {"options": {…}}}
     {"do": "setup", "device": "cpu"}                                                  → {"ok": {}}
     {"do": "score", "batch": {…}}                                                     → {"ok": {"scores": …}}
+    {"do": "state"}                                                                   → {"ok": {"state": {…} or null}}
+    {"do": "load_state", "state": {…}}                                                → {"ok": {}}
     {"do": "close"}                                                                   → {"ok": {}}
 
 or, where something goes wrong, {"failed": "raised OSError: …", "hint": …, "traceback": …}, with "refused": a sentence
@@ -123,6 +125,17 @@ class Worker:
         batch = decode_batch(request["batch"], self._image_format)
         return encode_result(checked(self._reward(batch), batch.image_ids))
 
+    def _state(self, request: dict[str, Any]) -> dict[str, Any]:
+        from tdmr1_rewards.state import take_state
+
+        return {"state": take_state(self._reward)}
+
+    def _load_state(self, request: dict[str, Any]) -> dict[str, Any]:
+        from tdmr1_rewards.state import give_state
+
+        give_state(self._reward, request["state"])
+        return {}
+
     def _close(self, request: dict[str, Any]) -> dict[str, Any]:
         if hasattr(self._reward, "close"):
             self._reward.close()
@@ -213,6 +226,8 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
         "describe": "could not be described",
         "freeze": "could not be asked for its options",
         "setup": "could not be set up",
+        "state": "could not tell its state",
+        "load_state": "could not take up its state",
         "close": "could not be closed",
     }
     failure = failed_with(error, what.get(request["do"]))

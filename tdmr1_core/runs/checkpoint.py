@@ -26,12 +26,15 @@ from tdmr1_core.notices import notice
 from tdmr1_core.runs import manifest
 from tdmr1_core.runs.storage import flush_folder, told_of, write_lasting
 from tdmr1_core.versions import versions
+from tdmr1_rewards.state import State
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
 
 WEIGHTS, OPTIMIZERS, STATE, LATEST = "weights.safetensors", "optimizers.safetensors", "state.json", "latest"
 SETTINGS = "config.json"
+REWARDS = "rewards.json"
+"""What rewards remember, for each process; only where one remembers anything."""
 GOOD = "good"
 """Names the checkpoint that the guard had nothing against; it is never dropped."""
 KINDS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
@@ -101,12 +104,13 @@ def _contents(engine: Engine) -> dict[str, bytes]:
         "config": fingerprint(engine.config),
         "versions": versions(),
     }
-    return {
-        WEIGHTS: save(weights),
-        OPTIMIZERS: save(optimizers),
-        STATE: (json.dumps(state, indent=1) + "\n").encode(),
-        SETTINGS: (json.dumps(dump(engine.config), indent=1) + "\n").encode(),
-    }
+    files = {WEIGHTS: save(weights), OPTIMIZERS: save(optimizers)}
+    files |= {STATE: _as_json(state), SETTINGS: _as_json(dump(engine.config))}
+    return files | ({REWARDS: _as_json(engine.reward_states)} if any(engine.reward_states) else {})
+
+
+def _as_json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _clear(folder: Path) -> None:
@@ -175,7 +179,7 @@ def latest_checkpoint(folder: Path) -> Path:
 
 def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
     """The files of a checkpoint by name. Raises Tdmr1Error that names the one that is damaged or missing."""
-    return manifest.read_intact(checkpoint, FILES)
+    return manifest.read_intact(checkpoint, FILES, optional=(REWARDS,))
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -185,13 +189,17 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         return dict(json.loads(content))
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
-    """Put an engine where it stood. Raises Tdmr1Error for a checkpoint that is damaged or does not fit."""
+def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = False) -> None:
+    """Put an engine where it stood; rewards, which are set up for it, only on request.
+
+    Raises Tdmr1Error for a checkpoint that is damaged or does not fit.
+    """
     files = read_checkpoint(checkpoint)
     with _told_as_foreign(checkpoint):
         state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
         updates = {name: int(state["updates"][name]) for name in engine.trained}
         iteration, then = int(state["iteration"]), dict(state["versions"])
+        reward_states = [dict(told) for told in json.loads(files.get(REWARDS, b"[]"))]
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))
@@ -199,8 +207,21 @@ def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
     for name, trained in engine.trained.items():
         trained.updates = updates[name]
     engine.iteration_index = iteration
+    if with_rewards and reward_states:
+        _load_rewards(engine, reward_states, checkpoint)
     if engine.processes.first:
         _tell_of_other_versions(then)
+
+
+def _load_rewards(engine: Engine, states: list[dict[str, State]], checkpoint: Path) -> None:
+    if len(states) != engine.processes.count and engine.processes.first:
+        notice(
+            f"{checkpoint} holds what rewards remembered in {len(states)} processes: all go on with that of the first"
+        )
+    try:
+        engine.load_reward_states(states)
+    except Tdmr1Error as error:
+        raise Tdmr1Error(f"the rewards of {checkpoint} can't go on: {error.message}", error.hint) from error
 
 
 @contextmanager

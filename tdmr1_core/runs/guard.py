@@ -178,7 +178,9 @@ class Guard:
                 image_ids=list(range(len(texts))),
                 context=RewardContext(None, engine.iteration_index, engine.config.evaluation.seed),
             )
-            values |= {f"held_out/{name}": scores for name, scores in self.judge.score(batch).per_reward.items()}
+            with self.judge.unremembered():
+                scored = self.judge.score(batch)
+            values |= {f"held_out/{name}": scores for name, scores in scored.per_reward.items()}
         numbers = picture_statistics(pictures.images)
         numbers["diversity"] = diversity(pictures.images, pictures.group_ids)
         numbers["similarity_to_teacher"] = similarity(pictures.images, texts, self._teacher_shares(engine, evaluation))

@@ -18,10 +18,14 @@ def describe(files: Mapping[str, bytes]) -> bytes:
     return (json.dumps({"files": listed, "sha256": _hash_of_list(listed)}, indent=1) + "\n").encode()
 
 
-def read_intact(folder: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The named files of a folder, if each is what the manifest says. Raises Tdmr1Error that names one that is not."""
+def read_intact(folder: Path, names: Collection[str], optional: Collection[str] = ()) -> dict[str, bytes]:
+    """The named files of a folder, if each is what the manifest says; `optional` ones only if it lists them.
+
+    Raises Tdmr1Error that names one that is not.
+    """
     listed = _listed(folder, names)
-    return {name: _read_one(folder / name, listed[name]) for name in names}
+    wanted = (*names, *(name for name in optional if name in listed))
+    return {name: _read_one(folder / name, listed[name]) for name in wanted}
 
 
 def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]]:

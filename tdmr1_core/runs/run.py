@@ -171,7 +171,7 @@ class Run:
         try:
             continuation = self._continuation
             if continuation is not None:
-                self.processes.on_each(lambda: load_checkpoint(engine, continuation.checkpoint))
+                self.processes.on_each(lambda: load_checkpoint(engine, continuation.checkpoint, with_rewards=True))
                 self._saved_at = engine.iteration_index
             self.processes.on_first(lambda: self._open_folder(engine))
             with told_of(self.folder), self._stopping_cleanly(observer):
@@ -350,9 +350,10 @@ class Run:
             if self._stop:
                 break
             observer.evaluating(GENERATOR_EMA, name)
-            result = evaluate(
-                engine, self._judge, GENERATOR_EMA, name, prompts, images=settings.images, seed=settings.seed
-            )
+            with self._judge.unremembered():
+                result = evaluate(
+                    engine, self._judge, GENERATOR_EMA, name, prompts, images=settings.images, seed=settings.seed
+                )
             for reward, value in result.measures.items():
                 row = {"role": GENERATOR_EMA, "prompts": name, "n": value.n}
                 row |= {f"{reward}/mean": value.mean, f"{reward}/stderr": value.stderr}

@@ -17,6 +17,7 @@ from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.registry import Plugins, RewardRegistry
 from tdmr1_rewards.runner import ActiveReward, Combine, RewardRunner, ScoredBatch, check_left
 from tdmr1_rewards.sources import create, find, frozen_options, refer
+from tdmr1_rewards.state import State
 
 
 def build_runner(
@@ -102,6 +103,10 @@ class ScoringStage:
             failed={name: sum(part.failed[name] for part in parts) for name in names},
             unjudged={name: sum(part.unjudged[name] for part in parts) for name in names},
         )
+
+    def collect_with_states(self) -> tuple[Scores, dict[str, State]]:
+        """All answers of the iteration, and what rewards remember of them. Raises Tdmr1Error as `collect` does."""
+        return self.collect(), self.runner.states()
 
     def score(self, groups: Groups, images: np.ndarray) -> Scores:
         """Score all images (N, height, width, 3) of an iteration at once."""

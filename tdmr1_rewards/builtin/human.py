@@ -185,7 +185,8 @@ class Human:
         if self._learner is None:
             look = extractor(self._options.features, self._options.clip, self._device)
             self._learner = PreferenceLearner([store, *self._others], look, self._options.least_answers)
-        evidence = self._learner.learn()
+        # A run that goes on from an earlier iteration must not know what was asked later. Another folder has more runs.
+        evidence = self._learner.learn(batch.context.iteration if self._options.folder is None else None)
         store.tell(f"the model of your answers has {evidence}")
         rows = [row for row, score in enumerate(scores) if score is None]
         foretold = self._learner.predict([batch.images[row] for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,15 @@ class PreferenceLearner:
         self._learnt: list[tuple[str, bool]] | None = None
         self._model: PreferenceModel | None = None
 
-    def learn(self) -> Evidence:
-        """Fit the model again if the answers are others than before; what it rests on."""
+    def learn(self, until: int | None = None) -> Evidence:
+        """Fit the model again if the answers are others than before; what it rests on.
+
+        Of the first store it knows nothing of what was asked after step `until`, if that is given.
+        """
         answers = []
         for store in self._stores:
-            given = [answer for answer in store.answers() if answer.answer != "skip"]
+            last = math.inf if until is None or store is not self._stores[0] else until
+            given = [answer for answer in store.answers() if answer.answer != "skip" and (answer.step or 0) <= last]
             self._look(store, [answer.item.hash for answer in given])
             known = [answer for answer in given if answer.item.hash in self._features]
             answers += [(answer.item.hash, answer.answer == "like") for answer in known]

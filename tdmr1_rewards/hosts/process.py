@@ -18,7 +18,9 @@ import tdmr1_rewards
 from tdmr1_rewards.answers import CallFailed, checked, failed_with
 from tdmr1_rewards.api import ImageFormat, RewardBatch, RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.hosts import STATE_LIMIT
 from tdmr1_rewards.reference import Reference
+from tdmr1_rewards.state import State
 from tdmr1_rewards.wire import PROTOCOL, decode_result, encode_batch
 
 STARTING_LIMIT = 600.0
@@ -43,7 +45,8 @@ class WorkerTraceback(Exception):
 class ProcessHost:
     """Runs a reward by `worker.py`, in this interpreter or `python`. It is built at once, so that mistakes show.
 
-    Raises Tdmr1Error, starting with `owner`, if the process cannot be started or the reward cannot be built.
+    A process that is started again goes on with the state that was told or taken up last. Raises Tdmr1Error, starting
+    with `owner`, if the process cannot be started or the reward cannot be built.
     """
 
     def __init__(self, reference: Reference, owner: str, image_format: ImageFormat, python: Path | None = None) -> None:
@@ -56,6 +59,7 @@ class ProcessHost:
         }
         self._python = python
         self._device: str | None = None
+        self._state: State | None = None
         self._aborted = False
         self._worker = self._start()
 
@@ -80,6 +84,17 @@ class ProcessHost:
             return checked(decode_result(answer), batch.image_ids)
         except Tdmr1Error as error:
             raise failed_with(error) from error
+
+    def state(self) -> State | None:
+        """What the reward remembers; None for one that has no state. Raises CallFailed."""
+        if not (self._aborted or self._worker.gone):
+            self._state = self._worker.ask({"do": "state"}, STATE_LIMIT)["state"]
+        return self._state
+
+    def load_state(self, state: State) -> None:
+        """Let the reward remember what it told. Raises CallFailed."""
+        self._worker.ask({"do": "load_state", "state": state}, STATE_LIMIT)
+        self._state = state
 
     def close(self) -> None:
         """Close the reward and end its process. Raises CallFailed if closing fails."""
@@ -108,6 +123,8 @@ class ProcessHost:
             raise CallFailed("is closed")
         if self._device is not None:
             self.setup(self._device)
+        if self._state is not None:
+            self.load_state(self._state)
 
 
 def ask_elsewhere(do: str, reference: Reference, owner: str, python: Path, **more: Any) -> dict[str, Any]:

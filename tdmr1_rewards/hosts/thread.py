@@ -13,7 +13,9 @@ from typing import Any
 
 from tdmr1_rewards.answers import CallFailed, checked, failed_with
 from tdmr1_rewards.api import ImageFormat, Reward, RewardBatch, RewardResult
+from tdmr1_rewards.hosts import STATE_LIMIT
 from tdmr1_rewards.patience import Interrupted
+from tdmr1_rewards.state import State, give_state, has_state, take_state
 
 CLOSING_LIMIT = 30.0
 """Seconds that a reward may take to close."""
@@ -42,6 +44,17 @@ class ThreadHost:
         if self._image_format == "pil":
             batch = replace(batch, images=to_pil(batch.images))
         return checked(self._do(partial(self._reward, batch), timeout), batch.image_ids)
+
+    def state(self) -> State | None:
+        """What the reward remembers; None for one that has no state. Raises CallFailed."""
+        if not has_state(self._reward):
+            return None
+        state: State | None = self._do(partial(take_state, self._reward), STATE_LIMIT, "could not tell its state")
+        return state
+
+    def load_state(self, state: State) -> None:
+        """Let the reward remember what it told. Raises CallFailed."""
+        self._do(partial(give_state, self._reward, state), STATE_LIMIT, "could not take up its state")
 
     def close(self) -> None:
         """Close the reward, unless a call to it still hangs. Raises CallFailed."""

@@ -11,8 +11,27 @@ from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs import guard
 from tdmr1_core.runs.guard import GuardStopped
 from tdmr1_core.runs.run import Run
+from tdmr1_core.runs.tracking import Tracker
 
 pytestmark = pytest.mark.integration
+
+
+def test_alarms_are_counted_in_the_row_of_the_iteration_that_was_looked_at(tmp_path):
+    tracker = Tracker(tmp_path, tensorboard=False)
+    tracker.guard(0, {"alarms": []})
+    assert not (tmp_path / "metrics.jsonl").exists()
+    for step in (1, 2, 3):
+        tracker.metrics(step, {"reward/mean": step / 4})
+        if step == 2:
+            tracker.guard(step, {"alarms": ["it is hacked", "it is hacked twice"]})
+    tracker.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": 1, "reward/mean": 0.25},
+        {"step": 2, "reward/mean": 0.5, "guard/alarms": 2},
+        {"step": 3, "reward/mean": 0.75},
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guard.jsonl", "metrics.jsonl"]
 
 
 def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatch):
@@ -34,6 +53,8 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
 
     rows = [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert [(row["step"], row["alarms"]) for row in rows] == [(0, []), (1, []), (2, []), (3, ["it is hacked"])]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["guard/alarms"]) for row in metrics] == [(1, 0), (2, 0), (3, 1)]
     names = {"reward/jpeg_size", "held_out/object_count", "held_out/geneval"}
     pictures = ("edge_density", "entropy", "colourfulness", "saturation")
     names |= {f"picture/{name}" for name in pictures}

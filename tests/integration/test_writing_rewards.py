@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from integration.packaging import ROOT, run
+from tdmr1_rewards import RewardBatch, RewardContext
+from tdmr1_rewards.loading import load_from_file
+from tdmr1_rewards.state import give_state, take_state
 
 pytestmark = pytest.mark.integration
 
@@ -29,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder with the guide's files and a picture."""
     folder = tmp_path_factory.mktemp("guide")
     files = {match[1]: block for block in blocks("python") if (match := re.match(r"# (\w+\.py)\n", block))}
-    assert sorted(files) == ["bright.py", "sharp.py", "warm.py"]
+    assert sorted(files) == ["bright.py", "running.py", "sharp.py", "warm.py"]
     for name, text in files.items():
         (folder / name).write_text(text)
     Image.new("RGB", (64, 48), (230, 120, 30)).save(folder / "picture.png")
@@ -55,3 +58,12 @@ def test_files_and_modules_are_said_to_be_taken_as_something(folder):
     assert "taken as a flow_grpo-style function, sharp(images, prompts, metadata, scale)" in done.stderr
     assert f"source: {folder}/sharp.py:sharp" in done.stdout
     assert "prompts: 36 in count" in done.stderr
+
+
+def test_the_reward_that_remembers_goes_on_as_if_there_had_been_no_stop(folder):
+    first, second = (load_from_file(folder / "running.py", "Running")() for _ in range(2))
+    image = Image.open(folder / "picture.png")
+    batch = RewardBatch([image], [""], [{}], [0], [0], RewardContext(None, 0, 0))
+    before = first(batch).scores
+    give_state(second, take_state(first))
+    assert second(batch).scores == first(batch).scores != before

@@ -139,3 +139,16 @@ def test_learning_follows_the_answers_as_they_come(tmp_path, scenes):
     fresh = PreferenceLearner([store], pixel_features, 40)
     assert fresh.learn().answers == 78  # a picture that somebody deleted teaches nothing
     store.close()
+
+
+def test_nothing_is_learnt_from_what_was_asked_later(tmp_path, scenes):
+    """A run that goes on from an earlier checkpoint finds the answers to iterations that are still to come."""
+    own, other = FeedbackStore(tmp_path / "own"), FeedbackStore(tmp_path / "other")
+    for store, step in ((own, 0), (own, 1), (own, 2), (own, None), (other, 5)):
+        images = [NewItem(scenes[0][20 * (step or 0) + i], f"{step}") for i in range(10)]
+        opened = store.open_round(f"{step}", [images], run="r", step=step)
+        for item in store.items_of(opened.id):
+            store.give(key=f"{step}/{item.id}", item_id=item.id, round_id=opened.id, person="p", answer="like")
+    learner = PreferenceLearner([own, other], pixel_features, 40)
+    assert [learner.learn(until).answers for until in (0, 1, 2, None)] == [30, 40, 50, 50]
+    own.close(), other.close()

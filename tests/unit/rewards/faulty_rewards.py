@@ -101,3 +101,26 @@ class Stuck(Faulty):
 def broken():
     """A factory that fails."""
     raise KeyError("weights")
+
+
+class Remembering:
+    """Scores each image by the calls so far, which are its state."""
+
+    calls = 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        return RewardResult([self.calls] * len(batch))
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+class Unspeakable(Remembering):
+    """Has a state that JSON has no word for."""
+
+    def state_dict(self):
+        return {"calls": {self.calls}}

@@ -1,0 +1,177 @@
+"""A reward that remembers: checkpoints hold its state, and continuing changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from integration.support import Silent, small_config
+from integration.test_runs import files, rows
+from tdmr1_cli.launching import launch
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.notices import RunWarning
+from tdmr1_core.processes import join_processes
+from tdmr1_core.runs.checkpoint import REWARDS, latest_checkpoint
+from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_rewards.failures import RewardFailed
+from tdmr1_rewards.loading import private_name
+
+pytestmark = pytest.mark.integration
+COUNTING = '''
+from tdmr1_rewards import RewardBatch, RewardResult
+
+class Counting:
+    """Red or blue, by turns: every call pays for the other."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, batch: RewardBatch) -> RewardResult:
+        self.calls += 1
+        pixels = [image.resize((1, 1)).getpixel((0, 0)) for image in batch.images]
+        return RewardResult(scores=[float(pixel[2 * (self.calls % 2)]) + self.calls for pixel in pixels])
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+'''
+
+
+def counting_config(folder: Path, *assignments: str, code: str = COUNTING, **settings: object):
+    """A run of three iterations whose evaluations ask the training's own reward."""
+    folder.mkdir(exist_ok=True)
+    (folder / "counting.py").write_text(code)
+    reward = {"name": "counting", "source": f"{folder}/counting.py:Counting", **settings}
+    settled = ("saving.checkpoint_every=1", "evaluation.images=1", "evaluation.every=1", "evaluation.rewards=[]")
+    settled += ("guard.enabled=false",)
+    return small_config(*settled, *assignments, rewards=[reward])
+
+
+def stop_after(run: Run, iterations: int) -> None:
+    class Stopping(Silent):
+        def iteration(self, report):
+            run._stop = report.step == iterations
+
+    assert not run.execute(Stopping()).finished
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return counting_config(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("states") / "whole"
+    Run.create(config, folder).execute(Silent())
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def states(folder: Path) -> list[dict]:
+    return json.loads((latest_checkpoint(folder / "checkpoints") / REWARDS).read_text())
+
+
+def test_evaluations_leave_no_trace(whole):
+    """One call an iteration and no more, although every evaluation has asked it too."""
+    assert states(whole) == [{"counting": {"calls": 3}}]
+    means = [row["reward/counting/mean"] for row in rows(whole / "metrics.jsonl")]
+    assert len(set(means)) == 3
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(config, whole, tmp_path):
+    folder = tmp_path / "stopped"
+    run = Run.create(config, folder)
+    stop_after(run, 1)
+    assert states(folder) == [{"counting": {"calls": 1}}]
+    stop_after(Run.resume(folder), 2)
+    assert Run.resume(folder).execute(Silent()).finished
+    one, other = files(folder), files(whole)
+    del one["evaluations.jsonl"], other["evaluations.jsonl"]  # a stop leaves them out
+    assert one == other
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text('[{"counting": {"calls": 9}}]\n')])
+def test_a_damaged_state_is_named_and_the_checkpoint_before_it_used(copied, damage):
+    checkpoints = copied / "checkpoints"
+    damage(checkpoints / "step-000003" / REWARDS)
+    with pytest.warns(RunWarning, match=f"step-000003/{REWARDS} (is|has)"):
+        assert latest_checkpoint(checkpoints).name == "step-000002"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("load_state_dict", "forget", r"reward 'counting' \(from .*\) can't take up a state"),
+        ('state["calls"]', 'state["count"]', r"reward 'counting' \(from .*\) could not take up its state: KeyError"),
+    ],
+)
+def test_a_reward_that_cannot_take_up_its_state_is_told(copied, old, new, told):
+    run = Run.resume(copied)
+    source = Path(run.config.rewards[0].source.partition(":Counting")[0])
+    sys.modules.pop(private_name(source), None)
+    whole = source.read_text()
+    source.write_text(whole.replace(old, new))
+    try:
+        with pytest.raises(Tdmr1Error, match=f"the rewards of .*step-000003 can't go on: {told}"):
+            run.execute(Silent())
+    finally:
+        source.write_text(whole)
+        sys.modules.pop(private_name(source), None)
+
+
+def test_weights_are_read_without_the_rewards(copied):
+    """`sample`, `evaluate` and `export` don't set rewards up for it."""
+    engine = load_trained(copied)
+    assert engine.iteration_index == 3
+    assert engine.reward_states == []
+    engine.close()
+
+
+def test_a_run_without_a_state_has_no_such_file(tmp_path):
+    stateless = COUNTING.replace("state_dict", "other")
+    folder = tmp_path / "run"
+    Run.create(counting_config(tmp_path / "code", "iterations=1", code=stateless), folder).execute(Silent())
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    assert not (checkpoint / REWARDS).exists()
+    assert REWARDS not in json.loads((checkpoint / "manifest.json").read_text())["files"]
+
+
+def test_a_state_that_is_not_json_stops_the_run_before_anything_is_learnt(tmp_path):
+    code = COUNTING.replace('{"calls": self.calls}', '{"calls": {self.calls}}')
+    config = counting_config(tmp_path / "code", "evaluation.every=0", code=code)
+    folder = tmp_path / "run"
+    with pytest.raises(RewardFailed, match=r"reward 'counting' \(from .*counting.py.*\) has a state that is not plain"):
+        Run.create(config, folder).execute(Silent())
+    assert latest_checkpoint(folder / "checkpoints").name == "step-000000"
+
+
+def run_in_processes(folder: Path, config) -> None:
+    processes = join_processes("cpu")
+    Run.create(config, folder, processes=processes).execute(Silent())
+
+
+def test_every_process_has_its_own_and_another_number_of_them_goes_on_with_the_first(tmp_path):
+    code = COUNTING.replace("self.calls += 1", "self.calls += 1 + batch.group_ids[0]")
+    config = counting_config(tmp_path / "code", "iterations=2", "optimizer.final_lr=1", code=code)
+    folder = tmp_path / "run"
+    launch(2, partial(run_in_processes, folder, config))
+    assert states(folder) == [{"counting": {"calls": 2}}, {"counting": {"calls": 4}}]
+    settings = folder / "config.yaml"
+    settings.write_text(settings.read_text().replace("iterations: 2", "iterations: 3"))
+    with pytest.warns(RunWarning, match="remembered in 2 processes: all go on with that of the first"):
+        assert Run.resume(folder).execute(Silent()).finished
+    ((state,),) = ([told["counting"]["calls"]] for told in states(folder))
+    assert state in (3, 4, 5)
