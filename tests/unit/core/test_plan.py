@@ -69,7 +69,7 @@ def test_memory_follows_the_settings(whole):
     assert halved.micro_batches == 2
     recomputing = small_config("model.device=cpu", "batch.micro_batch=null", "memory.gradient_checkpointing=true")
     recomputed = plan(recomputing, TINY, processes=2)
-    assert recomputed.parts["activations"] < 0.7 * whole.parts["activations"] / 2
+    assert recomputed.parts["activations"] < 0.9 * whole.parts["activations"] / 2
     assert recomputed.passes > whole.passes
     assert (recomputed.images, recomputed.micro_batch) == (8, 4)
     with pytest.raises(Tdmr1Error, match="can't be split"):
