@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TDMR1_CHROMIUM ?= /usr/bin/chromium
 export TDMR1_CHROMIUM
 
-.PHONY: setup chromium train test test-fast lint tiny-world tiny-words clean
+.PHONY: setup chromium train test test-fast lint tiny-world tiny-words tiny-pairs clean
 
 setup: $(READY)
 
@@ -52,6 +52,12 @@ tiny-words: setup
 	$(BIN)/python examples/tiny_world/pretrain.py --world words --base build/tiny-words/base --output build/tiny-words/teacher --minutes 30
 	$(BIN)/tdmr1 distill --model tiny-words-tdm --model-path build/tiny-words/teacher/pipeline --output build/tiny-words/student
 	$(BIN)/python examples/tiny_world/package.py --world words --teacher build/tiny-words/teacher/pipeline --student build/tiny-words/student
+
+# And for the model of pairs, which goes on from the packaged one of shapes.
+tiny-pairs: setup
+	$(BIN)/python examples/tiny_world/pretrain.py --world pairs --base tdmr1_core/tiny/pipeline --output build/tiny-pairs/teacher --minutes 28 --muon-lr 2e-3 --adam-lr 7e-4
+	$(BIN)/tdmr1 distill --model tiny-pairs-tdm --model-path build/tiny-pairs/teacher/pipeline --output build/tiny-pairs/student
+	$(BIN)/python examples/tiny_world/package.py --world pairs --teacher build/tiny-pairs/teacher/pipeline --student build/tiny-pairs/student
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -142,13 +142,10 @@ def _right_counts(rng: np.random.Generator, each: int) -> tuple[np.ndarray, list
     return np.stack([world.render(scene, rng) for scene in scenes]), prompts
 
 
-def _right_pairs(rng: np.random.Generator, each: int) -> tuple[np.ndarray, list[Prompt]]:
-    scenes = [world.sample_scene(rng, pair_share=1.0) for _ in range(each * len(PAIRS.prompts))]
-    captions = [
-        world.PairCaption((a.colour, a.shape), scene.relation, (b.colour, b.shape))
-        for scene in scenes
-        for a, b in [scene.objects]
-    ]
+def _right_pairs(rng: np.random.Generator, number: int, *, ordered: bool) -> tuple[np.ndarray, list[Prompt]]:
+    scenes = [world.sample_scene(rng, pair_share=1.0) for _ in range(number)]
+    captions = [world.PairCaption.of(scene) for scene in scenes]
+    captions = [caption.ordered for caption in captions] if ordered else captions
     images = np.stack([world.render(scene, rng) for scene in scenes])
     return images, [Prompt(caption.text, caption.metadata) for caption in captions]
 
@@ -173,7 +170,22 @@ OF_COUNTS: Sequence[str] = (
     "layout_distance",
 )
 COUNTS = Sheet("tiny", ("count-all",), "count-held-out", 24, _measure_counts, _right_counts)
-PAIRS = Sheet("tiny", ("pairs", "pairs-held-out"), "pairs-held-out", 2, _measure_pairs, _right_pairs)
+PAIRS = Sheet(
+    "tiny",
+    ("pairs", "pairs-held-out"),
+    "pairs-held-out",
+    2,
+    _measure_pairs,
+    lambda rng, each: _right_pairs(rng, each * len(PAIRS.prompts), ordered=False),
+)
+ORDERED_PAIRS = Sheet(
+    "tiny",
+    ("ordered-pairs", "ordered-pairs-held-out"),
+    "ordered-pairs-held-out",
+    4,
+    _measure_pairs,
+    lambda rng, each: _right_pairs(rng, each * len(ORDERED_PAIRS.prompts), ordered=True),
+)
 WORDS = Sheet("words", ("ocr", "ocr-held-out"), "ocr-held-out", 3, _measure_words, _right_words)
 
 OF_DRAWING = {
@@ -205,10 +217,10 @@ SUBJECTS = {
         guidances=(3.0, 2.0, 4.0),
     ),
     "composition": Subject(
-        model="tiny-tdm",
+        model="tiny-pairs-tdm",
         reward="geneval",
         rewarded="½ all right + ½ graded composition",
-        sheets=(PAIRS, COUNTS),
+        sheets=(ORDERED_PAIRS, COUNTS),
         headlines={
             "binding_right": "pairs with the two objects asked for",
             "relation_right": "pairs that lie as asked",

@@ -2,8 +2,8 @@
 
     python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
 
-Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny`, or for `--world words` to its folder
-`words_model`, without the paths of the machine they were made on.
+Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny`, or for another `--world` to a folder of its
+own there, without the paths of the machine they were made on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,20 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 TINY = Path(__file__).parents[2] / "tdmr1_core" / "tiny"
-TARGETS = {"shapes": TINY, "words": TINY / "words_model"}
+TARGETS = {"shapes": TINY, "words": TINY / "words_model", "pairs": TINY / "pairs_model"}
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def copy_lora(source: Path, target: Path) -> None:
+    """Copy an exported LoRA, but for where its base lay."""
+    with safe_open(source, "pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key != "tdmr1.base_model"}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(load_file(source), target, metadata)
 
 
 def main() -> None:
@@ -29,8 +41,7 @@ def main() -> None:
         shutil.rmtree(target / "pipeline", ignore_errors=True)
         shutil.copytree(options.teacher, target / "pipeline")
     if options.student:
-        shutil.rmtree(target / "student", ignore_errors=True)
-        shutil.copytree(options.student / "export", target / "student")
+        copy_lora(options.student / "export" / LORA, target / "student" / LORA)
     for path in target.rglob("*.json"):
         config = json.loads(path.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:

@@ -1,4 +1,4 @@
-"""The two embedded worlds, as what makes their models needs them."""
+"""The embedded worlds, as what makes their models needs them; that of pairs has the shapes' pictures, mostly of two."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ WORLDS = {
         vocabulary=world.vocabulary(),
         captions=lambda: [caption.text for caption in world.training_captions()],
         dataset=lambda size, seed: world.make_dataset(size, seed, world.CaptionNoise())[:2],
+    ),
+    "pairs": World(
+        height=world.IMAGE_SIZE,
+        width=world.IMAGE_SIZE,
+        prompt_length=12,
+        vocabulary=world.vocabulary(),
+        captions=lambda: [caption.text for caption in world.training_captions()],
+        dataset=lambda size, seed: world.make_dataset(size, seed, world.PAIRS_NOISE, 0.9, ordered=True)[:2],
     ),
     "words": World(
         height=words.HEIGHT,

@@ -49,9 +49,20 @@ def builtin_models() -> list[ModelEntry]:
         default_preset="tiny-words",
         distill_preset="distill-tiny-words",
     )
+    pairs = replace(
+        shapes,
+        name="tiny-pairs-tdm",
+        summary="the embedded world again, taught about pairs: learns to compose on two CPU cores",
+        base=str(tiny / "pairs_model" / "pipeline"),
+        lora=str(tiny / "pairs_model" / "student"),
+        default_reward="geneval",
+        default_preset="tiny-pairs",
+        distill_preset="distill-tiny-pairs",
+    )
     return [
         shapes,
         words,
+        pairs,
         ModelEntry(
             name="sd3.5-tdm",
             summary="Stable Diffusion 3.5 medium in 4 steps: the model of the paper",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,16 @@ from tdmr1_core.prompt_sets.ocr import ocr_prompts
 from tdmr1_core.prompt_sets.prompt import Prompt
 from tdmr1_core.prompt_sets.scenes import scene_prompts
 from tdmr1_core.tiny.words import word_captions
-from tdmr1_core.tiny.world import NUMBERS, SHAPES, CountCaption, count_captions, pair_captions, training_captions
+from tdmr1_core.tiny.world import (
+    NUMBERS,
+    ORDERED,
+    RELATIONS,
+    SHAPES,
+    CountCaption,
+    count_captions,
+    pair_captions,
+    training_captions,
+)
 from tdmr1_rewards.sources import find
 
 if TYPE_CHECKING:
@@ -25,8 +34,8 @@ def _count(held_out: bool | None) -> list[Prompt]:
     return [Prompt(caption.text, caption.metadata) for caption in count_captions(held_out=held_out)]
 
 
-def _pairs(held_out: bool | None) -> list[Prompt]:
-    return [Prompt(caption.text, caption.metadata) for caption in pair_captions(held_out=held_out)]
+def _pairs(held_out: bool | None, relations: Sequence[str] = RELATIONS) -> list[Prompt]:
+    return [Prompt(caption.text, caption.metadata) for caption in pair_captions(relations, held_out=held_out)]
 
 
 def _world() -> list[Prompt]:
@@ -64,6 +73,8 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "count-all": lambda: _count(None),
         "pairs": lambda: _pairs(False),
         "pairs-held-out": lambda: _pairs(True),
+        "ordered-pairs": lambda: _pairs(False, ORDERED),
+        "ordered-pairs-held-out": lambda: _pairs(True, ORDERED),
         "geneval": lambda: _composed(False),
         "geneval-held-out": lambda: _composed(True),
         "scenes": _open_to_taste,

@@ -8,6 +8,7 @@ That leaves something for a reward to mend: wrong modes, not bad drawing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 COLOURS = tuple(PALETTE)
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(OPPOSITE)
+ORDERED = ("left of", "above")
+"""The relations whose first thing is met first by who reads from the left and from above."""
 
 RADIUS_RANGE = (2.7, 3.6)
 """Objects' radius in pixels."""
@@ -61,6 +64,10 @@ class CaptionNoise:
     omit_number: float = 0.12
     omit_colour: float = 0.10
     omit_shape: float = 0.10
+
+
+PAIRS_NOISE = CaptionNoise(wrong_side=0.2, swapped_colours=0.12, omit_number=0.0)
+"""Of the captions of the model of pairs."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,23 @@ class PairCaption:
     relation: str | None
     second: tuple[str, str]
 
+    @classmethod
+    def of(cls, scene: Scene) -> PairCaption:
+        """The true caption of a scene of two objects."""
+        a, b = scene.objects
+        return cls((a.colour, a.shape), scene.relation, (b.colour, b.shape))
+
     @property
     def text(self) -> str:
         """The words, such as "a red circle above a blue square"."""
         return f"a {' '.join(self.first)} {self.relation or 'and'} a {' '.join(self.second)}"
+
+    @property
+    def ordered(self) -> PairCaption:
+        """The same said from the left or from above: "a blue square left of a red circle" for "... right of ..."."""
+        if self.relation in ORDERED:
+            return self
+        return PairCaption(self.second, OPPOSITE[self.relation], self.first) if self.relation else self
 
     @property
     def held_out(self) -> bool:
@@ -141,13 +161,13 @@ def count_captions(*, held_out: bool | None = None) -> list[CountCaption]:
     return [caption for caption in every if held_out is None or caption.held_out is held_out]
 
 
-def pair_captions(*, held_out: bool | None = None) -> list[PairCaption]:
-    """Every caption of two objects of different colours in a relation, in a fixed order."""
+def pair_captions(relations: Sequence[str] = RELATIONS, *, held_out: bool | None = None) -> list[PairCaption]:
+    """Every caption of two objects of different colours in one of the relations, in a fixed order."""
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     every = [
         PairCaption(first, relation, second)
         for first in kinds
-        for relation in RELATIONS
+        for relation in relations
         for second in kinds
         if first[0] != second[0]
     ]
@@ -211,11 +231,15 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
     return np.maximum(y - 0.85 * radius, (2.0 * np.abs(x) - y - 1.1 * radius) / slope)
 
 
-def caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise) -> CountCaption | PairCaption:
-    """A noisy caption of a scene that is never one of the held-out captions."""
+def caption(
+    scene: Scene, rng: np.random.Generator, noise: CaptionNoise, *, ordered: bool = False
+) -> CountCaption | PairCaption:
+    """A noisy caption of a scene, a pair's perhaps `ordered`, that is never one of the held-out captions."""
     if scene.relation is None:
         return _count_caption(scene, rng, noise)
-    return _pair_caption(scene, rng, noise)
+    drawn = _pair_caption(scene, rng, noise)
+    drawn = drawn.ordered if ordered else drawn
+    return PairCaption(drawn.first, None, drawn.second) if drawn.held_out else drawn
 
 
 def _count_caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise) -> CountCaption:
@@ -238,8 +262,7 @@ def _pair_caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise) -
     colours = (b.colour, a.colour) if rng.random() < noise.swapped_colours else (a.colour, b.colour)
     if rng.random() < noise.omit_number:
         relation = None
-    drawn = PairCaption((colours[0], a.shape), relation, (colours[1], b.shape))
-    return PairCaption(drawn.first, None, drawn.second) if drawn.held_out else drawn
+    return PairCaption((colours[0], a.shape), relation, (colours[1], b.shape))
 
 
 def training_captions() -> list[CountCaption | PairCaption]:
@@ -263,9 +286,11 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-def make_dataset(size: int, seed: int, noise: CaptionNoise) -> tuple[np.ndarray, list[str], list[Scene]]:
-    """`size` pictures uint8 (N, 24, 24, 3), their noisy captions and the scenes themselves."""
+def make_dataset(
+    size: int, seed: int, noise: CaptionNoise, pair_share: float = 0.3, *, ordered: bool = False
+) -> tuple[np.ndarray, list[str], list[Scene]]:
+    """`size` pictures uint8 (N, 24, 24, 3), their noisy captions, of pairs perhaps `ordered`, and the scenes."""
     rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng) for _ in range(size)]
+    scenes = [sample_scene(rng, pair_share) for _ in range(size)]
     images = np.stack([render(scene, rng) for scene in scenes])
-    return images, [caption(scene, rng, noise).text for scene in scenes], scenes
+    return images, [caption(scene, rng, noise, ordered=ordered).text for scene in scenes], scenes

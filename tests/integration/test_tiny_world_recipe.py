@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from tdmr1_core.tiny.world import vocabulary
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "tiny_world"
+TRAINED = ROOT / "tdmr1_core" / "tiny" / "pipeline"
 SETTINGS = ("batch.groups=2", "batch.group_size=2", "saving.samples_every=0", "saving.tensorboard=false")
 SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
@@ -30,15 +32,19 @@ def run(*command: str) -> str:
 
 
 def make_teacher(folder: Path, world: str) -> Path:
-    """A base and a teacher of a few steps, stopped and continued; the answer is the teacher's pipeline directory."""
-    base, teacher = folder / "base", folder / "teacher"
-    run(str(RECIPE / "base.py"), "--world", world, "--output", str(base), "--steps", "2", "--images", "300")
-    pretrain = [str(RECIPE / "pretrain.py"), "--world", world, "--base", str(base), "--output", str(teacher)]
-    pretrain += ["--images", "200", "--batch", "8"]
-    run(*pretrain, "--minutes", "0.02")
+    """A base and its teacher; the answer is the teacher's pipeline directory."""
+    run(str(RECIPE / "base.py"), "--world", world, "--output", str(folder / "base"), "--steps", "2", "--images", "300")
+    return pretrain(world, folder / "base", folder / "teacher")
+
+
+def pretrain(world: str, base: Path, teacher: Path) -> Path:
+    """A teacher of a few steps, stopped and continued; the answer is its pipeline directory."""
+    command = [str(RECIPE / "pretrain.py"), "--world", world, "--base", str(base), "--output", str(teacher)]
+    command += ["--images", "200", "--batch", "8"]
+    run(*command, "--minutes", "0.02")
     first = json.loads((teacher / "progress.json").read_text())
     assert first["step"] >= 1
-    assert f"continuing at step {first['step']}" in run(*pretrain, "--minutes", "0.06")
+    assert f"continuing at step {first['step']}" in run(*command, "--minutes", "0.06")
     assert json.loads((teacher / "progress.json").read_text())["step"] > first["step"]
     return teacher / "pipeline"
 
@@ -77,3 +83,12 @@ def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [row["n"] for row in rows if "exact/mean" in row] == [2, 2]
     assert "reward/ocr_match/mean" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_the_model_of_pairs_goes_on_from_the_packaged_one(tmp_path):
+    before = load_file(TRAINED / "transformer" / "diffusion_pytorch_model.safetensors")
+    teacher = pretrain("pairs", TRAINED, tmp_path / "teacher")
+    after = load_file(teacher / "transformer" / "diffusion_pytorch_model.safetensors")
+    moved = [(after[name] - weight).norm() / (weight.norm() + 1e-6) for name, weight in before.items()]
+    assert 0 < max(moved) < 0.5
+    make_student(tmp_path, "tiny-pairs-tdm", teacher)

@@ -13,6 +13,7 @@ from tdmr1_core.tiny.world import (
     MIN_GAP,
     NUMBERS,
     OPPOSITE,
+    PAIRS_NOISE,
     PALETTE,
     SHAPES,
     CaptionNoise,
@@ -39,6 +40,27 @@ def test_a_data_set_is_a_function_of_its_seed():
     assert np.array_equal(one[0], other[0])
     assert one[1:] == other[1:]
     assert not np.array_equal(one[0], make_dataset(50, 4, CaptionNoise())[0])
+
+
+def test_an_ordered_data_set_names_first_what_lies_left_or_above():
+    _, captions, scenes = make_dataset(4000, 5, PAIRS_NOISE, 0.9, ordered=True)
+    pairs = [(text, scene) for text, scene in zip(captions, scenes, strict=True) if scene.relation]
+    assert len(pairs) / 4000 == pytest.approx(0.9, abs=0.02)
+    told = [(text, scene) for text, scene in pairs if " and " not in text]
+    right = [text.startswith(PairCaption.of(scene).ordered.text) for text, scene in told]
+    assert np.mean(right) == pytest.approx(0.8 * 0.88, abs=0.03)
+    assert not [text for text in captions if "right of" in text or "below" in text]
+    _, honest, scenes = make_dataset(500, 6, HONEST, 1.0, ordered=True)
+    for text, scene in zip(honest, scenes, strict=True):
+        assert " and " in text or text == PairCaption.of(scene).ordered.text
+
+
+def test_ordered_captions_say_the_same_from_the_other_side():
+    red, blue = ("red", "circle"), ("blue", "square")
+    assert PairCaption(red, "right of", blue).ordered.text == "a blue square left of a red circle"
+    assert PairCaption(red, "below", blue).ordered == PairCaption(blue, "above", red)
+    for relation in ("left of", "above", None):
+        assert PairCaption(red, relation, blue).ordered == PairCaption(red, relation, blue)
 
 
 def test_objects_keep_apart_and_inside():
