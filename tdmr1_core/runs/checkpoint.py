@@ -24,7 +24,7 @@ from tdmr1_core.configure import dump, fingerprint
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import notice
 from tdmr1_core.runs import manifest
-from tdmr1_core.runs.storage import flush_folder, told_of, write_lasting
+from tdmr1_core.runs.storage import flush_folder, replace_lasting, told_of, write_lasting
 from tdmr1_core.versions import versions
 
 if TYPE_CHECKING:
@@ -124,10 +124,7 @@ def _put_in_place(building: Path, target: Path) -> None:
 
 def _point(pointer: Path, name: str) -> None:
     """Write a checkpoint's name into a file, which always holds a whole one."""
-    building = pointer.with_name(f".{pointer.name}.tmp")
-    write_lasting(building, f"{name}\n".encode())
-    os.replace(building, pointer)
-    flush_folder(pointer.parent)
+    replace_lasting(pointer, f"{name}\n".encode())
 
 
 def _named(pointer: Path) -> str | None:

@@ -35,7 +35,7 @@ from tdmr1_core.runs.checkpoint import (
 )
 from tdmr1_core.runs.continuing import CHECKPOINTS, CONFIG, Continuation, find_continuation, load_run_config
 from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
-from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards
+from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards, trained_directions
 from tdmr1_core.runs.pictures import save_before_after, save_grid
 from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
@@ -192,9 +192,9 @@ class Run:
         settings = self.config.guard
         if self._judge is None or self.config.kind != "train" or not settings.enabled:
             return None
-        trained = [reward.name for reward in self.config.rewards]
+        trained = trained_directions(self.config)
         judged = self.config.evaluation.rewards or self._evaluating_rewards()
-        if not {reward.name for reward in judged} & set(trained):
+        if not {reward.name for reward in judged} & trained.keys():
             notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
         rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
         judge = self._build_judge(rewards) if rewards else None
@@ -258,17 +258,20 @@ class Run:
         return self.processes.any(self._stop) or engine.iteration_index >= self.config.iterations
 
     def _loop(self, engine: Engine, tracker: Tracker, observer: Observer) -> RunResult:
-        saving, evaluation = self.config.saving, self.config.evaluation
-        tracker.cut_after(engine.iteration_index or -1)
+        saving, started_at = self.config.saving, engine.iteration_index
+        # What was saved last may not have been evaluated any more, or not to the end: it is done again.
+        again = self._is_evaluated(started_at)
+        tracker.go_back(started_at, evaluated=started_at - 1 if again else started_at)
         self._guard = self._build_guard(engine)
         if self._guard is not None:
             self._guard.recall(self.folder)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
-        if engine.iteration_index == 0:
-            before = self._evaluate(engine, tracker, observer)
-            if saving.samples_every:
-                self._preview(engine)
+        if again and started_at < self.config.iterations:
+            results = self._evaluate(engine, tracker, observer)
+            before = results if started_at == 0 else ()
+        if started_at == 0 and saving.samples_every:
+            self._preview(engine)
         over = self._over(engine)
         while not over:
             try:
@@ -277,19 +280,25 @@ class Run:
                 break
             tracker.metrics(report.step, report.metrics)
             observer.iteration(report)
-            over = self._over(engine)
-            if over or report.step % saving.checkpoint_every == 0:
+            last = self._stop or self._result(engine).finished
+            if last or report.step % saving.checkpoint_every == 0:
                 self._save(engine, observer)
-            if saving.samples_every and (over or report.step % saving.samples_every == 0):
+            if saving.samples_every and (last or report.step % saving.samples_every == 0):
                 self._preview(engine)
-            if evaluation.every and report.step % evaluation.every == 0 and not over:
+            if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, tracker, observer)
+            over = self._over(engine)
         result = self._result(engine)
         if not result.finished:
             self._save(engine, observer)
             return result
         after = self._evaluate(engine, tracker, observer)
         return replace(result, before=before, after=after, before_after=self._before_after(engine))
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation after an iteration; 0 stands for the start."""
+        every = self.config.evaluation.every
+        return step in (0, self.config.iterations) or (every > 0 and step % every == 0)
 
     def _result(self, engine: Engine) -> RunResult:
         return RunResult(self.folder, engine.iteration_index, engine.iteration_index >= self.config.iterations)
@@ -342,10 +351,13 @@ class Run:
         return {name: load_prompts(name, engine.entry.domain) for name in dict.fromkeys((source, held_out))}
 
     def _evaluate(self, engine: Engine, tracker: Tracker, observer: Observer) -> tuple[Evaluation, ...]:
-        """The averaged generator on every prompt set; nothing in a distillation without rewards."""
+        """The averaged generator on every prompt set; nothing in a distillation without rewards.
+
+        It is written down at the end, so that one which is stopped leaves nothing, and is made again by a resume.
+        """
         if self._judge is None:
             return ()
-        settings, results = self.config.evaluation, []
+        settings, results = self.config.evaluation, list[Evaluation]()
         for name, prompts in self._prompt_sets(engine).items():
             if self._stop:
                 break
@@ -353,13 +365,10 @@ class Run:
             result = evaluate(
                 engine, self._judge, GENERATOR_EMA, name, prompts, images=settings.images, seed=settings.seed
             )
-            for reward, value in result.measures.items():
-                row = {"role": GENERATOR_EMA, "prompts": name, "n": value.n}
-                row |= {f"{reward}/mean": value.mean, f"{reward}/stderr": value.stderr}
-                tracker.evaluation(engine.iteration_index, row)
             observer.evaluated(engine.iteration_index, result)
             results.append(result)
-        if results and not self._stop:
+        if not self._stop:
+            tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
             self._watch(engine, tracker, observer, results)
         return tuple(results)
 

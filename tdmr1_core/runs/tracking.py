@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tdmr1_core.runs.storage import append_lasting, replace_lasting
 
 METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
 
 
 class Tracker:
-    """Appends to a run folder's files; every line is flushed, so that a crash loses none."""
+    """Appends to a run folder's files; the disk has every line before anything goes on, so that a crash loses none."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         self._folder = folder
@@ -23,37 +25,39 @@ class Tracker:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One iteration's numbers."""
-        self._append(METRICS, {"step": step, **values})
+        self._append(METRICS, [{"step": step, **values}])
         self._scalars(step, values, "")
 
-    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """One evaluation's numbers; text among them names role and prompt set."""
-        self._append(EVALUATIONS, {"step": step, **values})
-        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-        self._scalars(step, numbers, f"evaluation/{values.get('role', '')}/{values.get('prompts', '')}/")
+    def evaluations(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All that was evaluated after an iteration, at once; text in a row names role and prompt set."""
+        self._append(EVALUATIONS, [{"step": step, **row} for row in rows])
+        for row in rows:
+            numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+            self._scalars(step, numbers, f"evaluation/{row.get('role', '')}/{row.get('prompts', '')}/")
 
     def guard(self, step: int, values: Mapping[str, Any]) -> None:
         """What the guard saw at an evaluation."""
-        self._append(GUARD, {"step": step, **values})
+        self._append(GUARD, [{"step": step, **values}])
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         self._scalars(step, {**numbers, "alarms": len(values["alarms"])}, "guard/")
 
-    def cut_after(self, step: int) -> None:
-        """Drop the lines after an iteration: a resumed run writes them again."""
-        for name in (METRICS, EVALUATIONS, GUARD):
+    def go_back(self, step: int, *, evaluated: int) -> None:
+        """Drop the metrics after one iteration and the evaluations after another: a resumed run writes them again."""
+        for name, last in ((METRICS, step), (EVALUATIONS, evaluated), (GUARD, evaluated)):
             path = self._folder / name
             if path.exists():
-                lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-                path.write_text("".join(line + "\n" for line in lines))
+                content = path.read_bytes()
+                kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) <= last)
+                if kept != content:
+                    replace_lasting(path, kept)
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
         if self._board is not None:
             self._board.close()
 
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        append_lasting(self._folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
         if self._board is not None:
@@ -61,7 +65,7 @@ class Tracker:
                 self._board.add_scalar(prefix + name, value, step)
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     """The step of a line, or infinity for one that a crash cut short."""
     try:
         return int(json.loads(line)["step"])

@@ -22,6 +22,7 @@ from tdmr1_cli.running import _execute as execute_here
 from tdmr1_cli.stopping import Stopped
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
+from tdmr1_core.runs import tracking
 from tdmr1_core.runs.checkpoint import (
     FILES,
     LATEST,
@@ -35,7 +36,6 @@ from tdmr1_core.runs.continuing import load_run_config
 from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_core.runs.storage import hold
-from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.rollout import RolloutStage
 
 pytestmark = pytest.mark.integration
@@ -175,14 +175,14 @@ def test_weights_that_are_not_finite_are_not_saved(engine, copied):
 
 def test_a_full_disk_in_the_middle_of_a_run(finished, tmp_path, monkeypatch):
     folder, config = tmp_path / "run", load_run_config(finished)
-    append = Tracker._append
+    append = tracking.append_lasting
 
-    def full(self, name, row):
-        if row["step"] == 2:
+    def full(path, content):
+        if json.loads(content.splitlines()[0])["step"] == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, name, row)
+        append(path, content)
 
-    monkeypatch.setattr(Tracker, "_append", full)
+    monkeypatch.setattr(tracking, "append_lasting", full)
     with pytest.raises(Tdmr1Error, match=f"{folder} can't be written: No space left on device") as caught:
         Run.create(config, folder).execute(Silent())
     assert caught.value.hint == "free some space there"
@@ -223,7 +223,7 @@ def test_sigterm_finishes_the_iteration_and_saves(finished, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
-    [(RolloutStage, "run", 2), (os, "fsync", 12), (os, "fsync", 16)],
+    [(RolloutStage, "run", 2), (os, "fsync", 16), (os, "fsync", 20)],
     ids=["in the second rollout", "in the files of the second checkpoint", "before it is pointed at"],
 )
 def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(finished, tmp_path, monkeypatch, owner, name, at):

@@ -19,7 +19,7 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
     folder = tmp_path / "run"
     settings = ("guard.stop=true", "evaluation.every=1", "saving.keep=1", "iterations=5", "rewards.0.name=jpeg_size")
     settings += ("evaluation.rewards=[]",)
-    monkeypatch.setattr(guard, "find_alarms", lambda first, now, threshold: ("it is hacked",) if now.step == 3 else ())
+    monkeypatch.setattr(guard, "find_alarms", lambda first, now, *_: ("it is hacked",) if now.step == 3 else ())
     seen = Silent()
     with (
         pytest.warns(RunWarning, match="guard, iteration 3: it is hacked"),
