@@ -120,7 +120,7 @@ def _install(kind: str, count: int, seconds: float) -> None:
     elif kind == "checkpoint":  # before one of its flushes and renames
         before(run, "save_checkpoint", lambda: _count_down(os, ("mkdir", "fsync", "rename", "replace"), count))
     elif kind == "evaluation":  # between or after its prompt sets, or when its rows are there and the guard's are not
-        after(run, "evaluate", count, _die) if count % 2 else before(run.Run, "_watch", _die)
+        after(run, "evaluate", 1 + count % 3, _die) if count % 2 else before(run.Run, "_watch", _die)
     else:  # when its loss is there and its gradient is not
         stage = {"fake": fake_score.FakeScoreStage, "surrogate": surrogate.SurrogateStage}
         after(stage.get(kind, generator.GeneratorStage), "losses", 1 + count % 4, _die)

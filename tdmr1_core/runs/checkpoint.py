@@ -98,6 +98,7 @@ def _contents(engine: Engine) -> dict[str, bytes]:
     state = {
         "iteration": engine.iteration_index,
         "updates": {name: role.updates for name, role in engine.trained.items()},
+        "counters": engine.counters(),
         "config": fingerprint(engine.config),
         "versions": versions(),
     }
@@ -167,7 +168,10 @@ def latest_checkpoint(folder: Path) -> Path:
         return candidate
     if damage is not None:
         raise Tdmr1Error(f"there is no intact checkpoint in {folder}: {damage.message}", "start the run again")
-    raise Tdmr1Error(f"there is no checkpoint in {folder}", "the run stopped before its first one; start it again")
+    raise Tdmr1Error(
+        f"there is no checkpoint in {folder}",
+        "the run ended before its first one: remove the folder and start again, or choose another --output",
+    )
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
@@ -189,6 +193,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
         state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
         updates = {name: int(state["updates"][name]) for name in engine.trained}
         iteration, then = int(state["iteration"]), dict(state["versions"])
+        if "counters" in state:  # not in those of earlier versions
+            engine.restore_counters(state["counters"])
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))

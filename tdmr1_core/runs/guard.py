@@ -7,16 +7,18 @@ those had none, over the later ones.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tdmr1_core.config import GuardConfig, RewardConfig, RunConfig
+from tdmr1_core.configure import dump
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import TEACHER
@@ -64,18 +66,33 @@ class Look:
     step: int
     measures: dict[str, Measure]
     alarms: tuple[str, ...] = ()
+    subject: str = ""
+    """Which pictures and judges these are, by `subject_of`; only looks at the same are compared."""
 
     def row(self) -> dict[str, Any]:
         """As a line of guard.jsonl, but for the step."""
         numbers = {f"{name}/{key}": getattr(m, key) for name, m in self.measures.items() for key in ("mean", "stderr")}
         counts = {name: value.n for name, value in self.measures.items()}
-        return {**numbers, "n": counts, "alarms": self.alarms}
+        return {**numbers, "n": counts, "alarms": self.alarms, "subject": self.subject}
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Look:
         """The look that a line tells of."""
         measures = {name: Measure(row[f"{name}/mean"], row[f"{name}/stderr"], n) for name, n in row["n"].items()}
-        return cls(row["step"], measures, tuple(row["alarms"]))
+        return cls(row["step"], measures, tuple(row["alarms"]), row.get("subject", ""))
+
+
+def subject_of(config: RunConfig) -> str:
+    """A hash of the settings that say which pictures the guard looks at, and by which rewards they are judged."""
+    settings = dump(config)
+    told = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
+    told |= {"guard": settings["guard"]["rewards"], "prompts": settings["prompts"]["evaluate"]}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_look(looks: Sequence[Look], subject: str) -> Look | None:
+    """The look that others with the same subject are compared with."""
+    return next((look for look in looks if look.subject == subject), None)
 
 
 @dataclass(frozen=True)
@@ -156,14 +173,15 @@ class Guard:
     settings: GuardConfig
     trained: Mapping[str, int]
     judge: RewardRunner | None
+    subject: str
     first: Look | None = None
     _teacher: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     def recall(self, folder: Path) -> None:
-        """Take up the first look of a run that is continued."""
+        """Take up the first look of a run that is continued, if it was at what is looked at now."""
         path = folder / GUARD
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.first = Look.of(json.loads(lines[0])) if lines else None
+        self.first = first_look([Look.of(json.loads(line)) for line in lines], self.subject)
 
     def look(self, engine: Engine, evaluations: Sequence[Evaluation]) -> Look:
         """Measure the pictures of one role on several prompt sets, and compare them with the first look."""
@@ -172,11 +190,12 @@ class Guard:
             for name, scores in self._values(engine, evaluation).items():
                 values.setdefault(name, []).extend(scores)
         measures = {name: measure(scores) for name, scores in values.items()}
-        look = Look(engine.iteration_index, {name: value for name, value in measures.items() if value.n >= FEWEST})
+        enough = {name: value for name, value in measures.items() if value.n >= FEWEST}
+        look = Look(engine.iteration_index, enough, subject=self.subject)
         if self.first is None:
             self.first = look
             return look
-        return Look(look.step, look.measures, find_alarms(self.first, look, self.settings.threshold, self.trained))
+        return replace(look, alarms=find_alarms(self.first, look, self.settings.threshold, self.trained))
 
     def _values(self, engine: Engine, evaluation: Evaluation) -> dict[str, Sequence[float | None]]:
         """Every number the guard looks at, of each image or group."""

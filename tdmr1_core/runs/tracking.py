@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdmr1_core.runs.storage import append_lasting, replace_lasting
+from tdmr1_core.runs.storage import append_lasting, replace_lasting, told_of
 
 METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
 
@@ -21,7 +21,8 @@ class Tracker:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            with told_of(folder):
+                self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One iteration's numbers."""
@@ -49,7 +50,8 @@ class Tracker:
                 content = path.read_bytes()
                 kept = b"".join(line + b"\n" for line in content.splitlines() if _step(line) <= last)
                 if kept != content:
-                    replace_lasting(path, kept)
+                    with told_of(self._folder):
+                        replace_lasting(path, kept)
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
@@ -57,10 +59,13 @@ class Tracker:
             self._board.close()
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        append_lasting(self._folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        with told_of(self._folder):
+            append_lasting(self._folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
-        if self._board is not None:
+        if self._board is None:
+            return
+        with told_of(self._folder):
             for name, value in values.items():
                 self._board.add_scalar(prefix + name, value, step)
 

@@ -8,11 +8,21 @@ import pytest
 
 from integration.support import Silent, small_config
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs import guard
+from tdmr1_core.runs import guard, run
 from tdmr1_core.runs.guard import GuardStopped
 from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
+
+
+def test_without_a_good_checkpoint_none_is_named(tmp_path, monkeypatch):
+    """As where the first evaluations of a run were made before `guard.stop` was set."""
+    monkeypatch.setattr(guard, "find_alarms", lambda *_: ("it is hacked",))
+    monkeypatch.setattr(run, "mark_good", lambda *_: None)
+    settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=1", "batch.group_size=2")
+    with pytest.warns(RunWarning, match="it is hacked"), pytest.raises(GuardStopped) as caught:
+        Run.create(small_config(*settings), tmp_path / "run").execute(Silent())
+    assert caught.value.hint.startswith("there is no checkpoint that it had nothing against; ")
 
 
 def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatch):

@@ -10,7 +10,15 @@ import pytest
 from tdmr1_core.configure import resolve
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.guard import Departure, Look, find_alarms, held_out_rewards, trained_directions
+from tdmr1_core.runs.guard import (
+    Departure,
+    Look,
+    find_alarms,
+    first_look,
+    held_out_rewards,
+    subject_of,
+    trained_directions,
+)
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
 
 pytestmark = pytest.mark.unit
@@ -132,8 +140,29 @@ def test_a_reward_without_a_weight_is_not_trained():
 
 
 def test_a_look_survives_its_line():
-    seen = Look(7, look(reward__a=0.25, picture__entropy=4).measures, ("a rose",))
+    seen = Look(7, look(reward__a=0.25, picture__entropy=4).measures, ("a rose",), "pictures")
     assert Look.of({"step": 7, **json.loads(json.dumps(seen.row()))}) == seen
+
+
+def test_only_looks_at_the_same_pictures_and_judges_are_compared():
+    looks = [Look(step, {}, subject=subject) for step, subject in ((0, "a"), (2, "a"), (4, "b"), (6, "b"), (8, "a"))]
+    assert [first_look(looks, subject) for subject in "abc"] == [looks[0], looks[2], None]
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        ({"evaluation": {"every": 3}, "guard": {"threshold": 2}, "saving": {"keep": 9}}, True),
+        ({"evaluation": {"seed": 5}}, False),
+        ({"evaluation": {"images": 5}}, False),
+        ({"evaluation": {"rewards": [{"name": "geneval"}]}}, False),
+        ({"guard": {"rewards": [{"name": "geneval"}]}}, False),
+        ({"prompts": {"evaluate": "other.txt"}}, False),
+    ],
+)
+def test_what_the_guard_looks_at_has_a_name(setting, same):
+    rewards = {"rewards": [{"name": "object_count"}]}
+    assert (subject_of(resolve([rewards, setting])) == subject_of(resolve([rewards]))) is same
 
 
 def names(domain: str, *rewards: str, **sections: object) -> list[str]:
