@@ -61,10 +61,10 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
             _point(folder / LATEST, target.name)
         finally:
             _clear(folder)
-    upto = [old for old in checkpoint_folders(folder) if _number(old) <= engine.iteration_index]
-    for old in upto[:-keep]:
-        if old.name != _named(folder / GOOD):
-            shutil.rmtree(old)
+        upto = [old for old in checkpoint_folders(folder) if _number(old) <= engine.iteration_index]
+        for old in upto[:-keep]:
+            if old.name != _named(folder / GOOD):
+                shutil.rmtree(old)
     return target
 
 
@@ -158,7 +158,7 @@ def latest_checkpoint(folder: Path) -> Path:
     damage: Tdmr1Error | None = None
     for candidate in reversed(candidates):
         try:
-            read_checkpoint(candidate)
+            manifest.check_intact(candidate, FILES)
         except Tdmr1Error as error:
             damage = damage or error
             notice(error.message)
@@ -180,8 +180,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was trained with. Raises Tdmr1Error as `read_checkpoint`."""
-    content = read_checkpoint(checkpoint)[SETTINGS]
+    """The settings that a checkpoint was trained with; nothing else is read. Raises Tdmr1Error as `read_checkpoint`."""
+    content = manifest.read_intact(checkpoint, (SETTINGS,))[SETTINGS]
     with _told_as_foreign(checkpoint):
         return dict(json.loads(content))
 

@@ -295,6 +295,8 @@ class Run:
             self._save(engine, observer)
             return result
         after = self._evaluate(engine, tracker, observer)
+        if self._stop and self._judge is not None:
+            notice(f"the last evaluation was cut off; `tdmr1 train --resume {self.folder}` makes it again")
         return replace(result, before=before, after=after, before_after=self._before_after(engine))
 
     def _is_evaluated(self, step: int) -> bool:

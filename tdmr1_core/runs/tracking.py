@@ -56,7 +56,8 @@ class Tracker:
     def close(self) -> None:
         """Finish TensorBoard's file."""
         if self._board is not None:
-            self._board.close()
+            with told_of(self._folder):
+                self._board.close()
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         with told_of(self._folder):

@@ -25,7 +25,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs import tracking
+from tdmr1_core.runs import manifest, tracking
 from tdmr1_core.runs.checkpoint import (
     FILES,
     LATEST,
@@ -91,6 +91,16 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_it_used(copied, name,
     assert len(sentences) == 2
     assert str(path) in sentences[0]
     assert BEFORE in sentences[1]
+
+
+def test_looking_for_a_checkpoint_keeps_no_file_of_it_in_memory(copied, monkeypatch):
+    read: list[str] = []
+    real = manifest._read
+    monkeypatch.setattr(manifest, "_read", lambda path: read.append(path.name) or real(path))
+    assert latest_checkpoint(copied / "checkpoints").name == NEWEST
+    assert read == [MANIFEST]
+    assert read_config(copied / "checkpoints" / NEWEST)["iterations"] == 3
+    assert read == [MANIFEST, MANIFEST, "config.json"]
 
 
 def test_a_run_with_a_damaged_newest_checkpoint_ends_with_the_same_bits(copied, finished):
