@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from tdmr1_core.errors import Tdmr1Error
 
@@ -61,7 +61,7 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     """A file of a checkpoint. Raises Tdmr1Error for one that is missing, a link or can't be read."""
     if path.is_symlink():
         raise _damaged(f"{path} is a link")
