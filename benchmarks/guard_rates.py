@@ -68,10 +68,11 @@ def report(root: Path, seeds: Sequence[int], conditions: Sequence[str], threshol
             path = run_folder(root, condition, seed) / GUARD
             if not path.exists():
                 continue
+            reward, _ = CONDITIONS[condition]
             looks = [Look.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-            first = next((look.step for look in looks[1:] if find_alarms(looks[0], look, threshold)), None)
+            first = next((look.step for look in looks[1:] if find_alarms(looks[0], look, threshold, {reward: 1})), None)
             alarmed.setdefault(condition, []).append(first is not None)
-            farthest = _farthest(looks)
+            farthest = _farthest(looks, reward)
             print(f"| {condition} | {seed} | {len(looks)} | {'none' if first is None else first} | {farthest} |")
     print()
     for condition, alarms in alarmed.items():
@@ -79,13 +80,13 @@ def report(root: Path, seeds: Sequence[int], conditions: Sequence[str], threshol
         print(f"{condition}: {what} in {sum(alarms)} of {len(alarms)} runs at threshold {threshold:g}")
 
 
-def _farthest(looks: Sequence[Look]) -> str:
+def _farthest(looks: Sequence[Look], reward: str) -> str:
     """The largest departure that could give an alarm, over the run's evaluations at which the reward had risen."""
     largest = max(
         (
             departure
             for look in looks[1:]
-            if find_alarms(looks[0], look, 0.0)
+            if find_alarms(looks[0], look, 0.0, {reward: 1})
             for departure in departures(looks[0], look)
             if is_too_far(departure, 0.0)
         ),

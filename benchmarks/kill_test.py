@@ -4,9 +4,10 @@
 
 The real command line runs in a child process, which is killed and continued with `--resume` until all kills are spent,
 and then ends. The kills at a barrier are the child's own (`os.kill(os.getpid(), SIGKILL)`) in the middle of a rollout,
-scoring, the fake, surrogate and generator update, and in every stage of writing a checkpoint, five of each if there are
-so many; the rest come from outside at a random time. Weights, optimisers and every line of metrics must be the same to
-the last bit. Exit code 1 if they are not.
+scoring, the fake, surrogate and generator update, in every stage of writing a checkpoint, and in the evaluation that
+follows each iteration, five of each if there are so many; the rest come from outside at a random time. Weights,
+optimisers and every line of metrics, evaluations and the guard must be the same to the last bit. Exit code 1 if they
+are not.
 """
 
 from __future__ import annotations
@@ -28,11 +29,17 @@ from typing import Any
 
 from children import after, before, child, load_libraries, timeless
 
-BARRIERS = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint")
+BARRIERS = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation")
 AT_RANDOM = "random"
 PER_BARRIER = 5
-SMALL = ("batch.groups=2", "batch.group_size=4", "evaluation.images=1", "saving.checkpoint_every=1")
-SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "guard.enabled=false", "threads=1")
+SMALL = (
+    "batch.groups=2",
+    "batch.group_size=4",
+    "evaluation.every=1",
+    "evaluation.images=4",
+    "saving.checkpoint_every=1",
+)
+SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "threads=1")
 
 
 def main() -> int:
@@ -112,6 +119,8 @@ def _install(kind: str, count: int, seconds: float) -> None:
         after(scoring.ScoringStage, "submit" if count % 2 else "collect", 1 + count % 3, _die)
     elif kind == "checkpoint":  # before one of its flushes and renames
         before(run, "save_checkpoint", lambda: _count_down(os, ("mkdir", "fsync", "rename", "replace"), count))
+    elif kind == "evaluation":  # between or after its prompt sets, or when its rows are there and the guard's are not
+        after(run, "evaluate", 1 + count % 3, _die) if count % 2 else before(run.Run, "_watch", _die)
     else:  # when its loss is there and its gradient is not
         stage = {"fake": fake_score.FakeScoreStage, "surrogate": surrogate.SurrogateStage}
         after(stage.get(kind, generator.GeneratorStage), "losses", 1 + count % 4, _die)
@@ -133,16 +142,19 @@ def _die() -> None:
 
 
 def _bits(folder: Path) -> dict[str, Any]:
-    """What must be the same: hashes of weights and optimisers, and the metrics but for the clock's."""
+    """What must be the same: hashes of weights and optimisers, and all lines but for the clock's numbers."""
     checkpoints = folder / "checkpoints"
     latest = checkpoints / (checkpoints / "latest").read_text().strip()
     listed = json.loads((latest / "manifest.json").read_text())["files"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "weights": listed["weights.safetensors"]["sha256"],
         "optimizers": listed["optimizers.safetensors"]["sha256"],
-        "metrics": [timeless(row) for row in rows],
+        **{name: _rows(folder / f"{name}.jsonl") for name in ("metrics", "evaluations", "guard")},
     }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 if __name__ == "__main__":

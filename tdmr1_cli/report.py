@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,7 @@ def _document(report: Report) -> dict[str, Any]:
         ],
         "alarms": [{"step": step, "alarm": told} for step, told in report.alarms],
         "guard": [
-            {"name": departure.name, "size": departure.size, "too_far": too_far}
+            {"name": departure.name, "size": departure.size if isfinite(departure.size) else None, "too_far": too_far}
             for departure, too_far in report.departures
         ],
         "left_out": report.left_out,

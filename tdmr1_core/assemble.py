@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +68,22 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
         bitsandbytes()
     prompts = load_prompts(training_prompts(config, extensions), entry.domain)
     scoring = None
-    if training:
-        runner = build_runner(
-            config.rewards,
-            extensions.plugins,
-            combine=config.scoring.combine,
-            workers=config.scoring.workers,
-            device=str(device),
+    with ExitStack() as failing:
+        if training:
+            runner = build_runner(
+                config.rewards,
+                extensions.plugins,
+                combine=config.scoring.combine,
+                workers=config.scoring.workers,
+                device=str(device),
+            )
+            failing.callback(runner.close)
+            scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
+        acquired = acquire(
+            entry, training=training, rank=model.rank, alpha=model.alpha, adapter_scale=model.adapter_scale
         )
-        scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
-    acquired = acquire(entry, training=training, rank=model.rank, alpha=model.alpha, adapter_scale=model.adapter_scale)
-    roles = _load_roles(config, acquired, device)
+        roles = _load_roles(config, acquired, device)
+        failing.pop_all()
     return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager), acquired)
 
 

@@ -46,10 +46,14 @@ from tdmr1_core.records import (
     Trajectory,
     UpdateStats,
 )
+from tdmr1_core.stages.fake_score import FakeScoreStage
+from tdmr1_core.stages.generator import GeneratorStage
 from tdmr1_core.stages.groups import next_groups
 from tdmr1_core.stages.optimiser import NotFinite
 from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
+from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import reward_metrics
+from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_rewards.state import State
 
 MOST_BROKEN = 10
@@ -83,6 +87,12 @@ class Engine:
         if SURROGATE in self.trained:
             self._surrogate = build_surrogate(config, parts.roles, self.trained[SURROGATE])
         self._generator = build_generator(config, parts.roles, self.trained[GENERATOR])
+        self._stages: dict[str, RolloutStage | FakeScoreStage | SurrogateStage | GeneratorStage] = {
+            "rollout": self._rollout,
+            FAKE: self._fake,
+            **({SURROGATE: self._surrogate} if SURROGATE in self.trained else {}),
+            GENERATOR: self._generator,
+        }
         self._metrics: dict[str, float] = {}
         self._seen: dict[str, list[float]] = {}
         self._skipped: list[str] = []
@@ -287,6 +297,22 @@ class Engine:
             self.scoring.runner.load_states(states[self.processes.rank])
         self.reward_states = states
 
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimisers, as JSON: updates left out in a row, and sizes.
+
+        Sizes are those that micro-batches were halved to, with what the settings said then.
+        """
+        sizes = {name: stage.micro_batches.size for name, stage in self._stages.items()}
+        return {"in_a_row": self._in_a_row, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
+
+    def restore_counters(self, counters: Mapping[str, Any]) -> None:
+        """Take up the counters of a checkpoint; its sizes only where the settings still ask for the same one."""
+        self._in_a_row = {name: int(counters["in_a_row"][name]) for name in self.trained}
+        if counters["micro_batch"] == self.config.batch.micro_batch:
+            for name, stage in self._stages.items():
+                size = counters["sizes"][name]
+                stage.micro_batches.size = None if size is None else int(size)
+
     def close(self) -> None:
         """Let the rewards go."""
         if self.scoring is not None:
@@ -332,7 +358,8 @@ class Engine:
             raise Tdmr1Error(
                 f"the update of the {name} is not finite at step {step + 1} of iteration {self.iteration_index + 1}"
                 f"{often}: {reason}",
-                f"lower {name}.learning_rate, or leave such updates out with --set optimizer.on_not_finite=skip",
+                "leave such updates out with optimizer.on_not_finite: skip in the run's config.yaml and go on, or "
+                f"start a new run with a lower {name}.learning_rate",
             )
         return self._skip(name, reason)
 

@@ -15,12 +15,17 @@ def check_settings(config: RunConfig, entry: ModelEntry) -> list[str]:
 
     Raises Tdmr1Error for settings that undo what the run is for.
     """
+    refuse_contradictions(config)
+    idle = {**_of_the_kind(config), **_of_the_model(config, entry), **_of_one_another(config, entry)}
+    return [f"{name} has no effect: {reason}" for name, reason in idle.items()]
+
+
+def refuse_contradictions(config: RunConfig) -> None:
+    """Raise Tdmr1Error for settings that undo what the run is for, all of them at once."""
     problems = list(_contradictions(config))
     if problems:
         start = "" if len(problems) == 1 else f"{len(problems)} settings undo one another: "
         raise Tdmr1Error(start + "; ".join(told for told, _ in problems), "; ".join(hint for _, hint in problems))
-    idle = {**_of_the_kind(config), **_of_the_model(config, entry), **_of_one_another(config, entry)}
-    return [f"{name} has no effect: {reason}" for name, reason in idle.items()]
 
 
 def _contradictions(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -55,14 +60,18 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def _of_the_kind(config: RunConfig) -> dict[str, str]:
     """Settings of what this run does not do."""
+    asking = {"rl_cfg", "tau_min"}
     if config.kind == "distill":
         sections = {"surrogate", "advantages", "scoring", "guard"}
+        of_generator = asking | {"reward_scale", "tdm_weight", "trunc_steps"}
         reason = "a distillation has no rewards"
     elif config.generator.reward_scale == 0:
-        sections, reason = {"surrogate"}, "generator.reward_scale is 0, so that no surrogate is trained"
+        sections, of_generator = {"surrogate"}, asking
+        reason = "generator.reward_scale is 0, so that no surrogate is trained"
     else:
         return {}
-    changed = {name: _changed(getattr(config, name)) for name in sorted(sections)}
+    changed = {name: sorted(_changed(getattr(config, name))) for name in sorted(sections)}
+    changed["generator"] = sorted(_changed(config.generator) & of_generator)
     return {f"{section}.{name}": reason for section, names in changed.items() for name in names}
 
 
@@ -87,8 +96,6 @@ def _of_one_another(config: RunConfig, entry: ModelEntry) -> dict[str, str]:
     if surrogate.trust_region is None and surrogate.reference == "frozen":
         for name in sorted(_changed(surrogate) & {"ema_slope", "ema_max"}):
             idle[f"surrogate.{name}"] = "neither a trust region nor the reference looks at the average"
-    if surrogate.trust_region is not None and surrogate.trust_region >= 1:
-        idle["surrogate.trust_region"] = "below 0 no ratio falls, so it holds only what is preferred"
     if surrogate.boundary == "last" and not surrogate.time_weight:
         idle["surrogate.time_weight"] = "(k+1)/K is 1 at the last boundary"
     if config.advantages.binary and config.advantages.std != "global":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,18 @@ def acquire(
     folder = fetch(entry.base, parts_of(entry.base, absent))
     teacher = fetch(entry.teacher, [TEACHER_PART]) if entry.teacher != SAME else None
     return Acquired(entry, folder, teacher, absent, lora, lora.shape if lora else shape)
+
+
+def identity(acquired: Acquired) -> str:
+    """A hash of base and teacher that reads no weights: their configs, and names and sizes of weight files."""
+    told = hashlib.sha256()
+    for folder in filter(None, (acquired.folder, acquired.teacher)):
+        for path in sorted(folder.glob("*/*")):
+            if path.name in ("config.json", "scheduler_config.json"):
+                told.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+            elif path.suffix == ".safetensors":
+                told.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+    return told.hexdigest()
 
 
 def check_entry(entry: ModelEntry, *, training: bool) -> None:

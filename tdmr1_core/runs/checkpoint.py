@@ -24,7 +24,7 @@ from tdmr1_core.configure import dump, fingerprint
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import notice
 from tdmr1_core.runs import manifest
-from tdmr1_core.runs.storage import flush_folder, told_of, write_lasting
+from tdmr1_core.runs.storage import flush_folder, replace_lasting, told_of, write_lasting
 from tdmr1_core.versions import versions
 from tdmr1_rewards.state import State
 
@@ -64,10 +64,10 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
             _point(folder / LATEST, target.name)
         finally:
             _clear(folder)
-    upto = [old for old in checkpoint_folders(folder) if _number(old) <= engine.iteration_index]
-    for old in upto[:-keep]:
-        if old.name != _named(folder / GOOD):
-            shutil.rmtree(old)
+        upto = [old for old in checkpoint_folders(folder) if _number(old) <= engine.iteration_index]
+        for old in upto[:-keep]:
+            if old.name != _named(folder / GOOD):
+                shutil.rmtree(old)
     return target
 
 
@@ -101,6 +101,7 @@ def _contents(engine: Engine) -> dict[str, bytes]:
     state = {
         "iteration": engine.iteration_index,
         "updates": {name: role.updates for name, role in engine.trained.items()},
+        "counters": engine.counters(),
         "config": fingerprint(engine.config),
         "versions": versions(),
     }
@@ -128,10 +129,7 @@ def _put_in_place(building: Path, target: Path) -> None:
 
 def _point(pointer: Path, name: str) -> None:
     """Write a checkpoint's name into a file, which always holds a whole one."""
-    building = pointer.with_name(f".{pointer.name}.tmp")
-    write_lasting(building, f"{name}\n".encode())
-    os.replace(building, pointer)
-    flush_folder(pointer.parent)
+    replace_lasting(pointer, f"{name}\n".encode())
 
 
 def _named(pointer: Path) -> str | None:
@@ -164,7 +162,7 @@ def latest_checkpoint(folder: Path) -> Path:
     damage: Tdmr1Error | None = None
     for candidate in reversed(candidates):
         try:
-            read_checkpoint(candidate)
+            manifest.check_intact(candidate, FILES, optional=(REWARDS,))
         except Tdmr1Error as error:
             damage = damage or error
             notice(error.message)
@@ -174,7 +172,10 @@ def latest_checkpoint(folder: Path) -> Path:
         return candidate
     if damage is not None:
         raise Tdmr1Error(f"there is no intact checkpoint in {folder}: {damage.message}", "start the run again")
-    raise Tdmr1Error(f"there is no checkpoint in {folder}", "the run stopped before its first one; start it again")
+    raise Tdmr1Error(
+        f"there is no checkpoint in {folder}",
+        "the run ended before its first one: remove the folder and start again, or choose another --output",
+    )
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
@@ -183,8 +184,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was trained with. Raises Tdmr1Error as `read_checkpoint`."""
-    content = read_checkpoint(checkpoint)[SETTINGS]
+    """The settings that a checkpoint was trained with; nothing else is read. Raises Tdmr1Error as `read_checkpoint`."""
+    content = manifest.read_intact(checkpoint, (SETTINGS,))[SETTINGS]
     with _told_as_foreign(checkpoint):
         return dict(json.loads(content))
 
@@ -200,6 +201,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
         updates = {name: int(state["updates"][name]) for name in engine.trained}
         iteration, then = int(state["iteration"]), dict(state["versions"])
         reward_states = [dict(told) for told in json.loads(files.get(REWARDS, b"[]"))]
+        if "counters" in state:  # not in those of earlier versions
+            engine.restore_counters(state["counters"])
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))

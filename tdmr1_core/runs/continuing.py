@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,12 +35,15 @@ HARMLESS = (
     "rewards.*.isolated",
     "rewards.*.python",
     "prompts.evaluate",
-    "evaluation.*",
-    "guard.*",
-    "saving.*",
+    "evaluation.**",
+    "guard.**",
+    "saving.**",
     "optimizer.on_not_finite",
 )
-"""Settings that may change in the middle of a run: what is learnt stays the same, up to rounding."""
+"""Settings that may change in the middle of a run: what is learnt stays the same, up to rounding.
+
+`*` stands for one part of a name, `**` for all the rest.
+"""
 
 Changes = dict[str, tuple[Any, Any]]
 """Values before and after by dotted name."""
@@ -76,8 +79,7 @@ def find_continuation(folder: Path) -> Continuation:
     """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
     config = load_run_config(folder)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    former = read_config(checkpoint)
-    changes = {} if former is None else find_changes(dump(resolve([former])), dump(config))
+    changes = find_changes(dump(resolve([read_config(checkpoint)])), dump(config))
     refused = {name: values for name, values in changes.items() if not _may_change(name, config)}
     if refused:
         told = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in refused.items())
@@ -103,4 +105,10 @@ def find_changes(former: Any, latter: Any, prefix: str = "") -> Changes:
 def _may_change(name: str, config: RunConfig) -> bool:
     if name == "iterations":  # the length of the schedule, where there is one
         return config.optimizer.final_lr == 1
-    return any(fnmatchcase(name, pattern) for pattern in HARMLESS)
+    return any(_matches(name.split("."), pattern.split(".")) for pattern in HARMLESS)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if pattern[-1] == "**":
+        pattern, parts = pattern[:-1], parts[: len(pattern) - 1]
+    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))

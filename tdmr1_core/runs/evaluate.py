@@ -51,6 +51,19 @@ class Evaluation:
     pictures: Pictures
     scores: dict[str, list[float | None]]
 
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """As lines of evaluations.jsonl, one a reward, but for the step."""
+        return [
+            {
+                "role": self.role,
+                "prompts": self.prompt_set,
+                "n": value.n,
+                f"{reward}/mean": value.mean,
+                f"{reward}/stderr": value.stderr,
+            }
+            for reward, value in self.measures.items()
+        ]
+
 
 @torch.no_grad()
 def draw(

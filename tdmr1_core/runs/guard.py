@@ -1,21 +1,24 @@
 """The guard: an alarm when the trained reward rises while other rewards fall or the pictures change too much.
 
 What it looks at is measured on the pictures of evaluations, and compared with the first one. Every departure is in
-units of the deviation that the same number had over the first pictures, so that one threshold serves them all.
+units of the deviation that the same number had over the first pictures, so that one threshold serves them all; where
+those had none, over the later ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tdmr1_core.config import GuardConfig, RewardConfig, RunConfig
+from tdmr1_core.configure import dump
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import TEACHER
@@ -48,7 +51,7 @@ def held_out_rewards(config: RunConfig, registry: RewardRegistry, domain: str) -
     """
     if config.guard.rewards is not None:
         return config.guard.rewards
-    trained = {reward.source or reward.name for reward in config.rewards}
+    trained = {reward.source or reward.name for reward in config.rewards if reward.weight != 0}
     named = {r.name: r for r in config.evaluation.rewards if (r.source or r.name) not in trained}
     for name in FREE_JUDGES.get(domain, ()):
         if name not in trained and name not in named and availability(registry.get(name).spec).usable:
@@ -63,18 +66,33 @@ class Look:
     step: int
     measures: dict[str, Measure]
     alarms: tuple[str, ...] = ()
+    subject: str = ""
+    """Which pictures and judges these are, by `subject_of`; only looks at the same are compared."""
 
     def row(self) -> dict[str, Any]:
         """As a line of guard.jsonl, but for the step."""
         numbers = {f"{name}/{key}": getattr(m, key) for name, m in self.measures.items() for key in ("mean", "stderr")}
         counts = {name: value.n for name, value in self.measures.items()}
-        return {**numbers, "n": counts, "alarms": self.alarms}
+        return {**numbers, "n": counts, "alarms": self.alarms, "subject": self.subject}
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Look:
         """The look that a line tells of."""
         measures = {name: Measure(row[f"{name}/mean"], row[f"{name}/stderr"], n) for name, n in row["n"].items()}
-        return cls(row["step"], measures, tuple(row["alarms"]))
+        return cls(row["step"], measures, tuple(row["alarms"]), row.get("subject", ""))
+
+
+def subject_of(config: RunConfig) -> str:
+    """A hash of the settings that say which pictures the guard looks at, and by which rewards they are judged."""
+    settings = dump(config)
+    told = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
+    told |= {"guard": settings["guard"]["rewards"], "prompts": settings["prompts"]["evaluate"]}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_look(looks: Sequence[Look], subject: str) -> Look | None:
+    """The look that others with the same subject are compared with."""
+    return next((look for look in looks if look.subject == subject), None)
 
 
 @dataclass(frozen=True)
@@ -86,21 +104,30 @@ class Departure:
     after: Measure
 
     @property
+    def change(self) -> float:
+        """Of the mean."""
+        return self.after.mean - self.before.mean
+
+    @property
     def size(self) -> float:
-        """0 where nothing can be said."""
-        deviation = self.before.stderr * math.sqrt(self.before.n)
-        size = (self.after.mean - self.before.mean) / deviation if deviation > 0 else 0.0
-        return size if math.isfinite(size) else 0.0
+        """0 where nothing can be said; infinite between pictures that all had one value and all have another."""
+        deviations = (self.before.stderr * math.sqrt(self.before.n), self.after.stderr * math.sqrt(self.after.n))
+        if any(map(math.isnan, (self.change, *deviations))):
+            return 0.0
+        deviation = deviations[0] or deviations[1]
+        if deviation == 0:
+            return math.copysign(math.inf, self.change) if self.change else 0.0
+        return self.change / deviation
 
     @property
     def certain(self) -> bool:
         """Whether it is more than chance."""
         error = math.hypot(self.before.stderr, self.after.stderr)
-        return abs(self.after.mean - self.before.mean) > CERTAIN * error
+        return abs(self.change) > CERTAIN * error
 
     def __str__(self) -> str:
         what = self.name.partition("/")[2].replace("_", " ")
-        verb = "rose" if self.size > 0 else "fell"
+        verb = "rose" if self.change > 0 else "fell"
         return f"{what} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
 
 
@@ -110,18 +137,24 @@ def departures(first: Look, now: Look) -> list[Departure]:
     return [Departure(name, known[name], value) for name, value in now.measures.items() if name in known]
 
 
-def find_alarms(first: Look, now: Look, threshold: float) -> tuple[str, ...]:
-    """A sentence if a trained reward rose for certain while something departed by more than the threshold.
+def trained_directions(config: RunConfig) -> dict[str, int]:
+    """Which way the training moves each reward by its weight: 1 up, -1 down; one without a weight isn't trained."""
+    return {reward.name: 1 if reward.weight > 0 else -1 for reward in config.rewards if reward.weight != 0}
+
+
+def find_alarms(first: Look, now: Look, threshold: float, directions: Mapping[str, int]) -> tuple[str, ...]:
+    """A sentence if a trained reward went its way for certain while something departed by more than the threshold.
 
     Held-out rewards, diversity and similarity count where they fall; a picture's own numbers whichever way they go.
     """
     found = departures(first, now)
-    rising = [d for d in found if d.name.startswith("reward/") and d.certain and d.size > 0]
+    ways = {f"reward/{name}": direction for name, direction in directions.items()}
+    gained = [d for d in found if d.certain and d.change * ways.get(d.name, 0) > 0]
     wrong = [d for d in found if is_too_far(d, threshold)]
-    if not rising or not wrong:
+    if not gained or not wrong:
         return ()
     wrong.sort(key=lambda d: -abs(d.size))
-    return (f"{', '.join(map(str, rising))} while {', '.join(map(str, wrong))}",)
+    return (f"{', '.join(map(str, gained))} while {', '.join(map(str, wrong))}",)
 
 
 def is_too_far(departure: Departure, threshold: float) -> bool:
@@ -135,19 +168,20 @@ def is_too_far(departure: Departure, threshold: float) -> bool:
 
 @dataclass
 class Guard:
-    """Looks at evaluations; `judge` scores held-out rewards, if there are any."""
+    """Looks at evaluations; `trained` are directions by reward, `judge` scores held-out rewards, if there are any."""
 
     settings: GuardConfig
-    trained: Sequence[str]
+    trained: Mapping[str, int]
     judge: RewardRunner | None
+    subject: str
     first: Look | None = None
     _teacher: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     def recall(self, folder: Path) -> None:
-        """Take up the first look of a run that is continued."""
+        """Take up the first look of a run that is continued, if it was at what is looked at now."""
         path = folder / GUARD
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.first = Look.of(json.loads(lines[0])) if lines else None
+        self.first = first_look([Look.of(json.loads(line)) for line in lines], self.subject)
 
     def look(self, engine: Engine, evaluations: Sequence[Evaluation]) -> Look:
         """Measure the pictures of one role on several prompt sets, and compare them with the first look."""
@@ -156,11 +190,12 @@ class Guard:
             for name, scores in self._values(engine, evaluation).items():
                 values.setdefault(name, []).extend(scores)
         measures = {name: measure(scores) for name, scores in values.items()}
-        look = Look(engine.iteration_index, {name: value for name, value in measures.items() if value.n >= FEWEST})
+        enough = {name: value for name, value in measures.items() if value.n >= FEWEST}
+        look = Look(engine.iteration_index, enough, subject=self.subject)
         if self.first is None:
             self.first = look
             return look
-        return Look(look.step, look.measures, find_alarms(self.first, look, self.settings.threshold))
+        return replace(look, alarms=find_alarms(self.first, look, self.settings.threshold, self.trained))
 
     def _values(self, engine: Engine, evaluation: Evaluation) -> dict[str, Sequence[float | None]]:
         """Every number the guard looks at, of each image or group."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from tdmr1_core.errors import Tdmr1Error
@@ -25,7 +27,19 @@ def read_intact(folder: Path, names: Collection[str], optional: Collection[str] 
     """
     listed = _listed(folder, names)
     wanted = (*names, *(name for name in optional if name in listed))
-    return {name: _read_one(folder / name, listed[name]) for name in wanted}
+    contents = {name: _read(folder / name) for name in wanted}
+    for name, content in contents.items():
+        _check(folder / name, listed[name], len(content), _hash(content))
+    return contents
+
+
+def check_intact(folder: Path, names: Collection[str], optional: Collection[str] = ()) -> None:
+    """Raise Tdmr1Error as `read_intact`, without keeping the files in memory."""
+    listed = _listed(folder, names)
+    for name in (*names, *(name for name in optional if name in listed)):
+        with _opened(folder / name) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            _check(folder / name, listed[name], file.tell(), digest)
 
 
 def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]]:
@@ -39,20 +53,26 @@ def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]
     raise _damaged(f"{path} is damaged")
 
 
-def _read_one(path: Path, listed: Mapping[str, object]) -> bytes:
-    content = _read(path)
-    if len(content) != listed.get("bytes"):
-        raise _damaged(f"{path} has {len(content)} bytes, not {listed.get('bytes')}")
-    if _hash(content) != listed.get("sha256"):
+def _check(path: Path, listed: Mapping[str, object], size: int, digest: str) -> None:
+    if size != listed.get("bytes"):
+        raise _damaged(f"{path} has {size} bytes, not {listed.get('bytes')}")
+    if digest != listed.get("sha256"):
         raise _damaged(f"{path} is damaged: its content is not what was written")
-    return content
 
 
 def _read(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A file of a checkpoint. Raises Tdmr1Error for one that is missing, a link or can't be read."""
     if path.is_symlink():
         raise _damaged(f"{path} is a link")
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise _damaged(f"{path} is missing") from error
     except OSError as error:

@@ -18,7 +18,7 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.configure import dump
 from tdmr1_core.runs.continuing import CONFIG, RESUMES, find_changes, load_run_config
 from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.guard import Departure, Look, departures, is_too_far
+from tdmr1_core.runs.guard import Departure, Look, departures, first_look, is_too_far
 from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS
 
 ALWAYS = ("kind", "model.name", "seed", "iterations", "batch.groups", "batch.group_size", "rollout.steps")
@@ -78,9 +78,10 @@ class Report:
     @property
     def departures(self) -> list[tuple[Departure, bool]]:
         """How far the guard's numbers are from the first look, farthest first, and whether that is too far."""
-        if len(self.looks) < 2:
+        first = first_look(self.looks, self.looks[-1].subject) if self.looks else None
+        if first is None or first is self.looks[-1]:
             return []
-        found = sorted(departures(self.looks[0], self.looks[-1]), key=lambda departure: -abs(departure.size))
+        found = sorted(departures(first, self.looks[-1]), key=lambda departure: -abs(departure.size))
         return [(departure, is_too_far(departure, self.config.guard.threshold)) for departure in found]
 
     @property

@@ -20,13 +20,15 @@ from tdmr1_core.configure import dump, fingerprint, read_file
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_files import LoraFile
+from tdmr1_core.idle import refuse_contradictions
+from tdmr1_core.models.acquire import Acquired, identity
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.notices import notice
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.processes import ALONE, Processes
 from tdmr1_core.records import IterationReport, Prompt
 from tdmr1_core.runs.checkpoint import (
+    checkpoint_folders,
     go_back_to_good,
     latest_checkpoint,
     load_checkpoint,
@@ -35,7 +37,7 @@ from tdmr1_core.runs.checkpoint import (
 )
 from tdmr1_core.runs.continuing import CHECKPOINTS, CONFIG, Continuation, find_continuation, load_run_config
 from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
-from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards
+from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards, subject_of, trained_directions
 from tdmr1_core.runs.pictures import save_before_after, save_grid
 from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
@@ -126,6 +128,7 @@ class Run:
         as the rewards do.
         """
         found = extensions or discover()
+        _check_guard(config, found.plugins.rewards)
         if processes.count > 1:
             _refuse_people(config, found.plugins.rewards)
         config = _anchored(config)
@@ -148,57 +151,62 @@ class Run:
                 failing.callback(locks[0].release)
                 return find_continuation(folder)
 
-            found = processes.on_first(take_up)
-            run = cls(folder, found.config, extensions or discover(), found, next(iter(locks), None), processes)
+            found, extensions = processes.on_first(take_up), extensions or discover()
+            _check_guard(found.config, extensions.plugins.rewards)
+            run = cls(folder, found.config, extensions, found, next(iter(locks), None), processes)
             failing.pop_all()
             return run
 
     def execute(self, observer: Observer) -> RunResult:
         """Load, evaluate, iterate, save. One Ctrl-C or SIGTERM finishes the iteration and saves; a second leaves."""
-        set_threads(self.config.threads)
-        rewards = self.config.evaluation.rewards or self._evaluating_rewards()
+        with ExitStack() as held:
+            held.callback(self._release)
+            set_threads(self.config.threads)
+            engine = self._load(held)
+            self.processes.on_first(lambda: self._open_folder(engine))
+            with self._stopping_cleanly(observer):
+                result = self._lead(engine, observer) if self.processes.first else self._follow(engine)
+            self.processes.leave()
+            return result
+
+    def _load(self, held: ExitStack) -> Engine:
+        """The engine, where the run stands, and the judge of evaluations; `held` lets go of what of them is there."""
+        rewards = _evaluation_rewards(self.config, self.extensions.plugins.rewards)
         trains = self.config.kind == "train"
         # Evaluations and iterations take turns, so the training's own rewards may judge both.
         shared = trains and rewards == self.config.rewards
         if self.processes.first and rewards and not shared:
             self._judge = self._build_judge(rewards)
+            held.callback(self._judge.close)
         kind = Engine if trains else DistillEngine
         engine = kind.from_config(
             self.config, run_folder=self.folder, extensions=self.extensions, processes=self.processes
         )
+        held.callback(engine.close)
         if shared and engine.scoring is not None:
             self._judge = engine.scoring.runner
-        try:
-            continuation = self._continuation
-            if continuation is not None:
-                self.processes.on_each(lambda: load_checkpoint(engine, continuation.checkpoint, with_rewards=True))
-                self._saved_at = engine.iteration_index
-            self.processes.on_first(lambda: self._open_folder(engine))
-            with told_of(self.folder), self._stopping_cleanly(observer):
-                result = self._lead(engine, observer) if self.processes.first else self._follow(engine)
-            self.processes.leave()
-            return result
-        finally:
-            engine.close()
-            if self._judge is not None:
-                self._judge.close()
-            if self._guard is not None and self._guard.judge is not None:
-                self._guard.judge.close()
-            if self._lock is not None:
-                self._lock.release()
+        continuation = self._continuation
+        if continuation is not None:
+            self.processes.on_each(lambda: load_checkpoint(engine, continuation.checkpoint, with_rewards=True))
+            self._saved_at = engine.iteration_index
+        return engine
+
+    def _release(self) -> None:
+        """Let others write into the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _build_guard(self, engine: Engine) -> Guard | None:
         """Who watches over a training that is evaluated, if anybody is to."""
         settings = self.config.guard
         if self._judge is None or self.config.kind != "train" or not settings.enabled:
             return None
-        trained = [reward.name for reward in self.config.rewards]
-        judged = self.config.evaluation.rewards or self._evaluating_rewards()
-        if not {reward.name for reward in judged} & set(trained):
+        trained = trained_directions(self.config)
+        if not _is_rise_seen(self.config, self.extensions.plugins.rewards):
             notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
         rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
         judge = self._build_judge(rewards) if rewards else None
-        return Guard(settings, trained, judge)
+        return Guard(settings, trained, judge, subject_of(self.config))
 
     def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
         """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
@@ -216,18 +224,10 @@ class Run:
             mark_good(checkpoints, checkpoints / f"step-{look.step:06d}")
             return
         good = go_back_to_good(checkpoints)
+        left = f"the last good checkpoint is {good}" if good else "there is no checkpoint that it had nothing against"
         raise GuardStopped(
             f"the guard stopped the run after iteration {look.step}: {look.alarms[0]}",
-            f"the last good checkpoint is {good}; look at {self.folder / SAMPLES}, and see docs/faults.md",
-        )
-
-    def _evaluating_rewards(self) -> Sequence[RewardConfig]:
-        """The trained rewards, but for those that evaluations are to leave in peace."""
-        known = self.extensions.plugins.rewards
-        return tuple(
-            reward
-            for reward in self.config.rewards
-            if find(known, reward.source or reward.name, reward.python).spec.evaluates
+            f"{left}; look at {self.folder / SAMPLES}, and see docs/faults.md",
         )
 
     def _build_judge(self, rewards: Sequence[RewardConfig]) -> RewardRunner:
@@ -236,16 +236,19 @@ class Run:
 
     def _lead(self, engine: Engine, observer: Observer) -> RunResult:
         """What the first process does: iterate, and write all of it down."""
-        tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
-        try:
-            with patience.listening(observer.waiting):
-                return self._loop(engine, tracker, observer)
-        except RewardFailed:
-            # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
-            self._save(engine, observer)
-            raise
-        finally:
-            tracker.close()
+        with ExitStack() as held:
+            tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
+            held.callback(tracker.close)
+            self._guard = self._build_guard(engine)
+            if self._guard is not None and self._guard.judge is not None:
+                held.callback(self._guard.judge.close)
+            try:
+                with patience.listening(observer.waiting):
+                    return self._loop(engine, tracker, observer)
+            except RewardFailed:
+                # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
+                self._save(engine, observer)
+                raise
 
     def _follow(self, engine: Engine) -> RunResult:
         """What every other process does: its part of each iteration, and nothing beside."""
@@ -258,17 +261,19 @@ class Run:
         return self.processes.any(self._stop) or engine.iteration_index >= self.config.iterations
 
     def _loop(self, engine: Engine, tracker: Tracker, observer: Observer) -> RunResult:
-        saving, evaluation = self.config.saving, self.config.evaluation
-        tracker.cut_after(engine.iteration_index or -1)
-        self._guard = self._build_guard(engine)
+        saving, started_at = self.config.saving, engine.iteration_index
+        # What was saved last may not have been evaluated any more, or not to the end: it is done again.
+        again = self._is_evaluated(started_at)
+        tracker.go_back(started_at, evaluated=started_at - 1 if again else started_at)
         if self._guard is not None:
             self._guard.recall(self.folder)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
-        if engine.iteration_index == 0:
-            before = self._evaluate(engine, tracker, observer)
-            if saving.samples_every:
-                self._preview(engine)
+        if again and started_at < self.config.iterations:
+            results = self._evaluate(engine, tracker, observer)
+            before = results if started_at == 0 else ()
+        if started_at == 0 and saving.samples_every:
+            self._preview(engine)
         over = self._over(engine)
         while not over:
             try:
@@ -277,19 +282,27 @@ class Run:
                 break
             tracker.metrics(report.step, report.metrics)
             observer.iteration(report)
-            over = self._over(engine)
-            if over or report.step % saving.checkpoint_every == 0:
+            last = self._stop or self._result(engine).finished
+            if last or report.step % saving.checkpoint_every == 0:
                 self._save(engine, observer)
-            if saving.samples_every and (over or report.step % saving.samples_every == 0):
+            if saving.samples_every and (last or report.step % saving.samples_every == 0):
                 self._preview(engine)
-            if evaluation.every and report.step % evaluation.every == 0 and not over:
+            if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, tracker, observer)
+            over = self._over(engine)
         result = self._result(engine)
         if not result.finished:
             self._save(engine, observer)
             return result
         after = self._evaluate(engine, tracker, observer)
+        if self._stop and self._judge is not None:
+            notice(f"the last evaluation was cut off; `tdmr1 train --resume {self.folder}` makes it again")
         return replace(result, before=before, after=after, before_after=self._before_after(engine))
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation after an iteration; 0 stands for the start."""
+        every = self.config.evaluation.every
+        return step in (0, self.config.iterations) or (every > 0 and step % every == 0)
 
     def _result(self, engine: Engine) -> RunResult:
         return RunResult(self.folder, engine.iteration_index, engine.iteration_index >= self.config.iterations)
@@ -324,13 +337,15 @@ class Run:
         with told_of(self.folder):
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._continuation is not None:
-                _check_same_lora(self.folder, lora)
+                _check_same_weights(self.folder, engine.acquired)
                 self._continuation.record(self.folder)
                 return
             self._lock = hold(self.folder)
             if (self.folder / CONFIG).exists():
                 raise Tdmr1Error(f"the run folder {self.folder} is already used", "choose another --output")
             header = {"versions": versions(), "config_hash": fingerprint(self.config)}
+            if engine.acquired is not None:
+                header["base"] = identity(engine.acquired)
             header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
             text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
             (self.folder / CONFIG).write_text(text, encoding="utf-8")
@@ -342,10 +357,13 @@ class Run:
         return {name: load_prompts(name, engine.entry.domain) for name in dict.fromkeys((source, held_out))}
 
     def _evaluate(self, engine: Engine, tracker: Tracker, observer: Observer) -> tuple[Evaluation, ...]:
-        """The averaged generator on every prompt set; nothing in a distillation without rewards."""
+        """The averaged generator on every prompt set; nothing in a distillation without rewards.
+
+        It is written down at the end, so that one which is stopped leaves nothing, and is made again by a resume.
+        """
         if self._judge is None:
             return ()
-        settings, results = self.config.evaluation, []
+        settings, results = self.config.evaluation, list[Evaluation]()
         for name, prompts in self._prompt_sets(engine).items():
             if self._stop:
                 break
@@ -354,13 +372,10 @@ class Run:
                 result = evaluate(
                     engine, self._judge, GENERATOR_EMA, name, prompts, images=settings.images, seed=settings.seed
                 )
-            for reward, value in result.measures.items():
-                row = {"role": GENERATOR_EMA, "prompts": name, "n": value.n}
-                row |= {f"{reward}/mean": value.mean, f"{reward}/stderr": value.stderr}
-                tracker.evaluation(engine.iteration_index, row)
             observer.evaluated(engine.iteration_index, result)
             results.append(result)
-        if results and not self._stop:
+        if not self._stop:
+            tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
             self._watch(engine, tracker, observer, results)
         return tuple(results)
 
@@ -373,7 +388,9 @@ class Run:
     def _preview(self, engine: Engine) -> None:
         """The same prompts and noises as ever, as the generator draws them now."""
         pictures = self._preview_pictures(engine)
-        save_grid(pictures.images, PREVIEW_COLUMNS, self.folder / SAMPLES / f"step-{engine.iteration_index:06d}.png")
+        path = self.folder / SAMPLES / f"step-{engine.iteration_index:06d}.png"
+        with told_of(self.folder):
+            save_grid(pictures.images, PREVIEW_COLUMNS, path)
 
     def _before_after(self, engine: Engine) -> Path:
         """The preview with the weights the run started from beside the averaged ones it ended with."""
@@ -386,19 +403,46 @@ class Run:
         shape = (len(captions), PREVIEW_COLUMNS, *after.images.shape[1:])
         path = self.folder / BEFORE_AFTER
         titles = ("before", f"after {engine.iteration_index} iterations")
-        save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
+        with told_of(self.folder):
+            save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
         return path
 
 
 def _unused(folder: Path) -> Path:
     """A folder for a new run. Raises Tdmr1Error for one that is used."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if (folder / CONFIG).exists():
+        if checkpoint_folders(folder / CHECKPOINTS):
             hint = f"continue it with `tdmr1 train --resume {folder}`, or choose another --output"
+        elif (folder / CONFIG).exists():
+            hint = "that run ended before its first checkpoint: remove the folder, or choose another --output"
         else:
             hint = "choose another --output"
         raise Tdmr1Error(f"the run folder {folder} is already used", hint)
     return folder
+
+
+def _evaluation_rewards(config: RunConfig, registry: RewardRegistry) -> Sequence[RewardConfig]:
+    """What evaluations are judged by: the trained rewards by default, but for those that they are to leave in peace."""
+    return config.evaluation.rewards or tuple(
+        reward
+        for reward in config.rewards
+        if find(registry, reward.source or reward.name, reward.python).spec.evaluates
+    )
+
+
+def _is_rise_seen(config: RunConfig, registry: RewardRegistry) -> bool:
+    """Whether evaluations judge a reward that is trained."""
+    return any(reward.name in trained_directions(config) for reward in _evaluation_rewards(config, registry))
+
+
+def _check_guard(config: RunConfig, registry: RewardRegistry) -> None:
+    """Raise Tdmr1Error for settings that undo one another, and for a guard that is to stop a run and can't see it."""
+    refuse_contradictions(config)
+    if config.kind == "train" and config.guard.stop and not _is_rise_seen(config, registry):
+        raise Tdmr1Error(
+            "guard.stop can stop nothing: evaluations judge none of the trained rewards",
+            "name one of them in evaluation.rewards, or set guard.stop=false",
+        )
 
 
 def _refuse_people(config: RunConfig, registry: RewardRegistry) -> None:
@@ -410,9 +454,17 @@ def _refuse_people(config: RunConfig, registry: RewardRegistry) -> None:
             )
 
 
-def _check_same_lora(folder: Path, lora: LoraFile | None) -> None:
-    """Raise Tdmr1Error for another LoRA than the one that a run began with."""
-    began = (read_file(folder / CONFIG).get("tdmr1") or {}).get("lora")
+def _check_same_weights(folder: Path, acquired: Acquired | None) -> None:
+    """Raise Tdmr1Error for another base model or another LoRA than those that a run began with."""
+    header = read_file(folder / CONFIG).get("tdmr1") or {}
+    if acquired is None:
+        return
+    if header.get("base", identity(acquired)) != identity(acquired):
+        raise Tdmr1Error(
+            f"{acquired.folder} is not the model that the run began with: its configs or weight files are others",
+            "name that one in model.path of the run's config.yaml, or start a new run",
+        )
+    began, lora = header.get("lora"), acquired.lora
     if began and lora and began["sha256"] != lora.sha256:
         raise Tdmr1Error(
             f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",

@@ -45,6 +45,22 @@ def write_lasting(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_lasting(path: Path, content: bytes) -> None:
+    """Give a file another content, so that at any time it has the whole of one of the two."""
+    building = path.with_name(f".{path.name}.tmp")
+    write_lasting(building, content)
+    os.replace(building, path)
+    flush_folder(path.parent)
+
+
+def append_lasting(path: Path, content: bytes) -> None:
+    """Add to the end of a file, and wait until the disk has it."""
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def flush_folder(folder: Path) -> None:
     """Wait until the disk has the names in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -16,6 +16,7 @@ from torch import nn
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.records import Conditioning
+from tdmr1_core.runs.storage import told_of
 
 
 class PromptEncoder:
@@ -66,10 +67,11 @@ class PromptEncoder:
             self._kept[text] = kept
             return kept
         path = self._path(text)
-        path.parent.mkdir(parents=True, exist_ok=True)
         building = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({name: value.contiguous() for name, value in vars(kept).items() if value is not None}, building)
-        building.replace(path)
+        with told_of(self._cache):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.contiguous() for name, value in vars(kept).items() if value is not None}, building)
+            building.replace(path)
         return kept
 
     def _path(self, text: str) -> Path:

@@ -21,7 +21,7 @@ class FakeScoreStage:
         self.roles = roles
         self.role = role
         self._teacher_weight = teacher_weight
-        self._micro_batches = MicroBatches(micro_batch)
+        self.micro_batches = MicroBatches(micro_batch)
         self._seed = seed
 
     def accumulate(
@@ -47,7 +47,7 @@ class FakeScoreStage:
             self.role.collect(loss * scale)
             total += self.role.watch(loss, trajectory.groups, rows)
 
-        self._micro_batches.each(images, learn)
+        self.micro_batches.each(images, learn)
         return total
 
     def losses(

@@ -60,7 +60,7 @@ class GeneratorStage:
         self._guidance_scale = guidance_scale
         self._rl_cfg = rl_cfg
         self._floor = normaliser_floor
-        self._micro_batches = MicroBatches(micro_batch)
+        self.micro_batches = MicroBatches(micro_batch)
         self._seed = seed
 
     def accumulate(
@@ -90,7 +90,7 @@ class GeneratorStage:
             for name, part in zip(seen, parts, strict=True):
                 seen[name] += part.sum().item() / groups.images
 
-        self._micro_batches.each(groups.images, learn)
+        self.micro_batches.each(groups.images, learn)
         return seen
 
     def losses(

@@ -36,7 +36,7 @@ class RolloutStage:
         self._like = torch.empty(latent_shape, dtype=roles.backbone.dtype, device=roles.backbone.device)
         self._sampler = sampler
         self._eta = eta
-        self._micro_batches = MicroBatches(micro_batch)
+        self.micro_batches = MicroBatches(micro_batch)
         self._seed = seed
         self._decode = decode
         self._keep_on = keep_on or roles.backbone.device
@@ -74,7 +74,7 @@ class RolloutStage:
                 if on_decoded is not None:
                     on_decoded(pictures)
 
-        self._micro_batches.each(groups.images, draw)
+        self.micro_batches.each(groups.images, draw)
         return Trajectory(
             groups=groups,
             latents=torch.cat(latents, dim=1),

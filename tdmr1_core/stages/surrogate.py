@@ -53,7 +53,7 @@ class SurrogateStage:
         self._beta_dpo = beta_dpo
         self._stabilisers = stabilisers
         self._time_weight = time_weight
-        self._micro_batches = MicroBatches(micro_batch)
+        self.micro_batches = MicroBatches(micro_batch)
         self._seed = seed
 
     def accumulate(
@@ -89,7 +89,7 @@ class SurrogateStage:
             seen["surrogate/drifted"] += result.drifted.sum().item() / images
             seen["surrogate/drift"] += result.drift.sum().item() / images
 
-        self._micro_batches.each(images, learn, multiple=group_size)
+        self.micro_batches.each(images, learn, multiple=group_size)
         return seen
 
     def losses(
@@ -150,7 +150,7 @@ class SurrogateStage:
             losses.append(answers[0])
             reference_losses.append(answers[1])
 
-        self._micro_batches.each(trajectory.groups.images, ask)
+        self.micro_batches.each(trajectory.groups.images, ask)
         loss, reference_loss = torch.cat(losses), torch.cat(reference_losses)
         group_size = trajectory.groups.group_size
         return preference_weights(advantages.to(loss), loss, reference_loss, self._beta_dpo, group_size)

@@ -156,11 +156,11 @@ class Human:
 
     def _wait(self, store: FeedbackStore, opened: Round, page: FeedbackPage) -> None:
         """Until enough of the round is judged, or its time is over; it is closed in the end."""
-        assert opened.deadline is not None
+        until = time.monotonic() + 60 * self._options.minutes  # the round's own deadline, of the clock, is for the page
         store.tell("the training waits for these answers")
         try:
             while True:
-                progress, left = store.progress(opened.id), opened.deadline - time.time()
+                progress, left = store.progress(opened.id), until - time.monotonic()
                 if progress.done >= self._options.enough * progress.items or left <= 0:
                     break
                 patience.tell(_waiting(progress, left, page.url))

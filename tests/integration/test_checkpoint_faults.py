@@ -20,8 +20,12 @@ from integration.support import Silent, small_config
 from integration.test_runs import files, rows
 from tdmr1_cli.running import _execute as execute_here
 from tdmr1_cli.stopping import Stopped
+from tdmr1_core import assemble, tiny
+from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
+from tdmr1_core.records import Prompt
+from tdmr1_core.runs import manifest, tracking
 from tdmr1_core.runs.checkpoint import (
     FILES,
     LATEST,
@@ -35,8 +39,9 @@ from tdmr1_core.runs.continuing import load_run_config
 from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_core.runs.storage import hold
-from tdmr1_core.runs.tracking import Tracker
+from tdmr1_core.stages import encoding
 from tdmr1_core.stages.rollout import RolloutStage
+from tdmr1_rewards.runner import RewardRunner
 
 pytestmark = pytest.mark.integration
 NEWEST, BEFORE = "step-000003", "step-000002"
@@ -88,6 +93,16 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_it_used(copied, name,
     assert BEFORE in sentences[1]
 
 
+def test_looking_for_a_checkpoint_keeps_no_file_of_it_in_memory(copied, monkeypatch):
+    read: list[str] = []
+    real = manifest._read
+    monkeypatch.setattr(manifest, "_read", lambda path: read.append(path.name) or real(path))
+    assert latest_checkpoint(copied / "checkpoints").name == NEWEST
+    assert read == [MANIFEST]
+    assert read_config(copied / "checkpoints" / NEWEST)["iterations"] == 3
+    assert read == [MANIFEST, MANIFEST, "config.json"]
+
+
 def test_a_run_with_a_damaged_newest_checkpoint_ends_with_the_same_bits(copied, finished):
     flip_a_bit(copied / "checkpoints" / NEWEST / "weights.safetensors")
     with pytest.warns(RunWarning):
@@ -133,7 +148,7 @@ def failing(monkeypatch, name: str, at: int, error: BaseException) -> None:
     monkeypatch.setattr(os, name, sometimes)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT])
 @pytest.mark.parametrize(("call", "at"), [("fsync", 1), ("fsync", 4), ("fsync", 6), ("rename", 1), ("mkdir", 1)])
 def test_a_disk_that_takes_no_more_leaves_earlier_checkpoints_alone(engine, copied, monkeypatch, call, at, code):
     before = files(copied)
@@ -175,14 +190,14 @@ def test_weights_that_are_not_finite_are_not_saved(engine, copied):
 
 def test_a_full_disk_in_the_middle_of_a_run(finished, tmp_path, monkeypatch):
     folder, config = tmp_path / "run", load_run_config(finished)
-    append = Tracker._append
+    append = tracking.append_lasting
 
-    def full(self, name, row):
-        if row["step"] == 2:
+    def full(path, content):
+        if json.loads(content.splitlines()[0])["step"] == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, name, row)
+        append(path, content)
 
-    monkeypatch.setattr(Tracker, "_append", full)
+    monkeypatch.setattr(tracking, "append_lasting", full)
     with pytest.raises(Tdmr1Error, match=f"{folder} can't be written: No space left on device") as caught:
         Run.create(config, folder).execute(Silent())
     assert caught.value.hint == "free some space there"
@@ -190,6 +205,67 @@ def test_a_full_disk_in_the_middle_of_a_run(finished, tmp_path, monkeypatch):
     monkeypatch.undo()
     Run.resume(folder).execute(Silent())
     assert files(folder) == files(finished)
+
+
+def test_an_error_of_something_else_is_not_told_of_the_run_folder(copied, monkeypatch):
+    (copied / "checkpoints" / LATEST).write_text(f"{BEFORE}\n")
+
+    def lose_a_file(*_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "a reward's own file")
+
+    monkeypatch.setattr(Engine, "iteration", lose_a_file)
+    with pytest.raises(FileNotFoundError, match="a reward's own file"):
+        Run.resume(copied).execute(Silent())
+
+
+def test_a_full_disk_under_encoded_prompts_is_told_of_their_folder(engine, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(engine._encoder, "_cache", tmp_path / "prompts")
+    monkeypatch.setattr(encoding, "save_file", full)
+    with pytest.raises(Tdmr1Error, match=f"{tmp_path}/prompts can't be written: No space left on device"):
+        engine.conditioning([Prompt("nobody has asked for this", {})])
+
+
+def test_a_run_that_cannot_be_loaded_holds_nothing(copied, monkeypatch):
+    def broken(*_, **__):
+        raise Tdmr1Error("the model can't be loaded", "")
+
+    closed: list[str] = []
+    monkeypatch.setattr(RewardRunner, "close", lambda runner: closed.append("a runner"))
+    monkeypatch.setattr(assemble, "acquire", broken)
+    with pytest.raises(Tdmr1Error, match="can't be loaded"):
+        Run.resume(copied).execute(Silent())
+    hold(copied).release()
+    assert len(closed) == 2, "the judge of evaluations, and the rewards of the training"
+
+
+def test_what_a_guard_cannot_stop_is_refused_at_a_resume_too(copied):
+    change(copied, "  stop: false", "  stop: true")
+    with pytest.raises(Tdmr1Error, match=r"guard\.stop can stop nothing"):
+        Run.resume(copied)
+    hold(copied).release()
+
+
+def test_a_guard_that_sees_no_trained_reward_cannot_be_asked_to_stop(tmp_path):
+    asked = ("guard.stop=true", "evaluation.every=1")
+    with pytest.raises(Tdmr1Error, match="evaluations judge none of the trained rewards") as caught:
+        Run.create(small_config(*asked, "rewards.0.name=human"), tmp_path / "people")
+    assert "evaluation.rewards" in caught.value.hint
+    with pytest.raises(Tdmr1Error, match="evaluations judge none"):
+        Run.create(small_config(*asked, "evaluation.rewards=[{name: jpeg_size}]"), tmp_path / "another")
+
+
+def test_a_run_without_a_checkpoint_is_not_sent_back_and_forth(copied):
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(Tdmr1Error, match="already used") as created:
+        Run.create(load_run_config(copied), copied)
+    with pytest.raises(Tdmr1Error, match="there is no checkpoint") as resumed:
+        Run.resume(copied)
+    for caught in (created, resumed):
+        assert "remove the folder" in caught.value.hint
+        assert "--resume" not in caught.value.hint
 
 
 def signalled(monkeypatch, owner, name: str, at: int, *signals: int) -> None:
@@ -223,7 +299,7 @@ def test_sigterm_finishes_the_iteration_and_saves(finished, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
-    [(RolloutStage, "run", 2), (os, "fsync", 12), (os, "fsync", 16)],
+    [(RolloutStage, "run", 2), (os, "fsync", 16), (os, "fsync", 20)],
     ids=["in the second rollout", "in the files of the second checkpoint", "before it is pointed at"],
 )
 def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(finished, tmp_path, monkeypatch, owner, name, at):
@@ -290,6 +366,7 @@ def test_a_harmless_change_of_settings_is_recorded(copied):
         ("seed: 0", "seed: 1", "seed was 0 and is now 1"),
         ("iterations: 3", "iterations: 4", "iterations was 3 and is now 4"),  # its learning rate falls over them
         ("  options: {}", "  options: {score: exact}", "rewards.0.options.score was None and is now exact"),
+        ("  options: {}", "  options: {timeout: 3}", "rewards.0.options.timeout was None and is now 3"),
     ],
 )
 def test_any_other_change_is_refused_with_both_values(copied, old, new, told):
@@ -297,6 +374,32 @@ def test_any_other_change_is_refused_with_both_values(copied, old, new, told):
     with pytest.raises(Tdmr1Error, match=told):
         Run.resume(copied)
     hold(copied).release()
+
+
+def test_another_base_model_is_refused(copied, tmp_path):
+    shutil.copytree(Path(tiny.__file__).parent / "pipeline", tmp_path / "pipeline")
+    change(copied, "  path: null", f"  path: {tmp_path / 'pipeline'}")
+    assert Run.resume(copied).execute(Silent()).finished, "the same model elsewhere"
+    with (tmp_path / "pipeline" / "transformer" / "config.json").open("a") as config:
+        config.write("\n")
+    with pytest.raises(Tdmr1Error, match=f"{tmp_path}/pipeline is not the model that the run began with"):
+        Run.resume(copied).execute(Silent())
+
+
+def test_counters_come_back_with_a_checkpoint(engine, tmp_path):
+    before = engine.counters()
+    assert before["in_a_row"] == {"fake": 0, "surrogate": 0, "generator": 0}
+    changed = json.loads(json.dumps(before))
+    changed["in_a_row"]["fake"], changed["sizes"]["generator"] = 7, 2
+    engine.restore_counters(changed)
+    checkpoint = save_checkpoint(engine, tmp_path, 1)
+    engine.restore_counters(before)
+    load_checkpoint(engine, checkpoint)
+    assert engine.counters() == changed
+    engine.restore_counters(before)
+    engine.restore_counters({**changed, "micro_batch": 3})
+    assert engine.counters()["sizes"] == before["sizes"], "the settings ask for another size now"
+    engine.restore_counters(before)
 
 
 @pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-000003", "checkpoints/latest", "metrics.jsonl"])

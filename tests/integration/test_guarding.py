@@ -8,7 +8,7 @@ import pytest
 
 from integration.support import Silent, small_config
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs import guard
+from tdmr1_core.runs import guard, run
 from tdmr1_core.runs.guard import GuardStopped
 from tdmr1_core.runs.run import Run
 from tdmr1_core.runs.tracking import Tracker
@@ -34,11 +34,21 @@ def test_alarms_are_counted_in_the_row_of_the_iteration_that_was_looked_at(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["guard.jsonl", "metrics.jsonl"]
 
 
+def test_without_a_good_checkpoint_none_is_named(tmp_path, monkeypatch):
+    """As where the first evaluations of a run were made before `guard.stop` was set."""
+    monkeypatch.setattr(guard, "find_alarms", lambda *_: ("it is hacked",))
+    monkeypatch.setattr(run, "mark_good", lambda *_: None)
+    settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=1", "batch.group_size=2")
+    with pytest.warns(RunWarning, match="it is hacked"), pytest.raises(GuardStopped) as caught:
+        Run.create(small_config(*settings), tmp_path / "run").execute(Silent())
+    assert caught.value.hint.startswith("there is no checkpoint that it had nothing against; ")
+
+
 def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     settings = ("guard.stop=true", "evaluation.every=1", "saving.keep=1", "iterations=5", "rewards.0.name=jpeg_size")
     settings += ("evaluation.rewards=[]",)
-    monkeypatch.setattr(guard, "find_alarms", lambda first, now, threshold: ("it is hacked",) if now.step == 3 else ())
+    monkeypatch.setattr(guard, "find_alarms", lambda first, now, *_: ("it is hacked",) if now.step == 3 else ())
     seen = Silent()
     with (
         pytest.warns(RunWarning, match="guard, iteration 3: it is hacked"),

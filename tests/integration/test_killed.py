@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_killed_at_every_stage_ends_with_the_same_bits(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "kill_test.py", "--output", tmp_path / "kills", "--kills", "7"]
+    command = [sys.executable, ROOT / "benchmarks" / "kill_test.py", "--output", tmp_path / "kills", "--kills", "8"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["different"] == []
-    stages = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "random")
+    stages = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation", "random")
     assert told["kills"] == dict.fromkeys(stages, 1)
-    assert told["total"] == 7
+    assert told["total"] == 8

@@ -155,7 +155,7 @@ def test_an_update_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
 
 def run_guarded(folder: Path, alarm_at: int) -> None:
     """One of several processes of a run with an alarm after some iteration, from its start or its last checkpoint."""
-    guard.find_alarms = lambda first, now, threshold: ("it is hacked",) if now.step == alarm_at else ()
+    guard.find_alarms = lambda first, now, *_: ("it is hacked",) if now.step == alarm_at else ()
     processes = join_processes("cpu")
     if alarm_at == 1:
         settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=1", "iterations=2")

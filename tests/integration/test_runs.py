@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from integration.support import Silent, small_config
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import acquire
 from tdmr1_core.models.roles import GENERATOR_EMA
+from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
 from tdmr1_core.runs.continuing import RESUMES
 from tdmr1_core.runs.export import export_lora
@@ -139,3 +141,50 @@ def test_an_export_draws_the_same_and_keeps_alpha(finished, tmp_path):
         assert value.equal(saved[f"{GENERATOR_EMA}/{name}"])
     with pytest.raises(Tdmr1Error, match="already there"):
         export_lora(engine, tmp_path / "lora")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Path:
+    """A run that is evaluated after every iteration."""
+    folder = tmp_path_factory.mktemp("runs") / "watched"
+    Run.create(
+        small_config("evaluation.every=1", "evaluation.images=4", "batch.group_size=2", "iterations=2"), folder
+    ).execute(Silent())
+    return folder
+
+
+class StopWhileEvaluating(Silent):
+    """Asks for a stop in the middle of an evaluation, between its two prompt sets."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.run = at, None
+
+    def evaluated(self, step, evaluation):
+        if step == self.at:
+            self.run._stop = True
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_evaluation_that_is_stopped_is_made_again(watched, tmp_path, at):
+    folder, observer = tmp_path / "stopped", StopWhileEvaluating(at)
+    observer.run = Run.create(load_run_config(watched), folder)
+    with pytest.warns(RunWarning, match="the last evaluation was cut off") if at == 2 else nullcontext():
+        observer.run.execute(observer)
+    assert Run.resume(folder).execute(Silent()).finished
+    for name in ("evaluations.jsonl", "guard.jsonl", "metrics.jsonl"):
+        assert rows(folder / name) == rows(watched / name)
+
+
+def test_a_stop_after_an_iteration_leaves_its_evaluation_to_the_resume(watched, tmp_path):
+    class StopAfterOne(Silent):
+        def iteration(self, report):
+            run._stop = True
+
+    folder = tmp_path / "stopped"
+    run = Run.create(load_run_config(watched), folder)
+    run.execute(StopAfterOne())
+    for _ in range(2):  # the second time there is nothing to do
+        assert Run.resume(folder).execute(Silent()).finished
+        assert rows(folder / "evaluations.jsonl") == rows(watched / "evaluations.jsonl")
+        assert rows(folder / "guard.jsonl") == rows(watched / "guard.jsonl")

@@ -10,7 +10,15 @@ import pytest
 from tdmr1_core.configure import resolve
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.guard import Look, find_alarms, held_out_rewards
+from tdmr1_core.runs.guard import (
+    Departure,
+    Look,
+    find_alarms,
+    first_look,
+    held_out_rewards,
+    subject_of,
+    trained_directions,
+)
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
 
 pytestmark = pytest.mark.unit
@@ -77,7 +85,7 @@ FIRST = look(reward__a=0, held_out__b=0, picture__entropy=4, picture__diversity=
     ],
 )
 def test_a_reward_that_rises_while_something_departs_is_an_alarm(now, told):
-    (alarm,) = find_alarms(FIRST, now, 1.0)
+    (alarm,) = find_alarms(FIRST, now, 1.0, {"a": 1})
     assert alarm.startswith("a rose from 0 to 1 (+1.0 deviations) while ")
     assert told in alarm
 
@@ -93,18 +101,68 @@ def test_a_reward_that_rises_while_something_departs_is_an_alarm(now, told):
     ],
 )
 def test_otherwise_there_is_none(now):
-    assert find_alarms(FIRST, now, 1.0) == ()
+    assert find_alarms(FIRST, now, 1.0, {"a": 1}) == ()
 
 
 def test_a_departure_must_be_certain_too():
     few = Look(0, {"reward/a": Measure(0, 0.1, 100), "held_out/b": Measure(0, 1, 4)})
     now = Look(1, {"reward/a": Measure(1, 0.1, 100), "held_out/b": Measure(-3, 1, 4)})
-    assert find_alarms(few, now, 1.0) == ()
+    assert find_alarms(few, now, 1.0, {"a": 1}) == ()
+
+
+def test_what_had_no_spread_at_first_is_measured_by_the_later_spread():
+    first = Look(0, {"reward/a": Measure(0, 0, 100), "held_out/b": Measure(1, 0, 100)})
+    now = Look(1, {"reward/a": Measure(0.9, 0.03, 100), "held_out/b": Measure(-5, 0.1, 100)})
+    (alarm,) = find_alarms(first, now, 1.0, {"a": 1})
+    assert alarm == "a rose from 0 to 0.9 (+3.0 deviations) while b fell from 1 to -5 (-6.0 deviations)"
+
+
+def test_what_never_had_a_spread_departs_wholly_or_not_at_all():
+    same, other = Measure(1, 0, 100), Measure(0, 0, 100)
+    assert Departure("held_out/b", same, other).size == -np.inf
+    assert Departure("held_out/b", same, same).size == 0
+    assert Departure("held_out/b", same, Measure(float("nan"), float("nan"), 0)).size == 0
+
+
+def test_a_reward_with_a_weight_below_0_is_hacked_downwards():
+    down = look(reward__a=-1, held_out__b=-1.5)
+    assert find_alarms(FIRST, down, 1.0, {"a": 1}) == ()
+    (alarm,) = find_alarms(FIRST, down, 1.0, {"a": -1})
+    assert alarm.startswith("a fell from 0 to -1")
+    assert find_alarms(FIRST, look(reward__a=1, held_out__b=-1.5), 1.0, {"a": -1}) == ()
+
+
+def test_a_reward_without_a_weight_is_not_trained():
+    weights = {"jpeg_size": -0.5, "object_count": 2, "geneval": 0}
+    config = resolve([{"rewards": [{"name": name, "weight": weight} for name, weight in weights.items()]}])
+    assert trained_directions(config) == {"jpeg_size": -1, "object_count": 1}
+    assert [reward.name for reward in held_out_rewards(config, discover().plugins.rewards, "tiny")] == ["geneval"]
 
 
 def test_a_look_survives_its_line():
-    seen = Look(7, look(reward__a=0.25, picture__entropy=4).measures, ("a rose",))
+    seen = Look(7, look(reward__a=0.25, picture__entropy=4).measures, ("a rose",), "pictures")
     assert Look.of({"step": 7, **json.loads(json.dumps(seen.row()))}) == seen
+
+
+def test_only_looks_at_the_same_pictures_and_judges_are_compared():
+    looks = [Look(step, {}, subject=subject) for step, subject in ((0, "a"), (2, "a"), (4, "b"), (6, "b"), (8, "a"))]
+    assert [first_look(looks, subject) for subject in "abc"] == [looks[0], looks[2], None]
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        ({"evaluation": {"every": 3}, "guard": {"threshold": 2}, "saving": {"keep": 9}}, True),
+        ({"evaluation": {"seed": 5}}, False),
+        ({"evaluation": {"images": 5}}, False),
+        ({"evaluation": {"rewards": [{"name": "geneval"}]}}, False),
+        ({"guard": {"rewards": [{"name": "geneval"}]}}, False),
+        ({"prompts": {"evaluate": "other.txt"}}, False),
+    ],
+)
+def test_what_the_guard_looks_at_has_a_name(setting, same):
+    rewards = {"rewards": [{"name": "object_count"}]}
+    assert (subject_of(resolve([rewards, setting])) == subject_of(resolve([rewards]))) is same
 
 
 def names(domain: str, *rewards: str, **sections: object) -> list[str]:

@@ -35,7 +35,6 @@ def test_nothing_is_said_of_what_is_shipped(preset):
         (["rollout.steps=3"], "generator.trunc_steps has no effect: 4 means all steps, and there are 3"),
         (["generator.huber_c=0.1"], "generator.huber_c has no effect: generator.loss is squared"),
         (["surrogate.trust_region=null", "surrogate.ema_max=0.1"], "surrogate.ema_max has no effect: neither"),
-        (["surrogate.trust_region=1.5"], "surrogate.trust_region has no effect: below 0"),
         (["surrogate.boundary=last", "surrogate.time_weight=false"], "surrogate.time_weight has no effect"),
         (["advantages.binary=true", "advantages.std=group"], "advantages.std has no effect"),
         (["advantages.binary=true", "advantages.clip=3"], "advantages.clip has no effect"),
@@ -46,6 +45,14 @@ def test_nothing_is_said_of_what_is_shipped(preset):
         (["guard.enabled=false", "guard.threshold=2"], "guard.threshold has no effect: guard.enabled is off"),
         (["model.rank=8"], "model.rank has no effect: the LoRA that the run starts from has its own"),
         (["generator.reward_scale=0", "surrogate.updates=1", "surrogate.beta_dpo=3"], "surrogate.beta_dpo has no"),
+        (
+            ["generator.reward_scale=0", "generator.rl_cfg=3"],
+            "generator.rl_cfg has no effect: generator.reward_scale is 0",
+        ),
+        (["generator.reward_scale=0", "generator.tau_min=0.1"], "generator.tau_min has no effect"),
+        ([*DISTILL, "generator.reward_scale=2"], "generator.reward_scale has no effect: a distillation has no rewards"),
+        ([*DISTILL, "generator.tdm_weight=0.5"], "generator.tdm_weight has no effect: a distillation"),
+        ([*DISTILL, "generator.trunc_steps=3"], "generator.trunc_steps has no effect: a distillation"),
         ([*DISTILL, "advantages.clip=3"], "advantages.clip has no effect: a distillation has no rewards"),
     ],
 )
@@ -76,6 +83,13 @@ def test_a_list_without_names_needs_its_rank(tmp_path):
     (tmp_path / "lora.ckpt").touch()
     lora = f"model.lora={tmp_path / 'lora.ckpt'}"
     assert check_settings(config(lora, "model.rank=8", "model.alpha=16", "batch.micro_batch=auto"), ENTRY) == []
+
+
+def test_what_still_has_an_effect_is_not_told():
+    """Preferred images have ratios above 1 to clip; without a reward the KL still has its own weights by step."""
+    assert check_settings(config("surrogate.trust_region=1.5"), ENTRY) == []
+    without = ("generator.reward_scale=0", "generator.tdm_weight=0.5", "generator.trunc_steps=3")
+    assert check_settings(config(*without), ENTRY) == []
 
 
 def test_controls_are_no_contradictions():

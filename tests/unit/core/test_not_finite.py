@@ -45,7 +45,7 @@ def test_the_run_stops_and_names_role_step_and_images(role, bad):
     told = rf"^the update of the {role} is not finite at step 1 of iteration 1: the loss is (nan|inf) for images 3 to 5"
     with pytest.raises(Tdmr1Error, match=told) as caught:
         UPDATES[role](engine, trajectory)
-    assert "optimizer.on_not_finite=skip" in caught.value.hint
+    assert "optimizer.on_not_finite: skip in the run's config.yaml" in caught.value.hint
     check_untouched(engine, before)
 
 

@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
         tracker.metrics(step, {"reward/mean": step / 10, "reward/jpeg_size/failed": 1.0, **norms, **broken})
     for step, mean in ((0, 0.25), (4, 0.75)):
         values = {"jpeg_size/mean": mean, "jpeg_size/stderr": 0.03125, "n": 64}
-        tracker.evaluation(step, {"role": "generator_ema", "prompts": "count", **values})
+        tracker.evaluations(step, [{"role": "generator_ema", "prompts": "count", **values}])
     for each in (look(0, 3.0), look(4, 1.0, ALARM)):
         tracker.guard(each.step, each.row())
     with (tmp_path / "metrics.jsonl").open("a") as file:

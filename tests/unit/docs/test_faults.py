@@ -15,6 +15,8 @@ ROWS = [line for line in (TESTS.parent / "docs" / "faults.md").read_text().split
 def test_every_fault_has_a_test():
     assert len(ROWS) >= 18
     for row in ROWS:
-        named = re.findall(r"`([\w/]+\.py)`", row.rpartition("| ")[2])
+        named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", row[:-2].rpartition("| ")[2])
         assert named, row
-        assert all((TESTS / name).is_file() for name in named), named
+        for file, test in named:
+            content = (TESTS / file).read_text()
+            assert re.search(rf"^def {test or 'test_[a-z0-9_]+'}\(", content, re.MULTILINE), (file, test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -213,6 +214,16 @@ def test_outside_a_run_a_folder_is_needed(tmp_path):
     with pytest.raises(Tdmr1Error, match="no run whose folder"):
         judge(tmp_path, batch)
     assert judge(tmp_path, batch, folder=tmp_path / "here").scores == [1.0]
+
+
+def test_a_clock_that_jumps_ends_no_waiting_and_makes_none_longer(visitor, tmp_path, monkeypatch):
+    now, jumps = time.time, itertools.cycle([0, 9e7, -9e7])
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    visitor.limit = 1
+    started = time.monotonic()
+    result = judge(tmp_path, batch_of([RED, BLUE], tmp_path), minutes=0.5 / 60)
+    assert 0.5 <= time.monotonic() - started < 10
+    assert [score is None for score in result.scores] == [False, True]
 
 
 def test_folders_are_kept_as_absolute_paths(tmp_path, monkeypatch):
