@@ -151,6 +151,8 @@ def failing(monkeypatch, name: str, at: int, error: BaseException) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT])
 @pytest.mark.parametrize(("call", "at"), [("fsync", 1), ("fsync", 4), ("fsync", 6), ("rename", 1), ("mkdir", 1)])
 def test_a_disk_that_takes_no_more_leaves_earlier_checkpoints_alone(engine, copied, monkeypatch, call, at, code):
+    if (call, code) == ("mkdir", errno.ENOENT):
+        pytest.skip("a folder whose parent is gone is made with its parent")
     before = files(copied)
     engine.iteration_index = 4
     failing(monkeypatch, call, at, OSError(code, os.strerror(code)))
