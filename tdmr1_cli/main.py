@@ -6,6 +6,7 @@ several processes ended for a reason that another one tells, 130 stopped.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -36,6 +37,8 @@ ENVIRONMENT = {
 """Set unless the user has: waiting threads that spin slow a busy machine down a lot, the rest only talks."""
 TALKATIVE = r"(diffusers|transformers|peft|huggingface_hub|accelerate|torch|tensorboard)\b"
 """Modules whose warnings are for developers."""
+LONGEST = 1500
+"""Characters of a message or a hint."""
 _usual_format = warnings.formatwarning
 
 
@@ -122,6 +125,8 @@ def _unexpected(error: Exception) -> int:
             "let `--set batch.micro_batch=auto` find what fits",
             1,
         )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _tell(error, f"no file or folder can have a name as long as {told!r}", "shorten it", 2)
     message = f"something unexpected happened: {type(error).__name__}: {told}".rstrip(": ")
     return _tell(error, message, f"set {DEBUG_VARIABLE}=1 to see the traceback, and please report it", 1)
 
@@ -129,8 +134,13 @@ def _unexpected(error: Exception) -> int:
 def _tell(error: Exception, message: str, hint: str, code: int) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
-    _write(f"error: {message}", f"hint: {hint}")
+    _write(f"error: {_short(message)}", f"hint: {_short(hint)}")
     return code
+
+
+def _short(said: str) -> str:
+    """Whatever was typed, a sentence ends."""
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
 
 
 def _write(*paragraphs: str) -> None:
