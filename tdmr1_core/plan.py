@@ -121,6 +121,7 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     denoiser = (update.parameters * frozen - update.linear * fewer) * (1 if entry.teacher == SAME else 2)
     moments = 8 if config.memory.optimizer == "whole" else 2.03
     encoders, leave = architecture.encoders * frozen, config.memory.text_encoders == "cpu"
+    away = denoiser if config.memory.weights == "whole" else 0  # one in fewer bits stays where it is
     lasting = {
         "denoiser": denoiser,
         "autoencoder": count_parameters("AutoencoderKL", architecture.autoencoder) * single,
@@ -129,7 +130,7 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         "gradients": update.lora_parameters * single * roles,
         "optimisers": update.lora_parameters * moments * single / 4 * roles,
         "trajectories": on_device * points * latent_shape[0] * latent_shape[1] * latent_shape[2] * single,
-        "text encoders in turn": max(0, encoders - denoiser) if leave else 0,
+        "text encoders in turn": max(0, encoders - away) if leave else 0,
         "reserve": RESERVE,
     }
 

@@ -76,6 +76,15 @@ def test_memory_follows_the_settings(whole):
         plan(small_config(), TINY, processes=3)
 
 
+def test_a_denoiser_in_fewer_bits_stays_while_encoders_are_there(monkeypatch):
+    large = replace(read_architecture(TINY), encoders=10_000_000)
+    monkeypatch.setattr("tdmr1_core.plan.read_architecture", lambda entry: large)
+    leave = ["model.device=cpu", "memory.text_encoders=cpu"]
+    whole, fewer = (plan(small_config(*leave, f"memory.weights={how}"), TINY) for how in ("whole", "8bit"))
+    assert whole.parts["text encoders in turn"] == 4e7 - whole.parts["denoiser"]
+    assert fewer.parts["text encoders in turn"] == 4e7
+
+
 @pytest.mark.parametrize("sparing", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_update_holds_what_was_foretold(precision, sparing):
