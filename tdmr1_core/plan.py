@@ -65,11 +65,15 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's needs, for one of its processes: bytes by part and in all, operations and passes for each image."""
+    """A run's needs, for one of its processes: bytes by part and in all, operations and passes for each image.
+
+    `halves` says that the run begins with all images at once and halves that until it fits.
+    """
 
     images: int
     processes: int
     micro_batch: int
+    halves: bool
     parts: dict[str, float]
     passes: float
     operations: float
@@ -84,6 +88,11 @@ class Plan:
         """Bytes at the highest point: of updating, decoding and encoding texts, which take turns."""
         return self.lasting + max(self.parts[name] for name in IN_TURN)
 
+    @property
+    def each(self) -> float:
+        """Bytes of updating one image more at once."""
+        return self.parts["activations"] / self.micro_batch
+
     def seconds(self, tflops: float) -> float:
         """How long an iteration takes on a device that sustains so many TFLOP/s, without rewards."""
         return self.operations * self.images / self.processes / (tflops * 1e12)
@@ -95,8 +104,9 @@ class Plan:
 
 
 def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float | None = None) -> Plan:
-    """What an iteration needs in each of the processes; a micro-batch that is `auto` takes what fits `room` bytes.
+    """What an iteration needs in each of the processes.
 
+    A micro-batch that is `auto` is all images at once, or that halved, as a run does it, until it fits `room` bytes.
     Configs are all that is read of a model, from its directory, the hub's cache or the hub; those of the published
     models are known. Raises Tdmr1Error where they can't be had.
     """
@@ -134,22 +144,27 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         "reserve": RESERVE,
     }
 
+    asked = config.batch.micro_batch
+
     def with_micro_batch(size: int) -> Plan:
         decoded = size if config.memory.decoder == "whole" else 1
         parts = {**lasting, "activations": size * update.bytes, "decoding": widest * decoded if trains else 0}
         passes = passes_an_image(config, entry)
-        return Plan(images, processes, size, parts, passes, passes * update.operations)
+        return Plan(images, processes, size, asked == "auto", parts, passes, passes * update.operations)
 
-    asked, one = config.batch.micro_batch, with_micro_batch(1)
-    if asked == "auto":
-        return one if room is None else with_micro_batch(max(1, fitting_micro_batch(one, config, room)))
-    return with_micro_batch(min(asked or own, own))
+    if asked != "auto":
+        return with_micro_batch(min(asked or own, own))
+    most = own if room is None else max(1, fitting_micro_batch(with_micro_batch(1), config, room))
+    size = own
+    while size > most:
+        size //= 2
+    return with_micro_batch(size)
 
 
 def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     """The most images at once for which a plan's peak stays within `room` bytes; 0 if not one does."""
     free = room - planned.lasting
-    each = planned.parts["activations"] / planned.micro_batch
+    each = planned.each
     if config.memory.decoder == "whole":
         each = max(each, planned.parts["decoding"] / planned.micro_batch)
     elif planned.parts["decoding"] > free:

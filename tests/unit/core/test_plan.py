@@ -116,6 +116,16 @@ def test_the_micro_batch_that_fits(whole):
     assert fitting_micro_batch(whole, config, 1e9) == 0
 
 
+def test_auto_is_planned_as_a_run_goes_about_it(whole):
+    """All at once; where there is room for 7 of 8 images, they are halved to 4, and no size between is tried."""
+    free = plan(small_config("model.device=cpu"), TINY)
+    assert free.halves
+    assert (free.micro_batch, free.peak) == (8, whole.peak)
+    tight = plan(small_config("model.device=cpu"), TINY, room=whole.peak - 1)
+    assert tight.micro_batch == 4
+    assert fitting_micro_batch(tight, small_config("model.device=cpu"), whole.peak - 1) == 7
+
+
 def test_passes_of_the_published_settings():
     """4 sampling; of 2 steps each: fake 1 + 2, surrogate 2 + 2, generator 2 + 2 teacher + fake + reference + 2."""
     published = small_config("surrogate.updates=1", "surrogate.trust_region=0.001")
