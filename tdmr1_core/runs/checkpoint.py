@@ -185,8 +185,11 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         return dict(json.loads(content))
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
-    """Put an engine where it stood. Raises Tdmr1Error for a checkpoint that is damaged or does not fit."""
+def load_checkpoint(engine: Engine, checkpoint: Path, *, moments: bool = True) -> None:
+    """Put an engine where it stood, without the optimisers' `moments` if it is not to be trained.
+
+    Raises Tdmr1Error for a checkpoint that is damaged or does not fit.
+    """
     files = read_checkpoint(checkpoint)
     with _told_as_foreign(checkpoint):
         state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
@@ -195,7 +198,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path) -> None:
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))
-    _load_optimizers(engine, optimizers)
+    if moments:
+        _load_optimizers(engine, optimizers)
     for name, trained in engine.trained.items():
         trained.updates = updates[name]
     engine.iteration_index = iteration

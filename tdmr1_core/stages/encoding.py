@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.records import Conditioning
@@ -41,7 +42,7 @@ class PromptEncoder:
                 _ = backbone.unconditional  # guidance asks for it at any time
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """Conditioning on the device, one row a text."""
+        """Conditioning on the device, one row a text. Raises Tdmr1Error where the folder can't be written."""
         known = {text: self._find(text) for text in dict.fromkeys(texts)}
         missing = [text for text, found in known.items() if found is None]
         if missing:
@@ -66,10 +67,15 @@ class PromptEncoder:
             self._kept[text] = kept
             return kept
         path = self._path(text)
-        path.parent.mkdir(parents=True, exist_ok=True)
         building = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({name: value.contiguous() for name, value in vars(kept).items() if value is not None}, building)
-        building.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.contiguous() for name, value in vars(kept).items() if value is not None}, building)
+            building.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise Tdmr1Error(
+                f"encoded prompts can't be kept in {self._cache}: {error}", "choose another memory.prompt_cache"
+            ) from error
         return kept
 
     def _path(self, text: str) -> Path:

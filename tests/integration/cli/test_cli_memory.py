@@ -1,6 +1,8 @@
 """Runs that need less memory, and what `plan` says of them, as a user types it."""
 
 import json
+import os
+import shutil
 
 import pytest
 import yaml
@@ -27,11 +29,11 @@ def test_one_card_of_24_gb_takes_the_preset_that_is_made_for_it(tdmr1, tmp_path)
     assert (planned["micro_batch"], planned["fitting_micro_batch"]) == (36, 61)
 
 
-def test_a_run_in_fewer_bits_is_exported_from_elsewhere(packaged_model, tdmr1, tmp_path):
+def test_a_run_in_fewer_bits_is_exported_from_elsewhere_without_its_package_or_its_texts(packaged_model, tdmr1, tmp_path):
     pytest.importorskip("bitsandbytes")
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    here.mkdir()
-    elsewhere.mkdir()
+    here, elsewhere, without = tmp_path / "here", tmp_path / "elsewhere", tmp_path / "without"
+    for folder in (here, elsewhere, without):
+        folder.mkdir()
     fewer = {"weights": "nf4", "optimizer": "8bit", "trajectories": "cpu", "text_encoders": "cpu"}
     sets = [part for name, value in fewer.items() for part in ("--set", f"memory.{name}={value}")]
     few = ["--set", "evaluation.images=1", "--set", "saving.samples_every=0", "--iterations", 1]
@@ -40,6 +42,10 @@ def test_a_run_in_fewer_bits_is_exported_from_elsewhere(packaged_model, tdmr1, t
     assert kept["prompt_cache"] == str(here / "texts")
     texts = sorted((here / "texts").rglob("*.safetensors"))
     assert texts
-    tdmr1("export", here / "run", cwd=elsewhere)
+    shutil.rmtree(here / "texts")
+    (here / "texts").write_text("no folder any more")
+    (without / "bitsandbytes.py").write_text("raise ImportError('not installed')")
+    path = os.pathsep.join([str(without), os.environ.get("PYTHONPATH", "")])
+    tdmr1("export", here / "run", cwd=elsewhere, PYTHONPATH=path)
     assert (here / "run" / "export" / "pytorch_lora_weights.safetensors").is_file()
     assert list(elsewhere.iterdir()) == []

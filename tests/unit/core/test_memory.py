@@ -234,6 +234,14 @@ def test_moments_in_eight_bits_are_kept_in_a_checkpoint(tmp_path):
     assert largest(updated(engine), updated(other)) == 0
 
 
+def test_weights_are_taken_from_a_checkpoint_without_its_moments(tmp_path):
+    engine, other = make_engine(SECTIONS), make_engine(SECTIONS)
+    learnt = updated(engine)
+    load_checkpoint(other, save_checkpoint(engine, tmp_path, 1), moments=False)
+    assert all(not role.optimizer.state for role in other.trained.values())
+    assert largest({role: other.roles.weights(role) for role in learnt}, learnt) == 0
+
+
 def test_fewer_bits_without_their_package_are_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(Tdmr1Error, match="need bitsandbytes, which is not installed") as refused:
@@ -257,6 +265,13 @@ def test_a_text_is_encoded_once_for_this_run_and_others(tmp_path: Path):
     other = Encoding(scale=2.0)
     PromptEncoder(other, make="sd3", cache=tmp_path)(TEXTS)
     assert other.encoded == list(TEXTS), "other encoders must not be answered for"
+
+
+def test_prompts_that_cannot_be_kept_are_a_sentence(tmp_path):
+    (tmp_path / "texts").write_text("a file, not a folder")
+    with pytest.raises(Tdmr1Error, match="encoded prompts can't be kept in") as refused:
+        PromptEncoder(Encoding(), make="sd3", cache=tmp_path / "texts")(TEXTS)
+    assert refused.value.hint == "choose another memory.prompt_cache"
 
 
 def test_encoders_come_back_only_for_what_is_new(monkeypatch):
