@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,6 +18,10 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.models.quantised import is_quantised
 from tdmr1_core.models.roles import Roles
+from tdmr1_core.versions import versions
+
+ENCODING = ("diffusers", "transformers")
+"""Packages that texts are encoded by."""
 
 
 def checkpoint_gradients(roles: Roles) -> None:
@@ -74,7 +81,25 @@ def _move(networks: Sequence[nn.Module], where: torch.device | str) -> None:
 
 
 def encoder_identity(backbone: Backbone) -> list[str]:
-    """What tells the text encoders from others: names, shapes and a few numbers of every weight."""
+    """What texts are encoded by: packages, tokenizers, and names, shapes and a few numbers of every encoder's weight."""
+    return [
+        *(f"{name} {number}" for name, number in versions().items() if name in ENCODING),
+        *(_digest(tokenizer) for tokenizer in backbone.tokenizers()),
+        *_weights(backbone),
+    ]
+
+
+def _digest(tokenizer: Any) -> str:
+    """Of the files that a tokenizer is saved as, its chat template among them."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _weights(backbone: Backbone) -> list[str]:
     return [
         f"{name} {weight.dtype} {tuple(weight.shape)} {weight.flatten()[:4].tolist()}"
         for encoder in backbone.text_encoders()

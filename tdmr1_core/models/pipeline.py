@@ -21,6 +21,8 @@ from tdmr1_core.records import Conditioning
 
 TIMESTEPS = 1000
 """Diffusers' flow schedulers count sigma in thousandths."""
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+"""What pipelines call theirs."""
 
 
 class PipelineBackbone(ABC):
@@ -53,6 +55,11 @@ class PipelineBackbone(ABC):
     @abstractmethod
     def text_encoders(self) -> list[nn.Module]:
         """Those of the pipeline's text encoders that are there."""
+
+    def tokenizers(self) -> list[Any]:
+        """Those of the pipeline's tokenizers that are there."""
+        found = (getattr(self.pipeline, name, None) for name in TOKENIZERS)
+        return [tokenizer for tokenizer in found if tokenizer is not None]
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -22,8 +22,8 @@ from tdmr1_core.records import Conditioning
 class PromptEncoder:
     """Encodes every text alone, so that its bits depend on no other.
 
-    With a `cache` folder what was encoded lies there, by a hash of the text, of the encoders and of `make`, which says
-    how they are used; without one it stays in memory, on the CPU. Where denoisers are given as `instead_of`, the text
+    With a `cache` folder what was encoded lies there, by a hash of the text, of tokenizers and encoders, of the packages
+    they come from and of `make`, which says how they are used; without one it stays in memory, on the CPU. Where denoisers are given as `instead_of`, the text
     encoders are on the device only while something is encoded, and then instead of them.
     """
 

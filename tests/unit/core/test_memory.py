@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks
+from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, encoder_identity
 from tdmr1_core.models.quantised import bitsandbytes, quantise
+from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, LoraShape, Roles
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.notices import RunWarning
@@ -265,6 +268,36 @@ def test_a_text_is_encoded_once_for_this_run_and_others(tmp_path: Path):
     other = Encoding(scale=2.0)
     PromptEncoder(other, make="sd3", cache=tmp_path)(TEXTS)
     assert other.encoded == list(TEXTS), "other encoders must not be answered for"
+
+
+def test_texts_that_are_taken_apart_otherwise_are_encoded_anew(tmp_path, monkeypatch):
+    def tokenizer(template: str) -> Any:
+        return SimpleNamespace(save_pretrained=lambda folder: Path(folder, "chat_template.jinja").write_text(template))
+
+    def encoded_with(template: str) -> list[str]:
+        backbone = Encoding()
+        backbone.pipeline.tokenizer = tokenizer(template)
+        PromptEncoder(backbone, make="sd3", cache=tmp_path)(TEXTS)
+        return backbone.encoded
+
+    assert encoded_with("one") == list(TEXTS)
+    assert encoded_with("one") == []
+    assert encoded_with("another") == list(TEXTS)
+    monkeypatch.setattr("tdmr1_core.models.memory.versions", lambda: {"transformers": "another"})
+    assert encoded_with("one") == list(TEXTS)
+
+
+def test_a_tokenizer_is_known_wherever_it_was_loaded_from(tmp_path):
+    from transformers import AutoTokenizer
+
+    embedded = Path(builtin_models()[0].base) / "tokenizer"
+    shutil.copytree(embedded, tmp_path / "copy")
+    identities = []
+    for folder in (embedded, tmp_path / "copy"):
+        backbone = Encoding()
+        backbone.pipeline.tokenizer = AutoTokenizer.from_pretrained(folder)
+        identities.append(encoder_identity(backbone))
+    assert identities[0] == identities[1]
 
 
 def test_prompts_that_cannot_be_kept_are_a_sentence(tmp_path):
