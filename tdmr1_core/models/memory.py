@@ -20,6 +20,8 @@ from tdmr1_core.models.quantised import is_quantised
 from tdmr1_core.models.roles import Roles
 from tdmr1_core.versions import versions
 
+GRADIENT_MODES, BATCH_KINDS = 2, 3
+"""With or without; a single image, the first number of them that is met, and any other number."""
 ENCODING = ("diffusers", "transformers")
 """Packages that texts are encoded by."""
 
@@ -49,12 +51,24 @@ def spare_decoder(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:
 
 
 def compile_blocks(roles: Roles) -> None:
-    """Compile the repeated blocks of the networks (torch.compile): minutes at first, and time saved later."""
-    for home in roles.backbones:
-        for blocks in home.network.children():
-            if isinstance(blocks, nn.ModuleList):
-                for block in blocks:
-                    block.compile()
+    """Compile the repeated blocks of the networks (torch.compile): minutes at first, and time saved later.
+
+    Blocks of a class share their code, of which torch keeps few variants by default and then compiles no more: it is
+    let keep one for each block, role, gradient mode and kind of batch.
+    """
+    blocks = [
+        block
+        for home in roles.backbones
+        for part in home.network.children()
+        if isinstance(part, nn.ModuleList)
+        for block in part
+    ]
+    settings: Any = torch._dynamo.config
+    variants = len(blocks) * (len(roles.names) + 1) * GRADIENT_MODES * BATCH_KINDS
+    settings.recompile_limit = max(settings.recompile_limit, variants)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, variants)
+    for block in blocks:
+        block.compile()
 
 
 @contextmanager
