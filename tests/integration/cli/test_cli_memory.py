@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from command_line import SMALL
+from command_line import SMALL, environment
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +45,7 @@ def test_a_run_in_fewer_bits_is_exported_from_elsewhere_without_its_package_or_i
     shutil.rmtree(here / "texts")
     (here / "texts").write_text("no folder any more")
     (without / "bitsandbytes.py").write_text("raise ImportError('not installed')")
-    path = os.pathsep.join([str(without), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(without), environment()["PYTHONPATH"]])
     tdmr1("export", here / "run", cwd=elsewhere, PYTHONPATH=path)
     assert (here / "run" / "export" / "pytorch_lora_weights.safetensors").is_file()
     assert list(elsewhere.iterdir()) == []
