@@ -1,4 +1,7 @@
-"""Ways to hold a model in less memory, at the price of time. None of them changes what is learnt beyond rounding."""
+"""Ways to hold a model in less memory, at the price of time.
+
+None of them changes what is learnt beyond rounding, but for decoding in tiles, whose seams rewards may see.
+"""
 
 from __future__ import annotations
 
