@@ -149,7 +149,7 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     def with_micro_batch(size: int) -> Plan:
         decoded = size if config.memory.decoder == "whole" else 1
         parts = {**lasting, "activations": size * update.bytes, "decoding": widest * decoded if trains else 0}
-        passes = passes_an_image(config, entry)
+        passes = passes_an_image(config, entry, size)
         return Plan(images, processes, size, asked == "auto", parts, passes, passes * update.operations)
 
     if asked != "auto":
@@ -174,22 +174,33 @@ def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     return max(0, min(planned.images // planned.processes, int(free / each)))
 
 
-def passes_an_image(config: RunConfig, entry: ModelEntry) -> float:
+def passes_an_image(config: RunConfig, entry: ModelEntry, micro_batch: int) -> float:
     """Forward passes of the denoiser for each image of an iteration, a backward pass counted as one more.
 
-    Frozen weights have no gradient, so that a backward pass costs about as much as a forward one.
+    Frozen weights have no gradient, so that a backward pass costs about as much as a forward one. The generator is
+    asked again for the fake score where its velocity is not to be read off the trajectory, and so is the surrogate for
+    the weights of groups that are larger than a micro-batch.
     """
     learning = 2 + config.memory.gradient_checkpointing
     guided = 1 + (config.generator.guidance_scale != 1)
-    fake = config.fake.updates * (1 + learning)
+    fake = config.fake.updates * (1 + learning + stale_share(config))
     generator = learning + guided + 1
     surrogate = 0.0
     if config.kind == "train" and config.generator.reward_scale > 0:
         old = config.surrogate.trust_region is not None and config.surrogate.reference != "ema"
-        surrogate = config.surrogate.updates * (learning + 1 + old)
+        parted = 2 * (micro_batch < config.batch.group_size)
+        surrogate = config.surrogate.updates * (learning + 1 + old + parted)
         generator += 1 + 1 + (config.generator.rl_cfg != 1)
     each = fake + surrogate + generator
     return (config.rollout.steps or entry.steps) + config.timesteps.per_iteration * each
+
+
+def stale_share(config: RunConfig) -> float:
+    """Of an iteration's steps, those at which trajectories do not tell the generator's velocity (any more)."""
+    if config.rollout.sampler != "euler" or config.rollout.eta > 0:
+        return 1.0
+    steps = config.timesteps.per_iteration
+    return (steps - 1) / steps if config.timesteps.optimizer_step == "each" else 0.0
 
 
 def read_architecture(entry: ModelEntry) -> Architecture:

@@ -126,10 +126,25 @@ def test_auto_is_planned_as_a_run_goes_about_it(whole):
     assert fitting_micro_batch(tight, small_config("model.device=cpu"), whole.peak - 1) == 7
 
 
-def test_passes_of_the_published_settings():
-    """4 sampling; of 2 steps each: fake 1 + 2, surrogate 2 + 2, generator 2 + 2 teacher + fake + reference + 2."""
-    published = small_config("surrogate.updates=1", "surrogate.trust_region=0.001")
-    assert passes_an_image(published, TINY) == 4 + 2 * (3 + 4 + 8)
+PUBLISHED_PASSES = 4 + 2 * (3 + 4 + 8)
+"""4 sampling; of 2 steps each: fake 1 + 2, surrogate 2 + 2, generator 2 + 2 teacher + fake + reference + 2."""
+
+
+@pytest.mark.parametrize(
+    ("sets", "micro_batch", "further"),
+    [
+        ([], 4, 0),
+        ([], 3, 2 * 2),  # surrogate and reference once more, for the weights of a group
+        (["rollout.sampler=dpm-solver++"], 4, 2),  # the generator, for the fake score at both steps
+        (["rollout.eta=0.5"], 4, 2),
+        (["timesteps.optimizer_step=each"], 4, 1),  # at the second step it has moved
+        (["timesteps.optimizer_step=each", "fake.updates=2"], 4, 2 * 3 + 2),
+    ],
+)
+def test_passes_of_the_published_settings(sets, micro_batch, further):
+    once = ["timesteps.optimizer_step=iteration", "fake.updates=1", "surrogate.updates=1"]
+    published = small_config(*once, "surrogate.trust_region=0.001", *sets)
+    assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
 
 
 @pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30)])
