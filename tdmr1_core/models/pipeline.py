@@ -38,6 +38,7 @@ class PipelineBackbone(ABC):
         precision: torch.dtype,
         max_sequence_length: int,
         encoders_leave: bool = False,
+        denoiser_waits: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
@@ -46,11 +47,17 @@ class PipelineBackbone(ABC):
         self._precision = precision
         self._max_sequence_length = max_sequence_length
         self._encoders_leave = encoders_leave
+        self._denoiser_waits = denoiser_waits
         self._first: Self | None = None
-        _freeze(pipeline.transformer, device, precision)
+        _freeze(pipeline.transformer, self._denoiser_starts, precision)
         for encoder in self.text_encoders():
             _freeze(encoder, torch.device("cpu") if encoders_leave else device, precision)
         _freeze(pipeline.vae, device, self.dtype)
+
+    @property
+    def _denoiser_starts(self) -> torch.device:
+        """Where a denoiser is put that was read from disk: on the CPU while it waits to be quantised."""
+        return torch.device("cpu") if self._denoiser_waits else self.device
 
     @abstractmethod
     def text_encoders(self) -> list[nn.Module]:
@@ -145,6 +152,7 @@ class PipelineBackbone(ABC):
             precision=self._precision,
             max_sequence_length=self._max_sequence_length,
             encoders_leave=self._encoders_leave,
+            denoiser_waits=self._denoiser_waits,
         )
         other._first = self
         return other
@@ -155,7 +163,7 @@ class PipelineBackbone(ABC):
 
         kind = getattr(diffusers, self.family.transformer)
         fresh = kind.from_pretrained(folder / "transformer", torch_dtype=self._precision, use_safetensors=True)
-        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self.device)})
+        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_starts)})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

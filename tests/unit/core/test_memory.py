@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_naive import PROMPTS
-from helpers_product import make_backbone, make_engine, random_trajectory
+from helpers_product import TinyPipeline, make_backbone, make_engine, random_trajectory
 from torch import Tensor, nn
 
 from tdmr1_core.engine import Engine
@@ -212,6 +212,35 @@ class Encoding(SD3Backbone):
     def encode(self, prompts):
         self.encoded += prompts
         return super().encode(prompts)
+
+
+def test_a_denoiser_waits_on_the_cpu_to_be_quantised():
+    pipeline = TinyPipeline()
+    pipeline.text_encoder = pipeline.text_encoder_2 = None
+    device = torch.device("meta")
+    named = {"device": device, "precision": torch.float32, "max_sequence_length": 0}
+    waiting = SD3Backbone(pipeline, **named, denoiser_waits=True)
+    assert {weight.device.type for weight in waiting.network.parameters()} == {"cpu"}
+    at_once = SD3Backbone(pipeline, **named)
+    assert {weight.device for weight in at_once.network.parameters()} == {device}
+
+
+@pytest.mark.parametrize("how", ["8bit", "nf4"])
+def test_layers_come_to_the_device_one_by_one_with_their_weights_alone(how, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    backbone, made = make_backbone(torch.float32), []
+    layers = bitsandbytes().nn
+    kind = {"8bit": "Linear8bitLt", "nf4": "Linear4bit"}[how]
+
+    class Watched(getattr(layers, kind)):  # type: ignore[misc]
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            made.append(self.weight.device.type)
+
+    monkeypatch.setattr(layers, kind, Watched)
+    quantise(backbone, how)
+    assert set(made) == {"meta"}
+    assert {weight.device.type for weight in backbone.network.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize(("how", "bits"), [("8bit", 8), ("nf4", 4)])
