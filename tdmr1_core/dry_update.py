@@ -144,7 +144,8 @@ def dry_update(
         network = backbone.network
         parameters = sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
         linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
-        roles = build_roles(config, backbone, shape)
+        with torch.device("meta"):
+            roles = build_roles(config, backbone, shape)
         if config.memory.gradient_checkpointing:
             checkpoint_gradients(roles)
     kernels = FusedKernels(gpu=gpu)
