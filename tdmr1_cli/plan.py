@@ -60,7 +60,7 @@ def command(
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
     settings = resolve_settings(flags, None, discover(), rewarded=False)
     room = parse_memory(gpu) if gpu else None
-    message("estimating …")
+    message("estimating memory and time …")
     from tdmr1_core.plan import fitting_micro_batch, plan
 
     planned = plan(settings.config, settings.entry, processes or 1, room)
