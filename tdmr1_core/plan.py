@@ -21,6 +21,7 @@ from tdmr1_core.models.acquire import check_entry
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import build_network
@@ -33,6 +34,8 @@ DECODER_COPIES = 3
 """Tensors of a decoder's widest layer at full size that are held at once."""
 CLIP_TOKENS = 77
 """Of a text in SD3, before those of T5, where CLIP's config does not say it."""
+PATCH = 2
+"""Latents that every family's network takes together along each axis, where its config does not say it."""
 RESERVE = 1.0e9
 """Bytes that CUDA, its libraries and a fragmented allocator take."""
 IN_TURN = ("activations", "decoding", "text encoders in turn")
@@ -58,9 +61,14 @@ class Architecture:
         return int(levels[min(1, len(levels) - 1)])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture in pixels."""
-        pixels = int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
-        return int(self.denoiser["in_channels"]), height // pixels, width // pixels
+        """(C, H, W) of the latents of a picture in pixels. Raises Tdmr1Error for a size that can't be drawn."""
+        patch = int(self.denoiser.get("patch_size", PATCH))
+        return shape_of_latents(int(self.denoiser["in_channels"]), self.latent_pixels, patch, height, width)
+
+    @property
+    def latent_pixels(self) -> int:
+        """Pixels that a latent is wide."""
+        return int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
 
 
 @dataclass(frozen=True)

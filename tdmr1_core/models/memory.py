@@ -98,7 +98,7 @@ def _move(networks: Sequence[nn.Module], where: torch.device | str) -> None:
 
 
 def encoder_identity(backbone: Backbone) -> list[str]:
-    """What texts are encoded by: packages, tokenizers, and names, shapes and a few numbers of every encoder's weight."""
+    """What texts are encoded by: packages, tokenizers, and names, shapes and a few numbers of every weight."""
     return [
         *(f"{name} {number}" for name, number in versions().items() if name in ENCODING),
         *(_digest(tokenizer) for tokenizer in backbone.tokenizers()),

@@ -109,14 +109,8 @@ class PipelineBackbone(ABC):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture in pixels. Raises Tdmr1Error for a size that can't be drawn."""
-        factor = self.pipeline.vae_scale_factor
-        multiple = factor * self._patch_size
-        if height % multiple or width % multiple:
-            raise Tdmr1Error(
-                f"pictures of {width}×{height} pixels can't be drawn: this model needs multiples of {multiple}",
-                "change model.height and model.width",
-            )
-        return (int(self.pipeline.transformer.config.in_channels), height // factor, width // factor)
+        channels = int(self.pipeline.transformer.config.in_channels)
+        return shape_of_latents(channels, self.pipeline.vae_scale_factor, self._patch_size, height, width)
 
     @property
     @abstractmethod
@@ -166,6 +160,20 @@ class PipelineBackbone(ABC):
         pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_starts)})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def shape_of_latents(channels: int, pixels: int, patch: int, height: int, width: int) -> tuple[int, int, int]:
+    """(C, H, W) of a picture's latents, `pixels` wide each, of which a network takes `patch` together along each axis.
+
+    Raises Tdmr1Error for a size that can't be drawn.
+    """
+    multiple = pixels * patch
+    if height % multiple or width % multiple:
+        raise Tdmr1Error(
+            f"pictures of {width}×{height} pixels can't be drawn: this model needs multiples of {multiple}",
+            "change model.height and model.width",
+        )
+    return channels, height // pixels, width // pixels
 
 
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

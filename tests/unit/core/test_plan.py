@@ -147,6 +147,13 @@ def test_passes_of_the_published_settings(sets, micro_batch, further):
     assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
 
 
+def test_a_size_that_cannot_be_drawn_is_not_planned():
+    known = read_architecture(next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm"))
+    assert known.latent_shape(512, 1024) == (16, 64, 128)
+    with pytest.raises(Tdmr1Error, match="pictures of 516×512 pixels can't be drawn: this model needs multiples of 16"):
+        known.latent_shape(512, 516)
+
+
 @pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30)])
 def test_memory_as_typed(text, expected):
     assert parse_memory(text) == expected
