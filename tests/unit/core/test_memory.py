@@ -346,6 +346,15 @@ def test_a_tokenizer_is_known_wherever_it_was_loaded_from(tmp_path):
     assert identities[0] == identities[1]
 
 
+def test_the_texts_used_last_stay_in_memory():
+    backbone = Encoding()
+    encoder = PromptEncoder(backbone, make="sd3", cache=None, most=2)
+    for texts, encoded in (("ab", "ab"), ("a", ""), ("c", "c"), ("a", ""), ("b", "b"), ("abc", "c")):
+        backbone.encoded.clear()
+        assert len(encoder(list(texts)).embeddings) == len(texts)
+        assert backbone.encoded == list(encoded)
+
+
 def test_prompts_that_cannot_be_kept_are_a_sentence(tmp_path):
     (tmp_path / "texts").write_text("a file, not a folder")
     with pytest.raises(Tdmr1Error, match="encoded prompts can't be kept in") as refused:
