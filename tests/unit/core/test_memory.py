@@ -349,10 +349,12 @@ def test_a_tokenizer_is_known_wherever_it_was_loaded_from(tmp_path):
 def test_the_texts_used_last_stay_in_memory():
     backbone = Encoding()
     encoder = PromptEncoder(backbone, make="sd3", cache=None, most=2)
-    for texts, encoded in (("ab", "ab"), ("a", ""), ("c", "c"), ("a", ""), ("b", "b"), ("abc", "c")):
+    one, two, three = PROMPTS[1:]
+    asked = (([one, two], [one, two]), ([one], []), ([three], [three]), ([one], []), ([two], [two]))
+    for texts, encoded in (*asked, ([one, two, three], [three])):
         backbone.encoded.clear()
-        assert len(encoder(list(texts)).embeddings) == len(texts)
-        assert backbone.encoded == list(encoded)
+        assert len(encoder(texts).embeddings) == len(texts)
+        assert backbone.encoded == encoded
 
 
 def test_prompts_that_cannot_be_kept_are_a_sentence(tmp_path):
