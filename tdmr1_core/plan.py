@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tdmr1_core.models.acquire import check_entry
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.lora_files import rank_told
 from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
@@ -75,13 +77,15 @@ class Architecture:
 class Plan:
     """A run's needs, for one of its processes: bytes by part and in all, operations and passes for each image.
 
-    `halves` says that the run begins with all images at once and halves that until it fits.
+    `halves` says that the run begins with all images at once and halves that until it fits; `rank` is that of the
+    LoRAs, a given one's if it is here in safetensors.
     """
 
     images: int
     processes: int
     micro_batch: int
     halves: bool
+    rank: int
     parts: dict[str, float]
     passes: float
     operations: float
@@ -121,7 +125,9 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     check_split(config.batch.groups, processes)
     architecture = read_architecture(entry)
     height, width = config.model.height or entry.height, config.model.width or entry.width
-    lora = LoraShape(config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
+    trains = config.kind == "train"
+    told = rank_told(Path(entry.lora)) if trains and entry.lora is not None else None
+    lora = LoraShape(told or config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
     latent_shape = architecture.latent_shape(height, width)
     gpu = config.model.device != "cpu"
     update = dry_update(
@@ -130,7 +136,6 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     images = config.batch.groups * config.batch.group_size
     own = images // processes
     on_device = own if config.memory.trajectories == "device" else 0
-    trains = config.kind == "train"
     roles, averages = (3, 2) if trains else (2, 1)
     frozen, single = BYTES[config.model.precision], max(4, BYTES[config.model.precision])
     points = (config.rollout.steps or entry.steps) + 1
@@ -158,7 +163,7 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         decoded = size if config.memory.decoder == "whole" else 1
         parts = {**lasting, "activations": size * update.bytes, "decoding": widest * decoded if trains else 0}
         passes = passes_an_image(config, entry, size)
-        return Plan(images, processes, size, asked == "auto", parts, passes, passes * update.operations)
+        return Plan(images, processes, size, asked == "auto", lora.rank, parts, passes, passes * update.operations)
 
     if asked != "auto":
         return with_micro_batch(min(asked or own, own))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from integration.support import small_config
+from safetensors.torch import save_file
 
 from tdmr1_cli.plan import parse_memory
 from tdmr1_core.dry_update import LiveBytes, dry_update
@@ -145,6 +146,17 @@ def test_passes_of_the_published_settings(sets, micro_batch, further):
     once = ["timesteps.optimizer_step=iteration", "fake.updates=1", "surrogate.updates=1"]
     published = small_config(*once, "surrogate.trust_region=0.001", *sets)
     assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
+
+
+def test_the_rank_is_that_of_a_given_lora(whole, tmp_path):
+    assert whole.rank == 32
+    given = tmp_path / "lora.safetensors"
+    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(5, 128)}, given)
+    narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora=str(given)))
+    assert narrow.rank == 5
+    assert narrow.parts["LoRAs"] == whole.parts["LoRAs"] * 5 / 32
+    elsewhere = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
+    assert elsewhere.rank == 7
 
 
 def test_a_size_that_cannot_be_drawn_is_not_planned():
