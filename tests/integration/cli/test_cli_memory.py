@@ -29,9 +29,7 @@ def test_one_card_of_24_gb_takes_the_preset_that_is_made_for_it(tdmr1, tmp_path)
     assert (planned["micro_batch"], planned["fitting_micro_batch"]) == (36, 61)
 
 
-def test_a_run_in_fewer_bits_is_exported_from_elsewhere_without_package_or_texts(
-    packaged_model, tdmr1, tmp_path
-):
+def test_a_run_in_fewer_bits_is_exported_from_elsewhere_without_package_or_texts(packaged_model, tdmr1, tmp_path):
     pytest.importorskip("bitsandbytes")
     here, elsewhere, without = tmp_path / "here", tmp_path / "elsewhere", tmp_path / "without"
     for folder in (here, elsewhere, without):

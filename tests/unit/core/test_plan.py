@@ -10,14 +10,16 @@ import pytest
 import torch
 from integration.support import small_config
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from tdmr1_cli.plan import parse_memory
-from tdmr1_core.dry_update import LiveBytes, dry_update
+from tdmr1_core.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import builtin_models
+from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.plan import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
 from tdmr1_core.records import Groups, Trajectory
 
@@ -108,6 +110,33 @@ def test_an_update_holds_what_was_foretold(precision, sparing):
     )
     print(f"{precision} {sparing}: {told.bytes / held.peak - 1:+.2%} of {held.peak / 1e6:.1f} MB")
     assert told.bytes == pytest.approx(held.peak, rel=0.03)
+
+
+@pytest.mark.parametrize(("gpu", "single"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_layer_norms_are_in_float32_where_autocast_has_them_so_on_gpus(gpu, single):
+    narrow = torch.ones(2, 4, dtype=torch.bfloat16)
+    with FusedKernels(gpu=gpu).in_place():
+        assert functional.layer_norm(narrow, (4,)).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert functional.layer_norm(narrow, (4,)).dtype == single
+
+
+def test_an_update_holds_more_on_a_gpu_by_its_layer_norms():
+    known = read_architecture(TINY)
+    shape = LoraShape(TINY.rank, TINY.alpha, TINY.targets)
+    held = [
+        dry_update(
+            small_config("model.precision=bf16"),
+            FAMILIES["sd3"],
+            known.denoiser,
+            known.latent_shape(TINY.height, TINY.width),
+            known.tokens,
+            shape,
+            gpu=gpu,
+        ).bytes
+        for gpu in (False, True)
+    ]
+    assert held[0] < held[1] < 2 * held[0]
 
 
 def test_the_micro_batch_that_fits(whole):
