@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_stage_is_measured():
-    size = ["--architecture", "tiny-tdm", "--size", "32", "--group-size", "2", "--precision", "fp32", "--checkpointing"]
+    size = ["--architecture", "tiny-tdm", "--size", "24", "--group-size", "2", "--precision", "fp32", "--checkpointing"]
     command = [sys.executable, ROOT / "benchmarks" / "full_size.py", *size]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
