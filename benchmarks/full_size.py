@@ -1,11 +1,11 @@
 """Measure an architecture with random weights: peak memory and images a second of every stage.
 
     python benchmarks/full_size.py --architecture sd3.5-tdm --size 512 --group-size 24 --micro-batch 24
-    python benchmarks/full_size.py --architecture tiny --size 24 --group-size 4        # on a CPU, in seconds
+    python benchmarks/full_size.py --architecture tiny-tdm --size 24 --group-size 4        # on a CPU, in seconds
 
 Random weights take the memory and time of trained ones. Text encoders are left out (conditioning is random), and so are
-rewards. The estimate of `tdmr1 plan` for the generator's update stands beside what was measured: on a GPU what the
-allocator held at most, on a CPU the growth of the process's largest resident size since loading.
+rewards. The estimate of `tdmr1 plan` for the generator's update stands beside what was measured: on a GPU how
+much more its allocator held at most than just before the update; a CPU's has no peak that could be taken for a stage.
 
 Not run on a GPU so far.
 """
@@ -16,9 +16,9 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pluggy
 import torch
@@ -26,7 +26,7 @@ import torch
 from tdmr1_core import hookspecs
 from tdmr1_core.assemble import PRECISIONS, Parts, build_roles, choose_device, spare_memory
 from tdmr1_core.config import RunConfig
-from tdmr1_core.dry_update import dry_update
+from tdmr1_core.dry_update import dry_update, text_widths
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.acquire import backbone_class
 from tdmr1_core.models.architectures import PUBLISHED
@@ -36,92 +36,58 @@ from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import build_network
+from tdmr1_core.plan import Architecture, read_architecture
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
 
-TINY = PUBLISHED["stabilityai/stable-diffusion-3-medium-diffusers"]["transformer/config.json"] | {
-    "sample_size": 12,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-    "caption_projection_dim": 128,
-    "pooled_projection_dim": 32,
-    "pos_embed_max_size": 64,
-}
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {"tiny": ("sd3", TINY)} | {
-    entry.name: (entry.family, PUBLISHED[entry.base]["transformer/config.json"])
-    for entry in builtin_models()
-    if entry.base in PUBLISHED
-}
-"""Family and denoiser of each, by the model's name."""
-PHOTO_LEVELS = (128, 256, 512, 512)
-LEVELS = {"tiny": (16, 32, 32, 32)}
-TOKENS = 333
+ENTRIES = {entry.name: entry for entry in builtin_models() if entry.base in PUBLISHED or entry.domain == "tiny"}
+"""The models whose architecture is at hand, by name."""
 
 
-def random_backbone(family: str, config: Mapping[str, Any], tokens: int) -> type[PipelineBackbone]:
-    """A family's backbone without text encoders: every text has embeddings of its own length, at random."""
+def random_backbone(family: str, architecture: Architecture) -> type[PipelineBackbone]:
+    """A family's backbone without text encoders: every text has the longest embeddings, at random."""
+    width, pooled = text_widths(architecture.denoiser)
 
     class Random(backbone_class(FAMILIES[family])):  # type: ignore[misc]
         def encode(self, prompts: Sequence[str]) -> Conditioning:
-            return random_texts(config, len(prompts), tokens).to(self.device)
+            count = len(prompts)
+            texts = Conditioning(torch.randn(count, architecture.tokens, width), torch.randn(count, pooled))
+            return texts.to(self.device)
 
     return Random
 
 
-def random_texts(config: Mapping[str, Any], count: int, tokens: int) -> Conditioning:
-    """Embeddings of the widths that a denoiser takes."""
-    width = config.get("joint_attention_dim") or config["cap_feat_dim"]
-    return Conditioning(torch.randn(count, tokens, width), torch.randn(count, config.get("pooled_projection_dim", 0)))
-
-
-def build(name: str, config: RunConfig, size: int) -> Engine:
+def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> Engine:
     """An engine on random weights."""
-    from diffusers import AutoencoderKL
     from diffusers.image_processor import VaeImageProcessor
 
-    family, architecture = ARCHITECTURES[name]
     device, precision = choose_device(config.model.device), PRECISIONS[config.model.precision]
     before = torch.get_default_dtype()
     torch.set_default_dtype(precision)
     try:
-        denoiser = build_network(FAMILIES[family].transformer, architecture, str(device))
+        denoiser = build_network(FAMILIES[entry.family].transformer, architecture.denoiser, str(device))
     finally:
         torch.set_default_dtype(before)
-    levels = LEVELS.get(name, PHOTO_LEVELS)
-    vae = AutoencoderKL(
-        block_out_channels=levels,
-        down_block_types=("DownEncoderBlock2D",) * len(levels),
-        up_block_types=("UpDecoderBlock2D",) * len(levels),
-        layers_per_block=2,
-        latent_channels=16,
-        norm_num_groups=16,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
     pipeline = SimpleNamespace(
         transformer=denoiser,
-        vae=vae,
-        vae_scale_factor=2 ** (len(levels) - 1),
+        vae=build_network("AutoencoderKL", {"shift_factor": 0.0, **architecture.autoencoder}, str(device)),
+        vae_scale_factor=architecture.latent_pixels,
         text_encoder=None,
         text_encoder_2=None,
         text_encoder_3=None,
-        scheduler=SimpleNamespace(config=SimpleNamespace(shift=3.0)),
+        scheduler=SimpleNamespace(config=SimpleNamespace(shift=entry.shift)),
         image_processor=VaeImageProcessor(),
     )
-    kind = random_backbone(family, architecture, TOKENS)
-    backbone = kind(pipeline, device=device, precision=precision, max_sequence_length=TOKENS)
-    roles = build_roles(config, backbone, lora_shape(family))
+    kind = random_backbone(entry.family, architecture)
+    backbone = kind(pipeline, device=device, precision=precision, max_sequence_length=entry.max_sequence_length)
+    roles = build_roles(config, backbone, lora_shape(entry))
     spare_memory(config.memory, roles)
     manager = pluggy.PluginManager("tdmr1")
     manager.add_hookspecs(hookspecs)
-    entry = ModelEntry(name, "", family, "", None, "photo", height=size, width=size)
     return Engine(config, Parts(entry, roles, [Prompt("a", {}), Prompt("b", {})], None, Hooks(manager)))
 
 
-def measure(engine: Engine) -> dict[str, dict[str, float]]:
+def measure(engine: Engine) -> dict[str, dict[str, float | None]]:
     """Images a second and peak bytes of every stage, after one round that is not counted."""
     trajectory = engine.rollout(engine.next_groups())
     images = trajectory.groups.images
@@ -133,37 +99,52 @@ def measure(engine: Engine) -> dict[str, dict[str, float]]:
         "surrogate": lambda: engine.update_surrogate(trajectory, advantages),
         "generator": lambda: engine.update_generator(trajectory, advantages),
     }
-    results = {}
+    results: dict[str, dict[str, float | None]] = {}
     for name, stage in stages.items():
         stage()
-        _forget_peak()
+        held = _forget_peak()
         started = time.monotonic()
         stage()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _finish()
         seconds = time.monotonic() - started
-        results[name] = {"images_per_second": images / seconds, "peak_bytes": _peak()}
+        growth = None if held is None else _peak() - held
+        results[name] = {"images_per_second": images / seconds, "peak_bytes": _peak(), "growth_bytes": growth}
     return results
 
 
-def lora_shape(family: str) -> LoraShape:
+def lora_shape(entry: ModelEntry) -> LoraShape:
     """Of the published LoRAs."""
-    return LoraShape(32, 64.0, FAMILIES[family].targets)
+    return LoraShape(entry.rank, entry.alpha, entry.targets)
 
 
-def estimated_activations(name: str, config: RunConfig, size: int) -> float:
-    """What `tdmr1 plan` says of the generator's update, in bytes."""
-    family, denoiser = ARCHITECTURES[name]
-    scale = 2 ** (len(LEVELS.get(name, PHOTO_LEVELS)) - 1)
-    latents = (denoiser["in_channels"], size // scale, size // scale)
-    gpu = torch.cuda.is_available()
-    update = dry_update(config, FAMILIES[family], denoiser, latents, TOKENS, lora_shape(family), gpu=gpu)
-    return float(update.bytes * (config.batch.micro_batch or config.batch.groups * config.batch.group_size))
+def estimated_activations(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> int:
+    """What `tdmr1 plan` says of the generator's update, in bytes, for as many images as are updated at once."""
+    images = config.batch.micro_batch or config.batch.groups * config.batch.group_size
+    return dry_update(
+        config,
+        FAMILIES[entry.family],
+        architecture.denoiser,
+        architecture.latent_shape(entry.height, entry.width),
+        architecture.tokens,
+        lora_shape(entry),
+        images=int(images),
+        gpu=torch.cuda.is_available(),
+    ).bytes
 
 
-def _forget_peak() -> None:
+def _finish() -> None:
+    """Wait until a GPU has done what it was asked."""
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+
+
+def _forget_peak() -> float | None:
+    """Begin anew to look for the peak; returns what a GPU's allocator holds now, and of a CPU nothing."""
+    if not torch.cuda.is_available():
+        return None
+    _finish()
+    torch.cuda.reset_peak_memory_stats()
+    return float(torch.cuda.memory_allocated())
 
 
 def _peak() -> float:
@@ -175,7 +156,7 @@ def _peak() -> float:
 def main() -> None:
     """Measure and print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd3.5-tdm")
+    parser.add_argument("--architecture", choices=ENTRIES, default="sd3.5-tdm")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--group-size", type=int, default=24)
@@ -195,13 +176,15 @@ def main() -> None:
             "batch": {"groups": given.groups, "group_size": given.group_size, "micro_batch": given.micro_batch},
         }
     )
+    entry = replace(ENTRIES[given.architecture], height=given.size, width=given.size)
+    architecture = read_architecture(entry)
+    estimate = estimated_activations(entry, architecture, config)
     before = _peak()
-    engine = build(given.architecture, config, given.size)
+    engine = build(entry, architecture, config)
     loaded = _peak()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     stages = measure(engine)
-    estimate = estimated_activations(given.architecture, config, given.size)
-    measured = stages["generator"]["peak_bytes"] - loaded
+    measured = stages["generator"]["growth_bytes"]
     document = {**vars(given), "device": device, "start": before, "loaded": loaded, "stages": stages}
     print(json.dumps(document | {"estimated_activations": estimate, "measured_growth": measured}, indent=1))
 

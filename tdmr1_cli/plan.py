@@ -60,6 +60,7 @@ def command(
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
     settings = resolve_settings(flags, None, discover(), rewarded=False)
     room = parse_memory(gpu) if gpu else None
+    message("estimating memory and time …")
     from tdmr1_core.plan import fitting_micro_batch, plan
 
     planned = plan(settings.config, settings.entry, processes or 1, room)
@@ -72,17 +73,19 @@ def command(
     table(["part", "GB"], [[name, f"{size / GB:.2f}"] for name, size in planned.parts.items()])
     say_estimate(planned, tflops)
     if most is not None:
-        message(f"{gpu}: {'fits' if fits else 'does not fit'}; {_advice(most)}")
+        message(f"{gpu}: {'fits' if fits else 'does not fit'}; {_advice(planned, most)}")
     return 1 if fits is False else 0
 
 
 def say_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
-    """What an iteration is and takes, in three sentences."""
+    """What an iteration is and takes, in four sentences."""
     message(
         f"an iteration: {planned.images} images over {planned.processes} processes, each in {planned.micro_batches} "
-        f"micro-batches of up to {planned.micro_batch}"
+        f"micro-batches of up to {planned.micro_batch}, with LoRAs of rank {planned.rank}"
     )
-    message(f"peak: {planned.peak / GB:.1f} GB for each process")
+    auto = ", which batch.micro_batch=auto halves where they do not fit" if planned.halves else ""
+    message(f"peak: {planned.peak / GB:.1f} GB for each process with {planned.micro_batch} images at once{auto}")
+    message(f"of it {planned.lasting / GB:.1f} GB always, and {planned.each / GB:.2g} GB more for each image at once")
     message(
         f"time: {planned.passes:g} passes for each image, {planned.seconds(tflops):.3g} s an iteration at {tflops:g} "
         "TFLOP/s, without rewards"
@@ -97,7 +100,8 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
-def _advice(most: int) -> str:
+def _advice(planned: Plan, most: int) -> str:
     if most == 0:
         return "not even one image at a time; `--preset single-gpu` recomputes blocks and lets encoders leave"
-    return f"up to batch.micro_batch={most} fits"
+    halved = f"auto comes to {planned.micro_batch}, and " if planned.halves and planned.micro_batches > 1 else ""
+    return f"{halved}up to batch.micro_batch={most} fits"

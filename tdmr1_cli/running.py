@@ -150,6 +150,7 @@ def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path, proc
 
 def _say_needs(settings: Settings, processes: int) -> None:
     """Batch arithmetic, memory and time, where the model's configs are at hand."""
+    message("estimating memory and time …")
     from tdmr1_core.plan import plan
 
     try:

@@ -97,7 +97,11 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
         )
     settings = config.memory
     backbone = load_backbone(
-        acquired, device, PRECISIONS[config.model.precision], encoders_leave=settings.text_encoders == "cpu"
+        acquired,
+        device,
+        PRECISIONS[config.model.precision],
+        encoders_leave=settings.text_encoders == "cpu",
+        denoiser_waits=settings.weights != "whole",
     )
     teacher = load_teacher(acquired, backbone)
     if settings.weights != "whole":

@@ -111,7 +111,11 @@ class BatchConfig(Section):
 
 
 class MemoryConfig(Section):
-    """Ways to need less memory, at the price of time; what is learnt stays the same but for rounding."""
+    """Ways to need less memory, at the price of time.
+
+    What is learnt stays the same but for rounding, unless weights or moments are in fewer bits or pictures are decoded
+    in tiles.
+    """
 
     gradient_checkpointing: bool = False
     """Recompute every block in the backward pass instead of keeping what it computed: a third more time."""

@@ -144,7 +144,8 @@ def dry_update(
         network = backbone.network
         parameters = sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
         linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
-        roles = build_roles(config, backbone, shape)
+        with torch.device("meta"):
+            roles = build_roles(config, backbone, shape)
         if config.memory.gradient_checkpointing:
             checkpoint_gradients(roles)
     kernels = FusedKernels(gpu=gpu)
@@ -199,10 +200,14 @@ def _fake(network: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
+def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of a token's and of a pooled embedding that a denoiser takes, by its config."""
+    return denoiser.get("joint_attention_dim") or denoiser["cap_feat_dim"], denoiser.get("pooled_projection_dim", 0)
+
+
 def _text(denoiser: Mapping[str, Any], tokens: int, dtype: torch.dtype) -> Conditioning:
-    width = denoiser.get("joint_attention_dim") or denoiser["cap_feat_dim"]
-    sizes = ((tokens, width), (denoiser.get("pooled_projection_dim", 0),))
-    return Conditioning(*(torch.empty(1, *size, dtype=dtype) for size in sizes))
+    width, pooled = text_widths(denoiser)
+    return Conditioning(torch.empty(1, tokens, width, dtype=dtype), torch.empty(1, pooled, dtype=dtype))
 
 
 def _trajectory(backbone: Backbone, images: int, latent_shape: tuple[int, int, int]) -> Trajectory:

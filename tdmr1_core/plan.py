@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from tdmr1_core.models.acquire import check_entry
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.lora_files import rank_told
+from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import build_network
@@ -33,6 +36,8 @@ DECODER_COPIES = 3
 """Tensors of a decoder's widest layer at full size that are held at once."""
 CLIP_TOKENS = 77
 """Of a text in SD3, before those of T5, where CLIP's config does not say it."""
+PATCH = 2
+"""Latents that every family's network takes together along each axis, where its config does not say it."""
 RESERVE = 1.0e9
 """Bytes that CUDA, its libraries and a fragmented allocator take."""
 IN_TURN = ("activations", "decoding", "text encoders in turn")
@@ -58,18 +63,29 @@ class Architecture:
         return int(levels[min(1, len(levels) - 1)])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture in pixels."""
-        pixels = int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
-        return int(self.denoiser["in_channels"]), height // pixels, width // pixels
+        """(C, H, W) of the latents of a picture in pixels. Raises Tdmr1Error for a size that can't be drawn."""
+        patch = int(self.denoiser.get("patch_size", PATCH))
+        return shape_of_latents(int(self.denoiser["in_channels"]), self.latent_pixels, patch, height, width)
+
+    @property
+    def latent_pixels(self) -> int:
+        """Pixels that a latent is wide."""
+        return int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's needs, for one of its processes: bytes by part and in all, operations and passes for each image."""
+    """A run's needs, for one of its processes: bytes by part and in all, operations and passes for each image.
+
+    `halves` says that the run begins with all images at once and halves that until it fits; `rank` is that of the
+    LoRAs, a given one's if it is here in safetensors.
+    """
 
     images: int
     processes: int
     micro_batch: int
+    halves: bool
+    rank: int
     parts: dict[str, float]
     passes: float
     operations: float
@@ -84,6 +100,11 @@ class Plan:
         """Bytes at the highest point: of updating, decoding and encoding texts, which take turns."""
         return self.lasting + max(self.parts[name] for name in IN_TURN)
 
+    @property
+    def each(self) -> float:
+        """Bytes of updating one image more at once."""
+        return self.parts["activations"] / self.micro_batch
+
     def seconds(self, tflops: float) -> float:
         """How long an iteration takes on a device that sustains so many TFLOP/s, without rewards."""
         return self.operations * self.images / self.processes / (tflops * 1e12)
@@ -95,15 +116,18 @@ class Plan:
 
 
 def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float | None = None) -> Plan:
-    """What an iteration needs in each of the processes; a micro-batch that is `auto` takes what fits `room` bytes.
+    """What an iteration needs in each of the processes.
 
+    A micro-batch that is `auto` is all images at once, or that halved, as a run does it, until it fits `room` bytes.
     Configs are all that is read of a model, from its directory, the hub's cache or the hub; those of the published
     models are known. Raises Tdmr1Error where they can't be had.
     """
     check_split(config.batch.groups, processes)
     architecture = read_architecture(entry)
     height, width = config.model.height or entry.height, config.model.width or entry.width
-    lora = LoraShape(config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
+    trains = config.kind == "train"
+    told = rank_told(Path(entry.lora)) if trains and entry.lora is not None else None
+    lora = LoraShape(told or config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
     latent_shape = architecture.latent_shape(height, width)
     gpu = config.model.device != "cpu"
     update = dry_update(
@@ -112,7 +136,6 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     images = config.batch.groups * config.batch.group_size
     own = images // processes
     on_device = own if config.memory.trajectories == "device" else 0
-    trains = config.kind == "train"
     roles, averages = (3, 2) if trains else (2, 1)
     frozen, single = BYTES[config.model.precision], max(4, BYTES[config.model.precision])
     points = (config.rollout.steps or entry.steps) + 1
@@ -121,6 +144,7 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     denoiser = (update.parameters * frozen - update.linear * fewer) * (1 if entry.teacher == SAME else 2)
     moments = 8 if config.memory.optimizer == "whole" else 2.03
     encoders, leave = architecture.encoders * frozen, config.memory.text_encoders == "cpu"
+    away = denoiser if config.memory.weights == "whole" else 0  # one in fewer bits stays where it is
     lasting = {
         "denoiser": denoiser,
         "autoencoder": count_parameters("AutoencoderKL", architecture.autoencoder) * single,
@@ -129,26 +153,31 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         "gradients": update.lora_parameters * single * roles,
         "optimisers": update.lora_parameters * moments * single / 4 * roles,
         "trajectories": on_device * points * latent_shape[0] * latent_shape[1] * latent_shape[2] * single,
-        "text encoders in turn": max(0, encoders - denoiser) if leave else 0,
+        "text encoders in turn": max(0, encoders - away) if leave else 0,
         "reserve": RESERVE,
     }
+
+    asked = config.batch.micro_batch
 
     def with_micro_batch(size: int) -> Plan:
         decoded = size if config.memory.decoder == "whole" else 1
         parts = {**lasting, "activations": size * update.bytes, "decoding": widest * decoded if trains else 0}
-        passes = passes_an_image(config, entry)
-        return Plan(images, processes, size, parts, passes, passes * update.operations)
+        passes = passes_an_image(config, entry, size)
+        return Plan(images, processes, size, asked == "auto", lora.rank, parts, passes, passes * update.operations)
 
-    asked, one = config.batch.micro_batch, with_micro_batch(1)
-    if asked == "auto":
-        return one if room is None else with_micro_batch(max(1, fitting_micro_batch(one, config, room)))
-    return with_micro_batch(min(asked or own, own))
+    if asked != "auto":
+        return with_micro_batch(min(asked or own, own))
+    most = own if room is None else max(1, fitting_micro_batch(with_micro_batch(1), config, room))
+    size = own
+    while size > most:
+        size //= 2
+    return with_micro_batch(size)
 
 
 def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     """The most images at once for which a plan's peak stays within `room` bytes; 0 if not one does."""
     free = room - planned.lasting
-    each = planned.parts["activations"] / planned.micro_batch
+    each = planned.each
     if config.memory.decoder == "whole":
         each = max(each, planned.parts["decoding"] / planned.micro_batch)
     elif planned.parts["decoding"] > free:
@@ -158,22 +187,33 @@ def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     return max(0, min(planned.images // planned.processes, int(free / each)))
 
 
-def passes_an_image(config: RunConfig, entry: ModelEntry) -> float:
+def passes_an_image(config: RunConfig, entry: ModelEntry, micro_batch: int) -> float:
     """Forward passes of the denoiser for each image of an iteration, a backward pass counted as one more.
 
-    Frozen weights have no gradient, so that a backward pass costs about as much as a forward one.
+    Frozen weights have no gradient, so that a backward pass costs about as much as a forward one. The generator is
+    asked again for the fake score where its velocity is not to be read off the trajectory, and so is the surrogate for
+    the weights of groups that are larger than a micro-batch.
     """
     learning = 2 + config.memory.gradient_checkpointing
     guided = 1 + (config.generator.guidance_scale != 1)
-    fake = config.fake.updates * (1 + learning)
+    fake = config.fake.updates * (1 + learning + stale_share(config))
     generator = learning + guided + 1
     surrogate = 0.0
     if config.kind == "train" and config.generator.reward_scale > 0:
         old = config.surrogate.trust_region is not None and config.surrogate.reference != "ema"
-        surrogate = config.surrogate.updates * (learning + 1 + old)
+        parted = 2 * (micro_batch < config.batch.group_size)
+        surrogate = config.surrogate.updates * (learning + 1 + old + parted)
         generator += 1 + 1 + (config.generator.rl_cfg != 1)
     each = fake + surrogate + generator
     return (config.rollout.steps or entry.steps) + config.timesteps.per_iteration * each
+
+
+def stale_share(config: RunConfig) -> float:
+    """Of an iteration's steps, those at which trajectories do not tell the generator's velocity (any more)."""
+    if config.rollout.sampler != "euler" or config.rollout.eta > 0:
+        return 1.0
+    steps = config.timesteps.per_iteration
+    return (steps - 1) / steps if config.timesteps.optimizer_step == "each" else 0.0
 
 
 def read_architecture(entry: ModelEntry) -> Architecture:

@@ -152,9 +152,16 @@ def backbone_class(family: Family) -> type[PipelineBackbone]:
 
 
 def load_backbone(
-    acquired: Acquired, device: torch.device, precision: torch.dtype, *, encoders_leave: bool = False
+    acquired: Acquired,
+    device: torch.device,
+    precision: torch.dtype,
+    *,
+    encoders_leave: bool = False,
+    denoiser_waits: bool = False,
 ) -> PipelineBackbone:
     """The frozen base, ready to be asked; with `encoders_leave` its text encoders stay on the CPU until needed.
+
+    With `denoiser_waits` the denoiser stays there too, for whoever quantises it.
 
     Raises Tdmr1Error if diffusers can't load it.
     """
@@ -170,6 +177,7 @@ def load_backbone(
         precision=precision,
         max_sequence_length=entry.max_sequence_length,
         encoders_leave=encoders_leave,
+        denoiser_waits=denoiser_waits,
     )
 
 

@@ -11,7 +11,8 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,34 @@ def read_lora(
     return LoraFile(path, sha256, layout, shape, weights, scale)
 
 
+def rank_told(path: Path) -> int | None:
+    """The rank of a LoRA that is here in safetensors, from its header alone; None for any other.
+
+    Raises Tdmr1Error for a file that is damaged.
+    """
+    path = _weight_file(path) if path.exists() else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    with _safetensors(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            key = parse_key(name)
+            if key is not None and key.part == "down":
+                return int(file.get_slice(name).get_shape()[0])
+    return None
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    """A file to read from. Raises Tdmr1Error for one that is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise Tdmr1Error(
+            f"{path} is not a readable safetensors file: {error}", "download or export it again"
+        ) from error
+
+
 def _weight_file(path: Path) -> Path:
     """The file itself, or the one in a directory."""
     if path.is_dir():
@@ -116,14 +145,9 @@ def _weight_file(path: Path) -> Path:
 
 
 def _read_safetensors(path: Path) -> RawLora:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise Tdmr1Error(
-            f"{path} is not a readable safetensors file: {error}", "download or export it again"
-        ) from error
+    with _safetensors(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:
         packed = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         config = {key.removeprefix(PREFIX): value for key, value in packed.items() if key.startswith(PREFIX)}

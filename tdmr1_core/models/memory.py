@@ -1,10 +1,16 @@
-"""Ways to hold a model in less memory, at the price of time. None of them changes what is learnt beyond rounding."""
+"""Ways to hold a model in less memory, at the price of time.
+
+None of them changes what is learnt beyond rounding, but for decoding in tiles, whose seams rewards may see.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,6 +21,12 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.models.quantised import is_quantised
 from tdmr1_core.models.roles import Roles
+from tdmr1_core.versions import versions
+
+GRADIENT_MODES, BATCH_KINDS = 2, 3
+"""With or without; a single image, the first number of them that is met, and any other number."""
+ENCODING = ("diffusers", "transformers")
+"""Packages that texts are encoded by."""
 
 
 def checkpoint_gradients(roles: Roles) -> None:
@@ -42,12 +54,24 @@ def spare_decoder(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:
 
 
 def compile_blocks(roles: Roles) -> None:
-    """Compile the repeated blocks of the networks (torch.compile): minutes at first, and time saved later."""
-    for home in roles.backbones:
-        for blocks in home.network.children():
-            if isinstance(blocks, nn.ModuleList):
-                for block in blocks:
-                    block.compile()
+    """Compile the repeated blocks of the networks (torch.compile): minutes at first, and time saved later.
+
+    Blocks of a class share their code, of which torch keeps few variants by default and then compiles no more: it is
+    let keep one for each block, role, gradient mode and kind of batch.
+    """
+    blocks = [
+        block
+        for home in roles.backbones
+        for part in home.network.children()
+        if isinstance(part, nn.ModuleList)
+        for block in part
+    ]
+    settings: Any = torch._dynamo.config
+    variants = len(blocks) * (len(roles.names) + 1) * GRADIENT_MODES * BATCH_KINDS
+    settings.recompile_limit = max(settings.recompile_limit, variants)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, variants)
+    for block in blocks:
+        block.compile()
 
 
 @contextmanager
@@ -74,7 +98,25 @@ def _move(networks: Sequence[nn.Module], where: torch.device | str) -> None:
 
 
 def encoder_identity(backbone: Backbone) -> list[str]:
-    """What tells the text encoders from others: names, shapes and a few numbers of every weight."""
+    """What texts are encoded by: packages, tokenizers, and names, shapes and a few numbers of every weight."""
+    return [
+        *(f"{name} {number}" for name, number in versions().items() if name in ENCODING),
+        *(_digest(tokenizer) for tokenizer in backbone.tokenizers()),
+        *_weights(backbone),
+    ]
+
+
+def _digest(tokenizer: Any) -> str:
+    """Of the files that a tokenizer is saved as, its chat template among them."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _weights(backbone: Backbone) -> list[str]:
     return [
         f"{name} {weight.dtype} {tuple(weight.shape)} {weight.flatten()[:4].tolist()}"
         for encoder in backbone.text_encoders()

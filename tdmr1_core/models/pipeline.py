@@ -21,6 +21,8 @@ from tdmr1_core.records import Conditioning
 
 TIMESTEPS = 1000
 """Diffusers' flow schedulers count sigma in thousandths."""
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+"""What pipelines call theirs."""
 
 
 class PipelineBackbone(ABC):
@@ -36,6 +38,7 @@ class PipelineBackbone(ABC):
         precision: torch.dtype,
         max_sequence_length: int,
         encoders_leave: bool = False,
+        denoiser_waits: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
@@ -44,15 +47,26 @@ class PipelineBackbone(ABC):
         self._precision = precision
         self._max_sequence_length = max_sequence_length
         self._encoders_leave = encoders_leave
+        self._denoiser_waits = denoiser_waits
         self._first: Self | None = None
-        _freeze(pipeline.transformer, device, precision)
+        _freeze(pipeline.transformer, self._denoiser_starts, precision)
         for encoder in self.text_encoders():
             _freeze(encoder, torch.device("cpu") if encoders_leave else device, precision)
         _freeze(pipeline.vae, device, self.dtype)
 
+    @property
+    def _denoiser_starts(self) -> torch.device:
+        """Where a denoiser is put that was read from disk: on the CPU while it waits to be quantised."""
+        return torch.device("cpu") if self._denoiser_waits else self.device
+
     @abstractmethod
     def text_encoders(self) -> list[nn.Module]:
         """Those of the pipeline's text encoders that are there."""
+
+    def tokenizers(self) -> list[Any]:
+        """Those of the pipeline's tokenizers that are there."""
+        found = (getattr(self.pipeline, name, None) for name in TOKENIZERS)
+        return [tokenizer for tokenizer in found if tokenizer is not None]
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -95,14 +109,8 @@ class PipelineBackbone(ABC):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture in pixels. Raises Tdmr1Error for a size that can't be drawn."""
-        factor = self.pipeline.vae_scale_factor
-        multiple = factor * self._patch_size
-        if height % multiple or width % multiple:
-            raise Tdmr1Error(
-                f"pictures of {width}×{height} pixels can't be drawn: this model needs multiples of {multiple}",
-                "change model.height and model.width",
-            )
-        return (int(self.pipeline.transformer.config.in_channels), height // factor, width // factor)
+        channels = int(self.pipeline.transformer.config.in_channels)
+        return shape_of_latents(channels, self.pipeline.vae_scale_factor, self._patch_size, height, width)
 
     @property
     @abstractmethod
@@ -138,6 +146,7 @@ class PipelineBackbone(ABC):
             precision=self._precision,
             max_sequence_length=self._max_sequence_length,
             encoders_leave=self._encoders_leave,
+            denoiser_waits=self._denoiser_waits,
         )
         other._first = self
         return other
@@ -148,9 +157,23 @@ class PipelineBackbone(ABC):
 
         kind = getattr(diffusers, self.family.transformer)
         fresh = kind.from_pretrained(folder / "transformer", torch_dtype=self._precision, use_safetensors=True)
-        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self.device)})
+        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_starts)})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def shape_of_latents(channels: int, pixels: int, patch: int, height: int, width: int) -> tuple[int, int, int]:
+    """(C, H, W) of a picture's latents, `pixels` wide each, of which a network takes `patch` together along each axis.
+
+    Raises Tdmr1Error for a size that can't be drawn.
+    """
+    multiple = pixels * patch
+    if height % multiple or width % multiple:
+        raise Tdmr1Error(
+            f"pictures of {width}×{height} pixels can't be drawn: this model needs multiples of {multiple}",
+            "change model.height and model.width",
+        )
+    return channels, height // pixels, width // pixels
 
 
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

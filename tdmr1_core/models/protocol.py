@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ class Backbone(Protocol):
 
     def text_encoders(self) -> list[nn.Module]:
         """The networks that `encode` asks."""
+
+    def tokenizers(self) -> list[Any]:
+        """What `encode` takes texts apart with, as transformers has it."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts to conditioning, one row each."""

@@ -25,21 +25,27 @@ def bitsandbytes() -> Any:
 
 
 def quantise(backbone: Backbone, how: Literal["8bit", "nf4"]) -> None:
-    """Hold the linear layers of a denoiser in fewer bits, before LoRAs are put on them; the rest stays as it is."""
+    """Hold the linear layers of a denoiser in fewer bits, before LoRAs are put on them; the rest stays as it is.
+
+    Weights must still be on the CPU: they are quantised one by one as they come to the backbone's device, which never
+    holds the whole ones.
+    """
     layers, network = bitsandbytes().nn, backbone.network
     for name, linear in list(network.named_modules()):
         if type(linear) is not nn.Linear:
             continue
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         if how == "nf4":
-            fewer = layers.Linear4bit(*shape, compute_dtype=linear.weight.dtype, quant_type="nf4")
+            named = {"compute_dtype": linear.weight.dtype, "quant_type": "nf4", "device": "meta"}
+            fewer = layers.Linear4bit(*shape, **named)
             weight = layers.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
         else:
-            fewer = layers.Linear8bitLt(*shape, has_fp16_weights=False)
+            fewer = layers.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
             weight = layers.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
         fewer.weight, fewer.bias = weight, linear.bias
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, fewer.to(backbone.device))  # it is quantised as it is moved
+    network.to(backbone.device)
     setattr(network, MARKS[how], True)
 
 

@@ -190,8 +190,8 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         return dict(json.loads(content))
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = False) -> None:
-    """Put an engine where it stood; rewards, which are set up for it, only on request.
+def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = False, moments: bool = True) -> None:
+    """Put an engine where it stood: rewards, which are set up for it, only on request, and perhaps no `moments`.
 
     Raises Tdmr1Error for a checkpoint that is damaged or does not fit.
     """
@@ -206,7 +206,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
     for role in engine.roles.names:
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))
-    _load_optimizers(engine, optimizers)
+    if moments:
+        _load_optimizers(engine, optimizers)
     for name, trained in engine.trained.items():
         trained.updates = updates[name]
     engine.iteration_index = iteration

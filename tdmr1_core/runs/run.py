@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -480,12 +481,18 @@ def _anchored(config: RunConfig) -> RunConfig:
 
 
 def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
-    """An engine with a run's latest weights, for sampling, evaluation and export: on frozen weights that are whole."""
+    """An engine with a run's latest weights, for sampling, evaluation and export, with nothing in fewer bits.
+
+    Encoded prompts are kept in the run's folder of them only where it is still there and can be written.
+    """
     config = load_run_config(folder)
-    config = config.model_copy(update={"memory": config.memory.model_copy(update={"weights": "whole"})})
+    cache = config.memory.prompt_cache
+    here = cache if cache and cache.is_dir() and os.access(cache, os.W_OK) else None
+    whole = {"weights": "whole", "optimizer": "whole", "prompt_cache": here}
+    config = config.model_copy(update={"memory": config.memory.model_copy(update=whole)})
     kind = Engine if config.kind == "train" else DistillEngine
     engine = kind.from_config(config, run_folder=folder, extensions=extensions)
-    load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS))
+    load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS), moments=False)
     return engine
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_stage_is_measured():
-    size = ["--architecture", "tiny", "--size", "32", "--group-size", "2", "--precision", "fp32", "--checkpointing"]
+    size = ["--architecture", "tiny-tdm", "--size", "24", "--group-size", "2", "--precision", "fp32", "--checkpointing"]
     command = [sys.executable, ROOT / "benchmarks" / "full_size.py", *size]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
@@ -24,3 +24,12 @@ def test_every_stage_is_measured():
     assert set(document["stages"]) == {"rollout", "fake", "surrogate", "generator"}
     assert all(stage["images_per_second"] > 0 for stage in document["stages"].values())
     assert document["estimated_activations"] > 0
+    assert document["measured_growth"] is None, "a CPU's peak can't be taken for a stage"
+
+
+def test_a_size_that_cannot_be_drawn_is_refused():
+    command = [sys.executable, ROOT / "benchmarks" / "full_size.py", "--size", "516"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "this model needs multiples of 16" in done.stderr

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers_naive import PROMPTS
-from helpers_product import make_backbone, make_engine, random_trajectory
+from helpers_product import TinyPipeline, make_backbone, make_engine, random_trajectory
 from torch import Tensor, nn
 
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks
+from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, encoder_identity
 from tdmr1_core.models.quantised import bitsandbytes, quantise
+from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, LoraShape, Roles
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.notices import RunWarning
@@ -178,6 +181,23 @@ def test_every_block_of_every_backbone_is_compiled(monkeypatch):
     assert len(compiled) == 2 * len(roles.backbone.network.transformer_blocks)
 
 
+def test_no_role_and_no_batch_runs_uncompiled(monkeypatch):
+    import torch._dynamo
+
+    plain = updated(make_engine(SECTIONS))
+    engine, compile_one = make_engine(SECTIONS), nn.Module.compile
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_one(block, backend="eager"))
+    torch._dynamo.reset()
+    compile_blocks(engine.roles)
+    try:
+        assert largest(updated(engine), plain) <= 1e-12
+    finally:
+        torch._dynamo.reset()
+
+
 class Encoding(SD3Backbone):
     """Counts what is encoded, and where its encoder is meanwhile."""
 
@@ -192,6 +212,35 @@ class Encoding(SD3Backbone):
     def encode(self, prompts):
         self.encoded += prompts
         return super().encode(prompts)
+
+
+def test_a_denoiser_waits_on_the_cpu_to_be_quantised():
+    pipeline = TinyPipeline()
+    pipeline.text_encoder = pipeline.text_encoder_2 = None
+    device = torch.device("meta")
+    named = {"device": device, "precision": torch.float32, "max_sequence_length": 0}
+    waiting = SD3Backbone(pipeline, **named, denoiser_waits=True)
+    assert {weight.device.type for weight in waiting.network.parameters()} == {"cpu"}
+    at_once = SD3Backbone(pipeline, **named)
+    assert {weight.device for weight in at_once.network.parameters()} == {device}
+
+
+@pytest.mark.parametrize("how", ["8bit", "nf4"])
+def test_layers_come_to_the_device_one_by_one_with_their_weights_alone(how, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    backbone, made = make_backbone(torch.float32), []
+    layers = bitsandbytes().nn
+    kind = {"8bit": "Linear8bitLt", "nf4": "Linear4bit"}[how]
+
+    class Watched(getattr(layers, kind)):  # type: ignore[misc]
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            made.append(self.weight.device.type)
+
+    monkeypatch.setattr(layers, kind, Watched)
+    quantise(backbone, how)
+    assert set(made) == {"meta"}
+    assert {weight.device.type for weight in backbone.network.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize(("how", "bits"), [("8bit", 8), ("nf4", 4)])
@@ -234,6 +283,14 @@ def test_moments_in_eight_bits_are_kept_in_a_checkpoint(tmp_path):
     assert largest(updated(engine), updated(other)) == 0
 
 
+def test_weights_are_taken_from_a_checkpoint_without_its_moments(tmp_path):
+    engine, other = make_engine(SECTIONS), make_engine(SECTIONS)
+    learnt = updated(engine)
+    load_checkpoint(other, save_checkpoint(engine, tmp_path, 1), moments=False)
+    assert all(not role.optimizer.state for role in other.trained.values())
+    assert largest({role: other.roles.weights(role) for role in learnt}, learnt) == 0
+
+
 def test_fewer_bits_without_their_package_are_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(Tdmr1Error, match="need bitsandbytes, which is not installed") as refused:
@@ -257,6 +314,54 @@ def test_a_text_is_encoded_once_for_this_run_and_others(tmp_path: Path):
     other = Encoding(scale=2.0)
     PromptEncoder(other, make="sd3", cache=tmp_path)(TEXTS)
     assert other.encoded == list(TEXTS), "other encoders must not be answered for"
+
+
+def test_texts_that_are_taken_apart_otherwise_are_encoded_anew(tmp_path, monkeypatch):
+    def tokenizer(template: str) -> Any:
+        return SimpleNamespace(save_pretrained=lambda folder: Path(folder, "chat_template.jinja").write_text(template))
+
+    def encoded_with(template: str) -> list[str]:
+        backbone = Encoding()
+        backbone.pipeline.tokenizer = tokenizer(template)
+        PromptEncoder(backbone, make="sd3", cache=tmp_path)(TEXTS)
+        return backbone.encoded
+
+    assert encoded_with("one") == list(TEXTS)
+    assert encoded_with("one") == []
+    assert encoded_with("another") == list(TEXTS)
+    monkeypatch.setattr("tdmr1_core.models.memory.versions", lambda: {"transformers": "another"})
+    assert encoded_with("one") == list(TEXTS)
+
+
+def test_a_tokenizer_is_known_wherever_it_was_loaded_from(tmp_path):
+    from transformers import AutoTokenizer
+
+    embedded = Path(builtin_models()[0].base) / "tokenizer"
+    shutil.copytree(embedded, tmp_path / "copy")
+    identities = []
+    for folder in (embedded, tmp_path / "copy"):
+        backbone = Encoding()
+        backbone.pipeline.tokenizer = AutoTokenizer.from_pretrained(folder)
+        identities.append(encoder_identity(backbone))
+    assert identities[0] == identities[1]
+
+
+def test_the_texts_used_last_stay_in_memory():
+    backbone = Encoding()
+    encoder = PromptEncoder(backbone, make="sd3", cache=None, most=2)
+    one, two, three = PROMPTS[1:]
+    asked = (([one, two], [one, two]), ([one], []), ([three], [three]), ([one], []), ([two], [two]))
+    for texts, encoded in (*asked, ([one, two, three], [three])):
+        backbone.encoded.clear()
+        assert len(encoder(texts).embeddings) == len(texts)
+        assert backbone.encoded == encoded
+
+
+def test_prompts_that_cannot_be_kept_are_a_sentence(tmp_path):
+    (tmp_path / "texts").write_text("a file, not a folder")
+    with pytest.raises(Tdmr1Error, match="encoded prompts can't be kept in") as refused:
+        PromptEncoder(Encoding(), make="sd3", cache=tmp_path / "texts")(TEXTS)
+    assert refused.value.hint == "choose another memory.prompt_cache"
 
 
 def test_encoders_come_back_only_for_what_is_new(monkeypatch):

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from integration.support import small_config
+from safetensors.torch import save_file
+from torch.nn import functional
 
 from tdmr1_cli.plan import parse_memory
-from tdmr1_core.dry_update import LiveBytes, dry_update
+from tdmr1_core.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import builtin_models
+from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.plan import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
 from tdmr1_core.records import Groups, Trajectory
 
@@ -76,6 +79,15 @@ def test_memory_follows_the_settings(whole):
         plan(small_config(), TINY, processes=3)
 
 
+def test_a_denoiser_in_fewer_bits_stays_while_encoders_are_there(monkeypatch):
+    large = replace(read_architecture(TINY), encoders=10_000_000)
+    monkeypatch.setattr("tdmr1_core.plan.read_architecture", lambda entry: large)
+    leave = ["model.device=cpu", "memory.text_encoders=cpu"]
+    whole, fewer = (plan(small_config(*leave, f"memory.weights={how}"), TINY) for how in ("whole", "8bit"))
+    assert whole.parts["text encoders in turn"] == 4e7 - whole.parts["denoiser"]
+    assert fewer.parts["text encoders in turn"] == 4e7
+
+
 @pytest.mark.parametrize("sparing", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_update_holds_what_was_foretold(precision, sparing):
@@ -100,6 +112,33 @@ def test_an_update_holds_what_was_foretold(precision, sparing):
     assert told.bytes == pytest.approx(held.peak, rel=0.03)
 
 
+@pytest.mark.parametrize(("gpu", "single"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_layer_norms_are_in_float32_where_autocast_has_them_so_on_gpus(gpu, single):
+    narrow = torch.ones(2, 4, dtype=torch.bfloat16)
+    with FusedKernels(gpu=gpu).in_place():
+        assert functional.layer_norm(narrow, (4,)).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert functional.layer_norm(narrow, (4,)).dtype == single
+
+
+def test_an_update_holds_more_on_a_gpu_by_its_layer_norms():
+    known = read_architecture(TINY)
+    shape = LoraShape(TINY.rank, TINY.alpha, TINY.targets)
+    held = [
+        dry_update(
+            small_config("model.precision=bf16"),
+            FAMILIES["sd3"],
+            known.denoiser,
+            known.latent_shape(TINY.height, TINY.width),
+            known.tokens,
+            shape,
+            gpu=gpu,
+        ).bytes
+        for gpu in (False, True)
+    ]
+    assert held[0] < held[1] < 2 * held[0]
+
+
 def test_the_micro_batch_that_fits(whole):
     config = small_config("model.device=cpu")
     assert fitting_micro_batch(whole, config, whole.peak) == 8
@@ -107,10 +146,53 @@ def test_the_micro_batch_that_fits(whole):
     assert fitting_micro_batch(whole, config, 1e9) == 0
 
 
-def test_passes_of_the_published_settings():
-    """4 sampling; of 2 steps each: fake 1 + 2, surrogate 2 + 2, generator 2 + 2 teacher + fake + reference + 2."""
-    published = small_config("surrogate.updates=1", "surrogate.trust_region=0.001")
-    assert passes_an_image(published, TINY) == 4 + 2 * (3 + 4 + 8)
+def test_auto_is_planned_as_a_run_goes_about_it(whole):
+    """All at once; where there is room for 7 of 8 images, they are halved to 4, and no size between is tried."""
+    free = plan(small_config("model.device=cpu"), TINY)
+    assert free.halves
+    assert (free.micro_batch, free.peak) == (8, whole.peak)
+    tight = plan(small_config("model.device=cpu"), TINY, room=whole.peak - 1)
+    assert tight.micro_batch == 4
+    assert fitting_micro_batch(tight, small_config("model.device=cpu"), whole.peak - 1) == 7
+
+
+PUBLISHED_PASSES = 4 + 2 * (3 + 4 + 8)
+"""4 sampling; of 2 steps each: fake 1 + 2, surrogate 2 + 2, generator 2 + 2 teacher + fake + reference + 2."""
+
+
+@pytest.mark.parametrize(
+    ("sets", "micro_batch", "further"),
+    [
+        ([], 4, 0),
+        ([], 3, 2 * 2),  # surrogate and reference once more, for the weights of a group
+        (["rollout.sampler=dpm-solver++"], 4, 2),  # the generator, for the fake score at both steps
+        (["rollout.eta=0.5"], 4, 2),
+        (["timesteps.optimizer_step=each"], 4, 1),  # at the second step it has moved
+        (["timesteps.optimizer_step=each", "fake.updates=2"], 4, 2 * 3 + 2),
+    ],
+)
+def test_passes_of_the_published_settings(sets, micro_batch, further):
+    once = ["timesteps.optimizer_step=iteration", "fake.updates=1", "surrogate.updates=1"]
+    published = small_config(*once, "surrogate.trust_region=0.001", *sets)
+    assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
+
+
+def test_the_rank_is_that_of_a_given_lora(whole, tmp_path):
+    assert whole.rank == 32
+    given = tmp_path / "lora.safetensors"
+    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(5, 128)}, given)
+    narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora=str(given)))
+    assert narrow.rank == 5
+    assert narrow.parts["LoRAs"] == whole.parts["LoRAs"] * 5 / 32
+    elsewhere = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
+    assert elsewhere.rank == 7
+
+
+def test_a_size_that_cannot_be_drawn_is_not_planned():
+    known = read_architecture(next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm"))
+    assert known.latent_shape(512, 1024) == (16, 64, 128)
+    with pytest.raises(Tdmr1Error, match="pictures of 516×512 pixels can't be drawn: this model needs multiples of 16"):
+        known.latent_shape(512, 516)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30)])
