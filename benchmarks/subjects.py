@@ -150,6 +150,15 @@ def _right_pairs(rng: np.random.Generator, number: int, *, ordered: bool) -> tup
     return images, [Prompt(caption.text, caption.metadata) for caption in captions]
 
 
+def _sheet_of_pairs(name: str, each: int, *, ordered: bool) -> Sheet:
+    def itself(rng: np.random.Generator, each: int) -> tuple[np.ndarray, list[Prompt]]:
+        return _right_pairs(rng, each * len(sheet.prompts), ordered=ordered)
+
+    held_out = f"{name}-held-out"
+    sheet = Sheet("tiny", (name, held_out), held_out, each, _measure_pairs, itself)
+    return sheet
+
+
 def _right_words(rng: np.random.Generator, each: int) -> tuple[np.ndarray, list[Prompt]]:
     captions = [caption for caption in words.word_captions() for _ in range(each)]
     images = np.stack([words.render(caption.word, rng) for caption in captions])
@@ -170,22 +179,7 @@ OF_COUNTS: Sequence[str] = (
     "layout_distance",
 )
 COUNTS = Sheet("tiny", ("count-all",), "count-held-out", 24, _measure_counts, _right_counts)
-PAIRS = Sheet(
-    "tiny",
-    ("pairs", "pairs-held-out"),
-    "pairs-held-out",
-    2,
-    _measure_pairs,
-    lambda rng, each: _right_pairs(rng, each * len(PAIRS.prompts), ordered=False),
-)
-ORDERED_PAIRS = Sheet(
-    "tiny",
-    ("ordered-pairs", "ordered-pairs-held-out"),
-    "ordered-pairs-held-out",
-    4,
-    _measure_pairs,
-    lambda rng, each: _right_pairs(rng, each * len(ORDERED_PAIRS.prompts), ordered=True),
-)
+PAIRS, ORDERED_PAIRS = _sheet_of_pairs("pairs", 2, ordered=False), _sheet_of_pairs("ordered-pairs", 4, ordered=True)
 WORDS = Sheet("words", ("ocr", "ocr-held-out"), "ocr-held-out", 3, _measure_words, _right_words)
 
 OF_DRAWING = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,22 +27,18 @@ class World:
     dataset: Callable[[int, int], tuple[np.ndarray, list[str]]]
 
 
+SHAPES = World(
+    height=world.IMAGE_SIZE,
+    width=world.IMAGE_SIZE,
+    prompt_length=12,
+    vocabulary=world.vocabulary(),
+    captions=lambda: [caption.text for caption in world.training_captions()],
+    dataset=lambda size, seed: world.make_dataset(size, seed, world.CaptionNoise())[:2],
+)
 WORLDS = {
-    "shapes": World(
-        height=world.IMAGE_SIZE,
-        width=world.IMAGE_SIZE,
-        prompt_length=12,
-        vocabulary=world.vocabulary(),
-        captions=lambda: [caption.text for caption in world.training_captions()],
-        dataset=lambda size, seed: world.make_dataset(size, seed, world.CaptionNoise())[:2],
-    ),
-    "pairs": World(
-        height=world.IMAGE_SIZE,
-        width=world.IMAGE_SIZE,
-        prompt_length=12,
-        vocabulary=world.vocabulary(),
-        captions=lambda: [caption.text for caption in world.training_captions()],
-        dataset=lambda size, seed: world.make_dataset(size, seed, world.PAIRS_NOISE, 0.9, ordered=True)[:2],
+    "shapes": SHAPES,
+    "pairs": replace(
+        SHAPES, dataset=lambda size, seed: world.make_dataset(size, seed, world.PAIRS_NOISE, 0.9, ordered=True)[:2]
     ),
     "words": World(
         height=words.HEIGHT,
