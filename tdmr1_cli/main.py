@@ -7,7 +7,6 @@ several processes ended for a reason that another one tells, 130 stopped.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import sys
@@ -77,7 +76,6 @@ def _prepare() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=TALKATIVE)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.formatwarning = _as_message
 
 

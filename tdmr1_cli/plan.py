@@ -80,8 +80,9 @@ def command(
 def say_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
     """What an iteration is and takes, in four sentences."""
     message(
-        f"an iteration: {planned.images} images over {planned.processes} processes, each in {planned.micro_batches} "
-        f"micro-batches of up to {planned.micro_batch}, with LoRAs of rank {planned.rank}"
+        f"an iteration: {planned.groups} groups × {planned.images // planned.groups} images = {planned.images} images "
+        f"over {planned.processes} processes, each in {planned.micro_batches} micro-batches of up to "
+        f"{planned.micro_batch}, with LoRAs of rank {planned.rank}"
     )
     auto = ", which batch.micro_batch=auto halves where they do not fit" if planned.halves else ""
     message(f"peak: {planned.peak / GB:.1f} GB for each process with {planned.micro_batch} images at once{auto}")

@@ -5,6 +5,7 @@ The public names are imported when they are first used, so that `import tdmr1_co
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         UpdateStats,
     )
     from tdmr1_core.runs.run import Run
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is, and it warns of what it lacks
 
 _HOMES = {
     "Advantages": "records",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -152,10 +152,16 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = section.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+        kinds = _kinds(section.model_fields[part].annotation)
+        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(section.model_fields)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of: `tuple[RewardConfig, ...] | None` holds a RewardConfig."""
+    yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _kinds(part)
 
 
 def dump(config: RunConfig) -> Tree:

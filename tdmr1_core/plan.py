@@ -81,6 +81,7 @@ class Plan:
     LoRAs, a given one's if it is here in safetensors.
     """
 
+    groups: int
     images: int
     processes: int
     micro_batch: int
@@ -163,7 +164,9 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         decoded = size if config.memory.decoder == "whole" else 1
         parts = {**lasting, "activations": size * update.bytes, "decoding": widest * decoded if trains else 0}
         passes = passes_an_image(config, entry, size)
-        return Plan(images, processes, size, asked == "auto", lora.rank, parts, passes, passes * update.operations)
+        operations = passes * update.operations
+        groups = config.batch.groups
+        return Plan(groups, images, processes, size, asked == "auto", lora.rank, parts, passes, operations)
 
     if asked != "auto":
         return with_micro_batch(min(asked or own, own))

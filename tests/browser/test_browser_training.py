@@ -115,7 +115,7 @@ def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/human/unjudged"] for row in rows] == [0] * ITERATIONS
-    assert ASKED <= judged <= ASKED + 4  # two tabs may show the same picture once
+    assert ASKED <= judged <= 1.1 * ASKED  # two tabs may show the same picture at once
     gain = paired_gain(*red_shares(folder))
     assert gain.n == 480
     assert gain.low > 0.1, gain

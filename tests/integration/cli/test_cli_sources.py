@@ -23,7 +23,17 @@ def test_a_reward_of_a_file_trains_and_goes_on_from_anywhere(packaged_model, tdm
     (tmp_path / "work" / "mine.py").write_text(REWARD)
     (tmp_path / "work" / "helper.py").write_text("SIGN = -1\n")
     folder = tmp_path / "run"
-    settings = [*SMALL, "--set", "rewards.0.options.scale=2.0", "--iterations", 2, "--output", folder]
+    settings = [
+        *SMALL,
+        "--set",
+        "rewards.0.options.scale=2.0",
+        "--set",
+        "optimizer.final_lr=1.0",
+        "--iterations",
+        2,
+        "--output",
+        folder,
+    ]
     done = tdmr1("train", "--reward", "glow=mine.py:bright:0.5", *settings, cwd=tmp_path / "work")
     assert re.search(r"reward glow .*: taken as a flow_grpo-style function, bright\(", done.stderr)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
