@@ -1,8 +1,11 @@
-"""Every test runs with one thread and never asks a hub."""
+"""Every test runs with one thread and never asks a hub; what it starts hears Ctrl-C, also from tests in the background."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # children would ignore it as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
