@@ -1,4 +1,4 @@
-"""Every test runs with one thread and never asks a hub; what it starts hears Ctrl-C, also from tests in the background."""
+"""Every test runs with one thread and never asks a hub; what it starts hears Ctrl-C, from the background too."""
 
 import os
 import signal
