@@ -41,7 +41,7 @@ def start_run(
     check_writable(folder)
     count = wanted(processes)
     check_split(settings.config.batch.groups, count)
-    idle = check_settings(settings.config, settings.entry)
+    idle = check_settings(settings.config, settings.entry, extensions.plugins.rewards)
     if count > place()[1] and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return

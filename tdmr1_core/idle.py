@@ -8,27 +8,29 @@ from pathlib import Path
 from tdmr1_core.config import RunConfig, Section
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.runs.judges import is_rise_seen
+from tdmr1_rewards.registry import RewardRegistry
 
 
-def check_settings(config: RunConfig, entry: ModelEntry) -> list[str]:
+def check_settings(config: RunConfig, entry: ModelEntry, registry: RewardRegistry) -> list[str]:
     """A sentence for every setting that is not at its default and has no effect.
 
     Raises Tdmr1Error for settings that undo what the run is for.
     """
-    refuse_contradictions(config)
+    refuse_contradictions(config, registry)
     idle = {**_of_the_kind(config), **_of_the_model(config, entry), **_of_one_another(config, entry)}
     return [f"{name} has no effect: {reason}" for name, reason in idle.items()]
 
 
-def refuse_contradictions(config: RunConfig) -> None:
+def refuse_contradictions(config: RunConfig, registry: RewardRegistry) -> None:
     """Raise Tdmr1Error for settings that undo what the run is for, all of them at once."""
-    problems = list(_contradictions(config))
+    problems = list(_contradictions(config, registry))
     if problems:
         start = "" if len(problems) == 1 else f"{len(problems)} settings undo one another: "
         raise Tdmr1Error(start + "; ".join(told for told, _ in problems), "; ".join(hint for _, hint in problems))
 
 
-def _contradictions(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _contradictions(config: RunConfig, registry: RewardRegistry) -> Iterator[tuple[str, str]]:
     """What is wrong, and how to mend it."""
     generator, surrogate = config.generator, config.surrogate
     if config.kind == "train":
@@ -55,6 +57,11 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield (
             "guard.stop can stop nothing: the guard looks at evaluations, and there is none before the end",
             "set evaluation.every",
+        )
+    elif config.kind == "train" and config.guard.stop and not is_rise_seen(config, registry):
+        yield (
+            "guard.stop can stop nothing: evaluations judge none of the trained rewards",
+            "name one of them in evaluation.rewards, or set guard.stop=false",
         )
 
 

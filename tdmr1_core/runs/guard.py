@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmr1_core.config import GuardConfig, RewardConfig, RunConfig
+from tdmr1_core.config import GuardConfig, RunConfig
 from tdmr1_core.configure import dump
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
@@ -26,37 +26,18 @@ from tdmr1_core.runs.evaluate import Evaluation, Measure, draw, measure
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
 from tdmr1_core.runs.tracking import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.availability import availability
-from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.runner import RewardRunner
 
 CERTAIN = 3.0
 """Standard errors that a difference must have before it counts."""
 FEWEST = 8
 """Images, or groups, that a number must have been measured on."""
-FREE_JUDGES = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
-"""Rewards that cost nothing on the pictures of a domain: no weights to fetch, nobody to ask."""
 TEACHER_SHARE, MOST_TEACHER_IMAGES = 16, 32
 """One picture of the teacher for so many of an evaluation, and at most so many."""
 
 
 class GuardStopped(Tdmr1Error):
     """The guard has stopped the run."""
-
-
-def held_out_rewards(config: RunConfig, registry: RewardRegistry, domain: str) -> tuple[RewardConfig, ...]:
-    """What the guard judges with: the settings' own, else those of evaluations and of the domain that aren't trained.
-
-    Only rewards that can be used here and need no fetching are taken unasked.
-    """
-    if config.guard.rewards is not None:
-        return config.guard.rewards
-    trained = {reward.source or reward.name for reward in config.rewards if reward.weight != 0}
-    named = {r.name: r for r in config.evaluation.rewards if (r.source or r.name) not in trained}
-    for name in FREE_JUDGES.get(domain, ()):
-        if name not in trained and name not in named and availability(registry.get(name).spec).usable:
-            named[name] = RewardConfig(name=name)
-    return tuple(named.values())
 
 
 @dataclass(frozen=True)
@@ -135,11 +116,6 @@ def departures(first: Look, now: Look) -> list[Departure]:
     """How far every measure has gone that both looks have."""
     known = first.measures
     return [Departure(name, known[name], value) for name, value in now.measures.items() if name in known]
-
-
-def trained_directions(config: RunConfig) -> dict[str, int]:
-    """Which way the training moves each reward by its weight: 1 up, -1 down; one without a weight isn't trained."""
-    return {reward.name: 1 if reward.weight > 0 else -1 for reward in config.rewards if reward.weight != 0}
 
 
 def find_alarms(first: Look, now: Look, threshold: float, directions: Mapping[str, int]) -> tuple[str, ...]:

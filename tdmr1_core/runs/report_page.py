@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from tdmr1_core.runs.evaluate import Measure
+from tdmr1_core.runs.preview import BEFORE_AFTER
 from tdmr1_core.runs.report import Report
-from tdmr1_core.runs.run import BEFORE_AFTER
 
 Point = tuple[float, float, float]
 """Iteration, value and standard error."""

@@ -37,22 +37,25 @@ from tdmr1_core.runs.checkpoint import (
     save_checkpoint,
 )
 from tdmr1_core.runs.continuing import CHECKPOINTS, CONFIG, Continuation, find_continuation, load_run_config
-from tdmr1_core.runs.evaluate import Evaluation, Pictures, draw, evaluate
-from tdmr1_core.runs.guard import Guard, GuardStopped, held_out_rewards, subject_of, trained_directions
-from tdmr1_core.runs.pictures import save_before_after, save_grid
+from tdmr1_core.runs.evaluate import Evaluation, evaluate
+from tdmr1_core.runs.guard import Guard, GuardStopped, subject_of
+from tdmr1_core.runs.judges import (
+    evaluation_rewards,
+    held_out_rewards,
+    is_rise_seen,
+    people,
+    trained_directions,
+)
+from tdmr1_core.runs.preview import SAMPLES, save_comparison, save_preview
 from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
-from tdmr1_core.stages.prompts import held_out_companion, load_prompts, training_prompts
+from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_core.versions import versions
 from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.sources import find
-
-SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
-PREVIEW_PROMPTS, PREVIEW_COLUMNS = 6, 8
 
 
 class Observer(Protocol):
@@ -115,6 +118,7 @@ class Run:
         self._lock = lock
         self._judge: RewardRunner | None = None
         self._guard: Guard | None = None
+        self._prompt_sets: dict[str, list[Prompt]] = {}
         self._stop = False
         self._saved_at: int | None = None
 
@@ -129,9 +133,7 @@ class Run:
         as the rewards do.
         """
         found = extensions or discover()
-        _check_guard(config, found.plugins.rewards)
-        if processes.count > 1:
-            _refuse_people(config, found.plugins.rewards)
+        _check(config, found.plugins.rewards, processes.count)
         config = _anchored(config)
         kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(config, found.plugins.rewards)))
         return cls(*kept, found, processes=processes)
@@ -153,7 +155,7 @@ class Run:
                 return find_continuation(folder)
 
             found, extensions = processes.on_first(take_up), extensions or discover()
-            _check_guard(found.config, extensions.plugins.rewards)
+            _check(found.config, extensions.plugins.rewards, processes.count)
             run = cls(folder, found.config, extensions, found, next(iter(locks), None), processes)
             failing.pop_all()
             return run
@@ -172,7 +174,7 @@ class Run:
 
     def _load(self, held: ExitStack) -> Engine:
         """The engine, where the run stands, and the judge of evaluations; `held` lets go of what of them is there."""
-        rewards = _evaluation_rewards(self.config, self.extensions.plugins.rewards)
+        rewards = evaluation_rewards(self.config, self.extensions.plugins.rewards)
         trains = self.config.kind == "train"
         # Evaluations and iterations take turns, so the training's own rewards may judge both.
         shared = trains and rewards == self.config.rewards
@@ -202,12 +204,11 @@ class Run:
         settings = self.config.guard
         if self._judge is None or self.config.kind != "train" or not settings.enabled:
             return None
-        trained = trained_directions(self.config)
-        if not _is_rise_seen(self.config, self.extensions.plugins.rewards):
+        if not is_rise_seen(self.config, self.extensions.plugins.rewards):
             notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
         rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
         judge = self._build_judge(rewards) if rewards else None
-        return Guard(settings, trained, judge, subject_of(self.config))
+        return Guard(settings, trained_directions(self.config), judge, subject_of(self.config))
 
     def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
         """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
@@ -240,6 +241,7 @@ class Run:
         with ExitStack() as held:
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             held.callback(tracker.close)
+            self._prompt_sets = evaluation_prompts(self.config, self.extensions, engine.entry.domain)
             self._guard = self._build_guard(engine)
             if self._guard is not None and self._guard.judge is not None:
                 held.callback(self._guard.judge.close)
@@ -274,7 +276,7 @@ class Run:
             results = self._evaluate(engine, tracker, observer)
             before = results if started_at == 0 else ()
         if started_at == 0 and saving.samples_every:
-            self._preview(engine)
+            save_preview(engine, self._shown, self.folder)
         over = self._over(engine)
         while not over:
             try:
@@ -287,7 +289,7 @@ class Run:
             if last or report.step % saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if saving.samples_every and (last or report.step % saving.samples_every == 0):
-                self._preview(engine)
+                save_preview(engine, self._shown, self.folder)
             if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, tracker, observer)
             over = self._over(engine)
@@ -298,7 +300,14 @@ class Run:
         after = self._evaluate(engine, tracker, observer)
         if self._stop and self._judge is not None:
             notice(f"the last evaluation was cut off; `tdmr1 train --resume {self.folder}` makes it again")
-        return replace(result, before=before, after=after, before_after=self._before_after(engine))
+        return replace(
+            result, before=before, after=after, before_after=save_comparison(engine, self._shown, self.folder)
+        )
+
+    @property
+    def _shown(self) -> list[Prompt]:
+        """The prompts of the run's pictures: those that it isn't trained on, where there are some."""
+        return list(self._prompt_sets.values())[-1]
 
     def _is_evaluated(self, step: int) -> bool:
         """Whether there is an evaluation after an iteration; 0 stands for the start."""
@@ -351,12 +360,6 @@ class Run:
             text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
             (self.folder / CONFIG).write_text(text, encoding="utf-8")
 
-    def _prompt_sets(self, engine: Engine) -> dict[str, list[Prompt]]:
-        """The prompts that evaluations use, by name: those of training and the held-out ones."""
-        source = training_prompts(self.config, self.extensions)
-        held_out = self.config.prompts.evaluate or held_out_companion(source, engine.entry.domain)
-        return {name: load_prompts(name, engine.entry.domain) for name in dict.fromkeys((source, held_out))}
-
     def _evaluate(self, engine: Engine, tracker: Tracker, observer: Observer) -> tuple[Evaluation, ...]:
         """The averaged generator on every prompt set; nothing in a distillation without rewards.
 
@@ -365,7 +368,7 @@ class Run:
         if self._judge is None:
             return ()
         settings, results = self.config.evaluation, list[Evaluation]()
-        for name, prompts in self._prompt_sets(engine).items():
+        for name, prompts in self._prompt_sets.items():
             if self._stop:
                 break
             observer.evaluating(GENERATOR_EMA, name)
@@ -379,34 +382,6 @@ class Run:
             tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
             self._watch(engine, tracker, observer, results)
         return tuple(results)
-
-    def _preview_pictures(self, engine: Engine) -> Pictures:
-        prompts = list(self._prompt_sets(engine).values())[-1]
-        step = max(1, len(prompts) // PREVIEW_PROMPTS)
-        chosen = prompts[::step][:PREVIEW_PROMPTS]
-        return draw(engine, GENERATOR_EMA, chosen, PREVIEW_COLUMNS, self.config.evaluation.seed)
-
-    def _preview(self, engine: Engine) -> None:
-        """The same prompts and noises as ever, as the generator draws them now."""
-        pictures = self._preview_pictures(engine)
-        path = self.folder / SAMPLES / f"step-{engine.iteration_index:06d}.png"
-        with told_of(self.folder):
-            save_grid(pictures.images, PREVIEW_COLUMNS, path)
-
-    def _before_after(self, engine: Engine) -> Path:
-        """The preview with the weights the run started from beside the averaged ones it ended with."""
-        after = self._preview_pictures(engine)
-        ended = engine.roles.weights(GENERATOR_EMA)
-        engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-        before = self._preview_pictures(engine)
-        engine.roles.load(GENERATOR_EMA, ended, "the end of the run")
-        captions = [prompt.text for prompt in after.prompts[::PREVIEW_COLUMNS]]
-        shape = (len(captions), PREVIEW_COLUMNS, *after.images.shape[1:])
-        path = self.folder / BEFORE_AFTER
-        titles = ("before", f"after {engine.iteration_index} iterations")
-        with told_of(self.folder):
-            save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
-        return path
 
 
 def _unused(folder: Path) -> Path:
@@ -422,37 +397,15 @@ def _unused(folder: Path) -> Path:
     return folder
 
 
-def _evaluation_rewards(config: RunConfig, registry: RewardRegistry) -> Sequence[RewardConfig]:
-    """What evaluations are judged by: the trained rewards by default, but for those that they are to leave in peace."""
-    return config.evaluation.rewards or tuple(
-        reward
-        for reward in config.rewards
-        if find(registry, reward.source or reward.name, reward.python).spec.evaluates
-    )
+def _check(config: RunConfig, registry: RewardRegistry, processes: int) -> None:
+    """Raise Tdmr1Error for settings that undo one another.
 
-
-def _is_rise_seen(config: RunConfig, registry: RewardRegistry) -> bool:
-    """Whether evaluations judge a reward that is trained."""
-    return any(reward.name in trained_directions(config) for reward in _evaluation_rewards(config, registry))
-
-
-def _check_guard(config: RunConfig, registry: RewardRegistry) -> None:
-    """Raise Tdmr1Error for settings that undo one another, and for a guard that is to stop a run and can't see it."""
-    refuse_contradictions(config)
-    if config.kind == "train" and config.guard.stop and not _is_rise_seen(config, registry):
-        raise Tdmr1Error(
-            "guard.stop can stop nothing: evaluations judge none of the trained rewards",
-            "name one of them in evaluation.rewards, or set guard.stop=false",
-        )
-
-
-def _refuse_people(config: RunConfig, registry: RewardRegistry) -> None:
-    """Raise Tdmr1Error for a reward that asks people: each process would open a page of its own, and wait there."""
-    for reward in config.rewards:
-        if not find(registry, reward.source or reward.name, reward.python).spec.evaluates:
-            raise Tdmr1Error(
-                f"reward {reward.name!r} asks people, and so needs a single process", "leave --processes out"
-            )
+    So do several processes and a reward that asks people: each would open a page of its own, and wait there.
+    """
+    refuse_contradictions(config, registry)
+    asking = people(config, registry)
+    if processes > 1 and asking:
+        raise Tdmr1Error(f"reward {asking[0]!r} asks people, and so needs a single process", "leave --processes out")
 
 
 def _check_same_weights(folder: Path, acquired: Acquired | None) -> None:

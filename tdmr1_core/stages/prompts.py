@@ -172,6 +172,13 @@ def _parse_json(line: str, path: Path, number: int) -> Prompt:
         ) from error
 
 
+def evaluation_prompts(config: RunConfig, extensions: Extensions, domain: str) -> dict[str, list[Prompt]]:
+    """The prompts that evaluations use, by name: those of training, and last the held-out ones."""
+    source = training_prompts(config, extensions)
+    held_out = config.prompts.evaluate or held_out_companion(source, domain)
+    return {name: load_prompts(name, domain) for name in dict.fromkeys((source, held_out))}
+
+
 def held_out_companion(source: str, domain: str) -> str:
     """The held-out set that belongs to a named set or to a file train…, or the same set where there is none."""
     candidate = f"{source}-held-out"

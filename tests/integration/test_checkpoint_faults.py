@@ -24,8 +24,9 @@ from tdmr1_core import assemble, tiny
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
+from tdmr1_core.processes import Processes
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs import manifest, tracking
+from tdmr1_core.runs import continuing, manifest, tracking
 from tdmr1_core.runs.checkpoint import (
     FILES,
     LATEST,
@@ -254,6 +255,18 @@ def test_what_a_guard_cannot_stop_is_refused_at_a_resume_too(copied):
     with pytest.raises(Tdmr1Error, match=r"guard\.stop can stop nothing"):
         Run.resume(copied)
     hold(copied).release()
+
+
+def test_people_are_asked_by_a_single_process_alone(copied, tmp_path, monkeypatch):
+    """At a resume too, which is told of the number of processes anew."""
+    together = Processes(count=2)
+    with pytest.raises(Tdmr1Error, match="'human' asks people, and so needs a single process"):
+        Run.create(small_config("rewards.0.name=human"), tmp_path / "new", processes=together)
+    monkeypatch.setattr(Processes, "on_first", lambda processes, act: act())
+    change(copied, "name: object_count", "name: human")
+    monkeypatch.setattr(continuing, "_may_change", lambda *_: True)
+    with pytest.raises(Tdmr1Error, match="'human' asks people"):
+        Run.resume(copied, processes=together)
 
 
 def test_a_guard_that_sees_no_trained_reward_cannot_be_asked_to_stop(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from integration.support import Silent, small_config
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs import guard, run
-from tdmr1_core.runs.guard import GuardStopped
+from tdmr1_core.runs.guard import GuardStopped, Look, find_alarms
 from tdmr1_core.runs.run import Run
 from tdmr1_core.runs.tracking import Tracker
 
@@ -76,3 +77,19 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
     assert [report.step for report in again.reports] == [3, 4, 5]
     steps = [json.loads(line)["step"] for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_training_that_hacks_its_reward_is_stopped(tmp_path):
+    """Small files: what the world draws gets paler and plainer, and less of what was asked for."""
+    folder = tmp_path / "run"
+    settings = ("rewards.0.name=jpeg_size", "rewards.0.options.prefer=small", "evaluation.rewards=[]", "iterations=16")
+    settings += ("batch.groups=6", "batch.group_size=8", "evaluation.every=4", "evaluation.images=64")
+    settings += ("generator.learning_rate=1.5e-3", "surrogate.learning_rate=2e-3")
+    with pytest.warns(RunWarning, match="jpeg size rose"), pytest.raises(GuardStopped, match="the guard stopped"):
+        Run.create(small_config(*settings, "guard.stop=true", "guard.threshold=0.4"), folder).execute(Silent())
+    *quiet, last = [Look.of(json.loads(line)) for line in (folder / "guard.jsonl").read_text().splitlines()]
+    assert last.step > 0
+    assert not any(look.alarms for look in quiet)
+    assert re.search(r"(geneval|diversity|saturation|entropy) fell", last.alarms[0])
+    assert (folder / "checkpoints" / "good").read_text() == f"step-{quiet[-1].step:06d}\n"
+    assert not find_alarms(quiet[0], last, 0.4, {"jpeg_size": -1}), "the reward went the other way"

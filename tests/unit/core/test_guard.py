@@ -15,11 +15,10 @@ from tdmr1_core.runs.guard import (
     Look,
     find_alarms,
     first_look,
-    held_out_rewards,
     subject_of,
-    trained_directions,
 )
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
+from tdmr1_core.runs.judges import held_out_rewards, trained_directions
 
 pytestmark = pytest.mark.unit
 

@@ -9,10 +9,11 @@ from tdmr1_core.configure import parse_assignments, preset_names, read_preset, r
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.idle import check_settings
 from tdmr1_core.models.registry import ModelRegistry
+from tdmr1_core.plugins import discover
 
 pytestmark = pytest.mark.unit
 
-ENTRY = ModelRegistry().get("tiny-tdm")
+ENTRY, REWARDS = ModelRegistry().get("tiny-tdm"), discover().plugins.rewards
 DISTILL = ("kind=distill", "rewards=[]")
 
 
@@ -25,7 +26,7 @@ def test_nothing_is_said_of_what_is_shipped(preset):
     tree = read_preset(preset) if preset else {}
     rewards = [] if tree.get("kind") == "distill" else [{"name": "object_count"}]
     settings = resolve([{"rewards": rewards}, tree])
-    assert check_settings(settings, ENTRY) == []
+    assert check_settings(settings, ENTRY, REWARDS) == []
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_nothing_is_said_of_what_is_shipped(preset):
     ],
 )
 def test_a_setting_without_effect_is_told(assignments, told):
-    (sentence,) = check_settings(config(*assignments), ENTRY)
+    (sentence,) = check_settings(config(*assignments), ENTRY, REWARDS)
     assert sentence.startswith(told)
 
 
@@ -69,29 +70,34 @@ def test_a_setting_without_effect_is_told(assignments, told):
         (["generator.tdm_weight=1"], "leaves the reward a weight of 0", "generator.reward_scale=0"),
         (["surrogate.ema_max=0"], "surrogate.trust_region can never bind", "surrogate.trust_region=null"),
         (["guard.stop=true"], "guard.stop can stop nothing", "set evaluation.every"),
+        (
+            ["guard.stop=true", "evaluation.every=5", "evaluation.rewards=[{name: jpeg_size}]"],
+            "judge none of the trained rewards",
+            "evaluation.rewards",
+        ),
         (["guard.stop=true", "guard.enabled=false"], "guard.enabled is off", "drop one"),
         (["rewards.0.weight=0", "generator.trunc_steps=0"], "2 settings undo one another", "give one a weight; "),
     ],
 )
 def test_settings_that_undo_the_run_are_refused(assignments, told, hint):
     with pytest.raises(Tdmr1Error, match=told) as caught:
-        check_settings(config(*assignments), ENTRY)
+        check_settings(config(*assignments), ENTRY, REWARDS)
     assert hint in caught.value.hint
 
 
 def test_a_list_without_names_needs_its_rank(tmp_path):
     (tmp_path / "lora.ckpt").touch()
-    lora = f"model.lora={tmp_path / 'lora.ckpt'}"
-    assert check_settings(config(lora, "model.rank=8", "model.alpha=16", "batch.micro_batch=auto"), ENTRY) == []
+    named = config(f"model.lora={tmp_path / 'lora.ckpt'}", "model.rank=8", "model.alpha=16", "batch.micro_batch=auto")
+    assert check_settings(named, ENTRY, REWARDS) == []
 
 
 def test_what_still_has_an_effect_is_not_told():
     """Preferred images have ratios above 1 to clip; without a reward the KL still has its own weights by step."""
-    assert check_settings(config("surrogate.trust_region=1.5"), ENTRY) == []
+    assert check_settings(config("surrogate.trust_region=1.5"), ENTRY, REWARDS) == []
     without = ("generator.reward_scale=0", "generator.tdm_weight=0.5", "generator.trunc_steps=3")
-    assert check_settings(config(*without), ENTRY) == []
+    assert check_settings(config(*without), ENTRY, REWARDS) == []
 
 
 def test_controls_are_no_contradictions():
-    assert check_settings(config("generator.reward_scale=0", "generator.trunc_steps=0"), ENTRY) == []
-    assert check_settings(config("guard.stop=true", "evaluation.every=5"), ENTRY) == []
+    assert check_settings(config("generator.reward_scale=0", "generator.trunc_steps=0"), ENTRY, REWARDS) == []
+    assert check_settings(config("guard.stop=true", "evaluation.every=5"), ENTRY, REWARDS) == []

@@ -1,0 +1,45 @@
+"""The same prompts and noises as ever, as the generator draws them now: pictures of a run that people look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tdmr1_core.engine import Engine
+from tdmr1_core.models.roles import GENERATOR_EMA
+from tdmr1_core.records import Prompt
+from tdmr1_core.runs.evaluate import Pictures, draw
+from tdmr1_core.runs.pictures import save_before_after, save_grid
+from tdmr1_core.runs.storage import told_of
+
+SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
+PROMPTS, COLUMNS = 6, 8
+
+
+def save_preview(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> None:
+    """Write a grid of the averaged generator's pictures into a run folder's samples."""
+    pictures = _draw(engine, prompts)
+    path = folder / SAMPLES / f"step-{engine.iteration_index:06d}.png"
+    with told_of(folder):
+        save_grid(pictures.images, COLUMNS, path)
+
+
+def save_comparison(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> Path:
+    """Write the pictures of the weights the run started from beside those of the averaged ones it ended with."""
+    after = _draw(engine, prompts)
+    ended = engine.roles.weights(GENERATOR_EMA)
+    engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
+    before = _draw(engine, prompts)
+    engine.roles.load(GENERATOR_EMA, ended, "the end of the run")
+    captions = [prompt.text for prompt in after.prompts[::COLUMNS]]
+    shape = (len(captions), COLUMNS, *after.images.shape[1:])
+    path = folder / BEFORE_AFTER
+    titles = ("before", f"after {engine.iteration_index} iterations")
+    with told_of(folder):
+        save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
+    return path
+
+
+def _draw(engine: Engine, prompts: Sequence[Prompt]) -> Pictures:
+    step = max(1, len(prompts) // PROMPTS)
+    return draw(engine, GENERATOR_EMA, prompts[::step][:PROMPTS], COLUMNS, engine.config.evaluation.seed)
