@@ -32,7 +32,8 @@ from starlette.exceptions import HTTPException
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.runner import ActiveReward, RewardRunner
+from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.slot import ActiveReward
 from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
 from tdmr1_rewards.wire import PROTOCOL, check_token, decode_batch, encode_result
 

@@ -15,7 +15,8 @@ from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.registry import Plugins, RewardRegistry
-from tdmr1_rewards.runner import ActiveReward, Combine, RewardRunner, ScoredBatch, check_left
+from tdmr1_rewards.runner import Combine, RewardRunner, ScoredBatch, check_left
+from tdmr1_rewards.slot import ActiveReward
 from tdmr1_rewards.sources import create, find, frozen_options, refer
 from tdmr1_rewards.state import State
 

@@ -16,6 +16,7 @@ from PIL import Image
 from reward_batches import active, faulty, make_batch
 
 from tdmr1_rewards import runner as runner_module
+from tdmr1_rewards import slot
 from tdmr1_rewards.api import RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.failures import RewardWarning
@@ -41,7 +42,7 @@ def runner(request):
 @pytest.fixture
 def quick(monkeypatch):
     """No waiting between retries, nor at the end."""
-    monkeypatch.setattr(runner_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(slot, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(runner_module, "GRACE", 0.2)
 
 
