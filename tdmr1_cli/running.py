@@ -85,7 +85,11 @@ def continue_run(
     from tdmr1_core.runs.run import Run, load_run_config
 
     device = load_run_config(folder).model.device
-    _execute(Run.resume(folder, processes=join_processes(device)), quiet)
+    run = Run.resume(folder, processes=join_processes(device))
+    if place()[0] == 0:
+        for name, (before, now) in run.changes.items():
+            message(f"{name} was {before} and is now {now}")
+    _execute(run, quiet)
 
 
 def default_folder(settings: Settings) -> Path:

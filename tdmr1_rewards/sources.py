@@ -11,8 +11,10 @@ function of a RewardBatch, or what another toolkit would take (`signatures.py`).
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -129,6 +131,20 @@ def create(registry: RewardRegistry, source: str, options: Mapping[str, Any]) ->
     if target is None or isinstance(target, RewardSpec):
         return build(reference_of(found.spec, options), str(found))
     return adapt(target, options, owner=str(found))
+
+
+def contents(registry: RewardRegistry, source: str, python: Path | None = None) -> str:
+    """What tells whether a source still holds the same: its package's version, or the SHA-256 of its file.
+
+    Of a server and of a module elsewhere no more is known than where they are. Raises Tdmr1Error as `find` does.
+    """
+    parsed, found = parse(source), find(registry, source, python)
+    file: str | None = str(parsed.path) if parsed.kind == "file" else None
+    if parsed.kind == "module" and python is None:
+        file = getattr(sys.modules.get(parsed.place), "__file__", None)
+    if file is None:
+        return str(found.provenance)
+    return f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
 
 
 def frozen_options(

@@ -12,10 +12,11 @@ from typing import Any
 from tdmr1_core.config import RunConfig
 from tdmr1_core.configure import dump, read_file, resolve
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.runs.checkpoint import latest_checkpoint, read_config
+from tdmr1_core.runs.checkpoint import SETTINGS, latest_checkpoint, read_config
+from tdmr1_core.runs.foundations import CONFIG, HEADER
 from tdmr1_core.runs.storage import check_links
 
-CONFIG, CHECKPOINTS, RESUMES = "config.yaml", "checkpoints", "resumes.jsonl"
+CHECKPOINTS, RESUMES = "checkpoints", "resumes.jsonl"
 HARMLESS = (
     "threads",
     "model.path",
@@ -57,9 +58,10 @@ class Continuation:
     checkpoint: Path
     changes: Changes = field(default_factory=dict)
 
-    def record(self, folder: Path) -> None:
-        """Add a line to the run's `resumes.jsonl`."""
-        line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes})
+    def record(self, folder: Path, differences: Sequence[str]) -> None:
+        """Add a line to the run's `resumes.jsonl`, with what of its foundations is no longer the same."""
+        told = {"checkpoint": self.checkpoint.name, "changes": self.changes, "differences": differences}
+        line = json.dumps(told)
         with (folder / RESUMES).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -71,7 +73,7 @@ def load_run_config(folder: Path) -> RunConfig:
         raise Tdmr1Error(f"{folder} is not a run folder: it has no {CONFIG}", "give the --output of an earlier run")
     check_links(folder)
     tree = read_file(path)
-    tree.pop("tdmr1", None)
+    tree.pop(HEADER, None)
     return resolve([tree])
 
 
@@ -79,7 +81,13 @@ def find_continuation(folder: Path) -> Continuation:
     """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
     config = load_run_config(folder)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    changes = find_changes(dump(resolve([read_config(checkpoint)])), dump(config))
+    kept = read_config(checkpoint)
+    if missing := _missing(kept, read_file(folder / CONFIG)):
+        raise Tdmr1Error(
+            f"{folder / CONFIG} says nothing of {', '.join(missing)}: was it cut off?",
+            f"put back what is missing; {checkpoint / SETTINGS} has all of it",
+        )
+    changes = find_changes(dump(resolve([kept])), dump(config))
     refused = {name: values for name, values in changes.items() if not _may_change(name, config)}
     if refused:
         told = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in refused.items())
@@ -100,6 +108,18 @@ def find_changes(former: Any, latter: Any, prefix: str = "") -> Changes:
             changes |= find_changes(former.get(key), latter.get(key), f"{prefix}{key}.")
         return changes
     return {} if former == latter else {prefix.rstrip("."): (former, latter)}
+
+
+def _missing(whole: Mapping[str, Any], part: Any, prefix: str = "") -> list[str]:
+    """The dotted names of one tree of settings that another one lacks, but for what lies in lists."""
+    found = part if isinstance(part, Mapping) else {}
+    names = []
+    for key, value in whole.items():
+        if key not in found:
+            names.append(prefix + key)
+        elif isinstance(value, Mapping):
+            names += _missing(value, found[key], f"{prefix}{key}.")
+    return names
 
 
 def _may_change(name: str, config: RunConfig) -> bool:

@@ -23,6 +23,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.runs.evaluate import Evaluation, Measure, draw, measure
+from tdmr1_core.runs.foundations import Foundations
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
 from tdmr1_core.runs.tracking import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
@@ -63,11 +64,12 @@ class Look:
         return cls(row["step"], measures, tuple(row["alarms"]), row.get("subject", ""))
 
 
-def subject_of(config: RunConfig) -> str:
-    """A hash of the settings that say which pictures the guard looks at, and by which rewards they are judged."""
+def subject_of(config: RunConfig, foundations: Foundations) -> str:
+    """A hash of all that says which pictures the guard looks at, and by which rewards they are judged."""
     settings = dump(config)
     told = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
     told |= {"guard": settings["guard"]["rewards"], "prompts": settings["prompts"]["evaluate"]}
+    told |= {"contents": foundations.model_dump()}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tdmr1_core.config import RunConfig
 from tdmr1_core.configure import dump
-from tdmr1_core.runs.continuing import CONFIG, RESUMES, find_changes, load_run_config
+from tdmr1_core.runs.continuing import RESUMES, find_changes, load_run_config
 from tdmr1_core.runs.evaluate import Measure
+from tdmr1_core.runs.foundations import read_header
 from tdmr1_core.runs.guard import Departure, Look, departures, first_look, is_too_far
 from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS
 
@@ -105,11 +104,10 @@ class Report:
 def read_report(folder: Path) -> Report:
     """Read a run folder. Raises Tdmr1Error for one that is no run's, or that leads out of itself."""
     config = load_run_config(folder)
-    header = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")).get("tdmr1") or {}
     return Report(
         folder,
         config,
-        dict(header.get("versions") or {}),
+        read_header(folder).versions,
         list(_lines(folder / METRICS)),
         _evaluated(folder),
         [Look.of(row) for row in _lines(folder / GUARD)],

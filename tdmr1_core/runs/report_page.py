@@ -97,14 +97,11 @@ def _left_out(report: Report) -> str:
 
 
 def _resumes(report: Report) -> str:
-    rows = [
-        [
-            resume["checkpoint"],
-            "; ".join(f"{name}: {old} → {new}" for name, (old, new) in resume["changes"].items()) or "none",
-        ]
-        for resume in report.resumes
-    ]
-    return _rows(["from", "changed settings"], rows)
+    rows = []
+    for resume in report.resumes:
+        changed = [f"{name}: {old} → {new}" for name, (old, new) in resume["changes"].items()]
+        rows.append([resume["checkpoint"], "; ".join([*changed, *resume.get("differences", ())]) or "nothing"])
+    return _rows(["from", "what was changed"], rows)
 
 
 def _picture(report: Report) -> str:

@@ -12,17 +12,14 @@ from types import FrameType
 from typing import Protocol
 
 import torch
-import yaml
 from filelock import FileLock
 
 from tdmr1_core.assemble import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
-from tdmr1_core.configure import dump, fingerprint, read_file
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.idle import refuse_contradictions
-from tdmr1_core.models.acquire import Acquired, identity
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.notices import notice
 from tdmr1_core.plugins import Extensions, discover
@@ -36,8 +33,17 @@ from tdmr1_core.runs.checkpoint import (
     mark_good,
     save_checkpoint,
 )
-from tdmr1_core.runs.continuing import CHECKPOINTS, CONFIG, Continuation, find_continuation, load_run_config
+from tdmr1_core.runs.continuing import CHECKPOINTS, Changes, Continuation, find_continuation, load_run_config
 from tdmr1_core.runs.evaluate import Evaluation, evaluate
+from tdmr1_core.runs.foundations import (
+    CONFIG,
+    Foundations,
+    check_same_weights,
+    differences,
+    lay,
+    read_header,
+    write_config,
+)
 from tdmr1_core.runs.guard import Guard, GuardStopped, subject_of
 from tdmr1_core.runs.judges import (
     evaluation_rewards,
@@ -51,7 +57,6 @@ from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
-from tdmr1_core.versions import versions
 from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.registry import RewardRegistry
@@ -119,8 +124,15 @@ class Run:
         self._judge: RewardRunner | None = None
         self._guard: Guard | None = None
         self._prompt_sets: dict[str, list[Prompt]] = {}
+        self._foundations = Foundations()
+        self._differences: list[str] = []
         self._stop = False
         self._saved_at: int | None = None
+
+    @property
+    def changes(self) -> Changes:
+        """Settings that are not what they were when the run was stopped, as (before, now) by dotted name."""
+        return self._continuation.changes if self._continuation else {}
 
     @classmethod
     def create(
@@ -165,6 +177,7 @@ class Run:
         with ExitStack() as held:
             held.callback(self._release)
             set_threads(self.config.threads)
+            self.processes.on_first(self._lay_foundations)
             engine = self._load(held)
             self.processes.on_first(lambda: self._open_folder(engine))
             with self._stopping_cleanly(observer):
@@ -208,7 +221,7 @@ class Run:
             notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
         rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
         judge = self._build_judge(rewards) if rewards else None
-        return Guard(settings, trained_directions(self.config), judge, subject_of(self.config))
+        return Guard(settings, trained_directions(self.config), judge, subject_of(self.config, self._foundations))
 
     def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
         """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
@@ -343,22 +356,25 @@ class Run:
 
     def _open_folder(self, engine: Engine) -> None:
         """Make the folder this run's own, and write down what it is to do."""
-        lora = engine.acquired.lora if engine.acquired else None
         with told_of(self.folder):
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._continuation is not None:
-                _check_same_weights(self.folder, engine.acquired)
-                self._continuation.record(self.folder)
+                check_same_weights(self.folder, engine.acquired)
+                self._continuation.record(self.folder, self._differences)
                 return
             self._lock = hold(self.folder)
             if (self.folder / CONFIG).exists():
                 raise Tdmr1Error(f"the run folder {self.folder} is already used", "choose another --output")
-            header = {"versions": versions(), "config_hash": fingerprint(self.config)}
-            if engine.acquired is not None:
-                header["base"] = identity(engine.acquired)
-            header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
-            text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
-            (self.folder / CONFIG).write_text(text, encoding="utf-8")
+            write_config(self.folder, self.config, self._foundations, engine.acquired)
+
+    def _lay_foundations(self) -> None:
+        """See what the run stands on, and tell what of it has changed since it began."""
+        self._foundations = lay(self.config, self.extensions)
+        if self._continuation is not None:
+            began = read_header(self.folder)
+            self._differences = differences(self.config, self.extensions, began, self._foundations)
+        for sentence in self._differences:
+            notice(sentence)
 
     def _evaluate(self, engine: Engine, tracker: Tracker, observer: Observer) -> tuple[Evaluation, ...]:
         """The averaged generator on every prompt set; nothing in a distillation without rewards.
@@ -408,24 +424,6 @@ def _check(config: RunConfig, registry: RewardRegistry, processes: int) -> None:
         raise Tdmr1Error(f"reward {asking[0]!r} asks people, and so needs a single process", "leave --processes out")
 
 
-def _check_same_weights(folder: Path, acquired: Acquired | None) -> None:
-    """Raise Tdmr1Error for another base model or another LoRA than those that a run began with."""
-    header = read_file(folder / CONFIG).get("tdmr1") or {}
-    if acquired is None:
-        return
-    if header.get("base", identity(acquired)) != identity(acquired):
-        raise Tdmr1Error(
-            f"{acquired.folder} is not the model that the run began with: its configs or weight files are others",
-            "name that one in model.path of the run's config.yaml, or start a new run",
-        )
-    began, lora = header.get("lora"), acquired.lora
-    if began and lora and began["sha256"] != lora.sha256:
-        raise Tdmr1Error(
-            f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",
-            f"put that one back ({began['sha256'][:16]}…), or start a new run",
-        )
-
-
 def _anchored(config: RunConfig) -> RunConfig:
     """The same settings, which mean the same folder when the run is continued from elsewhere."""
     cache = config.memory.prompt_cache
@@ -445,6 +443,7 @@ def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
     config = config.model_copy(update={"memory": config.memory.model_copy(update=whole)})
     kind = Engine if config.kind == "train" else DistillEngine
     engine = kind.from_config(config, run_folder=folder, extensions=extensions)
+    check_same_weights(folder, engine.acquired)
     load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS), moments=False)
     return engine
 

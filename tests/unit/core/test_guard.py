@@ -10,6 +10,7 @@ import pytest
 from tdmr1_core.configure import resolve
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluate import Measure
+from tdmr1_core.runs.foundations import Foundations
 from tdmr1_core.runs.guard import (
     Departure,
     Look,
@@ -160,8 +161,14 @@ def test_only_looks_at_the_same_pictures_and_judges_are_compared():
     ],
 )
 def test_what_the_guard_looks_at_has_a_name(setting, same):
-    rewards = {"rewards": [{"name": "object_count"}]}
-    assert (subject_of(resolve([rewards, setting])) == subject_of(resolve([rewards]))) is same
+    rewards, here = {"rewards": [{"name": "object_count"}]}, Foundations(prompts={"count": "as they are"})
+    assert (subject_of(resolve([rewards, setting]), here) == subject_of(resolve([rewards]), here)) is same
+
+
+@pytest.mark.parametrize("other", [{"prompts": {"count": "others"}}, {"rewards": {"object_count": "tdmr1 9"}}])
+def test_other_prompts_and_judges_of_the_same_name_are_others(other):
+    config = resolve([{"rewards": [{"name": "object_count"}]}])
+    assert subject_of(config, Foundations(**other)) != subject_of(config, Foundations(prompts={"count": "as they are"}))
 
 
 def names(domain: str, *rewards: str, **sections: object) -> list[str]:
