@@ -377,7 +377,7 @@ def test_a_harmless_change_of_settings_is_recorded(copied):
     assert run.config.saving.keep == 5
     run.execute(Silent())
     (line,) = (copied / "resumes.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"checkpoint": NEWEST, "changes": {"saving.keep": [2, 5]}}
+    assert json.loads(line) == {"checkpoint": NEWEST, "changes": {"saving.keep": [2, 5]}, "differences": []}
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
     resumed = Silent()
     assert Run.resume(folder).execute(resumed).finished
     assert [report.step for report in resumed.reports] == [2, 3]
-    assert rows(folder / RESUMES) == [{"checkpoint": "step-000001", "changes": {}}]
+    assert rows(folder / RESUMES) == [{"checkpoint": "step-000001", "changes": {}, "differences": []}]
     one, other = files(folder), files(finished)
     del one["samples/step-000001.png"]
     assert one == other
