@@ -290,7 +290,7 @@ class GuardConfig(Section):
     """An alarm stops the run, which keeps the checkpoint of the last evaluation without one."""
     rewards: tuple[RewardConfig, ...] | None = None
     """Held-out rewards; by default those of evaluations and of small models' worlds that are not trained."""
-    threshold: Positive = 1.0
+    threshold: Positive = 1.25
     """How far something must depart from the first evaluation, in deviations of single pictures there."""
 
 
