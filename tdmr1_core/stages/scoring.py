@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -128,7 +129,10 @@ class ScoringStage:
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:
-    """Means and deviations of the combined reward and of each one, over the images that were judged."""
+    """Means and deviations of the combined reward and of each one, over the images that were judged.
+
+    One that float64 can't hold is left out.
+    """
     metrics = {}
     if bool(scores.valid.any()):
         judged = scores.total[scores.valid]
@@ -141,7 +145,7 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
         metrics |= {f"reward/{name}/{key}": value for key, value in _told_metrics(scores.details, name).items()}
         metrics[f"reward/{name}/unjudged"] = float(scores.unjudged.get(name, 0))
         metrics[f"reward/{name}/failed"] = float(scores.failed.get(name, 0))
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _told_metrics(details: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
