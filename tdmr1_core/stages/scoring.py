@@ -34,11 +34,14 @@ def freeze_rewards(config: RunConfig, registry: RewardRegistry) -> RunConfig:
 
     For a reward in another environment that is seen there. Raises Tdmr1Error as the reward does.
     """
-    rewards, judges = (
-        tuple(_frozen(reward, registry) for reward in listed) for listed in (config.rewards, config.evaluation.rewards)
-    )
-    evaluation = config.evaluation.model_copy(update={"rewards": judges})
-    return config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
+
+    def frozen(rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+        return tuple(_frozen(reward, registry) for reward in rewards)
+
+    judges = config.evaluation.model_copy(update={"rewards": frozen(config.evaluation.rewards)})
+    held_out = None if config.guard.rewards is None else frozen(config.guard.rewards)
+    guard = config.guard.model_copy(update={"rewards": held_out})
+    return config.model_copy(update={"rewards": frozen(config.rewards), "evaluation": judges, "guard": guard})
 
 
 def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:
