@@ -158,7 +158,6 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     `kind` is what the verb does; None takes it from the settings. Where no reward is asked, `rewarded` False, none need
     be named. Raises Tdmr1Error that names every mistake.
     """
-    from tdmr1_core.anchoring import anchored
     from tdmr1_core.configure import merge, parse_assignments, read_preset, resolve
 
     problems = Problems()
@@ -205,6 +204,8 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     problems.tell()
     assert config is not None
     assert entry is not None
+    from tdmr1_core.anchoring import anchored
+
     return Settings(anchored(config, extensions), entry, preset_name if preset_name != NO_PRESET else None)
 
 

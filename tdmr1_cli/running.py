@@ -32,7 +32,6 @@ def start_run(
     kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
 ) -> None:
     """Resolve the settings and run them in a new folder, in several processes at once, or only show them."""
-    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
 
     extensions = discover()
@@ -41,6 +40,8 @@ def start_run(
     check_writable(folder)
     count = wanted(processes)
     check_split(settings.config.batch.groups, count)
+    from tdmr1_core.idle import check_settings
+
     idle = check_settings(settings.config, settings.entry, extensions)
     if count > place()[1] and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
