@@ -18,10 +18,8 @@ from tdmr1_rewards.registry import RewardRegistry
 
 OF_LORAS = {"lora", "adapter_scale"}
 """Settings of the LoRA that a training starts from."""
-
-
-HALF, WIDE = 1.0, 100.0
-"""Trust regions from which on they hold back half of the images, and beyond which hardly any."""
+ONE_SIDED, WIDE = 1.0, 100.0
+"""From the first on a trust region holds back preferred images alone, beyond the second hardly any."""
 
 
 def check_settings(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> list[str]:
@@ -134,9 +132,11 @@ def _of_the_model(config: RunConfig, entry: ModelEntry) -> dict[str, str]:
     """What a LoRA says for itself: its rank, unless it is a list without names, and maybe its alpha."""
     if config.kind == "distill":
         return {}
-    if entry.lora is None:
-        return {} if config.model.adapter_scale is None else {"model.adapter_scale": "the run starts from no LoRA"}
-    source, idle = Path(entry.lora), dict[str, str]()
+    if config.model.lora is None and entry.lora is None:
+        scaled, from_zero = config.model.adapter_scale is not None, config.fake.start != "generator"
+        changed = {"model.adapter_scale": scaled, "fake.start": from_zero}
+        return {name: "the run starts from no LoRA" for name in changed if changed[name]}
+    source, idle = Path(config.model.lora or entry.lora or ""), dict[str, str]()
     named = source.suffix == ".safetensors" or (source.is_dir() and any(source.glob("*.safetensors")))
     if config.model.rank is not None and named:
         idle["model.rank"] = "the LoRA that the run starts from has its own"
@@ -187,7 +187,7 @@ def _of_the_losses(config: RunConfig) -> dict[str, str]:
 def _wide_trust(config: RunConfig) -> Iterator[str]:
     """What a wide trust region lets pass: the ratio exp(l_old - l) is above 0, and far above 1 only after a leap."""
     trust = config.surrogate.trust_region
-    if config.kind == "distill" or config.generator.reward_scale == 0 or trust is None or trust < HALF:
+    if config.kind == "distill" or config.generator.reward_scale == 0 or trust is None or trust < ONE_SIDED:
         return
     told = f"surrogate.trust_region holds back preferred images alone: no ratio is below 1 - {trust:g}"
     if trust > WIDE:

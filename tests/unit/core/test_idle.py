@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -159,6 +161,13 @@ def test_the_largest_advantages_are_as_large_as_told():
     assert found.max().item() == pytest.approx(4, rel=1e-6)
     alone = group_advantages(rewards[:9], torch.ones(9, dtype=torch.bool), 9, std="group", clip=99.0)
     assert alone.max().item() == pytest.approx(8**0.5, rel=1e-6)
+
+
+def test_a_base_that_takes_few_steps_has_no_lora_to_be_scaled_or_copied():
+    told = check_settings(config("model.adapter_scale=2", "fake.start=zero"), replace(ENTRY, lora=None), FOUND)
+    assert told == [
+        f"{name} has no effect: the run starts from no LoRA" for name in ("model.adapter_scale", "fake.start")
+    ]
 
 
 def test_a_single_step_leaves_less_to_choose():
