@@ -56,7 +56,7 @@ def validate(
     for path in files:
         try:
             settings = resolve_settings(Flags(config=path), None, extensions)
-            for idle in check_settings(settings.config, settings.entry, extensions.plugins.rewards):
+            for idle in check_settings(settings.config, settings.entry, extensions):
                 message(f"{path}: note: {idle}")
         except Tdmr1Error as error:
             wrong[path] = error

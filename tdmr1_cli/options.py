@@ -21,7 +21,7 @@ import typer
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
-    from tdmr1_core.config import RewardConfig, RunConfig
+    from tdmr1_core.config import RunConfig
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.plugins import Extensions
 
@@ -191,7 +191,7 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     file = _remembering(file or {}, preset)
     typed = _remembering(typed or {}, merge(preset, file))
     layers = [preset, _fitting_evaluation(preset, own), file, typed, sets or {}]
-    config = problems.attempt(lambda: _with_absolute_sources(resolve(layers)))
+    config = problems.attempt(lambda: resolve(layers))
     if config is not None:
         rewards = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
         sources = [(reward.source or reward.name, reward.python) for reward in rewards]
@@ -204,7 +204,9 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     problems.tell()
     assert config is not None
     assert entry is not None
-    return Settings(config, entry, preset_name if preset_name != NO_PRESET else None)
+    from tdmr1_core.anchoring import anchored
+
+    return Settings(anchored(config, extensions), entry, preset_name if preset_name != NO_PRESET else None)
 
 
 def read_config(path: Path | None) -> Tree:
@@ -309,20 +311,6 @@ def _check_rewards(sources: Sequence[tuple[str, Path | None]], extensions: Exten
 
     for source in dict.fromkeys(sources):
         problems.attempt(lambda source=source: find(extensions.plugins.rewards, *source))  # type: ignore[misc]
-
-
-def _with_absolute_sources(config: RunConfig) -> RunConfig:
-    """The same settings, with rewards' files at absolute paths."""
-    from tdmr1_rewards.sources import parse
-
-    def meant_from_anywhere(rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
-        return tuple(
-            reward.model_copy(update={"source": str(parse(reward.source).absolute())}) if reward.source else reward
-            for reward in rewards
-        )
-
-    evaluation = config.evaluation.model_copy(update={"rewards": meant_from_anywhere(config.evaluation.rewards)})
-    return config.model_copy(update={"rewards": meant_from_anywhere(config.rewards), "evaluation": evaluation})
 
 
 def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,6 @@ def start_run(
     kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
 ) -> None:
     """Resolve the settings and run them in a new folder, in several processes at once, or only show them."""
-    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
 
     extensions = discover()
@@ -41,13 +40,13 @@ def start_run(
     check_writable(folder)
     count = wanted(processes)
     check_split(settings.config.batch.groups, count)
-    idle = check_settings(settings.config, settings.entry, extensions.plugins.rewards)
+    from tdmr1_core.idle import check_settings
+
+    idle = check_settings(settings.config, settings.entry, extensions)
     if count > place()[1] and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
-    if place()[0] == 0:
-        for sentence in idle:
-            message(f"note: {sentence}")
+    _note(idle)
     quiet = quiet or place()[0] > 0
     if not quiet:
         _say_what_rewards_are(settings, extensions)
@@ -80,12 +79,17 @@ def continue_run(
     if count > place()[1]:
         launch(count, partial(continue_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
+    from tdmr1_core.idle import check_settings
+    from tdmr1_core.plugins import discover
+    from tdmr1_core.runs.continuing import load_run_config
+
+    extensions, config = discover(), load_run_config(folder)
+    _note(check_settings(config, extensions.entry(config.model), extensions))
     quiet = quiet or place()[0] > 0
     _say_loading(quiet)
-    from tdmr1_core.runs.run import Run, load_run_config
+    from tdmr1_core.runs.run import Run
 
-    device = load_run_config(folder).model.device
-    run = Run.resume(folder, processes=join_processes(device))
+    run = Run.resume(folder, extensions, join_processes(config.model.device))
     if place()[0] == 0:
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
@@ -108,6 +112,13 @@ def check_writable(folder: Path) -> None:
         raise Tdmr1Error(f"{folder} can't be written: {existing} is not a folder", "choose another --output")
     if not os.access(existing, os.W_OK):
         raise Tdmr1Error(f"{folder} can't be written: {existing} is read-only for you", "choose another --output")
+
+
+def _note(sentences: Sequence[str]) -> None:
+    """Say what has no effect, once for all processes."""
+    if place()[0] == 0:
+        for sentence in sentences:
+            message(f"note: {sentence}")
 
 
 def _say_loading(quiet: bool) -> None:

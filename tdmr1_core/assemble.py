@@ -60,7 +60,7 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
     Raises Tdmr1Error for anything in the config that can't be had.
     """
     model = config.model
-    entry = extensions.models.get(model.name, path=model.path, lora=model.lora, teacher=model.teacher)
+    entry = extensions.entry(model)
     device = choose_device(device_name)
     training = config.kind == "train"
     check_entry(entry, training=training)

@@ -172,9 +172,18 @@ class Engine:
         return scores
 
     def advantages(self, scores: Scores) -> Advantages:
-        """Rewards compared within each group, and brought to the scale of all groups."""
+        """Rewards compared within each group, and brought to the scale of all groups.
+
+        Raises Tdmr1Error for a reward that counts and is not finite.
+        """
         config, size = self.config.advantages, self.config.batch.group_size
         total, valid = map(torch.cat, zip(*self.processes.gather((scores.total, scores.valid)), strict=True))
+        broken = (valid & ~total.isfinite()).nonzero().flatten().tolist()
+        if broken:
+            raise Tdmr1Error(
+                f"the combined reward of image {broken[0]} of the batch is {total[broken[0]].item()}",
+                "an image that can't be judged has None from its reward, and is not valid",
+            )
         values = group_advantages(total, valid, size, std=config.std, clip=config.clip, binary=config.binary)
         if config.permute:
             order = seeds.uniform(self.config.seed, "permute", (self.iteration_index,), range(len(values)))

@@ -22,11 +22,11 @@ from tdmr1_core.models.acquire import check_entry
 from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.lora_files import rank_told
+from tdmr1_core.models.lora_files import read_lora
 from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
-from tdmr1_core.models.skeleton import build_network
+from tdmr1_core.models.skeleton import Skeleton, build_network
 from tdmr1_core.processes import check_split
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
@@ -121,14 +121,13 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
 
     A micro-batch that is `auto` is all images at once, or that halved, as a run does it, until it fits `room` bytes.
     Configs are all that is read of a model, from its directory, the hub's cache or the hub; those of the published
-    models are known. Raises Tdmr1Error where they can't be had.
+    models are known. A few-step LoRA that is here is read. Raises Tdmr1Error where they can't be had or used.
     """
     check_split(config.batch.groups, processes)
     architecture = read_architecture(entry)
     height, width = config.model.height or entry.height, config.model.width or entry.width
     trains = config.kind == "train"
-    told = rank_told(Path(entry.lora)) if trains and entry.lora is not None else None
-    lora = LoraShape(told or config.model.rank or entry.rank, config.model.alpha or entry.alpha, entry.targets)
+    lora = _lora_shape(config, entry, architecture)
     latent_shape = architecture.latent_shape(height, width)
     gpu = config.model.device != "cpu"
     update = dry_update(
@@ -175,6 +174,19 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     while size > most:
         size //= 2
     return with_micro_batch(size)
+
+
+def _lora_shape(config: RunConfig, entry: ModelEntry, architecture: Architecture) -> LoraShape:
+    """Of every LoRA of the run: that of the few-step one, unless it is still on the hub.
+
+    Raises Tdmr1Error for a file that a training could not use.
+    """
+    model, file = config.model, Path(entry.lora or "")
+    shape = LoraShape(model.rank or entry.rank, model.alpha or entry.alpha, entry.targets)
+    if config.kind != "train" or entry.lora is None or not (file.exists() or file.is_absolute()):
+        return shape
+    skeleton = Skeleton(FAMILIES[entry.family], architecture.denoiser)
+    return read_lora(file, skeleton, shape, alpha=model.alpha or entry.lora_alpha).shape
 
 
 def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:

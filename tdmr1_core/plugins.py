@@ -9,6 +9,7 @@ from typing import Any
 import pluggy
 
 from tdmr1_core import hookspecs
+from tdmr1_core.config import ModelConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelEntry, ModelRegistry
 from tdmr1_rewards.registry import Plugins, load_plugins
@@ -20,6 +21,10 @@ class Extensions:
 
     plugins: Plugins
     models: ModelRegistry
+
+    def entry(self, model: ModelConfig) -> ModelEntry:
+        """The model that settings name, with its parts replaced as they say. Raises Tdmr1Error as the registry does."""
+        return self.models.get(model.name, path=model.path, lora=model.lora, teacher=model.teacher)
 
 
 def discover() -> Extensions:

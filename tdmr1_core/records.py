@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.prompt_sets.prompt import Prompt
 
 
@@ -148,12 +149,19 @@ class Advantages:
     """Advantages float64 (N,) that sum to 0 in every group, and the share of groups that teach nothing (0 to 1).
 
     Where several processes share an iteration the values are one's own, the share is that of all, and `elsewhere` says
-    whether the images of another process have advantages.
+    whether the images of another process have advantages. Raises Tdmr1Error for values that are not finite.
     """
 
     values: Tensor
     zero_std_ratio: float
     elsewhere: bool = False
+
+    def __post_init__(self) -> None:
+        broken = int((~self.values.isfinite()).sum())
+        if broken:
+            raise Tdmr1Error(
+                f"{broken} of {len(self.values)} advantages are not finite", "look at what the rewards say"
+            )
 
     @property
     def teaches(self) -> bool:

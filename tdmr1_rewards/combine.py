@@ -34,7 +34,8 @@ def weighted_sum(
     """Σ_r weight_r · score_r over the rewards that apply to each of N images.
 
     None where a reward that applies answered None, and where none applies. `per_reward` maps each reward's name to its
-    N scores; `weights` and `applies` (all of them if left out) have the same names.
+    N scores; `weights` and `applies` (all of them if left out) have the same names. Raises Tdmr1Error for a sum that is
+    not finite.
     """
     names = list(per_reward)
     columns = zip(*(per_reward[name] for name in names), strict=True)
@@ -92,7 +93,19 @@ def _dot(scores: Scores, weights: Sequence[float]) -> float | None:
     valid = [score for score in scores if score is not None]
     if not scores or len(valid) < len(scores):
         return None
-    return math.fsum(weight * score for weight, score in zip(weights, valid, strict=True))
+    total = _sum(weight * score for weight, score in zip(weights, valid, strict=True))
+    if not math.isfinite(total):
+        terms = " + ".join(f"{weight:g} × {score:g}" for weight, score in zip(weights, valid, strict=True))
+        raise Tdmr1Error(f"the combined reward of an image is not finite: {terms}", "lower the rewards' weights")
+    return total
+
+
+def _sum(values: Iterable[float]) -> float:
+    """The exactly rounded sum; nan where no number can hold it."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 def _normalised(scores: Scores, group_ids: Sequence[int], eps: float) -> list[float | None]:
@@ -115,5 +128,5 @@ def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     # A rounded mean of equal values would leave noise where there is nothing to learn.
     if min(values) == max(values):
         return values[0], 0.0
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    mean = _sum(values) / len(values)
+    return mean, math.hypot(*(value - mean for value in values)) / math.sqrt(len(values))

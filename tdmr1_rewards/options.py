@@ -12,9 +12,9 @@ from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 
 
 class RewardOptions(BaseModel):
-    """Base of every reward's options: immutable, and an option it does not know is refused."""
+    """Base of every reward's options: immutable; unknown options and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Options = TypeVar("Options", bound=RewardOptions)

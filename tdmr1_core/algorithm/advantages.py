@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 STD_FLOOR = 1e-4
+LARGE = 1e100
+"""Above this rewards are brought to 1 before they are summed and squared, which float64 could not hold."""
 
 
 def group_advantages(
@@ -29,7 +31,8 @@ def group_advantages(
     taken over all valid rewards or over each group's; `binary` keeps only the sign.
     """
     rewards, mask = rewards.view(-1, group_size), valid.view(-1, group_size)
-    mask = mask & ~_silent(rewards, mask)[:, None]
+    unit = _unit(rewards, mask, each_group=binary or std == "group")
+    mask, rewards = mask & ~_silent(rewards, mask)[:, None], rewards / unit
     centred = _centre(rewards, mask)
     if binary:
         rounding = 1e-9 * centred.abs().amax(1, keepdim=True) + 1e-14 * rewards.abs().amax(1, keepdim=True)
@@ -38,7 +41,7 @@ def group_advantages(
         deviation = (centred.square().sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()
     else:
         deviation = _global_std(rewards, valid.view_as(rewards))
-    scaled = (centred / (deviation + STD_FLOOR)).clamp(-clip, clip)
+    scaled = (centred / (deviation + STD_FLOOR / unit)).clamp(-clip, clip)
     return _centre(scaled, mask).view(-1)
 
 
@@ -51,6 +54,13 @@ def permute_in_groups(values: Tensor, uniform: Tensor, group_size: int) -> Tenso
     """The published control: `values` (N,) shuffled inside each group, in the order of the random `uniform` (N,)."""
     order = uniform.view(-1, group_size).argsort(1)
     return values.view(-1, group_size).gather(1, order).reshape(-1)
+
+
+def _unit(rewards: Tensor, mask: Tensor, *, each_group: bool) -> Tensor:
+    """What rewards (groups, G) are measured in: 1, or the largest of a group or of all where that is too large."""
+    sizes = rewards.masked_fill(~mask, 0).abs()
+    largest = sizes.amax(1, keepdim=True) if each_group else sizes.max()
+    return torch.where(largest > LARGE, largest, 1)
 
 
 def _silent(rewards: Tensor, mask: Tensor) -> Tensor:

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import pickle
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.lora_fitting import RawLora, fitted, named_by_position
+from tdmr1_core.models.lora_headers import PREFIX, WEIGHT_FILE, adapter_settings, open_safetensors, weight_file
 from tdmr1_core.models.lora_names import parse_key
 from tdmr1_core.models.roles import LoraShape, LoraWeights, Roles
 from tdmr1_core.models.skeleton import Skeleton
 
-WEIGHT_FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 COMFY_FILE = "comfyui_lora.safetensors"
-PREFIX = "transformer."
 NAMELESS = "ema_parameters"
 """Where the published checkpoints keep their list of tensors."""
 BY_POSITION = "by position: two tensors of one shape that had changed places could not be noticed"
@@ -85,7 +80,7 @@ def read_lora(
     file with names doesn't say it. Raises Tdmr1Error for a file that is missing, damaged, holds more than tensors or
     does not fit, and for one that doesn't say its alpha where none is given: a wrong alpha is silently wrong.
     """
-    path = _weight_file(path)
+    path = weight_file(path)
     raw = (_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)).widened()
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -101,75 +96,11 @@ def read_lora(
     return LoraFile(path, sha256, layout, shape, weights, scale)
 
 
-def rank_told(path: Path) -> int | None:
-    """The rank of a LoRA that is here in safetensors, from its header alone; None for any other.
-
-    Raises Tdmr1Error for a file that is damaged.
-    """
-    path = _weight_file(path) if path.exists() else path
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    with _safetensors(path) as file:
-        for name in file.keys():  # noqa: SIM118
-            key = parse_key(name)
-            if key is not None and key.part == "down":
-                return int(file.get_slice(name).get_shape()[0])
-    return None
-
-
-@contextmanager
-def _safetensors(path: Path) -> Iterator[Any]:
-    """A file to read from. Raises Tdmr1Error for one that is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise Tdmr1Error(
-            f"{path} is not a readable safetensors file: {error}", "download or export it again"
-        ) from error
-
-
-def _weight_file(path: Path) -> Path:
-    """The file itself, or the one in a directory."""
-    if path.is_dir():
-        for name in (WEIGHT_FILE, PEFT_FILE):
-            if (path / name).is_file():
-                return path / name
-        found = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".ckpt"))
-        if len(found) == 1:
-            return found[0]
-        path = path / WEIGHT_FILE
-    if not path.is_file():
-        raise Tdmr1Error(f"there is no LoRA file {path}", "give a .safetensors or .ckpt file, or its directory")
-    return path
-
-
 def _read_safetensors(path: Path) -> RawLora:
-    with _safetensors(path) as file:
+    with open_safetensors(path, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    try:
-        packed = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        config = {key.removeprefix(PREFIX): value for key, value in packed.items() if key.startswith(PREFIX)}
-        neighbour = path.with_name(PEFT_CONFIG)
-        if not config and neighbour.is_file():
-            config = dict(json.loads(neighbour.read_text(encoding="utf-8")))
-        _check_config(config)
-        network_alpha = metadata.get("ss_network_alpha")
-        return RawLora(tensors, config, float(network_alpha) if network_alpha not in (None, "None") else None)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Tdmr1Error(f"the metadata of {path} is damaged: {error}", "download or export it again") from error
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for an adapter's config with a rank, alpha or target modules that are none."""
-    rank, alpha, targets = config.get("r", 1), config.get("lora_alpha", 1), config.get("target_modules") or []
-    if not isinstance(rank, int):
-        raise ValueError(f"its rank is {rank!r}")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ValueError(f"its alpha is {alpha!r}")
-    if not isinstance(targets, str | list) or not all(isinstance(target, str) for target in targets):
-        raise ValueError(f"its target modules are {targets!r}")
+    return RawLora(tensors, *adapter_settings(metadata, path))
 
 
 def _read_torch(path: Path) -> RawLora:

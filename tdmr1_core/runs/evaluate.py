@@ -15,6 +15,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.records import Prompt
 from tdmr1_core.stages.micro_batches import MicroBatches
+from tdmr1_core.stages.prompts import spread
 from tdmr1_core.stages.sampling import Sampler, sample
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.runner import RewardRunner
@@ -138,13 +139,8 @@ def evaluate(
     guidance_scale: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Sample about `images` images of a role and judge them with every reward.
-
-    Each prompt has the same number; of a set with more prompts than images, as many as there are images, evenly spread.
-    """
-    per_prompt = max(1, round(images / len(prompts)))
-    if len(prompts) > images:
-        prompts = [prompts[number * len(prompts) // images] for number in range(images)]
+    """Sample about `images` images of a role, `spread` over the prompts, and judge them with every reward."""
+    prompts, per_prompt = spread(prompts, images)
     pictures = draw(
         engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale, progress=progress
     )

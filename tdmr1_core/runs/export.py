@@ -17,7 +17,8 @@ from tdmr1_core.configure import fingerprint
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import Acquired
-from tdmr1_core.models.lora_files import COMFY_FILE, WEIGHT_FILE, write_comfy_lora, write_lora
+from tdmr1_core.models.lora_files import COMFY_FILE, write_comfy_lora, write_lora
+from tdmr1_core.models.lora_headers import WEIGHT_FILE
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.evaluate import draw, evaluation_noise

@@ -46,9 +46,7 @@ class Header(Foundations):
 
 def lay(config: RunConfig, extensions: Extensions) -> Foundations:
     """What a run with these settings stands on, here and now. Raises Tdmr1Error for what is not there."""
-    model = config.model
-    domain = extensions.models.get(model.name, path=model.path, lora=model.lora).domain
-    sets = evaluation_prompts(config, extensions, domain)
+    sets = evaluation_prompts(config, extensions, extensions.entry(config.model).domain)
     listed = chain(config.rewards, config.evaluation.rewards, config.guard.rewards or ())
     registry = extensions.plugins.rewards
     rewards = {reward.source or reward.name: reward.python for reward in listed}

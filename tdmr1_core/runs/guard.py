@@ -22,23 +22,30 @@ from tdmr1_core.configure import dump
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import TEACHER
+from tdmr1_core.notices import notice
 from tdmr1_core.runs.evaluate import Evaluation, Measure, draw, measure
 from tdmr1_core.runs.foundations import Foundations
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
+from tdmr1_core.runs.judges import FEWEST
 from tdmr1_core.runs.tracking import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.runner import RewardRunner
 
 CERTAIN = 3.0
 """Standard errors that a difference must have before it counts."""
-FEWEST = 8
-"""Images, or groups, that a number must have been measured on."""
 TEACHER_SHARE, MOST_TEACHER_IMAGES = 16, 32
 """One picture of the teacher for so many of an evaluation, and at most so many."""
 
 
 class GuardStopped(Tdmr1Error):
     """The guard has stopped the run."""
+
+
+def _tell_few(counts: Mapping[str, int]) -> None:
+    """Say which measures the guard goes without, and on how many images or groups each was measured."""
+    if counts:
+        named = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} ({n})" for name, n in counts.items())
+        notice(f"the guard does not look at what it has measured fewer than {FEWEST} times: {named}")
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,7 @@ class Guard:
         look = Look(engine.iteration_index, enough, subject=self.subject)
         if self.first is None:
             self.first = look
+            _tell_few({name: value.n for name, value in measures.items() if value.n < FEWEST})
             return look
         return replace(look, alarms=find_alarms(self.first, look, self.settings.threshold, self.trained))
 

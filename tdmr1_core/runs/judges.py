@@ -10,6 +10,8 @@ from tdmr1_rewards.availability import availability
 from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.sources import find
 
+FEWEST = 8
+"""Images, or groups, that the guard must have measured a number on."""
 FREE_JUDGES = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
 """Rewards that cost nothing on the pictures of a domain: no weights to fetch, nobody to ask."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tdmr1_core.models.acquire import Acquired
-from tdmr1_core.models.lora_files import WEIGHT_FILE
+from tdmr1_core.models.lora_headers import WEIGHT_FILE
 
 
 def model_card(

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from filelock import FileLock
 
+from tdmr1_core.anchoring import anchored
 from tdmr1_core.assemble import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.distill import DistillEngine
@@ -59,7 +60,6 @@ from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed
-from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.runner import RewardRunner
 
 
@@ -140,13 +140,13 @@ class Run:
     ) -> Run:
         """A new run in a folder that is empty or not there yet.
 
-        Its config says what "auto" of rewards stands for, and where a folder of encoded prompts lies from anywhere.
+        Its config says what "auto" of rewards stands for, and where files and folders lie from anywhere.
         The first process's folder and config are those of all. Raises Tdmr1Error for a used or unwritable folder, and
         as the rewards do.
         """
         found = extensions or discover()
-        _check(config, found.plugins.rewards, processes.count)
-        config = _anchored(config)
+        _check(config, found, processes.count)
+        config = anchored(config, found)
         kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(config, found.plugins.rewards)))
         return cls(*kept, found, processes=processes)
 
@@ -167,7 +167,7 @@ class Run:
                 return find_continuation(folder)
 
             found, extensions = processes.on_first(take_up), extensions or discover()
-            _check(found.config, extensions.plugins.rewards, processes.count)
+            _check(found.config, extensions, processes.count)
             run = cls(folder, found.config, extensions, found, next(iter(locks), None), processes)
             failing.pop_all()
             return run
@@ -413,22 +413,15 @@ def _unused(folder: Path) -> Path:
     return folder
 
 
-def _check(config: RunConfig, registry: RewardRegistry, processes: int) -> None:
-    """Raise Tdmr1Error for settings that undo one another.
+def _check(config: RunConfig, extensions: Extensions, processes: int) -> None:
+    """Raise Tdmr1Error for settings that undo one another, and for prompts that can't be had.
 
     So do several processes and a reward that asks people: each would open a page of its own, and wait there.
     """
-    refuse_contradictions(config, registry)
-    asking = people(config, registry)
+    refuse_contradictions(config, extensions.entry(config.model), extensions)
+    asking = people(config, extensions.plugins.rewards)
     if processes > 1 and asking:
         raise Tdmr1Error(f"reward {asking[0]!r} asks people, and so needs a single process", "leave --processes out")
-
-
-def _anchored(config: RunConfig) -> RunConfig:
-    """The same settings, which mean the same folder when the run is continued from elsewhere."""
-    cache = config.memory.prompt_cache
-    memory = config.memory.model_copy(update={"prompt_cache": cache.absolute() if cache else None})
-    return config.model_copy(update={"memory": memory})
 
 
 def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:

@@ -114,7 +114,7 @@ def training_prompts(config: RunConfig, extensions: Extensions) -> str:
     first = config.rewards[0]
     if own := find(extensions.plugins.rewards, first.source or first.name, first.python).spec.default_prompts:
         return own
-    domain = extensions.models.get(config.model.name, path=config.model.path, lora=config.model.lora).domain
+    domain = extensions.entry(config.model).domain
     if not PROMPT_SETS.get(domain):
         raise Tdmr1Error(
             f"reward {first.name!r} has no prompts of its own, and there is no prompt set for {domain} models", name_one
@@ -177,6 +177,16 @@ def evaluation_prompts(config: RunConfig, extensions: Extensions, domain: str) -
     source = training_prompts(config, extensions)
     held_out = config.prompts.evaluate or held_out_companion(source, domain)
     return {name: load_prompts(name, domain) for name in dict.fromkeys((source, held_out))}
+
+
+def spread(prompts: Sequence[Prompt], images: int) -> tuple[Sequence[Prompt], int]:
+    """The prompts that about so many images are drawn for, and how many are drawn for each of them.
+
+    Each has the same number; of more prompts than images, as many as there are images, evenly spread.
+    """
+    if len(prompts) <= images:
+        return prompts, max(1, round(images / len(prompts)))
+    return [prompts[number * len(prompts) // images] for number in range(images)], 1
 
 
 def held_out_companion(source: str, domain: str) -> str:

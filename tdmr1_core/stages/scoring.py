@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -33,11 +34,14 @@ def freeze_rewards(config: RunConfig, registry: RewardRegistry) -> RunConfig:
 
     For a reward in another environment that is seen there. Raises Tdmr1Error as the reward does.
     """
-    rewards, judges = (
-        tuple(_frozen(reward, registry) for reward in listed) for listed in (config.rewards, config.evaluation.rewards)
-    )
-    evaluation = config.evaluation.model_copy(update={"rewards": judges})
-    return config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
+
+    def frozen(rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+        return tuple(_frozen(reward, registry) for reward in rewards)
+
+    judges = config.evaluation.model_copy(update={"rewards": frozen(config.evaluation.rewards)})
+    held_out = None if config.guard.rewards is None else frozen(config.guard.rewards)
+    guard = config.guard.model_copy(update={"rewards": held_out})
+    return config.model_copy(update={"rewards": frozen(config.rewards), "evaluation": judges, "guard": guard})
 
 
 def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:
@@ -128,7 +132,10 @@ class ScoringStage:
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:
-    """Means and deviations of the combined reward and of each one, over the images that were judged."""
+    """Means and deviations of the combined reward and of each one, over the images that were judged.
+
+    One that float64 can't hold is left out.
+    """
     metrics = {}
     if bool(scores.valid.any()):
         judged = scores.total[scores.valid]
@@ -141,7 +148,7 @@ def reward_metrics(scores: Scores) -> dict[str, float]:
         metrics |= {f"reward/{name}/{key}": value for key, value in _told_metrics(scores.details, name).items()}
         metrics[f"reward/{name}/unjudged"] = float(scores.unjudged.get(name, 0))
         metrics[f"reward/{name}/failed"] = float(scores.failed.get(name, 0))
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _told_metrics(details: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:

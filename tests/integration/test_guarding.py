@@ -39,7 +39,7 @@ def test_without_a_good_checkpoint_none_is_named(tmp_path, monkeypatch):
     """As where the first evaluations of a run were made before `guard.stop` was set."""
     monkeypatch.setattr(guard, "find_alarms", lambda *_: ("it is hacked",))
     monkeypatch.setattr(run, "mark_good", lambda *_: None)
-    settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=1", "batch.group_size=2")
+    settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=8", "batch.group_size=2")
     with pytest.warns(RunWarning, match="it is hacked"), pytest.raises(GuardStopped) as caught:
         Run.create(small_config(*settings), tmp_path / "run").execute(Silent())
     assert caught.value.hint.startswith("there is no checkpoint that it had nothing against; ")

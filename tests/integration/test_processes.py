@@ -158,7 +158,7 @@ def run_guarded(folder: Path, alarm_at: int) -> None:
     guard.find_alarms = lambda first, now, *_: ("it is hacked",) if now.step == alarm_at else ()
     processes = join_processes("cpu")
     if alarm_at == 1:
-        settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=1", "iterations=2")
+        settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=8", "iterations=2")
         run = Run.create(small_config(*settings), folder, processes=processes)
     else:
         run = Run.resume(folder, processes=processes)

@@ -27,6 +27,9 @@ from tdmr1_core.configure import describe
 pytestmark = pytest.mark.unit
 
 NAMES = [name for name, *_ in describe()]
+NUMBERS = [name for name, kind, *_ in describe() if "float" in kind]
+NUMBERS += ["rewards.0.weight", "rewards.0.timeout", "evaluation.rewards.0.weight"]
+"""Settings that are numbers with a fraction."""
 LINES = ("evaluate @", "export @", "sample @ --prompt @ --output @", "report @", "probe @ --images @", "@ @")
 LINES += ("train --resume @", "models info @", "rewards info @", "rewards try @ @ --prompt @", "rewards check @")
 LINES += ("rewards new @", "plugins @", "config validate @", "config show --preset @", "config show --set @")
@@ -69,25 +72,28 @@ def elsewhere(found, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "_say_needs", lambda *_: None)  # it builds a network
 
 
-def check(capsys: Any, arguments: list[str]) -> None:
+def check(capsys: Any, arguments: list[str]) -> str:
+    """What is said of them where they are refused, and nothing where they are right."""
     capsys.readouterr()
     code = main(arguments)
     said = capsys.readouterr().err
     assert code in (0, 2), (arguments, said)
     assert "Traceback" not in said
-    if code == 2:
-        message, _, hint = said.partition("error: ")[2].partition("\n\nhint: ")
-        assert message.strip(), (arguments, said)
-        assert hint.strip(), (arguments, said)
-        assert len(message) + len(hint) < 4000, len(message)
+    if code == 0:
+        return ""
+    message, _, hint = said.partition("error: ")[2].partition("\n\nhint: ")
+    assert message.strip(), (arguments, said)
+    assert hint.strip(), (arguments, said)
+    assert len(message) + len(hint) < 4000, len(message)
+    return message
 
 
-def check_settings(capsys: Any, monkeypatch: Any, flags: Flags) -> None:
+def check_settings(capsys: Any, monkeypatch: Any, flags: Flags) -> str:
     """What `tdmr1 train … --dry-run` does after its words are taken apart."""
     with monkeypatch.context() as patched:
         dry = partial(start_run, "train", flags, None, dry_run=True, quiet=True)
         patched.setattr(boundary, "_run", lambda arguments: dry() or 0)
-        check(capsys, [])
+        return check(capsys, [])
 
 
 def write(tree: Any) -> Flags:
@@ -121,6 +127,24 @@ def test_any_file(capsys, monkeypatch, content):
 @given(st.sampled_from(NAMES) | TEXT, NASTY | TEXT)
 def test_any_assignment(capsys, monkeypatch, name, value):
     check_settings(capsys, monkeypatch, Flags(sets=[f"{name}={value}"]))
+
+
+@search(60)
+@given(
+    st.sampled_from(NUMBERS), st.sampled_from(["nan", ".nan", ".inf", "-.inf", "1e999", "-1e999", "inf", "Infinity"])
+)
+def test_a_number_that_is_not_finite_is_refused(capsys, monkeypatch, name, value):
+    assert name in check_settings(capsys, monkeypatch, Flags(sets=[f"{name}={value}"]))
+
+
+@search(30)
+@given(st.integers(1, 8), st.integers(1, 10**9), st.booleans())
+def test_more_points_than_there_are_steps_are_refused(capsys, monkeypatch, steps, more, said):
+    """Also where only the model says how many steps there are."""
+    steps, sets = (steps, [f"rollout.steps={steps}"]) if said else (4, [])
+    wanted = steps + more
+    told = f"timesteps.per_iteration is {wanted} but rollout.steps only {steps}"
+    assert told in check_settings(capsys, monkeypatch, Flags(sets=[*sets, f"timesteps.per_iteration={wanted}"]))
 
 
 @search(100)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.records import Advantages
 
 pytestmark = pytest.mark.unit
@@ -49,6 +50,29 @@ def test_group_deviation() -> None:
 def test_the_floor_tames_tiny_deviations() -> None:
     # 1e-4 / (1e-4 + 1e-4).
     assert_equal(group_advantages(numbers(1e-4, -1e-4), valid("11"), 2), 0.5, -0.5)
+
+
+@pytest.mark.parametrize("std", ["global", "group"])
+def test_rewards_whose_squares_are_infinite(std: str) -> None:
+    # In units of 1e200: mean 0.75, deviations 0.25 1.25 -0.75 -0.75, squares 0.0625 1.5625 0.5625 0.5625, / 4 = 0.6875.
+    found = group_advantages(numbers(1e200, 2e200, 0, 0), valid("1111"), 4, std=std)  # type: ignore[arg-type]
+    deviation = 0.6875**0.5
+    assert_equal(found, 0.25 / deviation, 1.25 / deviation, -0.75 / deviation, -0.75 / deviation)
+
+
+def test_large_rewards_of_one_group_leave_the_others_as_they_are() -> None:
+    rewards = numbers(-1.7e308, 1.7e308, 4, 6)
+    by_group = group_advantages(rewards, valid("1111"), 2, std="group")
+    assert_equal(by_group, -1, 1, -1 / 1.0001, 1 / 1.0001)
+    # All of them: the squares are 1 1 0 0 in units of the largest, / 4 = 0.5 ** 2, beside which 1 is nothing.
+    assert_equal(group_advantages(rewards, valid("1111"), 2), -(2**0.5), 2**0.5, 0, 0)
+    assert_equal(group_advantages(rewards, valid("1111"), 2, binary=True), -1, 1, -1, 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_advantages_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(Tdmr1Error, match=r"^2 of 3 advantages are not finite$"):
+        Advantages(numbers(bad, bad, 1), 0.0)
 
 
 def test_clip_and_recentre() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from tdmr1_core.config import RunConfig
+from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.configure import (
     describe,
     dump,
@@ -129,6 +130,40 @@ def test_a_config_survives_its_own_file():
     assert again == config
     assert fingerprint(again) == fingerprint(config)
     assert fingerprint(config) != fingerprint(resolve([read_preset("tiny"), REWARD, {"seed": 1}]))
+
+
+def is_number(annotation):
+    return annotation is float or any(map(is_number, getattr(annotation, "__args__", ())))
+
+
+def numbers_of(section, prefix=""):
+    """The dotted names of settings that are numbers with a fraction."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numbers_of(field.annotation, f"{prefix}{name}.")
+        elif is_number(field.annotation):
+            yield prefix + name
+
+
+LISTS = ("rewards", "evaluation.rewards", "guard.rewards")
+NUMBERS = [*numbers_of(RunConfig), *(f"{place}.0.{name}" for place in LISTS for name in numbers_of(RewardConfig))]
+
+
+def test_the_settings_that_are_numbers_are_found():
+    assert {"model.alpha", "generator.tau_min", "surrogate.trust_region", "guard.rewards.0.weight"} <= set(NUMBERS)
+    assert len(NUMBERS) >= 35
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["nan", ".inf"])
+def test_numbers_that_are_not_finite_are_refused(name, value):
+    lists = {
+        "rewards": [{"name": "a"}],
+        "evaluation": {"rewards": [{"name": "b"}]},
+        "guard": {"rewards": [{"name": "c"}]},
+    }
+    with pytest.raises(Tdmr1Error, match=f"{name}.*(finite|valid number|greater than|less than)"):
+        resolve([lists, parse_assignments([f"{name}={value}"])])
 
 
 def test_every_setting_has_a_meaning():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tdmr1_core.config import EvaluationConfig, RewardConfig, RunConfig
+from tdmr1_core.config import EvaluationConfig, GuardConfig, RewardConfig, RunConfig
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.runs.run import Run
@@ -41,7 +41,8 @@ def config(tmp_path):
     here = RewardConfig(name="here", source=source, options={"upscale": 2.0})
     elsewhere = RewardConfig(name="elsewhere", source=source, python=Path(sys.executable))
     counting = RewardConfig(name="object_count")
-    return RunConfig(rewards=(here, elsewhere), evaluation=EvaluationConfig(rewards=(counting, here)))
+    judges = {"evaluation": EvaluationConfig(rewards=(counting, here)), "guard": GuardConfig(rewards=(here,))}
+    return RunConfig(rewards=(here, elsewhere), **judges)
 
 
 def test_rewards_and_judges_are_frozen_wherever_they_live(config):
@@ -51,6 +52,7 @@ def test_rewards_and_judges_are_frozen_wherever_they_live(config):
     assert elsewhere.keys() == {"engine"}
     assert elsewhere["engine"] not in ("auto", here["engine"])
     assert [reward.options for reward in frozen.evaluation.rewards] == [{}, here]
+    assert [reward.options for reward in frozen.guard.rewards] == [here]
 
 
 def test_a_run_made_from_python_is_frozen_too(config, tmp_path):

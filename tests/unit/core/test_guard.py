@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tdmr1_core.config import GuardConfig
 from tdmr1_core.configure import resolve
+from tdmr1_core.notices import RunWarning
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.foundations import Foundations
 from tdmr1_core.runs.guard import (
     Departure,
+    Guard,
     Look,
     find_alarms,
     first_look,
@@ -184,3 +189,15 @@ def test_what_is_not_trained_is_held_out():
     assert names("photo", "object_count", **judged) == ["clip_score"]
     assert names("tiny", "jpeg_size", guard={"rewards": [{"name": "clip_score"}]}) == ["clip_score"]
     assert names("tiny", "jpeg_size", guard={"rewards": []}) == []
+
+
+def test_measures_of_too_few_pictures_are_named_at_the_first_look(monkeypatch):
+    values = {"reward/a": [1.0] * 8, "picture/entropy": [1.0] * 7 + [None], "picture/similarity_to_teacher": []}
+    monkeypatch.setattr(Guard, "_values", lambda *_: values)
+    guard = Guard(GuardConfig(), {"a": 1}, None, "subject")
+    told = r"fewer than 8 times: entropy \(7\), similarity to teacher \(0\)$"
+    with pytest.warns(RunWarning, match=told):
+        look = guard.look(SimpleNamespace(iteration_index=0), [None])
+    assert list(look.measures) == ["reward/a"]
+    with warnings.catch_warnings(action="error"):
+        guard.look(SimpleNamespace(iteration_index=1), [None])

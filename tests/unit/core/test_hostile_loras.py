@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.lora_files import WEIGHT_FILE, LoraFile, read_lora
+from tdmr1_core.models.lora_files import LoraFile, read_lora
+from tdmr1_core.models.lora_headers import WEIGHT_FILE
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import Skeleton
 

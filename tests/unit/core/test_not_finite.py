@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from test_gradients import ADVANTAGES, EACH, SECTIONS, UPDATES, engine_and_trajectory
 from torch import Tensor
 
 from tdmr1_core.engine import MOST_BROKEN, Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE
-from tdmr1_core.records import Trajectory
+from tdmr1_core.records import Scores, Trajectory
+from tdmr1_core.stages.scoring import reward_metrics
 
 pytestmark = pytest.mark.unit
 
@@ -80,6 +82,25 @@ def test_one_bad_step_of_an_accumulated_update_leaves_all_of_it_out():
     assert stats.skipped
     check_untouched(engine, before)
     assert all(math.isfinite(value) for value in engine._finish(good.groups, 0.0).metrics.values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rewards_that_are_not_finite_teach_nothing_in_silence(bad):
+    engine, _ = engine_that("skip")
+    total, valid = torch.tensor([0.0, 1.0, 2.0, bad, bad, bad], dtype=torch.float64), torch.tensor([True] * 6)
+    with pytest.raises(Tdmr1Error, match=f"^the combined reward of image 3 of the batch is {bad}$"):
+        engine.advantages(Scores(total, valid, {}, ()))
+    large = engine.advantages(Scores(torch.tensor([1e200, 2e200, 0.0] * 2, dtype=torch.float64), valid, {}, ()))
+    assert large.values.tolist() == pytest.approx([0, 1.5**0.5, -(1.5**0.5)] * 2, abs=1e-12)
+
+
+def test_metrics_of_rewards_that_float64_cannot_hold_are_left_out():
+    scores = Scores(
+        torch.tensor([1e200, 2e200], dtype=torch.float64), torch.tensor([True] * 2), {"a": [1e200, 2e200]}, ()
+    )
+    metrics = reward_metrics(scores)
+    assert metrics["reward/mean"] == metrics["reward/a/mean"] == 1.5e200
+    assert not {"reward/std", "reward/a/std"} & metrics.keys()
 
 
 def test_too_many_in_a_row_stop_the_run():

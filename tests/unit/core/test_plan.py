@@ -20,6 +20,7 @@ from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.skeleton import Skeleton
 from tdmr1_core.plan import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
 from tdmr1_core.records import Groups, Trajectory
 
@@ -179,13 +180,33 @@ def test_passes_of_the_published_settings(sets, micro_batch, further):
 
 def test_the_rank_is_that_of_a_given_lora(whole, tmp_path):
     assert whole.rank == 32
-    given = tmp_path / "lora.safetensors"
-    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(5, 128)}, given)
+    given, skeleton = tmp_path / "lora.safetensors", Skeleton(FAMILIES["sd3"], read_architecture(TINY).denoiser)
+    weights = {name: torch.zeros(shape) for name, shape in skeleton.lora(LoraShape(5, 5.0, TINY.targets)).items()}
+    save_file(weights, given, metadata={"ss_network_alpha": "5"})
     narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora=str(given)))
     assert narrow.rank == 5
     assert narrow.parts["LoRAs"] == whole.parts["LoRAs"] * 5 / 32
     elsewhere = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
     assert elsewhere.rank == 7
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({}, "is no LoRA file: 0 unknown keys, it is empty"),
+        ({"weight": torch.zeros(3)}, "is no LoRA file: 1 unknown keys, such as weight"),
+        (
+            {f"transformer_blocks.0.attn.to_q.lora_{part}.weight": torch.tensor(1.0) for part in "AB"},
+            r"the LoRA for transformer_blocks\.0\.attn\.to_q in .* has the shapes \(\) and \(\)",
+        ),
+    ],
+)
+def test_a_lora_that_a_training_would_refuse_is_not_planned(tmp_path, tensors, told):
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(Tdmr1Error, match=told):
+        plan(small_config("model.device=cpu"), replace(TINY, lora=str(tmp_path / "lora.safetensors")))
+    with pytest.raises(Tdmr1Error, match="there is no LoRA file"):
+        plan(small_config("model.device=cpu"), replace(TINY, lora=str(tmp_path / "absent.safetensors")))
 
 
 def test_a_size_that_cannot_be_drawn_is_not_planned():

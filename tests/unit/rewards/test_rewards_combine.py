@@ -42,6 +42,19 @@ def test_each_reward_is_normalised_over_its_own_valid_scores():
     assert total[2] == pytest.approx(1 / math.sqrt(2 / 3) + 1, abs=1e-12)
 
 
+def test_sums_that_no_number_can_hold_are_a_sentence():
+    for scores, weight in (([1e300], 1e10), ([1.0], math.nan), ([-1e308], -10.0)):
+        with pytest.raises(Tdmr1Error, match=r"^the combined reward of an image is not finite: \S+ × \S+$"):
+            weighted_sum({"a": scores}, {"a": weight})
+    with pytest.raises(Tdmr1Error, match=r"not finite: 1 × 1e\+308 \+ 1 × 1e\+308$"):
+        weighted_sum({"a": [1e308], "b": [1e308]}, {"a": 1.0, "b": 1.0})
+
+
+def test_scores_whose_squares_are_infinite_are_normalised():
+    # Mean 1.5e200, std 0.5e200.
+    assert normalised_sum({"a": [1e200, 2e200]}, {"a": 1.0}, [0, 0]) == pytest.approx([-1, 1])
+
+
 def test_equal_scores_and_single_scores_give_exactly_zero():
     assert normalised_sum({"a": [0.1] * 3}, {"a": 1.0}, [0, 0, 0]) == [0.0, 0.0, 0.0]
     assert normalised_sum({"a": [5.0, None]}, {"a": 1.0}, [0, 0]) == [0.0, None]
