@@ -12,8 +12,9 @@ from typing import Any
 from tdmr1_core.config import RunConfig
 from tdmr1_core.configure import dump, read_file, resolve
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.runs.checkpoint import latest_checkpoint, read_config
-from tdmr1_core.runs.storage import check_links
+from tdmr1_core.runs.checkpoint import iteration_of, latest_checkpoint, read_config
+from tdmr1_core.runs.lines import keep_lines
+from tdmr1_core.runs.storage import append_lasting, check_links
 
 CONFIG, CHECKPOINTS, RESUMES = "config.yaml", "checkpoints", "resumes.jsonl"
 HARMLESS = (
@@ -60,8 +61,8 @@ class Continuation:
     def record(self, folder: Path) -> None:
         """Add a line to the run's `resumes.jsonl`."""
         line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes})
-        with (folder / RESUMES).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        keep_lines(folder / RESUMES)
+        append_lasting(folder / RESUMES, f"{line}\n".encode())
 
 
 def load_run_config(folder: Path) -> RunConfig:
@@ -79,6 +80,12 @@ def find_continuation(folder: Path) -> Continuation:
     """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
     config = load_run_config(folder)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
+    done = iteration_of(checkpoint)
+    if config.iterations < done:
+        raise Tdmr1Error(
+            f"iterations is {config.iterations} in {folder / CONFIG}, and {done} are done already",
+            f"set it to {done} or more there, or begin a new run with `tdmr1 train CONFIG --output …`",
+        )
     changes = find_changes(dump(resolve([read_config(checkpoint)])), dump(config))
     refused = {name: values for name, values in changes.items() if not _may_change(name, config)}
     if refused:

@@ -47,7 +47,7 @@ from tdmr1_core.runs.judges import (
     trained_directions,
 )
 from tdmr1_core.runs.preview import SAMPLES, save_comparison, save_preview
-from tdmr1_core.runs.storage import hold, told_of
+from tdmr1_core.runs.storage import hold, replace_lasting, told_of
 from tdmr1_core.runs.tracking import Tracker
 from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
@@ -114,6 +114,7 @@ class Run:
         self.config = config
         self.extensions = extensions
         self.processes = processes
+        self.is_loaded = False
         self._continuation = continuation
         self._lock = lock
         self._judge: RewardRunner | None = None
@@ -167,6 +168,7 @@ class Run:
             set_threads(self.config.threads)
             engine = self._load(held)
             self.processes.on_first(lambda: self._open_folder(engine))
+            self.is_loaded = True
             with self._stopping_cleanly(observer):
                 result = self._lead(engine, observer) if self.processes.first else self._follow(engine)
             self.processes.leave()
@@ -358,7 +360,7 @@ class Run:
                 header["base"] = identity(engine.acquired)
             header = {"tdmr1": {**header, **({"lora": lora.record} if lora else {})}}
             text = yaml.safe_dump(header, sort_keys=False) + yaml.safe_dump(dump(self.config), sort_keys=False)
-            (self.folder / CONFIG).write_text(text, encoding="utf-8")
+            replace_lasting(self.folder / CONFIG, text.encode())
 
     def _evaluate(self, engine: Engine, tracker: Tracker, observer: Observer) -> tuple[Evaluation, ...]:
         """The averaged generator on every prompt set; nothing in a distillation without rewards.

@@ -232,7 +232,7 @@ def test_a_full_disk_under_encoded_prompts_is_told_of_their_folder(engine, tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(engine._encoder, "_cache", tmp_path / "prompts")
-    monkeypatch.setattr(encoding, "save_file", full)
+    monkeypatch.setattr(encoding, "write_lasting", full)
     with pytest.raises(Tdmr1Error, match=rf"can't be kept in {tmp_path}/prompts: .*No space left on device"):
         engine.conditioning([Prompt("nobody has asked for this", {})])
 

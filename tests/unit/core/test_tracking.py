@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
-from tdmr1_core.runs import tracking
+from tdmr1_core.runs import lines
 from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS, Tracker
 
 pytestmark = pytest.mark.unit
@@ -23,7 +24,7 @@ def tracker(tmp_path) -> Tracker:
 
 
 def steps(folder, name: str) -> list[int]:
-    return [tracking._step(line) for line in (folder / name).read_bytes().splitlines()]
+    return [json.loads(line)["step"] for line in (folder / name).read_bytes().splitlines()]
 
 
 def test_metrics_and_evaluations_go_back_each_to_its_own_iteration(tracker, tmp_path):
@@ -45,7 +46,7 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_next_is_a_line_of_its_own(
 
 
 def test_nothing_is_written_where_nothing_is_dropped(tracker, monkeypatch):
-    monkeypatch.setattr(tracking, "replace_lasting", lambda *_: pytest.fail("it was written again"))
+    monkeypatch.setattr(lines, "replace_lasting", lambda *_: pytest.fail("it was written again"))
     tracker.go_back(3, evaluated=3)
 
 
