@@ -128,8 +128,9 @@ def read_evaluations(folder: Path) -> list[Evaluated]:
 
 def _measured(row: Row) -> list[tuple[str, str, int, Measure]]:
     """Prompt set, reward, iteration and measure for each reward of a line of evaluations."""
+    step, prompts = step_of(row), str(row["prompts"])
     names = [key.removesuffix("/mean") for key in row if key.endswith("/mean")]
-    return [(str(row["prompts"]), name, step_of(row), Measure.of(row, name, row["n"])) for name in names]
+    return [(prompts, name, step, Measure.of(row, name, row["n"])) for name in names]
 
 
 def _numbers(row: Row) -> Row:
