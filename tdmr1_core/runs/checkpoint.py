@@ -242,9 +242,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
         state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
         updates = {name: int(state["updates"][name]) for name in engine.trained}
         iteration, then = int(state["iteration"]), dict(state["versions"])
-        # Earlier versions did not count them.
-        expected = state.get("moments") or {name: min(count, 1) for name, count in updates.items()}
-        expected = {name: int(expected[name]) for name in engine.trained}
+        at_least = {name: min(count, 1) for name, count in updates.items()}  # earlier versions did not count them
+        expected = {name: int(state.get("moments", at_least)[name]) for name in engine.trained}
         reward_states = [dict(told) for told in json.loads(files.get(REWARDS, b"[]"))]
         if "counters" in state:  # not in those of earlier versions
             engine.restore_counters(state["counters"])

@@ -30,8 +30,8 @@ class PromptEncoder:
 
     With a `cache` folder what was encoded lies there, with a digest, by a hash of the text, of tokenizers and encoders,
     of the packages they come from and of `make`, which says how they are used; without one the `most` texts used last
-    stay in memory, on the CPU. Where denoisers are given as `instead_of`, the text encoders are on the device only while
-    something is encoded, and then instead of them.
+    stay in memory, on the CPU. Where denoisers are given as `instead_of`, the text encoders are on the device only
+    while something is encoded, and then instead of them.
     """
 
     def __init__(
