@@ -199,8 +199,13 @@ def _resume_command(folder: Path) -> str:
 
 def _left_behind(folder: Path, what: str) -> tuple[str, str]:
     """What a stopped run leaves, and how to go on."""
+    from tdmr1_core.runs.checkpoint import checkpoint_folders
+    from tdmr1_core.runs.continuing import CHECKPOINTS
+
     checkpoint = _last_checkpoint(folder)
     if checkpoint is None:
+        if checkpoint_folders(folder / CHECKPOINTS):
+            return what, _resume_command(folder)
         return f"{what}; nothing was saved yet", "start it again with another --output"
     return f"{what}; saved: {folder / 'checkpoints' / checkpoint}", _resume_command(folder)
 

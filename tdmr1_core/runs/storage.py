@@ -125,5 +125,3 @@ def _check_link(path: Path, inside: Path) -> None:
         raise Tdmr1Error(f"{path} is a link that leads to itself", "remove it") from error
     if not target.is_relative_to(inside):
         raise Tdmr1Error(f"{path} is a link to {target}, outside of the folder", "put what it leads to in its place")
-    if target.exists() and not target.is_dir() and not target.is_file():
-        raise Tdmr1Error(f"{path} is a link to {target}, which is neither a file nor a folder", "remove it")

@@ -17,6 +17,7 @@ from integration.support import Silent, small_config
 from integration.test_runs import files
 from tdmr1_cli.main import main
 from tdmr1_cli.running import _execute as execute_here
+from tdmr1_cli.stopping import Stopped
 from tdmr1_core import assemble
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
@@ -300,6 +301,18 @@ def test_after_that_the_checkpoint_is_named_by_a_pointer_that_names_one(copied, 
 
     check(b"../..", "mend it")
     check(BEFORE.encode(), f"mend it; up to {BEFORE} the run is saved: `tdmr1 train --resume {copied}`")
+
+
+def test_a_stop_does_not_say_that_nothing_is_saved_where_only_the_pointer_is_lost(copied, monkeypatch):
+    def stopped(engine):
+        (copied / "checkpoints" / LATEST).write_text("")
+        raise KeyboardInterrupt
+
+    (copied / "checkpoints" / LATEST).write_text(BEFORE)
+    monkeypatch.setattr(Engine, "iteration", stopped)
+    with pytest.raises(Stopped, match="^stopped at once$") as told:
+        execute_here(Run.resume(copied), quiet=True)
+    assert told.value.hint == f"tdmr1 train --resume {copied}"
 
 
 def test_sigterm_leaves_an_export_as_ctrl_c_does(copied, monkeypatch, capsys):

@@ -7,11 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from tdmr1_core.config import GuardConfig
 from tdmr1_core.configure import resolve
+from tdmr1_core.notices import RunWarning
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.guard import (
     Departure,
+    Guard,
     Look,
     find_alarms,
     first_look,
@@ -177,3 +180,14 @@ def test_what_is_not_trained_is_held_out():
     assert names("photo", "object_count", **judged) == ["clip_score"]
     assert names("tiny", "jpeg_size", guard={"rewards": [{"name": "clip_score"}]}) == ["clip_score"]
     assert names("tiny", "jpeg_size", guard={"rewards": []}) == []
+
+
+@pytest.mark.parametrize("line", ['{"step": 0}', "[]", '{"step": 0, "n": [], "alarms": []}', "[" * 100_000])
+def test_the_first_look_is_recalled_past_lines_that_are_none(tmp_path, line):
+    first = Look(0, {"picture/entropy": Measure(3.0, 0.125, 64)}, subject="these")
+    row = json.dumps({"step": 0, **first.row()})
+    (tmp_path / "guard.jsonl").write_text(f'{line}\n{row}\n{{"step": 1, "n')
+    guard = Guard(GuardConfig(), {}, None, "these")
+    with pytest.warns(RunWarning, match=rf"^line 1 of {tmp_path}/guard.jsonl can't be read: left out$"):
+        guard.recall(tmp_path)
+    assert guard.first == first
