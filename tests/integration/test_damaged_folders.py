@@ -310,7 +310,7 @@ def test_a_stop_does_not_say_that_nothing_is_saved_where_only_the_pointer_is_los
 
     (copied / "checkpoints" / LATEST).write_text(BEFORE)
     monkeypatch.setattr(Engine, "iteration", stopped)
-    with pytest.raises(Stopped, match="^stopped at once$") as told:
+    with pytest.raises(Stopped, match=r"^stopped at once$") as told:
         execute_here(Run.resume(copied), quiet=True)
     assert told.value.hint == f"tdmr1 train --resume {copied}"
 
