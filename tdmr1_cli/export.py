@@ -10,6 +10,7 @@ import typer
 from tdmr1_cli.options import Flags, JsonOption
 from tdmr1_cli.output import data, emit_json, message
 from tdmr1_cli.running import check_writable
+from tdmr1_cli.stopping import leaving_on_sigterm
 from tdmr1_cli.targets import RunArgument, check_run, load_target
 
 
@@ -28,11 +29,12 @@ def command(
     check_run(run)
     folder = output or run / "export"
     check_writable(folder)
-    loaded = load_target(str(run), Flags(), judged=False)
-    from tdmr1_core.runs.export import export_lora
+    with leaving_on_sigterm():
+        loaded = load_target(str(run), Flags(), judged=False)
+        from tdmr1_core.runs.export import export_lora
 
-    exported = export_lora(loaded.engine, folder, comfy=comfy)
-    loaded.engine.close()
+        exported = export_lora(loaded.engine, folder, comfy=comfy)
+        loaded.engine.close()
     engine = loaded.engine
     if json:
         emit_json(

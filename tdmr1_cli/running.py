@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from tdmr1_cli.launching import launch, wanted
 from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
-from tdmr1_cli.output import data, message, number, plus_minus, signed, table
+from tdmr1_cli.output import data, message, plus_minus, signed, table
 from tdmr1_cli.plan import say_estimate
-from tdmr1_cli.stopping import Stopped
+from tdmr1_cli.stopping import Stopped, leaving_on_sigterm
 from tdmr1_cli.targets import check_run
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.processes import check_split, join_processes, place
@@ -185,9 +184,10 @@ def _execute(run: Run, quiet: bool) -> None:
             raise
         raise Stopped(*_left_behind(run.folder, "stopped at once")) from interrupt
     except Tdmr1Error as error:
-        if _last_checkpoint(run.folder) is None:
+        saved = _last_checkpoint(run.folder)
+        if saved is None or not run.is_loaded:
             raise
-        kept = f"up to {_last_checkpoint(run.folder)} the run is saved: `{_resume_command(run.folder)}`"
+        kept = f"up to {saved} the run is saved: `{_resume_command(run.folder)}`"
         raise Tdmr1Error(error.message, "; ".join(filter(None, (error.hint, kept)))) from error
     if not run.processes.first:
         return
@@ -202,8 +202,10 @@ def _execute(run: Run, quiet: bool) -> None:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    pointer = folder / "checkpoints" / "latest"
-    return pointer.read_text().strip() if pointer.is_file() else None
+    from tdmr1_core.runs.checkpoint import LATEST, named_in
+    from tdmr1_core.runs.continuing import CHECKPOINTS
+
+    return named_in(folder / CHECKPOINTS / LATEST)
 
 
 def _resume_command(folder: Path) -> str:
@@ -212,8 +214,13 @@ def _resume_command(folder: Path) -> str:
 
 def _left_behind(folder: Path, what: str) -> tuple[str, str]:
     """What a stopped run leaves, and how to go on."""
+    from tdmr1_core.runs.checkpoint import checkpoint_folders
+    from tdmr1_core.runs.continuing import CHECKPOINTS
+
     checkpoint = _last_checkpoint(folder)
     if checkpoint is None:
+        if checkpoint_folders(folder / CHECKPOINTS):
+            return what, _resume_command(folder)
         return f"{what}; nothing was saved yet", "start it again with another --output"
     return f"{what}; saved: {folder / 'checkpoints' / checkpoint}", _resume_command(folder)
 
@@ -227,16 +234,21 @@ def _finish_training(result: RunResult) -> None:
 
 
 def _finish_distillation(result: RunResult, extensions: Extensions) -> None:
-    from tdmr1_core.runs.export import export_lora
+    from tdmr1_core.runs.export import EXPORT, export_lora, exported_of
     from tdmr1_core.runs.run import load_trained
 
     if result.after:
         _show_gains(result.after, {evaluation.prompt_set: evaluation for evaluation in result.before}, {})
-    exported = export_lora(load_trained(result.folder, extensions), result.folder / "export")
+    file = exported_of(result.folder / EXPORT, result.iterations)
+    if file is not None:
+        message(f"the distillation is finished, and its LoRA is there: {file}")
+    else:
+        with leaving_on_sigterm():
+            file = export_lora(load_trained(result.folder, extensions), result.folder / EXPORT).file
     _show_picture(result)
-    data(str(exported.file))
+    data(str(file))
     message(f"next: tdmr1 sample {result.folder} --prompt … --output …")
-    message(f"      tdmr1 train --model … --lora {exported.file}")
+    message(f"      tdmr1 train --model … --lora {file}")
 
 
 def _show_picture(result: RunResult) -> None:
@@ -264,13 +276,7 @@ def _show_gains(
 
 def _recorded_before(folder: Path) -> dict[tuple[str, str], str]:
     """A continued run's first evaluation, as its folder keeps it: (prompt set, reward) to mean ± standard error."""
-    path = folder / "evaluations.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    recorded = {}
-    for row in map(json.loads, lines):
-        if row["step"] == 0:
-            for reward in (key.removesuffix("/mean") for key in row if key.endswith("/mean")):
-                recorded[row["prompts"], reward] = (
-                    f"{number(row[f'{reward}/mean'])} ± {number(row[f'{reward}/stderr'])}"
-                )
-    return recorded
+    from tdmr1_core.runs.report import read_evaluations
+
+    started = {(each.prompts, each.reward): each.points[0] for each in read_evaluations(folder)}
+    return {key: plus_minus(value) for key, (step, value) in started.items() if step == 0}

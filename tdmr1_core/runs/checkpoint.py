@@ -24,7 +24,7 @@ from tdmr1_core.configure import dump, fingerprint
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import notice
 from tdmr1_core.runs import manifest
-from tdmr1_core.runs.storage import flush_folder, replace_lasting, told_of, write_lasting
+from tdmr1_core.runs.storage import MISSHAPEN, flush_folder, make_lasting, replace_lasting, told_of, write_lasting
 from tdmr1_core.versions import versions
 from tdmr1_rewards.state import State
 
@@ -39,7 +39,10 @@ GOOD = "good"
 """Names the checkpoint that the guard had nothing against; it is never dropped."""
 KINDS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
 """What torch's AdamW keeps of a parameter, and what bitsandbytes' does."""
+MOMENTS = (("exp_avg", "exp_avg_sq"), ("state1", "state2"))
+"""Those of them that have a weight's shape, of either."""
 FILES = (WEIGHTS, OPTIMIZERS, STATE, SETTINGS)
+NAME = "step-[0-9]{6,15}"
 BUILDING = ".step-*"
 """What a crash in the middle of writing leaves behind."""
 
@@ -55,7 +58,8 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
     with told_of(folder):
         _clear(folder)
         try:
-            building.mkdir(parents=True)
+            make_lasting(folder)
+            building.mkdir()
             for name, content in files.items():
                 write_lasting(building / name, content)
             write_lasting(building / manifest.MANIFEST, manifest.describe(files))
@@ -64,11 +68,33 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
             _point(folder / LATEST, target.name)
         finally:
             _clear(folder)
-        upto = [old for old in checkpoint_folders(folder) if _number(old) <= engine.iteration_index]
-        for old in upto[:-keep]:
-            if old.name != _named(folder / GOOD):
-                shutil.rmtree(old)
+        for old in _dispensable(folder, target, keep):
+            shutil.rmtree(old)
     return target
+
+
+def _dispensable(folder: Path, newest: Path, keep: int) -> list[Path]:
+    """What is older than the `keep` intact checkpoints up to the newest, but for the good one.
+
+    None is while `good` can't be read, as it might be any of them.
+    """
+    good = named_in(folder / GOOD)
+    if good is None and (folder / GOOD).exists():
+        notice(f"{folder / GOOD} names no checkpoint, so none is dropped until it does")
+        return []
+    upto = [old for old in checkpoint_folders(folder) if iteration_of(old) < iteration_of(newest)]
+    needed = keep - 1
+    while upto and needed > 0:
+        needed -= _is_intact(upto.pop())
+    return [old for old in upto if old.name != good and old.is_dir() and not old.is_symlink()]
+
+
+def _is_intact(checkpoint: Path) -> bool:
+    try:
+        manifest.check_intact(checkpoint, FILES, optional=(REWARDS,))
+    except Tdmr1Error:
+        return False
+    return True
 
 
 def mark_good(folder: Path, checkpoint: Path) -> None:
@@ -79,7 +105,7 @@ def mark_good(folder: Path, checkpoint: Path) -> None:
 
 def go_back_to_good(folder: Path) -> Path | None:
     """Point `latest` at the checkpoint that was marked last, if there is one. Returns it."""
-    name = _named(folder / GOOD)
+    name = named_in(folder / GOOD)
     if name is None:
         return None
     with told_of(folder):
@@ -101,6 +127,7 @@ def _contents(engine: Engine) -> dict[str, bytes]:
     state = {
         "iteration": engine.iteration_index,
         "updates": {name: role.updates for name, role in engine.trained.items()},
+        "moments": {name: len(role.optimizer.state) for name, role in engine.trained.items()},
         "counters": engine.counters(),
         "config": fingerprint(engine.config),
         "versions": versions(),
@@ -132,31 +159,36 @@ def _point(pointer: Path, name: str) -> None:
     replace_lasting(pointer, f"{name}\n".encode())
 
 
-def _named(pointer: Path) -> str | None:
-    """The name of a checkpoint that is in a file."""
-    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    return name if re.fullmatch(r"step-\d{6,}", name) else None
+def named_in(pointer: Path) -> str | None:
+    """The name of a checkpoint that is in a file; None for one that is not there, can't be read or holds no name."""
+    try:
+        name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    except OSError:
+        return None
+    return name if re.fullmatch(NAME, name) else None
 
 
-def _number(checkpoint: Path) -> int:
+def iteration_of(checkpoint: Path) -> int:
+    """The iteration that a checkpoint was written after, by its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in a run's checkpoint folder, oldest first."""
-    return sorted((entry for entry in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", entry.name)), key=_number)
+    return sorted((entry for entry in folder.glob("step-*") if re.fullmatch(NAME, entry.name)), key=iteration_of)
 
 
 def latest_checkpoint(folder: Path) -> Path:
     """The newest intact checkpoint up to the one that `latest` names; what is wrong with newer ones is told.
 
-    Raises Tdmr1Error if there is none.
+    Where `latest` names none, an intact one that the guard marked as good stands in for it. Raises Tdmr1Error if there
+    is no intact one.
     """
     candidates = checkpoint_folders(folder)
     pointer = folder / LATEST
-    named = _named(pointer)
+    named = named_in(pointer) or _good_instead(folder)
     if named is not None:
-        candidates = [candidate for candidate in candidates if _number(candidate) <= _number(Path(named))]
+        candidates = [candidate for candidate in candidates if iteration_of(candidate) <= iteration_of(Path(named))]
         if folder / named not in candidates:
             notice(f"{pointer} names {named}, which is missing")
     damage: Tdmr1Error | None = None
@@ -176,6 +208,16 @@ def latest_checkpoint(folder: Path) -> Path:
         f"there is no checkpoint in {folder}",
         "the run ended before its first one: remove the folder and start again, or choose another --output",
     )
+
+
+def _good_instead(folder: Path) -> str | None:
+    """The name of the checkpoint marked as good, where `latest` names none; which is told, unless there is neither."""
+    pointer, good = folder / LATEST, named_in(folder / GOOD)
+    usable = good is not None and _is_intact(folder / good)
+    if good is not None or pointer.exists():
+        instead = f"{good}, which {folder / GOOD} names" if usable else "the newest that is intact"
+        notice(f"{pointer} names no checkpoint: using {instead}")
+    return good if usable else None
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
@@ -200,6 +242,8 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
         state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
         updates = {name: int(state["updates"][name]) for name in engine.trained}
         iteration, then = int(state["iteration"]), dict(state["versions"])
+        at_least = {name: min(count, 1) for name, count in updates.items()}  # earlier versions did not count them
+        expected = {name: int(state.get("moments", at_least)[name]) for name in engine.trained}
         reward_states = [dict(told) for told in json.loads(files.get(REWARDS, b"[]"))]
         if "counters" in state:  # not in those of earlier versions
             engine.restore_counters(state["counters"])
@@ -207,7 +251,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
         own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, own, str(checkpoint / WEIGHTS))
     if moments:
-        _load_optimizers(engine, optimizers)
+        _load_optimizers(engine, optimizers, expected, checkpoint / OPTIMIZERS)
     for name, trained in engine.trained.items():
         trained.updates = updates[name]
     engine.iteration_index = iteration
@@ -233,7 +277,7 @@ def _told_as_foreign(checkpoint: Path) -> Iterator[None]:
     """Raise Tdmr1Error for files that are as their manifest says, and yet no checkpoint of ours."""
     try:
         yield
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, *MISSHAPEN) as error:
         raise Tdmr1Error(
             f"{checkpoint} holds something else than a checkpoint: {' '.join(str(error).split())}",
             "use one that tdmr1 has written",
@@ -258,15 +302,35 @@ def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_optimizers(engine: Engine, tensors: dict[str, Tensor]) -> None:
+def _load_optimizers(engine: Engine, tensors: dict[str, Tensor], expected: dict[str, int], file: Path) -> None:
+    """Put AdamW's moments in their place. Raises Tdmr1Error where there are fewer than expected, or of other shapes."""
     for role_name, role in engine.trained.items():
         role.optimizer.state.clear()
         for name, weight in role.parameters.items():
-            state: dict[str, Any] = {}
-            for kind in KINDS:
-                value = tensors.get(f"{role_name}/{name}/{kind}")
-                if value is not None:
-                    state[kind] = value.to(weight) if kind.startswith("exp_avg") else value.to(weight.device)
-            if "step" in state:
-                state["step"] = state["step"].cpu() if "exp_avg" in state else int(state["step"])
-                role.optimizer.state[weight] = state
+            own = {kind: tensors.get(f"{role_name}/{name}/{kind}") for kind in KINDS}
+            state: dict[str, Any] = {kind: value for kind, value in own.items() if value is not None}
+            if not state:  # as of a weight that has never had a gradient
+                continue
+            _check_moments(state, weight, f"{file} does not fit: the moments of {role_name}/{name}")
+            for kind, value in state.items():
+                state[kind] = value.to(weight) if kind.startswith("exp_avg") else value.to(weight.device)
+            state["step"] = state["step"].cpu() if "exp_avg" in state else int(state["step"])
+            role.optimizer.state[weight] = state
+        found, wanted = len(role.optimizer.state), expected[role_name]
+        if found < wanted:
+            raise Tdmr1Error(
+                f"{file} does not fit: it has moments of {found} weights of the {role_name}, not of {wanted}",
+                "use a checkpoint that tdmr1 has written",
+            )
+
+
+def _check_moments(state: dict[str, Tensor], weight: Tensor, what: str) -> None:
+    moments = [kind for pair in MOMENTS if state.keys() >= {"step", *pair} for kind in pair]
+    if not moments:
+        raise Tdmr1Error(f"{what} are not whole", "use a checkpoint that tdmr1 has written")
+    for kind in moments:
+        if state[kind].shape != weight.shape or state["step"].numel() != 1:
+            raise Tdmr1Error(
+                f"{what} are {tuple(state[kind].shape)}, the weight is {tuple(weight.shape)}",
+                "use a checkpoint of the same model and LoRA",
+            )

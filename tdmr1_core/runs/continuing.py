@@ -12,9 +12,10 @@ from typing import Any
 from tdmr1_core.config import RunConfig
 from tdmr1_core.configure import dump, read_file, resolve
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.runs.checkpoint import SETTINGS, latest_checkpoint, read_config
+from tdmr1_core.runs.checkpoint import SETTINGS, iteration_of, latest_checkpoint, read_config
 from tdmr1_core.runs.foundations import CONFIG, HEADER
-from tdmr1_core.runs.storage import check_links
+from tdmr1_core.runs.lines import keep_lines
+from tdmr1_core.runs.storage import append_lasting, check_links
 
 CHECKPOINTS, RESUMES = "checkpoints", "resumes.jsonl"
 HARMLESS = (
@@ -60,10 +61,9 @@ class Continuation:
 
     def record(self, folder: Path, differences: Sequence[str]) -> None:
         """Add a line to the run's `resumes.jsonl`, with what of its foundations is no longer the same."""
-        told = {"checkpoint": self.checkpoint.name, "changes": self.changes, "differences": differences}
-        line = json.dumps(told)
-        with (folder / RESUMES).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes, "differences": differences})
+        keep_lines(folder / RESUMES)
+        append_lasting(folder / RESUMES, f"{line}\n".encode())
 
 
 def load_run_config(folder: Path) -> RunConfig:
@@ -81,11 +81,16 @@ def find_continuation(folder: Path) -> Continuation:
     """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
     config = load_run_config(folder)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    kept = read_config(checkpoint)
+    done, kept = iteration_of(checkpoint), read_config(checkpoint)
     if missing := _missing(kept, read_file(folder / CONFIG)):
         raise Tdmr1Error(
             f"{folder / CONFIG} says nothing of {', '.join(missing)}: was it cut off?",
             f"put back what is missing; {checkpoint / SETTINGS} has all of it",
+        )
+    if config.iterations < done:
+        raise Tdmr1Error(
+            f"iterations is {config.iterations} in {folder / CONFIG}, and {done} are done already",
+            f"set it to {done} or more there, or begin a new run with `tdmr1 train CONFIG --output …`",
         )
     changes = find_changes(dump(resolve([kept])), dump(config))
     refused = {name: values for name, values in changes.items() if not _may_change(name, config)}

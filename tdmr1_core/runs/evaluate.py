@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.records import Prompt
+from tdmr1_core.runs.lines import number, whole_number
 from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.prompts import spread
 from tdmr1_core.stages.sampling import Sampler, sample
@@ -40,6 +42,11 @@ class Measure:
     mean: float
     stderr: float
     n: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], name: str, n: Any) -> Measure:
+        """The measure that a line tells of. Raises one of `storage.MISSHAPEN` for a line of something else."""
+        return cls(number(row[f"{name}/mean"]), number(row[f"{name}/stderr"]), whole_number(n))
 
 
 @dataclass(frozen=True)

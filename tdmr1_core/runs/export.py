@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.configure import fingerprint
@@ -27,6 +28,8 @@ from tdmr1_core.versions import versions
 
 COMPARED_PROMPTS, COMPARED_IMAGES = 4, 2
 CARD = "README.md"
+EXPORT = "export"
+"""Where a run folder has its LoRA."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,17 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Exported(folder / WEIGHT_FILE, folder / COMFY_FILE if comfy else None, difference, images, call)
+
+
+def exported_of(folder: Path, iteration: int) -> Path | None:
+    """The LoRA in a folder, if it says that it is of that iteration."""
+    file = folder / WEIGHT_FILE
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return file if metadata.get("tdmr1.iteration") == str(iteration) else None
 
 
 def _call(engine: Engine, backbone: PipelineBackbone) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tdmr1_core.runs.evaluate import Evaluation, Measure, draw, measure
 from tdmr1_core.runs.foundations import Foundations
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
 from tdmr1_core.runs.judges import FEWEST
+from tdmr1_core.runs.lines import read_lines, step_of
 from tdmr1_core.runs.tracking import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.runner import RewardRunner
@@ -66,9 +67,9 @@ class Look:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Look:
-        """The look that a line tells of."""
-        measures = {name: Measure(row[f"{name}/mean"], row[f"{name}/stderr"], n) for name, n in row["n"].items()}
-        return cls(row["step"], measures, tuple(row["alarms"]), row.get("subject", ""))
+        """The look that a line tells of. Raises one of `storage.MISSHAPEN` for a line of something else."""
+        measures = {name: Measure.of(row, name, n) for name, n in row["n"].items()}
+        return cls(step_of(row), measures, tuple(map(str, row["alarms"])), str(row.get("subject", "")))
 
 
 def subject_of(config: RunConfig, foundations: Foundations) -> str:
@@ -164,9 +165,7 @@ class Guard:
 
     def recall(self, folder: Path) -> None:
         """Take up the first look of a run that is continued, if it was at what is looked at now."""
-        path = folder / GUARD
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.first = first_look([Look.of(json.loads(line)) for line in lines], self.subject)
+        self.first = first_look(read_lines(folder / GUARD, Look.of), self.subject)
 
     def look(self, engine: Engine, evaluations: Sequence[Evaluation]) -> Look:
         """Measure the pictures of one role on several prompt sets, and compare them with the first look."""

@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.runs.storage import MISSHAPEN
 
 MANIFEST = "manifest.json"
 
@@ -46,9 +47,10 @@ def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]
     path = folder / MANIFEST
     try:
         document = json.loads(_read(path))
-        if document["sha256"] == _hash_of_list(document["files"]) and set(names) <= set(document["files"]):
-            return dict(document["files"])
-    except (ValueError, KeyError, TypeError):
+        listed = {str(name): dict(told) for name, told in document["files"].items()}
+        if document["sha256"] == _hash_of_list(listed) and set(names) <= listed.keys():
+            return listed
+    except MISSHAPEN:
         pass
     raise _damaged(f"{path} is damaged")
 
@@ -67,9 +69,11 @@ def _read(path: Path) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A file of a checkpoint. Raises Tdmr1Error for one that is missing, a link or can't be read."""
+    """A file of a checkpoint. Raises Tdmr1Error for one that is missing, a link, no file or can't be read."""
     if path.is_symlink():
         raise _damaged(f"{path} is a link")
+    if path.exists() and not path.is_file():
+        raise _damaged(f"{path} is no file")
     try:
         with path.open("rb") as file:
             yield file

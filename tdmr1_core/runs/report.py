@@ -5,9 +5,8 @@ It is read from the files that the run writes line by line, so a run that goes o
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tdmr1_core.runs.continuing import RESUMES, find_changes, load_run_config
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.foundations import read_header
 from tdmr1_core.runs.guard import Departure, Look, departures, first_look, is_too_far
+from tdmr1_core.runs.lines import LARGEST, Row, number, read_lines, step_of
 from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS
 
 ALWAYS = ("kind", "model.name", "seed", "iterations", "batch.groups", "batch.group_size", "rollout.steps")
@@ -92,13 +92,15 @@ class Report:
                 continue
             missing = sum(f"grad_norm/{role}" not in row for row in self.metrics)
             counts[f"iterations without an update of the {role}"] = missing
-            broken = sum(row.get(f"not_finite/{role}", 0) for row in self.metrics)
-            counts[f"updates of the {role} that were not finite"] = int(broken)
+            counts[f"updates of the {role} that were not finite"] = self._total(f"not_finite/{role}")
         for reward in self.config.rewards:
             for what, told in (("failed", "failed on"), ("unjudged", "could not judge")):
-                images = sum(row.get(f"reward/{reward.name}/{what}", 0) for row in self.metrics)
-                counts[f"images that {reward.name} {told}"] = round(images)
+                counts[f"images that {reward.name} {told}"] = self._total(f"reward/{reward.name}/{what}")
         return {what: count for what, count in counts.items() if count}
+
+    def _total(self, name: str) -> int:
+        """The sum of a metric that counts something."""
+        return round(sum(count for row in self.metrics if 0 <= (count := row.get(name, 0)) <= LARGEST))
 
 
 def read_report(folder: Path) -> Report:
@@ -108,32 +110,43 @@ def read_report(folder: Path) -> Report:
         folder,
         config,
         read_header(folder).versions,
-        list(_lines(folder / METRICS)),
-        _evaluated(folder),
-        [Look.of(row) for row in _lines(folder / GUARD)],
-        list(_lines(folder / RESUMES)),
+        read_lines(folder / METRICS, _numbers),
+        read_evaluations(folder),
+        read_lines(folder / GUARD, Look.of),
+        read_lines(folder / RESUMES, _resume),
     )
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of lines, but for a last one that a crash has cut short."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
-
-
-def _evaluated(folder: Path) -> list[Evaluated]:
+def read_evaluations(folder: Path) -> list[Evaluated]:
+    """Every reward on every prompt set, as a run folder has it. Raises Tdmr1Error where the file can't be read."""
     found: dict[tuple[str, str], list[tuple[int, Measure]]] = {}
-    for row in _lines(folder / EVALUATIONS):
-        for name in (key.removesuffix("/mean") for key in row if key.endswith("/mean")):
-            value = Measure(row[f"{name}/mean"], row[f"{name}/stderr"], row["n"])
+    for measured in read_lines(folder / EVALUATIONS, _measured):
+        for prompts, reward, step, value in measured:
             if math.isfinite(value.mean):
-                found.setdefault((row["prompts"], name), []).append((row["step"], value))
+                found.setdefault((prompts, reward), []).append((step, value))
     return [Evaluated(prompts, reward, points) for (prompts, reward), points in found.items()]
+
+
+def _measured(row: Row) -> list[tuple[str, str, int, Measure]]:
+    """Prompt set, reward, iteration and measure for each reward of a line of evaluations."""
+    step, prompts = step_of(row), str(row["prompts"])
+    names = [key.removesuffix("/mean") for key in row if key.endswith("/mean")]
+    return [(prompts, name, step, Measure.of(row, name, row["n"])) for name in names]
+
+
+def _numbers(row: Row) -> Row:
+    """A line of metrics, if it is one."""
+    step_of(row)
+    for value in row.values():
+        number(value)
+    return row
+
+
+def _resume(row: Row) -> Row:
+    """A line of continuations, if it is one."""
+    changes = {name: [old, new] for name, (old, new) in row["changes"].items()}
+    differences = [str(sentence) for sentence in row.get("differences", ())]
+    return {"checkpoint": str(row["checkpoint"]), "changes": changes, "differences": differences}
 
 
 def _value(config: RunConfig, name: str) -> Any:

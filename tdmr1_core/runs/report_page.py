@@ -100,7 +100,7 @@ def _resumes(report: Report) -> str:
     rows = []
     for resume in report.resumes:
         changed = [f"{name}: {old} → {new}" for name, (old, new) in resume["changes"].items()]
-        rows.append([resume["checkpoint"], "; ".join([*changed, *resume.get("differences", ())]) or "nothing"])
+        rows.append([resume["checkpoint"], "; ".join([*changed, *resume["differences"]]) or "nothing"])
     return _rows(["from", "what was changed"], rows)
 
 

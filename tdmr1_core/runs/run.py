@@ -119,6 +119,7 @@ class Run:
         self.config = config
         self.extensions = extensions
         self.processes = processes
+        self.is_loaded = False
         self._continuation = continuation
         self._lock = lock
         self._judge: RewardRunner | None = None
@@ -180,6 +181,7 @@ class Run:
             self.processes.on_first(self._lay_foundations)
             engine = self._load(held)
             self.processes.on_first(lambda: self._open_folder(engine))
+            self.is_loaded = True
             with self._stopping_cleanly(observer):
                 result = self._lead(engine, observer) if self.processes.first else self._follow(engine)
             self.processes.leave()
@@ -416,7 +418,7 @@ def _unused(folder: Path) -> Path:
 def _check(config: RunConfig, extensions: Extensions, processes: int) -> None:
     """Raise Tdmr1Error for settings that undo one another, and for prompts that can't be had.
 
-    So do several processes and a reward that asks people: each would open a page of its own, and wait there.
+    Also for several processes where a reward asks people: each would open a page of its own, and wait there.
     """
     refuse_contradictions(config, extensions.entry(config.model), extensions)
     asking = people(config, extensions.plugins.rewards)

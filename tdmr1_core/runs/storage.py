@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from tdmr1_core.errors import Tdmr1Error
 
 LOCK = ".lock"
+IN_THE_WAY = "{file} is in the way: move it elsewhere"
 REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or ask for a larger quota",
@@ -22,8 +23,13 @@ REMEDIES = {
     errno.EPERM: "make it writable",
     errno.EIO: "look after that disk",
     errno.ENOENT: "was it removed or moved?",
+    errno.EISDIR: IN_THE_WAY,
+    errno.EEXIST: IN_THE_WAY,
+    errno.ENOTDIR: IN_THE_WAY,
 }
 """What to do about each error of a disk; any other OSError is not the disk's."""
+MISSHAPEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of turning JSON that somebody else wrote into something of ours."""
 
 
 @contextmanager
@@ -34,7 +40,8 @@ def told_of(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
-        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", REMEDIES[error.errno]) from error
+        hint = REMEDIES[error.errno].format(file=error.filename2 or error.filename)
+        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", hint) from error
 
 
 def write_lasting(path: Path, content: bytes) -> None:
@@ -53,12 +60,22 @@ def replace_lasting(path: Path, content: bytes) -> None:
     flush_folder(path.parent)
 
 
+def make_lasting(folder: Path) -> None:
+    """Make a folder where there is none, and wait until the disk has its name."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        flush_folder(folder.parent)
+
+
 def append_lasting(path: Path, content: bytes) -> None:
-    """Add to the end of a file, and wait until the disk has it."""
+    """Add to the end of a file, and wait until the disk has it, and the name of a new one."""
+    is_new = not path.exists()
     with path.open("ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
@@ -87,12 +104,24 @@ def hold(folder: Path) -> FileLock:
 
 
 def check_links(folder: Path) -> None:
-    """Raise Tdmr1Error for a link in a folder that leads out of it: what is read or written must be the folder's."""
+    """Raise Tdmr1Error for a link in a folder that leads out of it, and for what is neither a file nor a folder.
+
+    What is read or written must be the folder's, and come to an end.
+    """
     inside = folder.resolve()
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise Tdmr1Error(
-                    f"{path} is a link to {path.resolve()}, outside of the folder", "put what it leads to in its place"
-                )
+            if path.is_symlink():
+                _check_link(path, inside)
+            elif name in files and not path.is_file():
+                raise Tdmr1Error(f"{path} is neither a file nor a folder", "move it away")
+
+
+def _check_link(path: Path, inside: Path) -> None:
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise Tdmr1Error(f"{path} is a link that leads to itself", "remove it") from error
+    if not target.is_relative_to(inside):
+        raise Tdmr1Error(f"{path} is a link to {target}, outside of the folder", "put what it leads to in its place")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tdmr1_core.runs.lines import keep_lines, step_of
 from tdmr1_core.runs.storage import append_lasting, replace_lasting, told_of
 
 METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
@@ -14,16 +15,15 @@ ALARMS = "guard/alarms"
 
 
 class Tracker:
-    """Appends to a run folder's files; the disk has every line before anything goes on, so that a crash loses none."""
+    """Appends to a run folder's files; the disk has every line before anything goes on, so that a crash loses none.
+
+    `go_back` comes first, in a new folder too.
+    """
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         self._folder = folder
+        self._tensorboard = tensorboard
         self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with told_of(folder):
-                self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One iteration's numbers."""
@@ -42,15 +42,32 @@ class Tracker:
         self._append(GUARD, [{"step": step, **values}])
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         self._scalars(step, {**numbers, "alarms": len(values["alarms"])}, "guard/")
-        lines = self._lines(METRICS)
-        if lines and _step(lines[-1]) == step:
-            row = {**json.loads(lines[-1]), ALARMS: len(values["alarms"])}
-            self._rewrite(METRICS, [*lines[:-1], json.dumps(row).encode()])
+        path = self._folder / METRICS
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        row = json.loads(lines[-1]) if lines else {}
+        if row.get("step") == step:
+            lines[-1] = json.dumps({**row, ALARMS: len(values["alarms"])}).encode()
+            with told_of(self._folder):
+                replace_lasting(path, b"".join(line + b"\n" for line in lines))
 
     def go_back(self, step: int, *, evaluated: int) -> None:
-        """Drop the metrics after one iteration and the evaluations after another: a resumed run writes them again."""
-        for name, last in ((METRICS, step), (EVALUATIONS, evaluated), (GUARD, evaluated)):
-            self._rewrite(name, [line for line in self._lines(name) if _step(line) <= last])
+        """Drop the metrics after one iteration and the evaluations after another: a resumed run writes them again.
+
+        So does TensorBoard, which is written from here on.
+        """
+        with told_of(self._folder):
+            kept = keep_lines(self._folder / METRICS, lambda row: step_of(row) <= step)
+            for name in (EVALUATIONS, GUARD):
+                keep_lines(self._folder / name, lambda row: step_of(row) <= evaluated)
+        if not self._tensorboard:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with told_of(self._folder):
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=evaluated + 1)
+        for row in kept:
+            if row["step"] > evaluated:
+                self._scalars(row["step"], {name: row[name] for name in row if name != "step"}, "")
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
@@ -62,28 +79,9 @@ class Tracker:
         with told_of(self._folder):
             append_lasting(self._folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def _lines(self, name: str) -> list[bytes]:
-        path = self._folder / name
-        return path.read_bytes().splitlines() if path.is_file() else []
-
-    def _rewrite(self, name: str, lines: Sequence[bytes]) -> None:
-        """Put other lines into a file, which is a whole one at any time."""
-        path, content = self._folder / name, b"".join(line + b"\n" for line in lines)
-        if path.is_file() and path.read_bytes() != content:
-            with told_of(self._folder):
-                replace_lasting(path, content)
-
     def _scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
         if self._board is None:
             return
         with told_of(self._folder):
             for name, value in values.items():
                 self._board.add_scalar(prefix + name, value, step)
-
-
-def _step(line: bytes) -> float:
-    """The step of a line, or infinity for one that a crash cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -9,15 +9,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.records import Conditioning
+from tdmr1_core.runs.storage import write_lasting
 
+DIGEST = "sha256"
+"""Where the file of an encoded text has its digest."""
 KEPT = 1024
 """Encoded texts in memory: 1.7 GB of SD3.5's in bf16, with 205 tokens each."""
 
@@ -25,10 +28,10 @@ KEPT = 1024
 class PromptEncoder:
     """Encodes every text alone, so that its bits depend on no other.
 
-    With a `cache` folder what was encoded lies there, by a hash of the text, of tokenizers and encoders, of the
-    packages they come from and of `make`, which says how they are used; without one the `most` texts used last stay in
-    memory, on the CPU. Where denoisers are given as `instead_of`, the text encoders are on the device only while
-    something is encoded, and then instead of them.
+    With a `cache` folder what was encoded lies there, with a digest, by a hash of the text, of tokenizers and encoders,
+    of the packages they come from and of `make`, which says how they are used; without one the `most` texts used last
+    stay in memory, on the CPU. Where denoisers are given as `instead_of`, the text encoders are on the device only
+    while something is encoded, and then instead of them.
     """
 
     def __init__(
@@ -67,10 +70,7 @@ class PromptEncoder:
     def _find(self, text: str) -> Conditioning | None:
         if self._cache is None:
             return self._recall(text)
-        try:
-            return Conditioning(**load_file(self._path(text)))
-        except (OSError, SafetensorError):
-            return None
+        return _read(self._path(text))
 
     def _recall(self, text: str) -> Conditioning | None:
         kept = self._kept.pop(text, None)
@@ -89,7 +89,7 @@ class PromptEncoder:
         building = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in vars(kept).items() if value is not None}, building)
+            write_lasting(building, _pack(kept, path.stem))
             building.replace(path)
         except (OSError, SafetensorError) as error:
             raise Tdmr1Error(
@@ -101,3 +101,27 @@ class PromptEncoder:
         assert self._cache is not None
         digest = hashlib.sha256(f"{self._identity}\n{text}".encode()).hexdigest()
         return self._cache / digest[:2] / f"{digest}.safetensors"
+
+
+def _pack(conditioning: Conditioning, key: str) -> bytes:
+    """The file of a key."""
+    tensors = {name: value.contiguous() for name, value in vars(conditioning).items() if value is not None}
+    return save(tensors, {DIGEST: _digest(tensors, key)})
+
+
+def _read(path: Path) -> Conditioning | None:
+    """What was encoded, None for a file that is not there, is damaged or another's: it is written again."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(DIGEST)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Conditioning(**tensors) if told == _digest(tensors, path.stem) else None
+    except (OSError, SafetensorError, ValueError, TypeError):
+        return None
+
+
+def _digest(tensors: dict[str, Tensor], key: str) -> str:
+    """A hash of names, shapes, types and values, and of whose they are."""
+    return hashlib.sha256(key.encode() + save(tensors)).hexdigest()

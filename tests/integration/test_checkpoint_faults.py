@@ -151,13 +151,11 @@ def failing(monkeypatch, name: str, at: int, error: BaseException) -> None:
 
 DISK_CALLS = [("fsync", 1), ("fsync", 4), ("fsync", 6), ("rename", 1), ("mkdir", 1)]
 DISK_ERRORS = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT]
-MADE_WITH_ITS_PARENT = ("mkdir", errno.ENOENT)
-"""No fault: a folder whose parent is gone is made with its parent."""
 
 
 @pytest.mark.parametrize(
     ("call", "at", "code"),
-    [(*call, code) for call in DISK_CALLS for code in DISK_ERRORS if (call[0], code) != MADE_WITH_ITS_PARENT],
+    [(*call, code) for call in DISK_CALLS for code in DISK_ERRORS],
 )
 def test_a_disk_that_takes_no_more_leaves_earlier_checkpoints_alone(engine, copied, monkeypatch, call, at, code):
     before = files(copied)
@@ -232,7 +230,7 @@ def test_a_full_disk_under_encoded_prompts_is_told_of_their_folder(engine, tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(engine._encoder, "_cache", tmp_path / "prompts")
-    monkeypatch.setattr(encoding, "save_file", full)
+    monkeypatch.setattr(encoding, "write_lasting", full)
     with pytest.raises(Tdmr1Error, match=rf"can't be kept in {tmp_path}/prompts: .*No space left on device"):
         engine.conditioning([Prompt("nobody has asked for this", {})])
 
@@ -320,7 +318,7 @@ def test_sigterm_finishes_the_iteration_and_saves(finished, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
-    [(RolloutStage, "run", 2), (os, "fsync", 16), (os, "fsync", 20)],
+    [(RolloutStage, "run", 2), (os, "fsync", 22), (os, "fsync", 26)],
     ids=["in the second rollout", "in the files of the second checkpoint", "before it is pointed at"],
 )
 def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(finished, tmp_path, monkeypatch, owner, name, at):
@@ -355,13 +353,22 @@ def test_a_killed_writer_holds_nothing(copied):
 
 
 def test_two_that_begin_at_once_do_not_share_a_folder(finished, tmp_path):
-    config = load_run_config(finished)
-    first, second = (Run.create(config, tmp_path / "run") for _ in range(2))
-    assert first.execute(Silent()).finished
-    before = files(tmp_path / "run")
+    """Whether the other one is at work, or over: all three took the folder for a new one."""
+    folder = tmp_path / "run"
+    first, second, third = (Run.create(load_run_config(finished), folder) for _ in range(3))
+
+    class Disturbed(Silent):
+        def started(self, engine):
+            before = files(folder)
+            with pytest.raises(Tdmr1Error, match="another process is at work on the run folder"):
+                second.execute(Silent())
+            assert files(folder) == before
+
+    assert first.execute(Disturbed()).finished
+    assert files(folder) == files(finished)
     with pytest.raises(Tdmr1Error, match="already used"):
-        second.execute(Silent())
-    assert files(tmp_path / "run") == before
+        third.execute(Silent())
+    assert files(folder) == files(finished)
 
 
 def change(folder: Path, old: str, new: str) -> None:

@@ -147,8 +147,12 @@ def test_distilling_exports_a_lora_to_train_from(packaged_model, tdmr1, tmp_path
     done = tdmr1("distill", "--model", "tiny-tdm", *small, "--output", folder, "--quiet")
     lora = folder / "export" / "pytorch_lora_weights.safetensors"
     assert done.stdout == f"{lora}\n"
-    assert lora.is_file()
+    written = lora.read_bytes()
     tdmr1("train", "--lora", lora, "--dry-run")
+    again = tdmr1("distill", "--resume", folder, "--quiet")
+    assert again.stdout == f"{lora}\n"
+    assert f"the distillation is finished, and its LoRA is there: {lora}\n" in again.stderr
+    assert lora.read_bytes() == written
 
 
 def test_the_doctor_finds_the_packaged_model(packaged_model, tdmr1):

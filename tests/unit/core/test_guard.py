@@ -201,3 +201,14 @@ def test_measures_of_too_few_pictures_are_named_at_the_first_look(monkeypatch):
     assert list(look.measures) == ["reward/a"]
     with warnings.catch_warnings(action="error"):
         guard.look(SimpleNamespace(iteration_index=1), [None])
+
+
+@pytest.mark.parametrize("line", ['{"step": 0}', "[]", '{"step": 0, "n": [], "alarms": []}', "[" * 100_000])
+def test_the_first_look_is_recalled_past_lines_that_are_none(tmp_path, line):
+    first = Look(0, {"picture/entropy": Measure(3.0, 0.125, 64)}, subject="these")
+    row = json.dumps({"step": 0, **first.row()})
+    (tmp_path / "guard.jsonl").write_text(f'{line}\n{row}\n{{"step": 1, "n')
+    guard = Guard(GuardConfig(), {}, None, "these")
+    with pytest.warns(RunWarning, match=rf"^line 1 of {tmp_path}/guard.jsonl can't be read: left out$"):
+        guard.recall(tmp_path)
+    assert guard.first == first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 import torch
 from helpers_naive import PROMPTS
 from helpers_product import TinyPipeline, make_backbone, make_engine, random_trajectory
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tdmr1_core.engine import Engine
@@ -314,6 +317,52 @@ def test_a_text_is_encoded_once_for_this_run_and_others(tmp_path: Path):
     other = Encoding(scale=2.0)
     PromptEncoder(other, make="sd3", cache=tmp_path)(TEXTS)
     assert other.encoded == list(TEXTS), "other encoders must not be answered for"
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+
+
+FOREIGN = {
+    "a bit flip": flip_a_bit,
+    "another layout": lambda path: save_file({"other": torch.zeros(2)}, path),
+    "no digest": lambda path: save_file(load_file(path), path),
+    "not a file of tensors": lambda path: path.write_bytes(b"{}"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "of another text": lambda path: path.write_bytes(
+        next(f for f in path.parents[1].rglob("*.s*") if f != path).read_bytes()
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FOREIGN.values(), ids=FOREIGN)
+def test_an_encoded_text_that_is_not_what_was_kept_is_encoded_anew(tmp_path, damage):
+    whole = PromptEncoder(Encoding(), make="sd3", cache=tmp_path)(TEXTS)
+    damaged = next(tmp_path.rglob("*.safetensors"))
+    damage(damaged)
+    again = Encoding()
+    if damaged.is_dir():
+        with pytest.raises(Tdmr1Error, match="encoded prompts can't be kept"):
+            PromptEncoder(again, make="sd3", cache=tmp_path)(TEXTS)
+        return
+    for encoded in (1, 0):
+        again.encoded.clear()
+        found = PromptEncoder(again, make="sd3", cache=tmp_path)(TEXTS)
+        assert len(again.encoded) == encoded, "it is written again"
+        assert torch.equal(found.embeddings, whole.embeddings)
+
+
+def test_an_encoded_text_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Tdmr1Error, match="encoded prompts can't be kept"):
+        PromptEncoder(Encoding(), make="sd3", cache=tmp_path)(TEXTS)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_texts_that_are_taken_apart_otherwise_are_encoded_anew(tmp_path, monkeypatch):

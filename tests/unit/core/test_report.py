@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from tdmr1_cli.main import main
 from tdmr1_core.config import RunConfig
 from tdmr1_core.configure import dump
+from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.guard import Look
 from tdmr1_core.runs.report import read_report
@@ -125,3 +128,119 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a run folder: it has no config.yaml\n\nhint: ")
     assert not list(tmp_path.iterdir())
+
+
+NESTED = b'{"step": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+UNREADABLE = [
+    b"{}",
+    b"[]",
+    b"5",
+    b'{"step": 1e999}',
+    b'{"step": true}',
+    b"\x00\x00",
+    b"\xff",
+    b'{"\\ud800": 1}',
+    NESTED,
+]
+OF_ANOTHER_SHAPE = {
+    "metrics": [
+        b'{"step": 1, "reward/mean": "x"}',
+        b'{"step": -1}',
+        b'{"step": 1, "reward/mean": 1' + b"0" * 400 + b"}",
+    ],
+    "evaluations": [
+        b'{"step": 0, "n": 1, "prompts": "count", "x/mean": 1}',
+        b'{"step": 0, "x/mean": 1, "x/stderr": 0}',
+    ],
+    "guard": [b'{"step": 0}', b'{"step": 0, "n": 5, "alarms": []}', b'{"step": 0, "n": {"x": 1}, "alarms": []}'],
+    "resumes": [b'{"checkpoint": "step-000001"}', b'{"checkpoint": "step-000001", "changes": {"x": 5}}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [(name, line) for name in OF_ANOTHER_SHAPE for line in (*UNREADABLE, *OF_ANOTHER_SHAPE[name])]
+)
+def test_lines_that_cannot_be_read_are_counted_and_everything_else_is_told(folder, capsys, name, line):
+    """Wherever they are: nothing after them is lost."""
+    path = folder / f"{name}.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.warns(RunWarning) as warned:
+        assert main(["report", str(folder)]) == 0
+    assert [str(each.message) for each in warned] == [f"line 1 of {path} can't be read: left out"]
+    told = capsys.readouterr()
+    for shown in ("4 of 4 iterations", f"warning: guard, iteration 4: {ALARM}", "the last time from step-000002"):
+        assert shown in told.err
+    assert "0.250 ± 0.031" in told.out
+    assert "0.750 ± 0.031" in told.out
+
+
+@pytest.mark.parametrize("name", ["metrics", "evaluations", "guard", "resumes"])
+@pytest.mark.parametrize("cut", [b"\xff", b'{"step": 5, "', b"\x00" * 99])
+def test_a_line_that_a_crash_has_cut_short_is_nothing_to_tell(folder, name, cut):
+    with (folder / f"{name}.jsonl").open("ab") as file:
+        file.write(cut)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RunWarning)
+        assert main(["report", str(folder)]) == 0
+
+
+def test_many_lines_are_counted_and_a_few_named(folder):
+    (folder / "guard.jsonl").write_bytes(b"{}\n" * 9 + (folder / "guard.jsonl").read_bytes())
+    told = rf"^9 lines of {folder}/guard.jsonl can't be read \(1, 2, 3, 4, 5, …\): left out$"
+    with pytest.warns(RunWarning, match=told):
+        read_report(folder)
+
+
+@pytest.mark.parametrize("header", [5, "x", [], {"versions": "abc"}, {"versions": [1]}, {"versions": {5: None}}])
+def test_versions_that_are_none_are_not_shown(folder, header):
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "tdmr1": header}))
+    assert main(["report", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("not_finite", ["Infinity", "NaN", "-Infinity", "1e308"])
+def test_numbers_that_are_not_finite_count_nothing(folder, not_finite):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f'\n{{"step": 5, "not_finite/fake": {not_finite}, "reward/jpeg_size/failed": {not_finite}}}\n')
+    report = read_report(folder)
+    assert report.left_out["updates of the fake that were not finite"] == 2
+    assert report.left_out["images that jpeg_size failed on"] == 4
+
+
+def loop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+def pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def become_a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+IN_THE_WAY = [
+    (loop, "metrics.jsonl", "metrics.jsonl is a link that leads to itself"),
+    (loop, "elsewhere", "elsewhere is a link that leads to itself"),
+    (pipe, "metrics.jsonl", "metrics.jsonl is neither a file nor a folder"),
+    (become_a_folder, "guard.jsonl", "guard.jsonl can't be read: Is a directory"),
+    (become_a_folder, "report.html", "can't be written: Is a directory"),
+]
+
+
+@pytest.mark.parametrize(("damage", "name", "told"), IN_THE_WAY)
+def test_what_is_no_file_is_refused(folder, capsys, damage, name, told):
+    damage(folder / name)
+    assert main(["report", str(folder)]) == 2
+    said = capsys.readouterr().err.partition("error: ")[2]
+    assert told in said
+    assert "\n\nhint: " in said
+
+
+def test_an_output_that_is_a_folder_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    assert main(["report", str(folder), "--output", str(tmp_path / "there")]) == 2
+    assert capsys.readouterr().err.endswith(f"hint: {tmp_path}/there is in the way: move it elsewhere\n")
