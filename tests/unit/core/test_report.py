@@ -191,11 +191,12 @@ def test_many_lines_are_counted_and_a_few_named(folder):
         read_report(folder)
 
 
-@pytest.mark.parametrize("header", [5, "x", [], {"versions": "abc"}, {"versions": [1]}, {"versions": {5: None}}])
-def test_versions_that_are_none_are_not_shown(folder, header):
+@pytest.mark.parametrize("header", [5, "x", [1], {"versions": "abc"}, {"versions": [1]}, {"versions": {5: None}}])
+def test_a_header_that_no_run_has_written_is_a_mistake(folder, header, capsys):
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "tdmr1": header}))
-    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder)]) == 2
+    assert "is not what a run writes there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("not_finite", ["Infinity", "NaN", "-Infinity", "1e308"])
