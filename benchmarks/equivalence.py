@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,7 @@ MEMBERS = (
     Member("rewards before sampling goes on", ("batch.micro_batch=4",), prepare=_wait_for_every_reward),
     Member("rewards while sampling goes on", ("batch.micro_batch=4",), prepare=_answer_late),
 )
+NAMES = tuple(member.name for member in MEMBERS)
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,13 @@ def _stop_once_there(metrics: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def compare(precision: str, output: Path) -> tuple[Records, dict[str, dict[str, dict[str, float]]]]:
-    """The records of one process, and how far every other member is from them."""
+def compare(
+    precision: str, names: Sequence[str], output: Path
+) -> tuple[Records, dict[str, dict[str, dict[str, float]]]]:
+    """The records of one process, and how far other members are from them."""
     alone = run(ALONE, precision, output / f"{precision}-alone")
     found = {}
-    for number, member in enumerate(MEMBERS):
+    for number, member in enumerate(member for member in MEMBERS if member.name in names):
         found[member.name] = run(member, precision, output / f"{precision}-{number}").distance(alone)
         print(member.name, precision, json.dumps(found[member.name]), file=sys.stderr, flush=True)
     return alone, found
@@ -190,6 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a folder for the runs; it must be new")
     parser.add_argument("--precisions", nargs="+", choices=("fp64", "fp32"), default=["fp64", "fp32"])
+    parser.add_argument("--members", nargs="+", choices=NAMES, default=NAMES, help="which to run (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     parser.add_argument("--rewrite-golden", action="store_true", help=f"write {GOLDEN.name}")
     options = parser.parse_args()
@@ -197,7 +201,7 @@ def main() -> int:
     load_libraries()
     found, golden = {}, {}
     for precision in options.precisions:
-        alone, found[precision] = compare(precision, options.output)
+        alone, found[precision] = compare(precision, options.members, options.output)
         golden[precision] = alone.golden()
     if options.rewrite_golden:
         GOLDEN.write_text(json.dumps(golden["fp64"], indent=1) + "\n")
@@ -213,9 +217,9 @@ def table(found: dict[str, dict[str, dict[str, dict[str, float]]]]) -> list[str]
     cells = [(kind, size) for kind in ("metrics", "weights") for size in ("max", "mean")]
     columns = [f"{precision}: {kind}, {size}" for precision in found for kind, size in cells]
     lines = [f"| same batch, run as | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for member in MEMBERS:
-        shown = [f"{found[precision][member.name][kind][size]:.1e}" for precision in found for kind, size in cells]
-        lines.append(f"| {member.name} | {' | '.join(shown)} |")
+    for name in next(iter(found.values())):
+        shown = [f"{found[precision][name][kind][size]:.1e}" for precision in found for kind, size in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
     return lines
 
 

@@ -18,20 +18,26 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
 REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
 EXACT = 1e-9
+SINGLE_METRICS, SINGLE_WEIGHTS = 1e-4, 1e-6
+"""In single precision: of every metric, and of the mean of all weights."""
 ELSEWHERE, NORMS_ELSEWHERE = 2e-4, 1e-5
 """Relative or absolute, of the committed record: the last bit of noises, which are drawn in single precision, is the
 processor's. Without vector instructions (`ATEN_CPU_CAPABILITY=default`) metrics differed by 1.4e-5, norms by 1.4e-6."""
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict:
-    """What the script has measured in double precision."""
-    output = tmp_path_factory.mktemp("equivalence") / "runs"
-    command = [sys.executable, ROOT / "benchmarks" / "equivalence.py", "--output", output, "--precisions", "fp64"]
+def measured(output: Path, *arguments: str) -> dict:
+    """What the script tells."""
+    command = [sys.executable, ROOT / "benchmarks" / "equivalence.py", "--output", output, "--json", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> dict:
+    """All members in double precision."""
+    return measured(tmp_path_factory.mktemp("equivalence") / "runs", "--precisions", "fp64")
 
 
 def test_every_member_of_the_class_has_the_records_of_one_process(told):
@@ -45,6 +51,15 @@ def test_every_member_of_the_class_has_the_records_of_one_process(told):
             assert distance["max"] <= EXACT, (name, kind)
     nothing = {"max": 0.0, "mean": 0.0}
     assert members["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
+
+
+def test_single_precision_keeps_to_its_tolerances(tmp_path):
+    """In the member that is farthest off."""
+    farthest = "micro-batch 1"
+    told = measured(tmp_path / "runs", "--precisions", "fp32", "--members", farthest)
+    distances = told["differences"]["fp32"][farthest]
+    assert distances["metrics"]["max"] <= SINGLE_METRICS
+    assert 0 < distances["weights"]["mean"] <= SINGLE_WEIGHTS
 
 
 def test_both_stabilisers_bind(told):
