@@ -1,7 +1,8 @@
-"""What the tests of packages share."""
+"""What the tests of packages share, and those of run folders."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def environment(wheel, tmp_path_factory) -> Environment:
     made = Environment(tmp_path_factory.mktemp("fresh") / "environment")
     made.install(wheel, "--no-deps", "--ignore-installed")
     return made
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of a module's finished run, to be damaged."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"

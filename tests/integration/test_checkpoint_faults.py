@@ -55,12 +55,6 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(finished, tmp_path) -> Path:
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
-
-
 @pytest.fixture(scope="module")
 def engine(finished):
     engine = load_trained(finished)
