@@ -74,16 +74,17 @@ def continue_run(
             "leave the others out, or start a new run with another --output",
         )
     check_run(folder)
-    count = wanted(processes)
-    if count > place()[1]:
-        launch(count, partial(continue_run, folder, flags, output, dry_run=False, quiet=quiet))
-        return
     from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
     from tdmr1_core.runs.continuing import load_run_config
 
     extensions, config = discover(), load_run_config(folder)
-    _note(check_settings(config, extensions.entry(config.model), extensions))
+    idle = check_settings(config, extensions.entry(config.model), extensions)
+    count = wanted(processes)
+    if count > place()[1]:
+        launch(count, partial(continue_run, folder, flags, output, dry_run=False, quiet=quiet))
+        return
+    _note(idle)
     quiet = quiet or place()[0] > 0
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run

@@ -54,6 +54,7 @@ from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import reward_metrics
 from tdmr1_core.stages.surrogate import SurrogateStage
+from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.state import State
 
 MOST_BROKEN = 10
@@ -174,13 +175,13 @@ class Engine:
     def advantages(self, scores: Scores) -> Advantages:
         """Rewards compared within each group, and brought to the scale of all groups.
 
-        Raises Tdmr1Error for a reward that counts and is not finite.
+        Raises RewardFailed for one that counts and is not finite.
         """
         config, size = self.config.advantages, self.config.batch.group_size
         total, valid = map(torch.cat, zip(*self.processes.gather((scores.total, scores.valid)), strict=True))
         broken = (valid & ~total.isfinite()).nonzero().flatten().tolist()
         if broken:
-            raise Tdmr1Error(
+            raise RewardFailed(
                 f"the combined reward of image {broken[0]} of the batch is {total[broken[0]].item()}",
                 "an image that can't be judged has None from its reward, and is not valid",
             )

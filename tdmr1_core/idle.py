@@ -209,10 +209,11 @@ def _of_the_advantages(config: RunConfig) -> dict[str, str]:
     if settings.binary:
         reason = "advantages.binary keeps the sign alone"
         idle |= {f"advantages.{name}": reason for name in sorted(_changed(settings) & {"std", "clip"})}
+    small = "but for differences near 1e-4"
     if single and config.scoring.combine == "normalised" and (by_group or settings.binary):
-        idle["scoring.combine"] = "advantages of a single reward are compared within each group as it is"
+        idle["scoring.combine"] = f"a single reward is compared within each group as it is, {small}"
     if single and config.rewards[0].weight > 0 and config.rewards[0].weight != 1:
-        idle["rewards.0.weight"] = "advantages of a single reward have no scale"
+        idle["rewards.0.weight"] = f"advantages of a single reward have no scale, {small}"
     return idle
 
 

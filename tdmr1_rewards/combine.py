@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.failures import RewardFailed
 
 Scores = Sequence[float | None]
 Applies = Mapping[str, Sequence[bool]]
@@ -96,7 +97,9 @@ def _dot(scores: Scores, weights: Sequence[float]) -> float | None:
     total = _sum(weight * score for weight, score in zip(weights, valid, strict=True))
     if not math.isfinite(total):
         terms = " + ".join(f"{weight:g} × {score:g}" for weight, score in zip(weights, valid, strict=True))
-        raise Tdmr1Error(f"the combined reward of an image is not finite: {terms}", "lower the rewards' weights")
+        raise RewardFailed(
+            f"the combined reward of an image is not finite: {terms}", "begin a new run with lower weights"
+        )
     return total
 
 

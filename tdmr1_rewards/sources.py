@@ -142,9 +142,13 @@ def contents(registry: RewardRegistry, source: str, python: Path | None = None) 
     file: str | None = str(parsed.path) if parsed.kind == "file" else None
     if parsed.kind == "module" and python is None:
         file = getattr(sys.modules.get(parsed.place), "__file__", None)
-    if file is None:
+    try:
+        read = Path(file).read_bytes() if file else None
+    except OSError:  # as of a module in an archive
+        read = None
+    if read is None:
         return str(found.provenance)
-    return f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+    return f"{parsed.attribute} of sha256 {hashlib.sha256(read).hexdigest()}"
 
 
 def frozen_options(

@@ -74,7 +74,7 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
 
 
 def _dispensable(folder: Path, newest: Path, keep: int) -> list[Path]:
-    """What is older than the `keep` intact checkpoints up to the newest, but for the good one.
+    """What is older than the `keep` newest checkpoints, with an intact one beside the newest, but for the good one.
 
     None is while `good` can't be read, as it might be any of them.
     """
@@ -83,9 +83,12 @@ def _dispensable(folder: Path, newest: Path, keep: int) -> list[Path]:
         notice(f"{folder / GOOD} names no checkpoint, so none is dropped until it does")
         return []
     upto = [old for old in checkpoint_folders(folder) if iteration_of(old) < iteration_of(newest)]
-    needed = keep - 1
-    while upto and needed > 0:
-        needed -= _is_intact(upto.pop())
+    if len(upto) < keep:
+        return []
+    kept, is_one_intact = 0, keep == 1
+    while upto and (kept < keep - 1 or not is_one_intact):
+        candidate, kept = upto.pop(), kept + 1
+        is_one_intact = is_one_intact or _is_intact(candidate)
     return [old for old in upto if old.name != good and old.is_dir() and not old.is_symlink()]
 
 

@@ -21,6 +21,8 @@ CHECKPOINTS, RESUMES = "checkpoints", "resumes.jsonl"
 HARMLESS = (
     "threads",
     "model.path",
+    "model.lora",
+    "model.teacher",
     "model.device",
     "batch.micro_batch",
     "memory.gradient_checkpointing",
@@ -29,6 +31,7 @@ HARMLESS = (
     "memory.trajectories",
     "memory.compile",
     "scoring.workers",
+    "rewards.*.source",
     "rewards.*.batch_size",
     "rewards.*.timeout",
     "rewards.*.retries",
@@ -36,7 +39,7 @@ HARMLESS = (
     "rewards.*.device",
     "rewards.*.isolated",
     "rewards.*.python",
-    "prompts.evaluate",
+    "prompts.**",
     "evaluation.**",
     "guard.**",
     "saving.**",
@@ -44,7 +47,8 @@ HARMLESS = (
 )
 """Settings that may change in the middle of a run: what is learnt stays the same, up to rounding.
 
-`*` stands for one part of a name, `**` for all the rest.
+Of paths that is seen by what lies there (`foundations`), not by where. `*` stands for one part of a name, `**` for all
+the rest.
 """
 
 Changes = dict[str, tuple[Any, Any]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,16 @@ from tdmr1_core.models.acquire import Acquired, identity
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompt_sets.prompt import Prompt
 from tdmr1_core.runs.storage import replace_lasting
-from tdmr1_core.stages.prompts import evaluation_prompts, training_prompts
+from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_core.versions import versions
 from tdmr1_rewards.sources import contents
 
 CONFIG, HEADER = "config.yaml", "tdmr1"
+TRAINING, EVALUATIONS = "the training", "evaluations"
 
 
 class Foundations(BaseModel):
-    """Hashes of the prompts by set, and what is known of each reward by its source."""
+    """Hashes of the prompts by what they are for, and what is known of each reward by its name in the settings."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -46,13 +46,16 @@ class Header(Foundations):
 
 def lay(config: RunConfig, extensions: Extensions) -> Foundations:
     """What a run with these settings stands on, here and now. Raises Tdmr1Error for what is not there."""
-    sets = evaluation_prompts(config, extensions, extensions.entry(config.model).domain)
-    listed = chain(config.rewards, config.evaluation.rewards, config.guard.rewards or ())
+    sets = evaluation_prompts(config, extensions, extensions.entry(config.model).domain).values()
+    listed = {"": config.rewards, "evaluation.": config.evaluation.rewards, "guard.": config.guard.rewards or ()}
     registry = extensions.plugins.rewards
-    rewards = {reward.source or reward.name: reward.python for reward in listed}
     return Foundations(
-        prompts={name: _hash(prompts) for name, prompts in sets.items()},
-        rewards={source: contents(registry, source, python) for source, python in rewards.items()},
+        prompts=dict(zip((TRAINING, EVALUATIONS), map(_hash, sets), strict=False)),
+        rewards={
+            place + reward.name: contents(registry, reward.source or reward.name, reward.python)
+            for place, rewards in listed.items()
+            for reward in rewards
+        },
     )
 
 
@@ -87,38 +90,40 @@ def read_header(folder: Path) -> Header:
         raise Tdmr1Error(f"{place} in {path} is not what a run writes there", "put the file back as it was") from error
 
 
-def differences(config: RunConfig, extensions: Extensions, began: Foundations, now: Foundations) -> list[str]:
+def differences(began: Foundations, now: Foundations) -> list[str]:
     """A sentence for everything that is no longer what a run began with, and yet may change.
 
     Raises Tdmr1Error for other prompts of the training: their order is the run's.
     """
-    trained = training_prompts(config, extensions)
     other = {name for name, told in now.prompts.items() if began.prompts.get(name, told) != told}
-    if trained in other:
-        raise Tdmr1Error(
-            f"the prompts of {trained} are not those that the run began with", "put them back, or start a new run"
-        )
-    sentences = [f"the prompts of {name} are not those that the run began with" for name in sorted(other)]
-    for source, told in now.rewards.items():
-        before = began.rewards.get(source, told)
+    told_of = "the prompts of {} are not those that the run began with"
+    if TRAINING in other:
+        raise Tdmr1Error(told_of.format(TRAINING), "put them back, or start a new run")
+    sentences = [told_of.format(name) for name in sorted(other)]
+    for name, told in now.rewards.items():
+        before = began.rewards.get(name, told)
         if before != told:
-            sentences.append(f"reward {source} was {before} when the run began, and is {told}")
+            sentences.append(f"reward {name} was {before} when the run began, and is {told}")
     return sentences
 
 
-def check_same_weights(folder: Path, acquired: Acquired | None) -> None:
-    """Raise Tdmr1Error for another base model or another LoRA than those that a run began with."""
-    if acquired is None:
-        return
-    header = read_header(folder)
-    if header.base not in (None, identity(acquired)):
+def check_same_base(folder: Path, acquired: Acquired | None) -> None:
+    """Raise Tdmr1Error for another base model or teacher than a run began with."""
+    if acquired is not None and read_header(folder).base not in (None, identity(acquired)):
         raise Tdmr1Error(
             f"{acquired.folder} is not the model that the run began with: its configs or weight files are others",
             "name that one in model.path of the run's config.yaml, or start a new run",
         )
+
+
+def check_same_lora(folder: Path, acquired: Acquired | None) -> None:
+    """Raise Tdmr1Error for another LoRA than a run began with, for one where it had none, and for none."""
+    header = read_header(folder)
+    if acquired is None or header.base is None:
+        return
     began, lora = (header.lora or {}).get("sha256"), acquired.lora
-    if began and lora and began != lora.sha256:
-        raise Tdmr1Error(
-            f"{lora.path} is not the LoRA that the run began with: its SHA-256 is another one",
-            f"put that one back ({str(began)[:16]}…), or start a new run",
-        )
+    if began == (lora.sha256 if lora else None):
+        return
+    told = f"{lora.path} is not the LoRA" if lora else "there is no LoRA, and so not the one"
+    hint = f"put that one back ({str(began)[:16]}…)" if began else "leave it out"
+    raise Tdmr1Error(f"{told} that the run began with", f"{hint}, or start a new run")

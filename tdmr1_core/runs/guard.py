@@ -76,8 +76,7 @@ def subject_of(config: RunConfig, foundations: Foundations) -> str:
     """A hash of all that says which pictures the guard looks at, and by which rewards they are judged."""
     settings = dump(config)
     told = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
-    told |= {"guard": settings["guard"]["rewards"], "prompts": settings["prompts"]["evaluate"]}
-    told |= {"contents": foundations.model_dump()}
+    told |= {"guard": settings["guard"]["rewards"], "contents": foundations.model_dump()}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -165,7 +164,10 @@ class Guard:
 
     def recall(self, folder: Path) -> None:
         """Take up the first look of a run that is continued, if it was at what is looked at now."""
-        self.first = first_look(read_lines(folder / GUARD, Look.of), self.subject)
+        looks = read_lines(folder / GUARD, Look.of)
+        self.first = first_look(looks, self.subject)
+        if looks and self.first is None:
+            notice("the guard has not looked at these pictures with these judges yet: it begins anew")
 
     def look(self, engine: Engine, evaluations: Sequence[Evaluation]) -> Look:
         """Measure the pictures of one role on several prompt sets, and compare them with the first look."""

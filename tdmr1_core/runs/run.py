@@ -39,7 +39,8 @@ from tdmr1_core.runs.evaluate import Evaluation, evaluate
 from tdmr1_core.runs.foundations import (
     CONFIG,
     Foundations,
-    check_same_weights,
+    check_same_base,
+    check_same_lora,
     differences,
     lay,
     read_header,
@@ -361,7 +362,8 @@ class Run:
         with told_of(self.folder):
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._continuation is not None:
-                check_same_weights(self.folder, engine.acquired)
+                check_same_base(self.folder, engine.acquired)
+                check_same_lora(self.folder, engine.acquired)
                 self._continuation.record(self.folder, self._differences)
                 return
             self._lock = hold(self.folder)
@@ -373,8 +375,7 @@ class Run:
         """See what the run stands on, and tell what of it has changed since it began."""
         self._foundations = lay(self.config, self.extensions)
         if self._continuation is not None:
-            began = read_header(self.folder)
-            self._differences = differences(self.config, self.extensions, began, self._foundations)
+            self._differences = differences(read_header(self.folder), self._foundations)
         for sentence in self._differences:
             notice(sentence)
 
@@ -438,7 +439,7 @@ def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
     config = config.model_copy(update={"memory": config.memory.model_copy(update=whole)})
     kind = Engine if config.kind == "train" else DistillEngine
     engine = kind.from_config(config, run_folder=folder, extensions=extensions)
-    check_same_weights(folder, engine.acquired)
+    check_same_lora(folder, engine.acquired)
     load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS), moments=False)
     return engine
 

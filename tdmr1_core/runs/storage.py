@@ -114,7 +114,7 @@ def check_links(folder: Path) -> None:
             path = Path(place, name)
             if path.is_symlink():
                 _check_link(path, inside)
-            elif name in files and not path.is_file():
+            elif name in files and path.exists() and not path.is_file():
                 raise Tdmr1Error(f"{path} is neither a file nor a folder", "move it away")
 
 

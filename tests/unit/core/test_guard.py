@@ -162,7 +162,6 @@ def test_only_looks_at_the_same_pictures_and_judges_are_compared():
         ({"evaluation": {"images": 5}}, False),
         ({"evaluation": {"rewards": [{"name": "geneval"}]}}, False),
         ({"guard": {"rewards": [{"name": "geneval"}]}}, False),
-        ({"prompts": {"evaluate": "other.txt"}}, False),
     ],
 )
 def test_what_the_guard_looks_at_has_a_name(setting, same):

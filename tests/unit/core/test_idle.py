@@ -79,7 +79,7 @@ def test_nothing_is_said_of_what_is_shipped(preset):
         ),
         (["advantages.std=group", "advantages.clip=4.8"], "advantages.clip has no effect: no advantage of 48 groups"),
         (["advantages.binary=true", "advantages.clip=0.5"], "advantages.clip has no effect: advantages.binary keeps"),
-        (["advantages.std=group", "scoring.combine=normalised"], "scoring.combine has no effect: advantages of a sin"),
+        (["advantages.std=group", "scoring.combine=normalised"], "scoring.combine has no effect: a single reward"),
         (["timesteps.optimizer_step=each", "timesteps.per_iteration=1"], "timesteps.optimizer_step has no effect: an"),
         (["model.alpha=3"], "model.alpha has no effect: the LoRA that the run starts from says its own"),
         (["model.device=cpu", "memory.trajectories=cpu"], "memory.trajectories has no effect: model.device is cpu"),
