@@ -351,10 +351,9 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.kind == "train" and not self.rewards:
             raise ValueError("a training run needs at least one reward")
-        if self.rollout.steps is not None and self.timesteps.per_iteration > self.rollout.steps:
-            raise ValueError(
-                f"timesteps.per_iteration is {self.timesteps.per_iteration} but rollout.steps only {self.rollout.steps}"
-            )
+        steps, points = self.rollout.steps, self.timesteps.per_iteration
+        if steps is not None and points > steps:
+            raise ValueError(f"timesteps.per_iteration is {points} but there are only {steps} steps")
         if self.memory.weights != "whole" and self.model.precision == "fp64":
             raise ValueError("memory.weights can't be in fewer bits where model.precision is fp64; set it to bf16")
         several = [name for name in ("fake", "surrogate") if getattr(self, name).updates > 1]

@@ -58,7 +58,7 @@ def _undone(config: RunConfig, entry: ModelEntry) -> Iterator[tuple[str, str]]:
     generator, surrogate, steps = config.generator, config.surrogate, config.rollout.steps or entry.steps
     if config.timesteps.per_iteration > steps:
         yield (
-            f"timesteps.per_iteration is {config.timesteps.per_iteration} but rollout.steps only {steps}",
+            f"timesteps.per_iteration is {config.timesteps.per_iteration} but there are only {steps} steps",
             f"set timesteps.per_iteration to {steps} or less",
         )
     if config.kind == "train":

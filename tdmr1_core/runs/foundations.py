@@ -95,6 +95,8 @@ def differences(began: Foundations, now: Foundations) -> list[str]:
 
     Raises Tdmr1Error for other prompts of the training: their order is the run's.
     """
+    if not began.prompts:
+        return [f"{CONFIG} does not say which prompts and rewards the run began with, so they are not compared"]
     other = {name for name, told in now.prompts.items() if began.prompts.get(name, told) != told}
     told_of = "the prompts of {} are not those that the run began with"
     if TRAINING in other:

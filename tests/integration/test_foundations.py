@@ -111,6 +111,14 @@ def test_another_lora_is_refused_by_whatever_reads_the_run(home):
             act()
 
 
+def test_a_run_whose_header_is_lost_is_told_that_nothing_is_compared(home):
+    config = home / "run" / "config.yaml"
+    text = config.read_text()
+    config.write_text(text[text.index("kind: train") :])
+    with pytest.warns(RunWarning, match="does not say which prompts and rewards the run began with"):
+        assert Run.resume(home / "run").execute(Silent()).finished
+
+
 @pytest.mark.parametrize("section", ["guard", "saving"])
 def test_settings_that_were_cut_off_are_missed(home, section):
     config = home / "run" / "config.yaml"

@@ -58,7 +58,7 @@ def test_contradictions_are_refused_at_a_resume(resumed):
 def test_nothing_is_made_for_settings_that_can_not_be_met(tmp_path, monkeypatch, capsys, setting):
     monkeypatch.chdir(tmp_path)
     for dry in (True, False):
-        with pytest.raises(Tdmr1Error, match=r"no prompt set 'nosuch'|per_iteration is 5 but rollout\.steps only 4"):
+        with pytest.raises(Tdmr1Error, match=r"no prompt set 'nosuch'|per_iteration is 5 but there are only 4 steps"):
             start_run("train", Flags(sets=[setting]), tmp_path / "run", dry_run=dry, quiet=True)
     config = resolve([{"rewards": [{"name": "object_count"}]}, parse_assignments([setting])])
     with pytest.raises(Tdmr1Error, match=r"no prompt set 'nosuch'|per_iteration is 5"):

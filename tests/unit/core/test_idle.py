@@ -117,8 +117,8 @@ def test_a_setting_without_effect_is_told(assignments, told):
             "evaluations draw 6 images, and the guard needs 8",
             "raise evaluation.images",
         ),
-        (["timesteps.per_iteration=5"], "per_iteration is 5 but rollout.steps only 4", "to 4 or less"),
-        ([*DISTILL, "timesteps.per_iteration=5"], "per_iteration is 5 but rollout.steps only 4", "to 4 or less"),
+        (["timesteps.per_iteration=5"], "per_iteration is 5 but there are only 4 steps", "to 4 or less"),
+        ([*DISTILL, "timesteps.per_iteration=5"], "per_iteration is 5 but there are only 4 steps", "to 4 or less"),
         (["rewards.0.weight=0", "generator.trunc_steps=0"], "2 settings undo one another", "give one a weight; "),
     ],
 )
