@@ -24,19 +24,19 @@ import pluggy
 import torch
 
 from tdmr1_core import hookspecs
-from tdmr1_core.assemble import PRECISIONS, Parts, build_roles, choose_device, spare_memory
+from tdmr1_core.build.parts import PRECISIONS, Parts, build_roles, choose_device, spare_memory
 from tdmr1_core.config import RunConfig
-from tdmr1_core.dry_update import dry_update, text_widths
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.acquire import backbone_class
-from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import build_network
-from tdmr1_core.plan import Architecture, read_architecture
+from tdmr1_core.planning.dry_update import dry_update, text_widths
+from tdmr1_core.planning.estimate import Architecture, read_architecture
+from tdmr1_core.planning.published_configs import PUBLISHED
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from tdmr1_core import Engine
-from tdmr1_core.configure import read_preset, resolve
+from tdmr1_core.config_loading import read_preset, resolve
 
 
 def main() -> None:

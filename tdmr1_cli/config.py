@@ -24,7 +24,7 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Every setting: its value with this preset and these --set, its default, and its meaning."""
-    from tdmr1_core.configure import describe, dump, parse_assignments, read_preset, resolve
+    from tdmr1_core.config_loading import describe, dump, parse_assignments, read_preset, resolve
 
     layers = [read_preset(preset) if preset not in (None, NO_PRESET) else {}, parse_assignments(sets or ())]
     named = any("rewards" in layer for layer in layers)
@@ -48,8 +48,8 @@ def validate(
     json: JsonOption = False,
 ) -> int:
     """Check files as `tdmr1 train FILE` and `tdmr1 distill FILE` would, without loading anything heavy."""
-    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.checks import check_settings
 
     extensions = discover()
     wrong: dict[Path, Tdmr1Error] = {}
@@ -79,7 +79,7 @@ def validate(
 @app.command()
 def presets(json: JsonOption = False) -> None:
     """The packaged presets; `tdmr1 config show --preset NAME` shows what one sets."""
-    from tdmr1_core.configure import preset_names
+    from tdmr1_core.config_loading import preset_names
 
     listed = [{"name": name, "summary": _summary(name)} for name in preset_names()]
     if json:

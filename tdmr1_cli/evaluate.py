@@ -103,7 +103,7 @@ def command(
 
 def _default_prompts(loaded: Target) -> list[str]:
     """Training prompts and their held-out companion, as the run's own evaluations."""
-    from tdmr1_core.stages.prompts import held_out_companion, training_prompts
+    from tdmr1_core.prompts.sets import held_out_companion, training_prompts
 
     config = loaded.engine.config
     source = training_prompts(config, loaded.extensions)
@@ -141,8 +141,8 @@ def _measure(
     """Every sampler on every prompt set."""
     from tdmr1_cli.progress import Stages
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
+    from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.runs.evaluate import evaluate
-    from tdmr1_core.stages.prompts import load_prompts
     from tdmr1_core.stages.scoring import build_runner
 
     engine = loaded.engine

@@ -18,8 +18,8 @@ from types import FrameType
 
 from tdmr1_cli.main import TOLD_ELSEWHERE, guarded
 from tdmr1_cli.stopping import Told
+from tdmr1_core.distributed import place
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.processes import place
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves when one process has crashed."""

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tdmr1_cli.stopping import Stopped, Told
+from tdmr1_core.distributed import place
 from tdmr1_core.errors import ToldElsewhere
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.processes import place
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 from tdmr1_rewards.failures import RewardWarning
 

@@ -158,7 +158,7 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     `kind` is what the verb does; None takes it from the settings. Where no reward is asked, `rewarded` False, none need
     be named. Raises Tdmr1Error that names every mistake.
     """
-    from tdmr1_core.configure import merge, parse_assignments, read_preset, resolve
+    from tdmr1_core.config_loading import merge, parse_assignments, read_preset, resolve
 
     problems = Problems()
     file = problems.attempt(lambda: read_config(flags.config))
@@ -204,14 +204,14 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     problems.tell()
     assert config is not None
     assert entry is not None
-    from tdmr1_core.anchoring import anchored
+    from tdmr1_core.preflight.absolute_paths import anchored
 
     return Settings(anchored(config, extensions), entry, preset_name if preset_name != NO_PRESET else None)
 
 
 def read_config(path: Path | None) -> Tree:
     """The settings in a YAML file, which may be the config.yaml of a run; none without a file."""
-    from tdmr1_core.configure import read_file
+    from tdmr1_core.config_loading import read_file
 
     if path is None:
         return {}
@@ -283,7 +283,7 @@ def _weight(text: str, reward: str, source: str) -> float:
 def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions) -> str | None:
     if entry is None:
         return None
-    from tdmr1_core.configure import preset_names
+    from tdmr1_core.config_loading import preset_names
     from tdmr1_rewards.sources import find
 
     first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)

@@ -25,7 +25,7 @@ from tdmr1_cli.output import emit_json, message, table
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
-    from tdmr1_core.plan import Plan
+    from tdmr1_core.planning.estimate import Plan
 
 GB = 1e9
 TFLOPS = 60.0
@@ -61,7 +61,7 @@ def command(
     settings = resolve_settings(flags, None, discover(), rewarded=False)
     room = parse_memory(gpu) if gpu else None
     message("estimating memory and time …")
-    from tdmr1_core.plan import fitting_micro_batch, plan
+    from tdmr1_core.planning.estimate import fitting_micro_batch, plan
 
     planned = plan(settings.config, settings.entry, processes or 1, room)
     fits = None if room is None else planned.peak <= room

@@ -26,7 +26,7 @@ from tdmr1_cli.targets import is_run
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
-    from tdmr1_core.probe import ProbeResult
+    from tdmr1_core.runs.probe import ProbeResult
 
 
 def command(
@@ -83,7 +83,7 @@ def _probe(flags: Flags, pool: int, updates: int, images: int) -> ProbeResult:
     message("loading torch and diffusers …")
     from tdmr1_cli.progress import Stages
     from tdmr1_core.engine import Engine
-    from tdmr1_core.probe import probe
+    from tdmr1_core.runs.probe import probe
     from tdmr1_core.runs.run import set_threads
 
     set_threads(config.threads)

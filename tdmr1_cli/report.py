@@ -34,8 +34,8 @@ def command(
     if json:
         emit_json(_document(report))
         return
+    from tdmr1_core.durable_files import told_of
     from tdmr1_core.runs.report_page import report_page
-    from tdmr1_core.runs.storage import told_of
 
     _show(report)
     file = output or run / "report.html"

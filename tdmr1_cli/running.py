@@ -15,8 +15,8 @@ from tdmr1_cli.output import data, message, plus_minus, signed, table
 from tdmr1_cli.plan import say_estimate
 from tdmr1_cli.stopping import Stopped, leaving_on_sigterm
 from tdmr1_cli.targets import check_run
+from tdmr1_core.distributed import check_split, join_processes, place
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.processes import check_split, join_processes, place
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig
@@ -39,7 +39,7 @@ def start_run(
     check_writable(folder)
     count = wanted(processes)
     check_split(settings.config.batch.groups, count)
-    from tdmr1_core.idle import check_settings
+    from tdmr1_core.preflight.checks import check_settings
 
     idle = check_settings(settings.config, settings.entry, extensions)
     if count > place()[1] and not dry_run:
@@ -74,8 +74,8 @@ def continue_run(
             "leave the others out, or start a new run with another --output",
         )
     check_run(folder)
-    from tdmr1_core.idle import check_settings
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.checks import check_settings
     from tdmr1_core.runs.continuing import load_run_config
 
     extensions, config = discover(), load_run_config(folder)
@@ -148,8 +148,8 @@ def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path, proc
     """The resolved settings on stdout; what they mean for an iteration on stderr."""
     import yaml
 
-    from tdmr1_core.configure import dump
-    from tdmr1_core.stages.prompts import load_prompts, training_prompts
+    from tdmr1_core.config_loading import dump
+    from tdmr1_core.prompts.sets import load_prompts, training_prompts
 
     config = settings.config
     source = training_prompts(config, extensions)
@@ -166,7 +166,7 @@ def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path, proc
 def _say_needs(settings: Settings, processes: int) -> None:
     """Batch arithmetic, memory and time, where the model's configs are at hand."""
     message("estimating memory and time …")
-    from tdmr1_core.plan import plan
+    from tdmr1_core.planning.estimate import plan
 
     try:
         say_estimate(plan(settings.config, settings.entry, processes))

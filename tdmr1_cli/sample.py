@@ -112,8 +112,8 @@ def _prompt_file(target: str, texts: Sequence[str], prompts: str | None, flags: 
 
 
 def _wanted(loaded: Target, texts: Sequence[str], prompts: str | None) -> list[Prompt]:
+    from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.records import Prompt
-    from tdmr1_core.stages.prompts import load_prompts
 
     listed = load_prompts(prompts, loaded.engine.entry.domain) if prompts is not None else []
     return [*(Prompt(text, {}) for text in texts), *listed]

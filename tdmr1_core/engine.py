@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
-from tdmr1_core.assemble import (
+from tdmr1_core.build.parts import (
     Parts,
     build_encoder,
     build_fake,
@@ -32,10 +32,10 @@ from tdmr1_core.assemble import (
     load_parts,
 )
 from tdmr1_core.config import RunConfig
+from tdmr1_core.distributed import ALONE, Processes, check_split
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
 from tdmr1_core.plugins import Extensions, discover
-from tdmr1_core.processes import ALONE, Processes, check_split
 from tdmr1_core.records import (
     Advantages,
     Conditioning,

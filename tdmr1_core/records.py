@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.prompt_sets.prompt import Prompt
+from tdmr1_core.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from helpers_naive import PROMPTS, Weights, encoded, random_lora, tiny_transform
 from torch import Tensor, nn
 
 from tdmr1_core import hookspecs
-from tdmr1_core.assemble import Parts
+from tdmr1_core.build.parts import Parts
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.registry import ModelEntry

@@ -65,6 +65,6 @@ def _device(name: str) -> str:
     """The device by its torch name; torch is imported only to look for a GPU."""
     if name == "cpu":
         return name
-    from tdmr1_core.assemble import choose_device
+    from tdmr1_core.build.parts import choose_device
 
     return str(choose_device(name))

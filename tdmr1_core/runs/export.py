@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tdmr1_core.algorithm.flow import unshift_sigma
-from tdmr1_core.configure import fingerprint
+from tdmr1_core.config_loading import fingerprint
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import Acquired

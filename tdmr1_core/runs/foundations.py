@@ -12,13 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.configure import dump, fingerprint, read_file
+from tdmr1_core.config_loading import dump, fingerprint, read_file
+from tdmr1_core.durable_files import replace_lasting
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import Acquired, identity
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.prompt_sets.prompt import Prompt
-from tdmr1_core.runs.storage import replace_lasting
-from tdmr1_core.stages.prompts import evaluation_prompts
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.versions import versions
 from tdmr1_rewards.sources import contents
 

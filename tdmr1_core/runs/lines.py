@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tdmr1_core.durable_files import MISSHAPEN, append_lasting, replace_lasting
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import notice
-from tdmr1_core.runs.storage import MISSHAPEN, append_lasting, replace_lasting
 
 T = TypeVar("T")
 Row = dict[str, Any]

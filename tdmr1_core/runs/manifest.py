@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from tdmr1_core.durable_files import MISSHAPEN
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.runs.storage import MISSHAPEN
 
 MANIFEST = "manifest.json"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.configure import dump
+from tdmr1_core.config_loading import dump
 from tdmr1_core.runs.continuing import RESUMES, find_changes, load_run_config
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.foundations import read_header

@@ -14,17 +14,26 @@ from typing import Protocol
 import torch
 from filelock import FileLock
 
-from tdmr1_core.anchoring import anchored
-from tdmr1_core.assemble import choose_device
+from tdmr1_core.build.parts import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.distill import DistillEngine
+from tdmr1_core.distributed import ALONE, Processes
+from tdmr1_core.durable_files import hold, told_of
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.idle import refuse_contradictions
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.notices import notice
 from tdmr1_core.plugins import Extensions, discover
-from tdmr1_core.processes import ALONE, Processes
+from tdmr1_core.preflight.absolute_paths import anchored
+from tdmr1_core.preflight.checks import refuse_contradictions
+from tdmr1_core.preflight.evaluation_rewards import (
+    evaluation_rewards,
+    held_out_rewards,
+    is_rise_seen,
+    people,
+    trained_directions,
+)
+from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.records import IterationReport, Prompt
 from tdmr1_core.runs.checkpoint import (
     checkpoint_folders,
@@ -47,17 +56,8 @@ from tdmr1_core.runs.foundations import (
     write_config,
 )
 from tdmr1_core.runs.guard import Guard, GuardStopped, subject_of
-from tdmr1_core.runs.judges import (
-    evaluation_rewards,
-    held_out_rewards,
-    is_rise_seen,
-    people,
-    trained_directions,
-)
 from tdmr1_core.runs.preview import SAMPLES, save_comparison, save_preview
-from tdmr1_core.runs.storage import hold, told_of
 from tdmr1_core.runs.tracking import Tracker
-from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from tdmr1_core.durable_files import write_lasting
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
 from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.records import Conditioning
-from tdmr1_core.runs.storage import write_lasting
 
 DIGEST = "sha256"
 """Where the file of an encoded text has its digest."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.configure import parse_assignments, read_preset, resolve
+from tdmr1_core.config_loading import parse_assignments, read_preset, resolve
 
 SMALL = (
     "iterations=3",

@@ -20,11 +20,13 @@ from integration.support import Silent, small_config
 from integration.test_runs import files, rows
 from tdmr1_cli.running import _execute as execute_here
 from tdmr1_cli.stopping import Stopped
-from tdmr1_core import assemble, tiny
+from tdmr1_core import tiny
+from tdmr1_core.build import parts as assemble
+from tdmr1_core.distributed import Processes
+from tdmr1_core.durable_files import hold
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.processes import Processes
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs import continuing, manifest, tracking
 from tdmr1_core.runs.checkpoint import (
@@ -39,7 +41,6 @@ from tdmr1_core.runs.checkpoint import (
 from tdmr1_core.runs.continuing import load_run_config
 from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
-from tdmr1_core.runs.storage import hold
 from tdmr1_core.stages import encoding
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_rewards.runner import RewardRunner
@@ -332,7 +333,7 @@ def test_a_second_writer_is_refused(copied):
 
 
 def test_a_killed_writer_holds_nothing(copied):
-    code = "import sys, time; from pathlib import Path; from tdmr1_core.runs.storage import hold\n"
+    code = "import sys, time; from pathlib import Path; from tdmr1_core.durable_files import hold\n"
     code += "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(copied)], stdout=subprocess.PIPE, text=True)
     try:

@@ -18,7 +18,8 @@ from integration.test_runs import files
 from tdmr1_cli.main import main
 from tdmr1_cli.running import _execute as execute_here
 from tdmr1_cli.stopping import Stopped
-from tdmr1_core import assemble
+from tdmr1_core.build import parts as assemble
+from tdmr1_core.durable_files import check_links
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
@@ -39,7 +40,6 @@ from tdmr1_core.runs.checkpoint import (
 )
 from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
-from tdmr1_core.runs.storage import check_links
 from tdmr1_core.runs.tracking import Tracker
 
 pytestmark = pytest.mark.integration

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tdmr1_core.configure import parse_assignments, read_preset, resolve
+from tdmr1_core.config_loading import parse_assignments, read_preset, resolve
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.probe import probe
+from tdmr1_core.runs.probe import probe
 
 pytestmark = pytest.mark.learning
 

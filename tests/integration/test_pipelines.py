@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from integration.support import Silent
 from tdmr1_core.algorithm.flow import unshift_sigma
-from tdmr1_core.configure import resolve
+from tdmr1_core.config_loading import resolve
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import acquire
 from tdmr1_core.models.lora_files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
-from tdmr1_core.plan import plan
+from tdmr1_core.planning.estimate import plan
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs import export
 from tdmr1_core.runs.evaluate import draw, evaluation_noise

@@ -14,13 +14,13 @@ from integration.support import Silent, small_config
 from tdmr1_cli.launching import launch
 from tdmr1_cli.stopping import Told
 from tdmr1_core.distill import DistillEngine
+from tdmr1_core.distributed import Processes, check_split, join_processes
+from tdmr1_core.durable_files import hold
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.processes import Processes, check_split, join_processes
 from tdmr1_core.records import Groups, Prompt
 from tdmr1_core.runs import guard
 from tdmr1_core.runs.run import Run
-from tdmr1_core.runs.storage import hold
 from tdmr1_core.stages.points import sharing_ids
 
 pytestmark = pytest.mark.integration

@@ -13,9 +13,9 @@ import pytest
 from integration.support import Silent, small_config
 from integration.test_runs import files, rows
 from tdmr1_cli.launching import launch
+from tdmr1_core.distributed import join_processes
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.processes import join_processes
 from tdmr1_core.runs.checkpoint import REWARDS, latest_checkpoint
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_rewards.failures import RewardFailed

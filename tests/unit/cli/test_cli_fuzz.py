@@ -22,7 +22,7 @@ from tdmr1_cli.main import main
 from tdmr1_cli.options import Flags
 from tdmr1_cli.running import start_run
 from tdmr1_core import plugins
-from tdmr1_core.configure import describe
+from tdmr1_core.config_loading import describe
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,7 @@ from tdmr1_cli.options import Flags, parse_reward, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.stages.prompts import training_prompts
+from tdmr1_core.prompts.sets import training_prompts
 from tdmr1_core.stages.scoring import build_runner
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.loading import private_name
@@ -270,7 +270,7 @@ def test_a_reward_without_prompts_takes_the_first_set_of_the_model(extensions, t
 def test_a_reward_without_prompts_of_a_model_without_sets(extensions, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(REWARDS)
     config = resolve_settings(Flags(rewards=[f"{tmp_path}/mine.py:bright"]), "train", extensions).config
-    monkeypatch.setattr("tdmr1_core.stages.prompts.PROMPT_SETS", {})
+    monkeypatch.setattr("tdmr1_core.prompts.sets.PROMPT_SETS", {})
     with pytest.raises(Tdmr1Error, match="'bright' has no prompts of its own") as caught:
         training_prompts(config, extensions)
     assert "--prompts" in caught.value.hint

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from tdmr1_cli.options import Flags, resolve_settings
-from tdmr1_core.anchoring import anchored
-from tdmr1_core.configure import parse_assignments, resolve
+from tdmr1_core.config_loading import parse_assignments, resolve
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.absolute_paths import anchored
+from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.runs.run import Run
-from tdmr1_core.stages.prompts import evaluation_prompts
 from tdmr1_rewards.sources import find
 
 pytestmark = pytest.mark.unit

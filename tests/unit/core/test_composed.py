@@ -6,8 +6,8 @@ import collections
 
 import pytest
 
-from tdmr1_core.prompt_sets.composed import NAMES, TASKS, counting, fingerprint, geneval
-from tdmr1_core.stages.prompts import held_out_companion, load_prompts
+from tdmr1_core.prompts.geneval import NAMES, TASKS, counting, fingerprint, geneval
+from tdmr1_core.prompts.sets import held_out_companion, load_prompts
 from tdmr1_rewards.builtin.geneval import read_request
 
 pytestmark = pytest.mark.unit
@@ -56,7 +56,7 @@ def test_nothing_of_the_evaluation_is_asked_for(sets):
 def read_fingerprints():
     from importlib import resources
 
-    return (resources.files("tdmr1_core.prompt_sets") / "geneval_evaluation.txt").read_text().split()
+    return (resources.files("tdmr1_core.prompts") / "geneval_evaluation.txt").read_text().split()
 
 
 def test_the_order_of_objects_makes_no_other_request_but_a_relation_does():

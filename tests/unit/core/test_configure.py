@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from tdmr1_core.config import RewardConfig, RunConfig
-from tdmr1_core.configure import (
+from tdmr1_core.config_loading import (
     describe,
     dump,
     fingerprint,

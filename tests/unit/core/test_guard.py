@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tdmr1_core.config import GuardConfig
-from tdmr1_core.configure import resolve
+from tdmr1_core.config_loading import resolve
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.evaluation_rewards import held_out_rewards, trained_directions
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.foundations import Foundations
 from tdmr1_core.runs.guard import (
@@ -24,7 +25,6 @@ from tdmr1_core.runs.guard import (
     subject_of,
 )
 from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
-from tdmr1_core.runs.judges import held_out_rewards, trained_directions
 
 pytestmark = pytest.mark.unit
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tdmr1_cli.options import Flags, resolve_settings
-from tdmr1_core.configure import read_file, read_preset
+from tdmr1_core.config_loading import read_file, read_preset
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.plugins import discover
-from tdmr1_core.stages.prompts import load_prompts, training_prompts
+from tdmr1_core.prompts.sets import load_prompts, training_prompts
 from tdmr1_core.tiny.world import COLOURS
 
 pytestmark = pytest.mark.unit

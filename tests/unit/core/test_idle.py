@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from tdmr1_core.algorithm.advantages import group_advantages
 from tdmr1_core.config import RunConfig
-from tdmr1_core.configure import parse_assignments, preset_names, read_preset, resolve
+from tdmr1_core.config_loading import parse_assignments, preset_names, read_preset, resolve
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.idle import check_settings
 from tdmr1_core.models.lora_headers import says_alpha
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.checks import check_settings
 
 pytestmark = pytest.mark.unit
 

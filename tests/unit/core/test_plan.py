@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from tdmr1_cli.plan import parse_memory
-from tdmr1_core.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import Skeleton
-from tdmr1_core.plan import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
+from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
+from tdmr1_core.planning.estimate import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
+from tdmr1_core.planning.published_configs import PUBLISHED
 from tdmr1_core.records import Groups, Trajectory
 
 pytestmark = pytest.mark.unit
@@ -82,7 +82,7 @@ def test_memory_follows_the_settings(whole):
 
 def test_a_denoiser_in_fewer_bits_stays_while_encoders_are_there(monkeypatch):
     large = replace(read_architecture(TINY), encoders=10_000_000)
-    monkeypatch.setattr("tdmr1_core.plan.read_architecture", lambda entry: large)
+    monkeypatch.setattr("tdmr1_core.planning.estimate.read_architecture", lambda entry: large)
     leave = ["model.device=cpu", "memory.text_encoders=cpu"]
     whole, fewer = (plan(small_config(*leave, f"memory.weights={how}"), TINY) for how in ("whole", "8bit"))
     assert whole.parts["text encoders in turn"] == 4e7 - whole.parts["denoiser"]

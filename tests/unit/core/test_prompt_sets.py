@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from tdmr1_core.stages.prompts import PROMPT_SETS, held_out_companion, load_prompts
+from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts
 from tdmr1_rewards.builtin.ocr_match import find_targets, normalise
 
 pytestmark = pytest.mark.unit

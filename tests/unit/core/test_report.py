@@ -13,7 +13,7 @@ import yaml
 
 from tdmr1_cli.main import main
 from tdmr1_core.config import RunConfig
-from tdmr1_core.configure import dump
+from tdmr1_core.config_loading import dump
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.evaluate import Measure
 from tdmr1_core.runs.guard import Look

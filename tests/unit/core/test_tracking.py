@@ -7,8 +7,9 @@ import os
 
 import pytest
 
+from tdmr1_core import durable_files as storage
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs import lines, storage
+from tdmr1_core.runs import lines
 from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS, Tracker
 
 pytestmark = pytest.mark.unit

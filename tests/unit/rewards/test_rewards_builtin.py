@@ -10,7 +10,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from tdmr1_core.stages.prompts import PROMPT_SETS
+from tdmr1_core.prompts.sets import PROMPT_SETS
 from tdmr1_rewards.api import RewardExample
 from tdmr1_rewards.builtin import SPECS
 from tdmr1_rewards.options import RewardOptions

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
-from tdmr1_core.prompt_sets import composed
-from tdmr1_core.prompt_sets.ocr import ocr_prompts
-from tdmr1_core.prompt_sets.prompt import Prompt
-from tdmr1_core.prompt_sets.scenes import scene_prompts
+from tdmr1_core.prompts import geneval as composed
+from tdmr1_core.prompts.ocr import ocr_prompts
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.scenes import scene_prompts
 from tdmr1_core.tiny.words import word_captions
 from tdmr1_core.tiny.world import (
     NUMBERS,

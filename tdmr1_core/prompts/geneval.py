@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from tdmr1_core.prompt_sets.prompt import Prompt
+from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_rewards.builtin.colours import COLOUR_WORDS
 from tdmr1_rewards.builtin.geneval import RELATIONS
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from tdmr1_core.prompt_sets.prompt import Prompt
-from tdmr1_core.prompt_sets.sampling import choose
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.seeded_choice import choose
 
 TRAINING_COUNT = 1920
 HELD_OUT_COUNT = 256

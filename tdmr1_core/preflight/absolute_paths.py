@@ -8,7 +8,7 @@ from typing import Any
 from tdmr1_core.config import ModelConfig, PromptConfig, RewardConfig, RunConfig
 from tdmr1_core.models.entry import SAME
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.stages.prompts import PROMPT_SETS
+from tdmr1_core.prompts.sets import PROMPT_SETS
 from tdmr1_rewards.sources import parse
 
 

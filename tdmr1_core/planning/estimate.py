@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.dry_update import dry_update
+from tdmr1_core.distributed import check_split
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import check_entry
-from tdmr1_core.models.architectures import PUBLISHED
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora_files import read_lora
@@ -27,7 +26,8 @@ from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
 from tdmr1_core.models.skeleton import Skeleton, build_network
-from tdmr1_core.processes import check_split
+from tdmr1_core.planning.dry_update import dry_update
+from tdmr1_core.planning.published_configs import PUBLISHED
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 LINEAR_BYTES = {"8bit": 1.0, "nf4": 0.57}

@@ -11,9 +11,9 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.lora_headers import says_alpha
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.prompt_sets.prompt import Prompt
-from tdmr1_core.runs.judges import FEWEST, evaluation_rewards, is_rise_seen
-from tdmr1_core.stages.prompts import evaluation_prompts, spread
+from tdmr1_core.preflight.evaluation_rewards import FEWEST, evaluation_rewards, is_rise_seen
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.sets import evaluation_prompts, spread
 from tdmr1_rewards.registry import RewardRegistry
 
 OF_LORAS = {"lora", "adapter_scale"}

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdmr1_core.assemble import PRECISIONS, build_generator, build_roles, build_trained
+from tdmr1_core.build.parts import PRECISIONS, build_generator, build_roles, build_trained
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.acquire import backbone_class

@@ -29,12 +29,12 @@ from tdmr1_core.models.roles import (
     Roles,
 )
 from tdmr1_core.plugins import Extensions, Hooks
+from tdmr1_core.prompts.sets import load_prompts, training_prompts
 from tdmr1_core.records import Prompt
 from tdmr1_core.stages.encoding import PromptEncoder
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
 from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.prompts import load_prompts, training_prompts
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import ScoringStage, build_runner
 from tdmr1_core.stages.surrogate import SurrogateStage

@@ -1,0 +1,1 @@
+"""What is decided before anything heavy is loaded: look-ups, checks and paths."""
