@@ -27,13 +27,13 @@ from tdmr1_core import hookspecs
 from tdmr1_core.build.parts import PRECISIONS, Parts, build_roles, choose_device, spare_memory
 from tdmr1_core.config import RunConfig
 from tdmr1_core.engine import Engine
-from tdmr1_core.models.acquire import backbone_class
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.loading import backbone_class
+from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import LoraShape
-from tdmr1_core.models.skeleton import build_network
 from tdmr1_core.planning.dry_update import dry_update, text_widths
 from tdmr1_core.planning.estimate import Architecture, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED

@@ -82,7 +82,7 @@ def _device() -> Iterator[Finding]:
 def _model() -> Iterator[Finding]:
     import torch
 
-    from tdmr1_core.models.acquire import acquire, load_backbone
+    from tdmr1_core.models.loading import acquire, load_backbone
     from tdmr1_core.models.registry import ModelRegistry
 
     what, entry = f"model {DEFAULT_MODEL}", ModelRegistry().get(DEFAULT_MODEL)

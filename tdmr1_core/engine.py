@@ -46,14 +46,14 @@ from tdmr1_core.records import (
     Trajectory,
     UpdateStats,
 )
+from tdmr1_core.stages.draws import draw_boundaries, draw_levels, draw_steps
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
 from tdmr1_core.stages.groups import next_groups
-from tdmr1_core.stages.optimiser import NotFinite
-from tdmr1_core.stages.points import draw_boundaries, draw_levels, draw_steps
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import reward_metrics
 from tdmr1_core.stages.surrogate import SurrogateStage
+from tdmr1_core.stages.trained_role import NotFinite
 from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.state import State
 

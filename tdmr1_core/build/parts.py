@@ -13,11 +13,11 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import Acquired, acquire, check_entry, load_backbone, load_teacher
+from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.models.loading import Acquired, acquire, check_entry, load_backbone, load_teacher
 from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, spare_decoder
-from tdmr1_core.models.protocol import Backbone
-from tdmr1_core.models.quantised import bitsandbytes, quantise
+from tdmr1_core.models.quantization import bitsandbytes, quantise
 from tdmr1_core.models.roles import (
     FAKE,
     GENERATOR,
@@ -31,13 +31,13 @@ from tdmr1_core.models.roles import (
 from tdmr1_core.plugins import Extensions, Hooks
 from tdmr1_core.prompts.sets import load_prompts, training_prompts
 from tdmr1_core.records import Prompt
-from tdmr1_core.stages.encoding import PromptEncoder
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
-from tdmr1_core.stages.optimiser import TrainedRole
+from tdmr1_core.stages.prompt_encoder import PromptEncoder
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import ScoringStage, build_runner
 from tdmr1_core.stages.surrogate import SurrogateStage
+from tdmr1_core.stages.trained_role import TrainedRole
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.protocol import Backbone
-from tdmr1_core.models.quantised import is_quantised
+from tdmr1_core.models.backbone import Backbone
+from tdmr1_core.models.quantization import is_quantised
 from tdmr1_core.models.roles import Roles
 from tdmr1_core.versions import versions
 

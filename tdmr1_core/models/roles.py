@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.models.backbone import Backbone
 
 TEACHER, REFERENCE = "teacher", "reference"
 GENERATOR, FAKE, SURROGATE = "generator", "fake", "surrogate"

@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tdmr1_core.build.parts import PRECISIONS, build_generator, build_roles, build_trained
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import backbone_class
+from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.families import Family
+from tdmr1_core.models.loading import backbone_class
 from tdmr1_core.models.memory import checkpoint_gradients
+from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
-from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.models.roles import GENERATOR, LoraShape
-from tdmr1_core.models.skeleton import build_network
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
 from tdmr1_rewards.errors import one_line
 

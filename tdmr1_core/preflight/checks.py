@@ -9,7 +9,7 @@ from pathlib import Path
 from tdmr1_core.config import RunConfig, Section
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
-from tdmr1_core.models.lora_headers import says_alpha
+from tdmr1_core.models.lora.metadata import says_alpha
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.evaluation_rewards import FEWEST, evaluation_rewards, is_rise_seen
 from tdmr1_core.prompts.prompt import Prompt

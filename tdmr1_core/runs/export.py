@@ -17,9 +17,9 @@ from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import fingerprint
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import Acquired
-from tdmr1_core.models.lora_files import COMFY_FILE, write_comfy_lora, write_lora
-from tdmr1_core.models.lora_headers import WEIGHT_FILE
+from tdmr1_core.models.loading import Acquired
+from tdmr1_core.models.lora.files import COMFY_FILE, write_comfy_lora, write_lora
+from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.evaluate import draw, evaluation_noise

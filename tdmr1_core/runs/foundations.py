@@ -15,7 +15,7 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump, fingerprint, read_file
 from tdmr1_core.durable_files import replace_lasting
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import Acquired, identity
+from tdmr1_core.models.loading import Acquired, identity
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import evaluation_prompts

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tdmr1_core.models.acquire import Acquired
-from tdmr1_core.models.lora_headers import WEIGHT_FILE
+from tdmr1_core.models.loading import Acquired
+from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 
 
 def model_card(

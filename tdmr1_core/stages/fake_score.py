@@ -9,9 +9,9 @@ from tdmr1_core.algorithm.flow import euler_step, euler_velocity, predict_clean,
 from tdmr1_core.algorithm.objectives import fake_score_loss, fake_target
 from tdmr1_core.models.roles import FAKE, GENERATOR, TEACHER, Roles
 from tdmr1_core.records import Trajectory
+from tdmr1_core.stages.draws import latents_at, noise_for
 from tdmr1_core.stages.micro_batches import MicroBatches, Size
-from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.points import latents_at, noise_for
+from tdmr1_core.stages.trained_role import TrainedRole
 
 
 class FakeScoreStage:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tdmr1_core.algorithm.flow import euler_step, predict_clean, renoise
 from tdmr1_core.algorithm.objectives import GeneratorWeights, direction_loss, direction_normaliser, generator_loss
-from tdmr1_core.models.protocol import guide, velocities
+from tdmr1_core.models.backbone import guide, velocities
 from tdmr1_core.models.roles import FAKE, GENERATOR, REFERENCE, SURROGATE, TEACHER, Roles
 from tdmr1_core.records import Conditioning, Trajectory
+from tdmr1_core.stages.draws import noise_for
 from tdmr1_core.stages.micro_batches import MicroBatches, Size
-from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.points import noise_for
+from tdmr1_core.stages.trained_role import TrainedRole
 
 Query = tuple[Tensor, Tensor, Conditioning]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tdmr1_core.models.roles import GENERATOR, Roles
 from tdmr1_core.records import Conditioning, Groups, Trajectory
+from tdmr1_core.stages.draws import noise_for
 from tdmr1_core.stages.micro_batches import MicroBatches, Size
-from tdmr1_core.stages.points import noise_for
 from tdmr1_core.stages.sampling import Sampler, sample
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.algorithm.flow import dpm_solver_step, euler_step, predict_clean, stochastic_step
-from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.records import Conditioning
 
 Sampler = Literal["euler", "dpm-solver++"]

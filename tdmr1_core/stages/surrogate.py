@@ -17,9 +17,9 @@ from tdmr1_core.algorithm.objectives import (
 )
 from tdmr1_core.models.roles import SURROGATE, SURROGATE_EMA, Roles
 from tdmr1_core.records import Conditioning, Trajectory
+from tdmr1_core.stages.draws import latents_at, noise_for
 from tdmr1_core.stages.micro_batches import MicroBatches, Size
-from tdmr1_core.stages.optimiser import TrainedRole
-from tdmr1_core.stages.points import latents_at, noise_for
+from tdmr1_core.stages.trained_role import TrainedRole
 
 
 @dataclass(frozen=True)

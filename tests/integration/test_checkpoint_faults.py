@@ -41,7 +41,7 @@ from tdmr1_core.runs.checkpoint import (
 from tdmr1_core.runs.continuing import load_run_config
 from tdmr1_core.runs.manifest import MANIFEST, describe
 from tdmr1_core.runs.run import Run, load_trained
-from tdmr1_core.stages import encoding
+from tdmr1_core.stages import prompt_encoder as encoding
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_rewards.runner import RewardRunner
 

@@ -21,8 +21,8 @@ from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import resolve
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import acquire
-from tdmr1_core.models.lora_files import COMFY_FILE
+from tdmr1_core.models.loading import acquire
+from tdmr1_core.models.lora.files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
 from tdmr1_core.planning.estimate import plan
 from tdmr1_core.plugins import discover

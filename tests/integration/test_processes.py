@@ -21,7 +21,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.records import Groups, Prompt
 from tdmr1_core.runs import guard
 from tdmr1_core.runs.run import Run
-from tdmr1_core.stages.points import sharing_ids
+from tdmr1_core.stages.draws import sharing_ids
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from integration.support import Silent, small_config
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.acquire import acquire
+from tdmr1_core.models.loading import acquire
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.checkpoint import LATEST, checkpoint_folders, latest_checkpoint

@@ -26,7 +26,7 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
 from tdmr1_core.records import Advantages, Trajectory, UpdateStats
-from tdmr1_core.stages.points import draw_boundaries, draw_steps
+from tdmr1_core.stages.draws import draw_boundaries, draw_steps
 from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.hookspecs import hookimpl
 

@@ -38,8 +38,8 @@ from tdmr1_core.models.roles import (
     Roles,
 )
 from tdmr1_core.records import Advantages, Trajectory
-from tdmr1_core.stages.optimiser import NotFinite, TrainedRole
-from tdmr1_core.stages.points import noise_for
+from tdmr1_core.stages.draws import noise_for
+from tdmr1_core.stages.trained_role import NotFinite, TrainedRole
 from tdmr1_rewards.api import RewardBatch, RewardResult
 
 pytestmark = pytest.mark.unit

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.lora_files import LoraFile, read_lora
-from tdmr1_core.models.lora_headers import WEIGHT_FILE
+from tdmr1_core.models.lora.files import LoraFile, read_lora
+from tdmr1_core.models.lora.metadata import WEIGHT_FILE
+from tdmr1_core.models.meta_network import Skeleton
 from tdmr1_core.models.roles import LoraShape
-from tdmr1_core.models.skeleton import Skeleton
 
 pytestmark = pytest.mark.unit
 

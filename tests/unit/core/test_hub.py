@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models import pipeline_files
-from tdmr1_core.models.acquire import acquire, find_lora
 from tdmr1_core.models.hub import hub_file, is_hub_id, revision_of
+from tdmr1_core.models.loading import acquire, find_lora
 from tdmr1_core.models.registry import ModelRegistry
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,7 @@ from tdmr1_core.algorithm.advantages import group_advantages
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, preset_names, read_preset, resolve
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_headers import says_alpha
+from tdmr1_core.models.lora.metadata import says_alpha
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.checks import check_settings
 

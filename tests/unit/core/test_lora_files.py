@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import ATTENTION, FAMILIES, JOINT_ATTENTION
-from tdmr1_core.models.lora_files import read_lora
+from tdmr1_core.models.lora.files import read_lora
+from tdmr1_core.models.meta_network import Skeleton
 from tdmr1_core.models.roles import LoraShape
-from tdmr1_core.models.skeleton import Skeleton
 
 pytestmark = pytest.mark.unit
 

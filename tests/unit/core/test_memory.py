@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, encoder_identity
-from tdmr1_core.models.quantised import bitsandbytes, quantise
+from tdmr1_core.models.quantization import bitsandbytes, quantise
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, LoraShape, Roles
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.records import Advantages
 from tdmr1_core.runs.checkpoint import load_checkpoint, save_checkpoint
-from tdmr1_core.stages.encoding import PromptEncoder
 from tdmr1_core.stages.micro_batches import MicroBatches
+from tdmr1_core.stages.prompt_encoder import PromptEncoder
 from tdmr1_rewards.api import RewardBatch, RewardResult
 
 pytestmark = pytest.mark.unit

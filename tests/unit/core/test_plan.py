@@ -16,9 +16,9 @@ from tdmr1_cli.plan import parse_memory
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.meta_network import Skeleton
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import LoraShape
-from tdmr1_core.models.skeleton import Skeleton
 from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.planning.estimate import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED

@@ -7,7 +7,7 @@ import torch
 
 from tdmr1_core.config import Sharing
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
-from tdmr1_core.stages.points import (
+from tdmr1_core.stages.draws import (
     draw_boundaries,
     draw_levels,
     draw_steps,
@@ -80,7 +80,7 @@ def test_boundary_probabilities() -> None:
 )
 def test_boundary_by_hand(monkeypatch: pytest.MonkeyPatch, uniform: float, boundary: int) -> None:
     number = torch.full((6,), uniform, dtype=torch.float64)
-    monkeypatch.setattr("tdmr1_core.stages.points.seeds.uniform", lambda *_: number)
+    monkeypatch.setattr("tdmr1_core.stages.draws.seeds.uniform", lambda *_: number)
     assert draw_boundaries(0, make_groups(), 4, (0, 0), "sample", True).tolist() == [boundary] * 6
 
 

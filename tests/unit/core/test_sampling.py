@@ -9,7 +9,7 @@ from helpers_product import all_conditionings, make_backbone
 from torch import Tensor
 
 from tdmr1_core.algorithm.flow import sigma_schedule
-from tdmr1_core.models.protocol import guide, velocities
+from tdmr1_core.models.backbone import guide, velocities
 from tdmr1_core.records import Conditioning
 from tdmr1_core.stages.sampling import sample
 

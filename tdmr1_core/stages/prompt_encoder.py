@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tdmr1_core.durable_files import write_lasting
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
-from tdmr1_core.models.protocol import Backbone
 from tdmr1_core.records import Conditioning
 
 DIGEST = "sha256"

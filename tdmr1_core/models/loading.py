@@ -14,10 +14,10 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot, is_hub_id, revision_of
-from tdmr1_core.models.lora_files import LoraFile, read_lora
+from tdmr1_core.models.lora.files import LoraFile, read_lora
+from tdmr1_core.models.meta_network import Skeleton
 from tdmr1_core.models.pipeline_files import check_family, fetch, has_t5, parts_of, read_config
 from tdmr1_core.models.roles import LoraShape
-from tdmr1_core.models.skeleton import Skeleton
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tdmr1_core.models.quantised import bitsandbytes
+from tdmr1_core.models.quantization import bitsandbytes
 
 if TYPE_CHECKING:
     from tdmr1_core.records import Groups

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
-from tdmr1_core.models.lora_fitting import RawLora, fitted, named_by_position
-from tdmr1_core.models.lora_headers import PREFIX, WEIGHT_FILE, adapter_settings, open_safetensors, weight_file
-from tdmr1_core.models.lora_names import parse_key
+from tdmr1_core.models.lora.key_names import parse_key
+from tdmr1_core.models.lora.matching import RawLora, fitted, named_by_position
+from tdmr1_core.models.lora.metadata import PREFIX, WEIGHT_FILE, adapter_settings, open_safetensors, weight_file
+from tdmr1_core.models.meta_network import Skeleton
 from tdmr1_core.models.roles import LoraShape, LoraWeights, Roles
-from tdmr1_core.models.skeleton import Skeleton
 
 COMFY_FILE = "comfyui_lora.safetensors"
 NAMELESS = "ema_parameters"

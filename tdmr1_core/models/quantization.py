@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.protocol import Backbone
+from tdmr1_core.models.backbone import Backbone
 
 MARKS = {"8bit": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
 """By what PEFT knows that a network's linear layers are bitsandbytes' own."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_names import parse_key
+from tdmr1_core.models.lora.key_names import parse_key
 
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

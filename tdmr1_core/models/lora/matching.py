@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora_names import OTHER_METHODS, TEXT_ENCODERS, Key, flattened, module_names, parse_key
+from tdmr1_core.models.lora.key_names import OTHER_METHODS, TEXT_ENCODERS, Key, flattened, module_names, parse_key
+from tdmr1_core.models.meta_network import Skeleton
 from tdmr1_core.models.roles import LoraShape, LoraWeights
-from tdmr1_core.models.skeleton import Skeleton
 
 RIGHT_BASE = "use the LoRA with the base model it was made for"
 

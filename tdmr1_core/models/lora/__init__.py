@@ -1,0 +1,1 @@
+"""LoRA files of other toolkits: names, ranks and metadata."""
