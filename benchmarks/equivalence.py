@@ -160,7 +160,7 @@ def run(member: Member, precision: str, folder: Path) -> Records:
 
 def _stop_after_one() -> None:
     """Ctrl-C in the first iteration that this process makes, when its metrics are written."""
-    from tdmr1_core.runs.tracking import Tracker
+    from tdmr1_core.runs.metrics_log import Tracker
 
     after(Tracker, "metrics", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
 

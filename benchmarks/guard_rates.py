@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdmr1_core.config import GuardConfig
-from tdmr1_core.runs.guard import Departure, Look, departures, find_alarms, is_too_far
-from tdmr1_core.runs.tracking import GUARD
+from tdmr1_core.runs.evaluation.guard import Departure, Look, departures, find_alarms, is_too_far
+from tdmr1_core.runs.metrics_log import GUARD
 
 CONDITIONS = {
     "small files": ("jpeg_size", ["--set", "rewards.0.options.prefer=small"]),

@@ -27,7 +27,7 @@ from scripted_person import ScriptedPerson, is_red
 from tdmr1_core.config_loading import read_preset, resolve
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.prompts.sets import load_prompts
-from tdmr1_core.runs.evaluate import Pictures, draw
+from tdmr1_core.runs.evaluation.evaluate import Pictures, draw
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_rewards.feedback.records import NewItem
 from tdmr1_rewards.feedback.store import FeedbackStore

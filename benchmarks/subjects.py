@@ -13,7 +13,7 @@ from word_judge import judge_words
 from tdmr1_core.config_loading import read_preset
 from tdmr1_core.prompts.sets import load_prompts
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluate import Pictures
+from tdmr1_core.runs.evaluation.evaluate import Pictures
 from tdmr1_core.tiny import words, world
 from tdmr1_rewards.api import RewardBatch, RewardContext
 

@@ -30,7 +30,7 @@ import numpy as np
 from learning_report import MEASURES, STUDENT, curves, run_folder, tables
 from subjects import SUBJECTS, Measures, Sheet, Subject
 
-from tdmr1_core.runs.evaluate import draw
+from tdmr1_core.runs.evaluation.evaluate import draw
 
 SETTINGS = {
     "real": [],

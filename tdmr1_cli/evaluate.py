@@ -26,7 +26,7 @@ from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RewardConfig
-    from tdmr1_core.runs.evaluate import Evaluation
+    from tdmr1_core.runs.evaluation.evaluate import Evaluation
 
 STUDENT, TRAINED = "student", "trained"
 
@@ -142,7 +142,7 @@ def _measure(
     from tdmr1_cli.progress import Stages
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
     from tdmr1_core.prompts.sets import load_prompts
-    from tdmr1_core.runs.evaluate import evaluate
+    from tdmr1_core.runs.evaluation.evaluate import evaluate
     from tdmr1_core.stages.scoring import build_runner
 
     engine = loaded.engine

@@ -31,7 +31,7 @@ def command(
     check_writable(folder)
     with leaving_on_sigterm():
         loaded = load_target(str(run), Flags(), judged=False)
-        from tdmr1_core.runs.export import export_lora
+        from tdmr1_core.runs.output.export import export_lora
 
         exported = export_lora(loaded.engine, folder, comfy=comfy)
         loaded.engine.close()

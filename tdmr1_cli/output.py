@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tdmr1_core.runs.evaluate import Measure
+    from tdmr1_core.runs.evaluation.evaluate import Measure
 
 PIPE_WIDTH = 160
 """Columns of a table where no terminal says how wide it is."""

@@ -20,7 +20,7 @@ from tdmr1_cli.output import plus_minus
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
     from tdmr1_core.records import IterationReport
-    from tdmr1_core.runs.evaluate import Evaluation
+    from tdmr1_core.runs.evaluation.evaluate import Evaluation
 
 STDERR = 2
 TREND = 10

@@ -13,7 +13,7 @@ from tdmr1_cli.output import data, emit_json, measure_document, message, plus_mi
 from tdmr1_cli.targets import RunArgument, check_run
 
 if TYPE_CHECKING:
-    from tdmr1_core.runs.report import Report
+    from tdmr1_core.runs.output.report import Report
 
 
 def command(
@@ -28,14 +28,14 @@ def command(
     The short of it is printed. With --json it is printed as data instead, and no file is written.
     """
     check_run(run)
-    from tdmr1_core.runs.report import read_report
+    from tdmr1_core.runs.output.report import read_report
 
     report = read_report(run)
     if json:
         emit_json(_document(report))
         return
     from tdmr1_core.durable_files import told_of
-    from tdmr1_core.runs.report_page import report_page
+    from tdmr1_core.runs.output.report_page import report_page
 
     _show(report)
     file = output or run / "report.html"

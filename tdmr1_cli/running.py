@@ -21,7 +21,7 @@ from tdmr1_core.errors import Tdmr1Error
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig
     from tdmr1_core.plugins import Extensions
-    from tdmr1_core.runs.evaluate import Evaluation
+    from tdmr1_core.runs.evaluation.evaluate import Evaluation
     from tdmr1_core.runs.run import Run, RunResult
 
 RUNS = Path("runs")
@@ -76,7 +76,7 @@ def continue_run(
     check_run(folder)
     from tdmr1_core.plugins import discover
     from tdmr1_core.preflight.checks import check_settings
-    from tdmr1_core.runs.continuing import load_run_config
+    from tdmr1_core.runs.checkpoints.resume import load_run_config
 
     extensions, config = discover(), load_run_config(folder)
     idle = check_settings(config, extensions.entry(config.model), extensions)
@@ -203,8 +203,8 @@ def _execute(run: Run, quiet: bool) -> None:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    from tdmr1_core.runs.checkpoint import LATEST, named_in
-    from tdmr1_core.runs.continuing import CHECKPOINTS
+    from tdmr1_core.runs.checkpoints.checkpoint import LATEST, named_in
+    from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS
 
     return named_in(folder / CHECKPOINTS / LATEST)
 
@@ -215,8 +215,8 @@ def _resume_command(folder: Path) -> str:
 
 def _left_behind(folder: Path, what: str) -> tuple[str, str]:
     """What a stopped run leaves, and how to go on."""
-    from tdmr1_core.runs.checkpoint import checkpoint_folders
-    from tdmr1_core.runs.continuing import CHECKPOINTS
+    from tdmr1_core.runs.checkpoints.checkpoint import checkpoint_folders
+    from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS
 
     checkpoint = _last_checkpoint(folder)
     if checkpoint is None:
@@ -235,7 +235,7 @@ def _finish_training(result: RunResult) -> None:
 
 
 def _finish_distillation(result: RunResult, extensions: Extensions) -> None:
-    from tdmr1_core.runs.export import EXPORT, export_lora, exported_of
+    from tdmr1_core.runs.output.export import EXPORT, export_lora, exported_of
     from tdmr1_core.runs.run import load_trained
 
     if result.after:
@@ -277,7 +277,7 @@ def _show_gains(
 
 def _recorded_before(folder: Path) -> dict[tuple[str, str], str]:
     """A continued run's first evaluation, as its folder keeps it: (prompt set, reward) to mean ± standard error."""
-    from tdmr1_core.runs.report import read_evaluations
+    from tdmr1_core.runs.output.report import read_evaluations
 
     started = {(each.prompts, each.reward): each.points[0] for each in read_evaluations(folder)}
     return {key: plus_minus(value) for key, (step, value) in started.items() if step == 0}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tdmr1_core.records import Prompt
-    from tdmr1_core.runs.evaluate import Pictures
+    from tdmr1_core.runs.evaluation.evaluate import Pictures
 
 GRID = "grid.png"
 METADATA = "metadata.jsonl"
@@ -132,7 +132,7 @@ def _draw(
     loaded: Target, role: Who, wanted: list[Prompt], images: int, seed: int, steps: int | None, guidance: float | None
 ) -> Pictures:
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.runs.evaluate import draw
+    from tdmr1_core.runs.evaluation.evaluate import draw
 
     engine = loaded.engine
     if role is Who.start:
@@ -144,7 +144,7 @@ def _draw(
 def _save(pictures: Pictures, files: Sequence[Path], output: Path, columns: int) -> None:
     from PIL import Image
 
-    from tdmr1_core.runs.pictures import save_grid
+    from tdmr1_core.runs.output.image_grids import save_grid
 
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import REFERENCE, SURROGATE
 from tdmr1_core.records import Conditioning, Groups
-from tdmr1_core.runs.evaluate import Measure, evaluation_noise, measure
+from tdmr1_core.runs.evaluation.evaluate import Measure, evaluation_noise, measure
 from tdmr1_core.stages.micro_batches import MicroBatches
 
 

@@ -35,7 +35,7 @@ from tdmr1_core.preflight.evaluation_rewards import (
 )
 from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.records import IterationReport, Prompt
-from tdmr1_core.runs.checkpoint import (
+from tdmr1_core.runs.checkpoints.checkpoint import (
     checkpoint_folders,
     go_back_to_good,
     latest_checkpoint,
@@ -43,9 +43,7 @@ from tdmr1_core.runs.checkpoint import (
     mark_good,
     save_checkpoint,
 )
-from tdmr1_core.runs.continuing import CHECKPOINTS, Changes, Continuation, find_continuation, load_run_config
-from tdmr1_core.runs.evaluate import Evaluation, evaluate
-from tdmr1_core.runs.foundations import (
+from tdmr1_core.runs.checkpoints.fingerprints import (
     CONFIG,
     Foundations,
     check_same_base,
@@ -55,9 +53,11 @@ from tdmr1_core.runs.foundations import (
     read_header,
     write_config,
 )
-from tdmr1_core.runs.guard import Guard, GuardStopped, subject_of
-from tdmr1_core.runs.preview import SAMPLES, save_comparison, save_preview
-from tdmr1_core.runs.tracking import Tracker
+from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS, Changes, Continuation, find_continuation, load_run_config
+from tdmr1_core.runs.evaluation.evaluate import Evaluation, evaluate
+from tdmr1_core.runs.evaluation.guard import Guard, GuardStopped, subject_of
+from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.output.previews import SAMPLES, save_comparison, save_preview
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
 from tdmr1_rewards import patience
 from tdmr1_rewards.failures import RewardFailed

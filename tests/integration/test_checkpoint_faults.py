@@ -28,8 +28,10 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs import continuing, manifest, tracking
-from tdmr1_core.runs.checkpoint import (
+from tdmr1_core.runs import metrics_log as tracking
+from tdmr1_core.runs.checkpoints import manifest
+from tdmr1_core.runs.checkpoints import resume as continuing
+from tdmr1_core.runs.checkpoints.checkpoint import (
     FILES,
     LATEST,
     checkpoint_folders,
@@ -38,8 +40,8 @@ from tdmr1_core.runs.checkpoint import (
     read_config,
     save_checkpoint,
 )
-from tdmr1_core.runs.continuing import load_run_config
-from tdmr1_core.runs.manifest import MANIFEST, describe
+from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
+from tdmr1_core.runs.checkpoints.resume import load_run_config
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_core.stages import prompt_encoder as encoding
 from tdmr1_core.stages.rollout import RolloutStage

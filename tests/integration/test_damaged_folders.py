@@ -23,9 +23,8 @@ from tdmr1_core.durable_files import check_links
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs import checkpoint as checkpoints_module
-from tdmr1_core.runs import export
-from tdmr1_core.runs.checkpoint import (
+from tdmr1_core.runs.checkpoints import checkpoint as checkpoints_module
+from tdmr1_core.runs.checkpoints.checkpoint import (
     FILES,
     GOOD,
     LATEST,
@@ -38,9 +37,10 @@ from tdmr1_core.runs.checkpoint import (
     read_config,
     save_checkpoint,
 )
-from tdmr1_core.runs.manifest import MANIFEST, describe
+from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
+from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.output import export
 from tdmr1_core.runs.run import Run, load_trained
-from tdmr1_core.runs.tracking import Tracker
 
 pytestmark = pytest.mark.integration
 NEWEST, BEFORE = "step-000002", "step-000001"

@@ -19,7 +19,7 @@ from tdmr1_core.models.pipeline import load_pipeline
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
 from tdmr1_core.plugins import discover
-from tdmr1_core.runs.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.evaluation.evaluate import draw, evaluation_noise
 from tdmr1_rewards.hookspecs import hookimpl
 
 pytestmark = pytest.mark.integration

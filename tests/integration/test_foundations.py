@@ -12,7 +12,7 @@ from integration.support import Silent, small_config
 from tdmr1_core import tiny
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs.foundations import read_header
+from tdmr1_core.runs.checkpoints.fingerprints import read_header
 from tdmr1_core.runs.run import Run, load_trained
 
 pytestmark = pytest.mark.integration

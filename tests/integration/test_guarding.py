@@ -9,10 +9,11 @@ import pytest
 
 from integration.support import Silent, small_config
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs import guard, run
-from tdmr1_core.runs.guard import GuardStopped, Look, find_alarms
+from tdmr1_core.runs import run
+from tdmr1_core.runs.evaluation import guard
+from tdmr1_core.runs.evaluation.guard import GuardStopped, Look, find_alarms
+from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.run import Run
-from tdmr1_core.runs.tracking import Tracker
 
 pytestmark = pytest.mark.integration
 

@@ -26,9 +26,9 @@ from tdmr1_core.models.lora.files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
 from tdmr1_core.planning.estimate import plan
 from tdmr1_core.plugins import discover
-from tdmr1_core.runs import export
-from tdmr1_core.runs.evaluate import draw, evaluation_noise
-from tdmr1_core.runs.export import export_lora
+from tdmr1_core.runs.evaluation.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.output import export
+from tdmr1_core.runs.output.export import export_lora
 from tdmr1_core.runs.run import Run, load_trained
 
 pytestmark = pytest.mark.integration

@@ -19,7 +19,7 @@ from tdmr1_core.durable_files import hold
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.records import Groups, Prompt
-from tdmr1_core.runs import guard
+from tdmr1_core.runs.evaluation import guard
 from tdmr1_core.runs.run import Run
 from tdmr1_core.stages.draws import sharing_ids
 

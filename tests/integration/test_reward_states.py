@@ -16,7 +16,7 @@ from tdmr1_cli.launching import launch
 from tdmr1_core.distributed import join_processes
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs.checkpoint import REWARDS, latest_checkpoint
+from tdmr1_core.runs.checkpoints.checkpoint import REWARDS, latest_checkpoint
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_rewards.failures import RewardFailed
 from tdmr1_rewards.loading import private_name

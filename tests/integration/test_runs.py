@@ -16,9 +16,9 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.loading import acquire
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
-from tdmr1_core.runs.continuing import RESUMES
-from tdmr1_core.runs.export import export_lora
+from tdmr1_core.runs.checkpoints.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
+from tdmr1_core.runs.checkpoints.resume import RESUMES
+from tdmr1_core.runs.output.export import export_lora
 from tdmr1_core.runs.run import Run, load_run_config, load_trained
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tdmr1_core.models.registry import ModelRegistry
-from tdmr1_core.runs.evaluate import Pictures
+from tdmr1_core.runs.evaluation.evaluate import Pictures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 subjects = importlib.import_module("subjects")

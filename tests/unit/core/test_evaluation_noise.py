@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluate import evaluation_noise
+from tdmr1_core.runs.evaluation.evaluate import evaluation_noise
 
 pytestmark = pytest.mark.unit
 

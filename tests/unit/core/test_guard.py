@@ -14,9 +14,9 @@ from tdmr1_core.config_loading import resolve
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.evaluation_rewards import held_out_rewards, trained_directions
-from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.foundations import Foundations
-from tdmr1_core.runs.guard import (
+from tdmr1_core.runs.checkpoints.fingerprints import Foundations
+from tdmr1_core.runs.evaluation.evaluate import Measure
+from tdmr1_core.runs.evaluation.guard import (
     Departure,
     Guard,
     Look,
@@ -24,7 +24,7 @@ from tdmr1_core.runs.guard import (
     first_look,
     subject_of,
 )
-from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
+from tdmr1_core.runs.evaluation.image_statistics import colour_shares, diversity, picture_statistics, similarity
 
 pytestmark = pytest.mark.unit
 

@@ -28,7 +28,7 @@ from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE, TEACHER, LoraSha
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.records import Advantages
-from tdmr1_core.runs.checkpoint import load_checkpoint, save_checkpoint
+from tdmr1_core.runs.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.prompt_encoder import PromptEncoder
 from tdmr1_rewards.api import RewardBatch, RewardResult

@@ -15,11 +15,11 @@ from tdmr1_cli.main import main
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.guard import Look
-from tdmr1_core.runs.report import read_report
-from tdmr1_core.runs.report_page import report_page
-from tdmr1_core.runs.tracking import Tracker
+from tdmr1_core.runs.evaluation.evaluate import Measure
+from tdmr1_core.runs.evaluation.guard import Look
+from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.output.report import read_report
+from tdmr1_core.runs.output.report_page import report_page
 
 pytestmark = pytest.mark.unit
 ALARM = "jpeg size rose from 1 to 2 (+4.0 deviations) while entropy fell from 3 to 1 (-2.0 deviations)"

@@ -9,8 +9,8 @@ import pytest
 
 from tdmr1_core import durable_files as storage
 from tdmr1_core.notices import RunWarning
-from tdmr1_core.runs import lines
-from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS, Tracker
+from tdmr1_core.runs import jsonl as lines
+from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS, Tracker
 
 pytestmark = pytest.mark.unit
 

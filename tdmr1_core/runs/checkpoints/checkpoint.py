@@ -24,7 +24,7 @@ from tdmr1_core.config_loading import dump, fingerprint
 from tdmr1_core.durable_files import MISSHAPEN, flush_folder, make_lasting, replace_lasting, told_of, write_lasting
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import notice
-from tdmr1_core.runs import manifest
+from tdmr1_core.runs.checkpoints import manifest
 from tdmr1_core.versions import versions
 from tdmr1_rewards.state import State
 

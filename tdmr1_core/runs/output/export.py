@@ -22,8 +22,8 @@ from tdmr1_core.models.lora.files import COMFY_FILE, write_comfy_lora, write_lor
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR_EMA
-from tdmr1_core.runs.evaluate import draw, evaluation_noise
-from tdmr1_core.runs.model_card import model_card
+from tdmr1_core.runs.evaluation.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.output.model_card import model_card
 from tdmr1_core.versions import versions
 
 COMPARED_PROMPTS, COMPARED_IMAGES = 4, 2

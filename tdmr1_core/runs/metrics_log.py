@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.durable_files import append_lasting, replace_lasting, told_of
-from tdmr1_core.runs.lines import keep_lines, step_of
+from tdmr1_core.runs.jsonl import keep_lines, step_of
 
 METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
 ALARMS = "guard/alarms"

@@ -13,12 +13,12 @@ from typing import Any
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump
-from tdmr1_core.runs.continuing import RESUMES, find_changes, load_run_config
-from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.foundations import read_header
-from tdmr1_core.runs.guard import Departure, Look, departures, first_look, is_too_far
-from tdmr1_core.runs.lines import LARGEST, Row, number, read_lines, step_of
-from tdmr1_core.runs.tracking import EVALUATIONS, GUARD, METRICS
+from tdmr1_core.runs.checkpoints.fingerprints import read_header
+from tdmr1_core.runs.checkpoints.resume import RESUMES, find_changes, load_run_config
+from tdmr1_core.runs.evaluation.evaluate import Measure
+from tdmr1_core.runs.evaluation.guard import Departure, Look, departures, first_look, is_too_far
+from tdmr1_core.runs.jsonl import LARGEST, Row, number, read_lines, step_of
+from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS
 
 ALWAYS = ("kind", "model.name", "seed", "iterations", "batch.groups", "batch.group_size", "rollout.steps")
 """Settings that are shown even where they are at their default."""

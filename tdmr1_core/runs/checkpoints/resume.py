@@ -13,9 +13,9 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump, read_file, resolve
 from tdmr1_core.durable_files import append_lasting, check_links
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.runs.checkpoint import SETTINGS, iteration_of, latest_checkpoint, read_config
-from tdmr1_core.runs.foundations import CONFIG, HEADER
-from tdmr1_core.runs.lines import keep_lines
+from tdmr1_core.runs.checkpoints.checkpoint import SETTINGS, iteration_of, latest_checkpoint, read_config
+from tdmr1_core.runs.checkpoints.fingerprints import CONFIG, HEADER
+from tdmr1_core.runs.jsonl import keep_lines
 
 CHECKPOINTS, RESUMES = "checkpoints", "resumes.jsonl"
 HARMLESS = (

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from tdmr1_core.runs.evaluate import Measure
-from tdmr1_core.runs.preview import BEFORE_AFTER
-from tdmr1_core.runs.report import Report
+from tdmr1_core.runs.evaluation.evaluate import Measure
+from tdmr1_core.runs.output.previews import BEFORE_AFTER
+from tdmr1_core.runs.output.report import Report
 
 Point = tuple[float, float, float]
 """Iteration, value and standard error."""

@@ -16,7 +16,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.prompts.sets import spread
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.lines import number, whole_number
+from tdmr1_core.runs.jsonl import number, whole_number
 from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.sampling import Sampler, sample
 from tdmr1_rewards.api import RewardBatch, RewardContext

@@ -9,8 +9,8 @@ from tdmr1_core.durable_files import told_of
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluate import Pictures, draw
-from tdmr1_core.runs.pictures import save_before_after, save_grid
+from tdmr1_core.runs.evaluation.evaluate import Pictures, draw
+from tdmr1_core.runs.output.image_grids import save_before_after, save_grid
 
 SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
 PROMPTS, COLUMNS = 6, 8

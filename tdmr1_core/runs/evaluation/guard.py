@@ -24,11 +24,11 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.notices import notice
 from tdmr1_core.preflight.evaluation_rewards import FEWEST
-from tdmr1_core.runs.evaluate import Evaluation, Measure, draw, measure
-from tdmr1_core.runs.foundations import Foundations
-from tdmr1_core.runs.image_statistics import colour_shares, diversity, picture_statistics, similarity
-from tdmr1_core.runs.lines import read_lines, step_of
-from tdmr1_core.runs.tracking import GUARD
+from tdmr1_core.runs.checkpoints.fingerprints import Foundations
+from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, draw, measure
+from tdmr1_core.runs.evaluation.image_statistics import colour_shares, diversity, picture_statistics, similarity
+from tdmr1_core.runs.jsonl import read_lines, step_of
+from tdmr1_core.runs.metrics_log import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.runner import RewardRunner
 

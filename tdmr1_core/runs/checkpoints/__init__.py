@@ -1,0 +1,1 @@
+"""Checkpoints, resume, and what identifies the inputs of a run."""

@@ -1,0 +1,1 @@
+"""What a run gives to its user: LoRA exports, images and reports."""
