@@ -69,7 +69,7 @@ def _wait_for_every_reward() -> None:
 def _answer_late() -> None:
     """No reward answers before all is sampled, which works only while sampling does not wait for it."""
     from tdmr1_core.stages.rollout import RolloutStage
-    from tdmr1_rewards.hosts.thread import ThreadHost
+    from tdmr1_rewards.calling.thread import ThreadHost
 
     sampled, run, call = threading.Event(), RolloutStage.run, ThreadHost.call
 

@@ -17,7 +17,7 @@ from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, message, warning
 from tdmr1_cli.targets import is_run
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_rewards.addresses import ANY_HOST, is_loopback, network_address
+from tdmr1_rewards.serving.addresses import ANY_HOST, is_loopback, network_address
 
 if TYPE_CHECKING:
     from tdmr1_rewards.feedback.serving import Page

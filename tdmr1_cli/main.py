@@ -20,7 +20,7 @@ from tdmr1_core.distributed import place
 from tdmr1_core.errors import ToldElsewhere
 from tdmr1_core.notices import RunWarning
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
-from tdmr1_rewards.failures import RewardWarning
+from tdmr1_rewards.scoring.failures import RewardWarning
 
 DEBUG_VARIABLE = "TDMR1_DEBUG"
 TOLD_ELSEWHERE = 3

@@ -255,9 +255,9 @@ def parse_reward(text: str) -> TypedReward:
     """`[NAME=]SOURCE[:WEIGHT]` taken apart; a file's path is made absolute, since a run is continued from anywhere.
 
     A port or a function is no weight: that is a number after the source. Raises Tdmr1Error for a weight that is none,
-    and for what cannot be a source (`tdmr1_rewards.sources`).
+    and for what cannot be a source (`tdmr1_rewards.sources.source`).
     """
-    from tdmr1_rewards import sources
+    from tdmr1_rewards.sources import source as sources
 
     form = rf"(?:(?P<name>[A-Za-z_][\w-]*)=)?(?P<source>{sources.PATTERN})(?::(?P<weight>[^:/]*))?"
     match = re.fullmatch(form, text)
@@ -284,7 +284,7 @@ def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions)
     if entry is None:
         return None
     from tdmr1_core.config_loading import preset_names
-    from tdmr1_rewards.sources import find
+    from tdmr1_rewards.sources.source import find
 
     first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
     if first is None:
@@ -307,7 +307,7 @@ def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
 
 
 def _check_rewards(sources: Sequence[tuple[str, Path | None]], extensions: Extensions, problems: Problems) -> None:
-    from tdmr1_rewards.sources import find
+    from tdmr1_rewards.sources.source import find
 
     for source in dict.fromkeys(sources):
         problems.attempt(lambda source=source: find(extensions.plugins.rewards, *source))  # type: ignore[misc]

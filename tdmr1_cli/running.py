@@ -128,7 +128,7 @@ def _say_loading(quiet: bool) -> None:
 
 def _say_what_rewards_are(settings: Settings, extensions: Extensions) -> None:
     """Name what each reward that no plugin registered was taken for."""
-    from tdmr1_rewards.sources import find
+    from tdmr1_rewards.sources.source import find
 
     for reward in settings.config.rewards:
         found = find(extensions.plugins.rewards, reward.source or reward.name, reward.python)

@@ -54,8 +54,8 @@ from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import reward_metrics
 from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_core.stages.trained_role import NotFinite
-from tdmr1_rewards.failures import RewardFailed
-from tdmr1_rewards.state import State
+from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.scoring.failures import RewardFailed
 
 MOST_BROKEN = 10
 """Updates of a role that may be left out in a row because they are not finite."""

@@ -19,8 +19,8 @@ import pluggy
 
 from tdmr1_rewards import hookspecs
 from tdmr1_rewards.api import Reward, RewardSpec
+from tdmr1_rewards.calling.reference import build, reference_of
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, told
-from tdmr1_rewards.reference import build, reference_of
 
 ENTRY_POINT_GROUP = "tdmr1"
 DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tdmr1_rewards.adapters import adapt
 from tdmr1_rewards.api import Reward, RewardExample, RewardSpec
+from tdmr1_rewards.calling.reference import resolve
+from tdmr1_rewards.contract.checks import Check, Examination, Report
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.examination import Check, Examination, Report
-from tdmr1_rewards.judging import Judge
-from tdmr1_rewards.reference import resolve
 from tdmr1_rewards.registry import Provenance, RegisteredReward, load_plugins
-from tdmr1_rewards.sources import create, find, snake_case
+from tdmr1_rewards.scoring.single_reward import Judge
+from tdmr1_rewards.sources.foreign import adapt
+from tdmr1_rewards.sources.source import create, find, snake_case
 
 __all__ = ["Check", "Report", "RewardUnfit", "check_reward", "examine", "examine_built", "load_examples"]
 

@@ -87,7 +87,7 @@ class Worker:
         _prepare(request)
         self._image_format = request["image_format"]
         _check_pictures(self._image_format)
-        from tdmr1_rewards.reference import Reference, build
+        from tdmr1_rewards.calling.reference import Reference, build
 
         self._reward = build(Reference(**request["reference"]), request["owner"])
         return {"python": "{}.{}.{}".format(*sys.version_info[:3])}
@@ -96,17 +96,17 @@ class Worker:
         _prepare(request)
         from dataclasses import asdict
 
-        from tdmr1_rewards import sources
         from tdmr1_rewards.registry import RewardRegistry
+        from tdmr1_rewards.sources import source as sources
 
         found = sources.find(RewardRegistry([]), request["source"])
         return {"spec": asdict(found.spec), "taken_as": found.taken_as}
 
     def _freeze(self, request: dict[str, Any]) -> dict[str, Any]:
         _prepare(request)
-        from tdmr1_rewards import sources
         from tdmr1_rewards.api import RewardSpec
         from tdmr1_rewards.registry import Provenance, RewardRegistry
+        from tdmr1_rewards.sources import source as sources
 
         known = request["registered"]
         registered = [(RewardSpec(**known["spec"]), Provenance(**known["provenance"]))] if known else []
@@ -119,19 +119,19 @@ class Worker:
         return {}
 
     def _score(self, request: dict[str, Any]) -> dict[str, Any]:
-        from tdmr1_rewards.answers import checked
-        from tdmr1_rewards.wire import decode_batch, encode_result
+        from tdmr1_rewards.calling.result_checks import checked
+        from tdmr1_rewards.calling.wire import decode_batch, encode_result
 
         batch = decode_batch(request["batch"], self._image_format)
         return encode_result(checked(self._reward(batch), batch.image_ids))
 
     def _state(self, request: dict[str, Any]) -> dict[str, Any]:
-        from tdmr1_rewards.state import take_state
+        from tdmr1_rewards.calling.state import take_state
 
         return {"state": take_state(self._reward)}
 
     def _load_state(self, request: dict[str, Any]) -> dict[str, Any]:
-        from tdmr1_rewards.state import give_state
+        from tdmr1_rewards.calling.state import give_state
 
         give_state(self._reward, request["state"])
         return {}
@@ -189,7 +189,7 @@ def _check_version(protocol: int) -> None:
     if sys.version_info < OLDEST_PYTHON:
         needed, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
         raise Unfit(f"needs Python {needed} or later, and {sys.executable} is {found}")
-    from tdmr1_rewards.wire import PROTOCOL
+    from tdmr1_rewards.calling.wire import PROTOCOL
 
     if protocol != PROTOCOL:
         raise Unfit(f"runs in a worker of protocol {PROTOCOL}, which was spoken to in protocol {protocol}")
@@ -218,7 +218,7 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(error, Unfit):
         return answer | {"refused": f"{request['owner']} {error}", "hint": error.hint}
-    from tdmr1_rewards.answers import failed_with
+    from tdmr1_rewards.calling.result_checks import failed_with
     from tdmr1_rewards.errors import Tdmr1Error
 
     what = {

@@ -24,8 +24,8 @@ from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
 from tdmr1_core.stages.scoring import ScoringStage
 from tdmr1_rewards.api import Reward, RewardSpec
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.slot import ActiveReward
+from tdmr1_rewards.scoring.active_reward import ActiveReward
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 RANK, ALPHA = 2, 3.0
 TARGETS = tuple(

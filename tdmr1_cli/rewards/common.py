@@ -11,7 +11,7 @@ import typer
 from tdmr1_cli.output import message
 from tdmr1_cli.plugins import find_plugins
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_rewards.availability import availability
+from tdmr1_rewards.sources.availability import availability
 
 if TYPE_CHECKING:
     from tdmr1_rewards.api import Reward
@@ -40,14 +40,14 @@ class Built:
 
 def look_up(source: str) -> RegisteredReward:
     """What a source names. Raises Tdmr1Error if there is no such thing."""
-    from tdmr1_rewards.sources import find
+    from tdmr1_rewards.sources.source import find
 
     return find(find_plugins().rewards, source)
 
 
 def build(source: str, options: Sequence[str]) -> Built:
     """Build what a source names, and say what it was taken for. Raises Tdmr1Error where something is missing for it."""
-    from tdmr1_rewards.sources import create, find
+    from tdmr1_rewards.sources.source import create, find
 
     registry = find_plugins().rewards
     found = find(registry, source)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, fields, table
 from tdmr1_cli.rewards.common import SourceArgument, document, look_up
-from tdmr1_rewards.availability import availability
+from tdmr1_rewards.sources.availability import availability
 
 if TYPE_CHECKING:
     from tdmr1_rewards.registry import RegisteredReward
@@ -71,7 +71,7 @@ def _options(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
     """The options as the reward's own model declares them, or as the parameters that a function has for them."""
     if found.spec.options is None:
         return _parameters(found, source)
-    from tdmr1_rewards.reference import resolve
+    from tdmr1_rewards.calling.reference import resolve
 
     model = resolve(found.spec.options, str(found))
     return [
@@ -87,8 +87,8 @@ def _options(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
 
 def _parameters(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
     from tdmr1_rewards.api import RewardSpec
-    from tdmr1_rewards.signatures import recognise
-    from tdmr1_rewards.sources import parse
+    from tdmr1_rewards.sources.signatures import recognise
+    from tdmr1_rewards.sources.source import parse
 
     target = parse(source).load() if found.taken_as else None
     if target is None or isinstance(target, RewardSpec):

@@ -12,7 +12,7 @@ import typer
 from tdmr1_cli.output import data, warning
 from tdmr1_cli.rewards.common import OptionsOption, SourceArgument, build
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_rewards.addresses import is_loopback, listen, reachable
+from tdmr1_rewards.serving.addresses import is_loopback, listen, reachable
 
 TOKEN_VARIABLE = "TDMR1_REWARD_TOKEN"
 
@@ -53,7 +53,7 @@ def command(
 def _server_module() -> ModuleType:
     """The server, which needs what only the extra brings."""
     try:
-        from tdmr1_rewards import server
+        from tdmr1_rewards.serving import server
     except ModuleNotFoundError as error:
         raise Tdmr1Error(
             f"serving a reward needs {error.name}, which is not installed", "pip install 'tdmr1[serve]'"

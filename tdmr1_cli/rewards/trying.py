@@ -17,7 +17,7 @@ from tdmr1_core.errors import Tdmr1Error
 if TYPE_CHECKING:
     import numpy as np
 
-    from tdmr1_rewards.judging import Verdict
+    from tdmr1_rewards.scoring.single_reward import Verdict
 
 BOXES = "boxes"
 
@@ -44,7 +44,7 @@ def command(
     prompts = _prompts(prompt or [], known, len(images))
     pixels = [_read(path) for path in images]
     built = build(source, option or ())
-    from tdmr1_rewards.judging import Judge, Picture
+    from tdmr1_rewards.scoring.single_reward import Judge, Picture
 
     pictures = [Picture(image, text, known) for image, text in zip(pixels, prompts, strict=True)]
     with Judge(built.found.spec, built.reward, built.found.provenance, device) as judge:

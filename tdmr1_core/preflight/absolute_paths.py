@@ -9,7 +9,7 @@ from tdmr1_core.config import ModelConfig, PromptConfig, RewardConfig, RunConfig
 from tdmr1_core.models.entry import SAME
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.sets import PROMPT_SETS
-from tdmr1_rewards.sources import parse
+from tdmr1_rewards.sources.source import parse
 
 
 def anchored(config: RunConfig, extensions: Extensions) -> RunConfig:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.availability import availability
 from tdmr1_rewards.registry import RewardRegistry
-from tdmr1_rewards.sources import find
+from tdmr1_rewards.sources.availability import availability
+from tdmr1_rewards.sources.source import find
 
 FEWEST = 8
 """Images, or groups, that the guard must have measured a number on."""

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from tdmr1_core.prompts.prompt import Prompt
-from tdmr1_rewards.builtin.colours import COLOUR_WORDS
+from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS
 from tdmr1_rewards.builtin.geneval import RELATIONS
 
 # fmt: off

@@ -23,7 +23,7 @@ from tdmr1_core.tiny.world import (
     pair_captions,
     training_captions,
 )
-from tdmr1_rewards.sources import find
+from tdmr1_rewards.sources.source import find
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig

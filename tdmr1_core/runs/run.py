@@ -59,9 +59,9 @@ from tdmr1_core.runs.evaluation.guard import Guard, GuardStopped, subject_of
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.output.previews import SAMPLES, save_comparison, save_preview
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
-from tdmr1_rewards import patience
-from tdmr1_rewards.failures import RewardFailed
-from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.calling import interrupts as patience
+from tdmr1_rewards.scoring.failures import RewardFailed
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 
 class Observer(Protocol):

@@ -15,11 +15,11 @@ from torch import Tensor
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.registry import Plugins, RewardRegistry
-from tdmr1_rewards.runner import Combine, RewardRunner, ScoredBatch, check_left
-from tdmr1_rewards.slot import ActiveReward
-from tdmr1_rewards.sources import create, find, frozen_options, refer
-from tdmr1_rewards.state import State
+from tdmr1_rewards.scoring.active_reward import ActiveReward
+from tdmr1_rewards.scoring.runner import Combine, RewardRunner, ScoredBatch, check_left
+from tdmr1_rewards.sources.source import create, find, frozen_options, refer
 
 
 def build_runner(

@@ -21,10 +21,10 @@ import numpy as np
 from pydantic import Field
 
 from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult
-from tdmr1_rewards.builtin.blobs import HUE_RANGES, BlobDetector
-from tdmr1_rewards.builtin.colours import COLOUR_WORDS, ClipColours
-from tdmr1_rewards.builtin.detections import Box, Detection, Detector, UnknownClassError, strongest
-from tdmr1_rewards.builtin.detectors import DetectorChoice, DetectorOptions
+from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, BlobDetector
+from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS, ClipColours
+from tdmr1_rewards.builtin.detection.detections import Box, Detection, Detector, UnknownClassError, strongest
+from tdmr1_rewards.builtin.detection.detectors import DetectorChoice, DetectorOptions
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult
-from tdmr1_rewards.builtin.blobs import HUE_RANGES, BlobDetector, count_objects
-from tdmr1_rewards.builtin.colours import COLOUR_WORDS
-from tdmr1_rewards.builtin.detections import Detector, UnknownClassError, strongest
-from tdmr1_rewards.builtin.detectors import DetectorChoice, DetectorOptions
+from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, BlobDetector, count_objects
+from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS
+from tdmr1_rewards.builtin.detection.detections import Detector, UnknownClassError, strongest
+from tdmr1_rewards.builtin.detection.detectors import DetectorChoice, DetectorOptions
 from tdmr1_rewards.errors import Tdmr1Error
 
 NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

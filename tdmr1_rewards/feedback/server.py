@@ -31,13 +31,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tdmr1_rewards.addresses import ANY_HOST, is_loopback
+from tdmr1_rewards.calling.wire import check_token
 from tdmr1_rewards.errors import Tdmr1Error, told
 from tdmr1_rewards.feedback.agreement import agreement_of
 from tdmr1_rewards.feedback.records import Offer, UnknownItem
 from tdmr1_rewards.feedback.store import FeedbackStore
-from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
-from tdmr1_rewards.wire import check_token
+from tdmr1_rewards.serving.addresses import ANY_HOST, is_loopback
+from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, told_refusal
 
 MAX_BODY = 64 * 1024
 """Bytes of a request; a larger one is refused unread."""

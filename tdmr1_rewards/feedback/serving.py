@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tdmr1_rewards.addresses import listen, reachable
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.serving.addresses import listen, reachable
 
 if TYPE_CHECKING:
     from uvicorn import Server

@@ -45,7 +45,7 @@ from tdmr1_core.runs.checkpoints.resume import load_run_config
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_core.stages import prompt_encoder as encoding
 from tdmr1_core.stages.rollout import RolloutStage
-from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 pytestmark = pytest.mark.integration
 NEWEST, BEFORE = "step-000003", "step-000002"

@@ -18,8 +18,8 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.checkpoints.checkpoint import REWARDS, latest_checkpoint
 from tdmr1_core.runs.run import Run, load_trained
-from tdmr1_rewards.failures import RewardFailed
-from tdmr1_rewards.loading import private_name
+from tdmr1_rewards.calling.import_file import private_name
+from tdmr1_rewards.scoring.failures import RewardFailed
 
 pytestmark = pytest.mark.integration
 COUNTING = '''

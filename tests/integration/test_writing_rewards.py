@@ -13,8 +13,8 @@ from PIL import Image
 
 from integration.packaging import ROOT, run
 from tdmr1_rewards import RewardBatch, RewardContext
-from tdmr1_rewards.loading import load_from_file
-from tdmr1_rewards.state import give_state, take_state
+from tdmr1_rewards.calling.import_file import load_from_file
+from tdmr1_rewards.calling.state import give_state, take_state
 
 pytestmark = pytest.mark.integration
 

@@ -26,7 +26,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import notice
 from tdmr1_core.runs.checkpoints import manifest
 from tdmr1_core.versions import versions
-from tdmr1_rewards.state import State
+from tdmr1_rewards.calling.state import State
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine

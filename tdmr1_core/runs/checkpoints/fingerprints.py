@@ -20,7 +20,7 @@ from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.versions import versions
-from tdmr1_rewards.sources import contents
+from tdmr1_rewards.sources.source import contents
 
 CONFIG, HEADER = "config.yaml", "tdmr1"
 TRAINING, EVALUATIONS = "the training", "evaluations"

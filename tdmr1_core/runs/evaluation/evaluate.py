@@ -20,7 +20,7 @@ from tdmr1_core.runs.jsonl import number, whole_number
 from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.sampling import Sampler, sample
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 SAMPLING_BATCH = 96
 """Images sampled at once where the run sets no micro-batch."""

@@ -30,7 +30,7 @@ from tdmr1_core.runs.evaluation.image_statistics import colour_shares, diversity
 from tdmr1_core.runs.jsonl import read_lines, step_of
 from tdmr1_core.runs.metrics_log import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 CERTAIN = 3.0
 """Standard errors that a difference must have before it counts."""

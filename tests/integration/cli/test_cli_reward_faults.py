@@ -18,7 +18,7 @@ import pytest
 from command_line import REPOSITORY, command, environment, run_tdmr1
 
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.remote import RemoteOptions, RemoteReward
+from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +60,7 @@ class Redness:
         return RewardResult(scores)
 
 def Far(settings):
-    from tdmr1_rewards.remote import RemoteOptions, RemoteReward
+    from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
     return RemoteReward(settings.url, RemoteOptions(patience=settings.patience))
 """
 ORIGIN = r"\(from test-redness 1\.0\)"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.builtin.checkpoints import load_detector
-from tdmr1_rewards.builtin.colours import COLOUR_WORDS, ClipColours, cut_out
-from tdmr1_rewards.builtin.detections import Detection, UnknownClassError, overlap, strongest
+from tdmr1_rewards.builtin.detection.checkpoints import load_detector
+from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS, ClipColours, cut_out
+from tdmr1_rewards.builtin.detection.detections import Detection, UnknownClassError, overlap, strongest
 from tdmr1_rewards.builtin.geneval import GenEval, GenEvalOptions
 from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions
 from tdmr1_rewards.errors import Tdmr1Error

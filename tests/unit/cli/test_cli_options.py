@@ -11,7 +11,7 @@ from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.sets import training_prompts
 from tdmr1_core.stages.scoring import build_runner
 from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.loading import private_name
+from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.registry import Provenance, RewardRegistry
 
 pytestmark = pytest.mark.unit

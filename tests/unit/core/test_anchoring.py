@@ -15,7 +15,7 @@ from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.absolute_paths import anchored
 from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.runs.run import Run
-from tdmr1_rewards.sources import find
+from tdmr1_rewards.sources.source import find
 
 pytestmark = pytest.mark.unit
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tdmr1_rewards import patience
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.builtin import human
-from tdmr1_rewards.builtin.human import Human, HumanOptions
+from tdmr1_rewards.calling import interrupts as patience
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback import human
+from tdmr1_rewards.feedback.human import Human, HumanOptions
 from tdmr1_rewards.feedback.store import FeedbackStore
 
 pytestmark = pytest.mark.unit

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardSpec
-from tdmr1_rewards.reference import Reference
+from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.slot import ActiveReward
+from tdmr1_rewards.scoring.active_reward import ActiveReward
 
 FOO = Provenance("foo", "foo-dist", "1.2", "foo_mod")
 HERE = Path(__file__).parent

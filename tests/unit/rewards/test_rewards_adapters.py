@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tdmr1_rewards.adapters import adapt, read_answer
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.options import RewardOptions
-from tdmr1_rewards.signatures import recognise
+from tdmr1_rewards.sources.foreign import adapt, read_answer
+from tdmr1_rewards.sources.signatures import recognise
 
 pytestmark = pytest.mark.unit
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from tdmr1_rewards.combine import applicability, normalised_sum, weighted_sum
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.scoring.combine import applicability, normalised_sum, weighted_sum
 
 pytestmark = pytest.mark.unit
 

@@ -7,10 +7,10 @@ import pytest
 from scipy import ndimage
 
 from tdmr1_core.tiny import world
-from tdmr1_rewards.builtin.blobs import BlobDetector, find_objects
-from tdmr1_rewards.builtin.class_names import find_class, match_class, singular
-from tdmr1_rewards.builtin.detections import Detection, UnknownClassError, overlap, strongest, suppress
-from tdmr1_rewards.builtin.detectors import DetectorChoice, DetectorOptions
+from tdmr1_rewards.builtin.detection.blobs import BlobDetector, find_objects
+from tdmr1_rewards.builtin.detection.class_names import find_class, match_class, singular
+from tdmr1_rewards.builtin.detection.detections import Detection, UnknownClassError, overlap, strongest, suppress
+from tdmr1_rewards.builtin.detection.detectors import DetectorChoice, DetectorOptions
 
 pytestmark = pytest.mark.unit
 

@@ -15,12 +15,12 @@ from faulty_rewards import Faulty, Stuck
 from PIL import Image
 from reward_batches import active, faulty, make_batch
 
-from tdmr1_rewards import runner as runner_module
-from tdmr1_rewards import slot
 from tdmr1_rewards.api import RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.failures import RewardWarning
-from tdmr1_rewards.runner import RewardRunner, check_left
+from tdmr1_rewards.scoring import active_reward as slot
+from tdmr1_rewards.scoring import runner as runner_module
+from tdmr1_rewards.scoring.failures import RewardWarning
+from tdmr1_rewards.scoring.runner import RewardRunner, check_left
 
 pytestmark = pytest.mark.unit
 
@@ -337,7 +337,7 @@ def test_closing_leaves_a_call_without_a_limit_behind(quick):
 
 def test_a_hanging_thread_does_not_keep_the_program_from_ending():
     script = (
-        "from reward_batches import *; from tdmr1_rewards.runner import RewardRunner; import time\n"
+        "from reward_batches import *; from tdmr1_rewards.scoring.runner import RewardRunner; import time\n"
         "runner = RewardRunner([active(lambda b: time.sleep(60), timeout='none')], 'weighted_sum', 1)\n"
         "runner.submit(make_batch('a')); time.sleep(0.1)"
     )

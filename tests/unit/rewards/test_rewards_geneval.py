@@ -10,7 +10,7 @@ import pytest
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.builtin import geneval
-from tdmr1_rewards.builtin.detections import Detection
+from tdmr1_rewards.builtin.detection.detections import Detection
 from tdmr1_rewards.builtin.geneval import GenEval, GenEvalOptions, Item, Request, judge, relations, task_means
 from tdmr1_rewards.errors import Tdmr1Error
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.builtin.blobs import HUE_RANGES, count_objects
+from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, count_objects
 from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions, examples
 from tdmr1_rewards.errors import Tdmr1Error
 

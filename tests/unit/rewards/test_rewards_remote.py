@@ -13,14 +13,14 @@ import uvicorn
 from faulty_rewards import Faulty
 from reward_batches import FOO, active, make_batch
 
-from tdmr1_rewards import remote as remote_module
-from tdmr1_rewards.addresses import listen
 from tdmr1_rewards.api import RewardResult, RewardSpec
+from tdmr1_rewards.calling.wire import PROTOCOL, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.remote import RemoteOptions, RemoteReward
-from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.server import Desk, build_app
-from tdmr1_rewards.wire import PROTOCOL, encode_batch
+from tdmr1_rewards.scoring.runner import RewardRunner
+from tdmr1_rewards.serving.addresses import listen
+from tdmr1_rewards.serving.server import Desk, build_app
+from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
+from tdmr1_rewards.sources.source import remote as remote_module
 
 pytestmark = pytest.mark.unit
 
@@ -235,7 +235,7 @@ def test_concurrent_requests_over_http(server):
 
 
 def test_a_full_desk_asks_to_come_back(monkeypatch):
-    monkeypatch.setattr("tdmr1_rewards.server.MAX_WAITING", 0)
+    monkeypatch.setattr("tdmr1_rewards.serving.server.MAX_WAITING", 0)
     with serving(build_app(Faulty(), SPEC, TOKEN)) as address:
         assert post(address, request_for("a")).status_code == 503
         reward = client(address)

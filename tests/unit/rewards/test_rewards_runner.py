@@ -10,8 +10,8 @@ from PIL import Image
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult, RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.slot import ActiveReward
+from tdmr1_rewards.scoring.active_reward import ActiveReward
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 pytestmark = pytest.mark.unit
 

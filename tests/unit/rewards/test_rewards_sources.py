@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tdmr1_rewards import sources
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult, RewardSpec
+from tdmr1_rewards.calling.import_file import private_name
+from tdmr1_rewards.calling.reference import build
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.loading import private_name
-from tdmr1_rewards.reference import build
 from tdmr1_rewards.registry import Provenance, RewardRegistry, load_plugins
+from tdmr1_rewards.sources import source as sources
 
 pytestmark = pytest.mark.unit
 

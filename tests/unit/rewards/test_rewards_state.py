@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from reward_batches import active, faulty, make_batch
 
-from tdmr1_rewards.adapters import adapt
 from tdmr1_rewards.api import RewardResult
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.failures import RewardFailed
-from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.scoring.failures import RewardFailed
+from tdmr1_rewards.scoring.runner import RewardRunner
+from tdmr1_rewards.sources.foreign import adapt
 
 pytestmark = pytest.mark.unit
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult, RewardSpec
+from tdmr1_rewards.contract.checks import sample_pictures
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.examination import sample_pictures
 from tdmr1_rewards.testing import RewardUnfit, check_reward, examine
 
 pytestmark = pytest.mark.unit

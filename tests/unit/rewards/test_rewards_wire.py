@@ -12,10 +12,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from reward_batches import make_batch
 
-from tdmr1_rewards import wire
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult
+from tdmr1_rewards.calling import wire
+from tdmr1_rewards.calling.wire import decode_batch, decode_result, encode_batch, encode_result, plain
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.wire import decode_batch, decode_result, encode_batch, encode_result, plain
 
 pytestmark = pytest.mark.unit
 

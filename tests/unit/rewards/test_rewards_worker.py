@@ -15,14 +15,14 @@ import psutil
 import pytest
 from reward_batches import FOO, HERE, active, faulty, make_batch
 
-from tdmr1_rewards.answers import CallFailed
 from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.calling import process as process_module
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.reference import Reference, refer
+from tdmr1_rewards.calling.result_checks import CallFailed
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.hosts import process as process_module
-from tdmr1_rewards.hosts.process import ProcessHost
-from tdmr1_rewards.reference import Reference, refer
 from tdmr1_rewards.registry import RegisteredReward
-from tdmr1_rewards.runner import RewardRunner
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 pytestmark = pytest.mark.unit
 
@@ -82,7 +82,7 @@ def test_a_worker_ends_with_its_parent(order, tmp_path):
     """Killed without a chance to say anything, in a call and between calls."""
     script = (
         "import sys, time; from reward_batches import *\n"
-        "from tdmr1_rewards.hosts.process import ProcessHost\n"
+        "from tdmr1_rewards.calling.process import ProcessHost\n"
         "host = ProcessHost(faulty(), 'x', 'array')\n"
         "print(host.pid, flush=True)\n"
         f"host.call(make_batch({order!r}), None); print('done', flush=True); time.sleep(60)"

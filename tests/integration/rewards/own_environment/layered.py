@@ -15,12 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from tdmr1_rewards.answers import CallFailed
 from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.result_checks import CallFailed
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.hosts.process import ProcessHost
 from tdmr1_rewards.registry import load_plugins
-from tdmr1_rewards.sources import refer
+from tdmr1_rewards.sources.source import refer
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[3]

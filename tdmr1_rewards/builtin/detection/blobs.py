@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from tdmr1_rewards.builtin.class_names import find_class, match_class
-from tdmr1_rewards.builtin.detections import Detection, UnknownClassError
+from tdmr1_rewards.builtin.detection.class_names import find_class, match_class
+from tdmr1_rewards.builtin.detection.detections import Detection, UnknownClassError
 
 HUE_RANGES = {
     "red": (345, 378),

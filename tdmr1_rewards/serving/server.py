@@ -5,7 +5,7 @@
     GET /health    (without a token)                → {"status": "ok"}
 
 Every answer that is not 200 is {"error": a sentence, "hint": … or null}: 4xx for a request that is wrong, 500 for a
-reward that failed, 503 for a server that has no room. `tdmr1_rewards.remote` is the other end.
+reward that failed, 503 for a server that has no room. `tdmr1_rewards.sources.remote` is the other end.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
+from tdmr1_rewards.calling.wire import PROTOCOL, check_token, decode_batch, encode_result
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.slot import ActiveReward
-from tdmr1_rewards.web import Refusal, check_bearer, read_body, told_refusal
-from tdmr1_rewards.wire import PROTOCOL, check_token, decode_batch, encode_result
+from tdmr1_rewards.scoring.active_reward import ActiveReward
+from tdmr1_rewards.scoring.runner import RewardRunner
+from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, told_refusal
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import tdmr1_rewards
-from tdmr1_rewards.answers import CallFailed, checked, failed_with
 from tdmr1_rewards.api import ImageFormat, RewardBatch, RewardResult
+from tdmr1_rewards.calling.host import STATE_LIMIT
+from tdmr1_rewards.calling.reference import Reference
+from tdmr1_rewards.calling.result_checks import CallFailed, checked, failed_with
+from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.calling.wire import PROTOCOL, decode_result, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.hosts import STATE_LIMIT
-from tdmr1_rewards.reference import Reference
-from tdmr1_rewards.state import State
-from tdmr1_rewards.wire import PROTOCOL, decode_result, encode_batch
 
 STARTING_LIMIT = 600.0
 """Seconds that a reward may take to be imported and built."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.failures import RewardFailed
+from tdmr1_rewards.scoring.failures import RewardFailed
 
 Scores = Sequence[float | None]
 Applies = Mapping[str, Sequence[bool]]

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tdmr1_rewards import patience
 from tdmr1_rewards.api import RewardBatch, RewardResult
+from tdmr1_rewards.calling import interrupts as patience
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE
 from tdmr1_rewards.feedback.features import Features, extractor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tdmr1_rewards.answers import CallFailed
+from tdmr1_rewards.calling.result_checks import CallFailed
 
 State = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tdmr1_rewards.builtin.blobs import MAX_SIDE, BlobDetector
-from tdmr1_rewards.builtin.detections import Detector
+from tdmr1_rewards.builtin.detection.blobs import MAX_SIDE, BlobDetector
+from tdmr1_rewards.builtin.detection.detections import Detector
 from tdmr1_rewards.options import RewardOptions
 
 AUTO = "auto"
@@ -63,7 +63,7 @@ class DetectorChoice:
 
     def _loaded(self) -> Detector:
         if self._checkpoint is None:
-            from tdmr1_rewards.builtin.checkpoints import load_detector
+            from tdmr1_rewards.builtin.detection.checkpoints import load_detector
 
             self._checkpoint = load_detector(
                 self._source, device=self._device, batch_size=self._options.batch_size, floor=self._floor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tdmr1_rewards.api import RewardBatch, RewardResult
-from tdmr1_rewards.state import State
+from tdmr1_rewards.calling.state import State
 
 STATE_LIMIT = 60.0
 """Seconds that a reward may take to tell or take up its state."""

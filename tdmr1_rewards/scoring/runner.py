@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tdmr1_rewards.api import RewardBatch
-from tdmr1_rewards.combine import applicability, normalised_sum, weighted_sum
+from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.failures import Failure, RewardFailed
-from tdmr1_rewards.slot import ActiveReward, Answers, Slot
-from tdmr1_rewards.state import State
+from tdmr1_rewards.scoring.active_reward import ActiveReward, Answers, Slot
+from tdmr1_rewards.scoring.combine import applicability, normalised_sum, weighted_sum
+from tdmr1_rewards.scoring.failures import Failure, RewardFailed
 
 Combine = Literal["weighted_sum", "normalised"]
 

@@ -15,9 +15,9 @@ import requests
 from pydantic import Field, SecretStr
 
 from tdmr1_rewards.api import RewardBatch, RewardResult
+from tdmr1_rewards.calling.wire import PROTOCOL, check_token, decode_result, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.options import RewardOptions
-from tdmr1_rewards.wire import PROTOCOL, check_token, decode_result, encode_batch
 
 AWAY = (502, 503, 504)
 """What a proxy answers for a server that is away, or a server that has no room."""

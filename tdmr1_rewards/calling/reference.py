@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmr1_rewards.api import Reward, RewardSpec
+from tdmr1_rewards.calling.import_file import load_from_file
 from tdmr1_rewards.errors import Tdmr1Error, told
-from tdmr1_rewards.loading import load_from_file
 
 if TYPE_CHECKING:
     from tdmr1_rewards.registry import RegisteredReward
@@ -39,7 +39,7 @@ class Reference:
 
     def document(self) -> dict[str, Any]:
         """As JSON; options that JSON does not know become text."""
-        from tdmr1_rewards.wire import plain
+        from tdmr1_rewards.calling.wire import plain
 
         return plain(asdict(self))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdmr1_rewards.api import RewardBatch
+from tdmr1_rewards.calling.wire import plain
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.wire import plain
 
 FOLDER, BATCH_FILE = "failures", "batch.json"
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from tdmr1_rewards.api import Reward, RewardBatch, RewardContext, RewardSpec
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.runner import RewardRunner
-from tdmr1_rewards.slot import ActiveReward
+from tdmr1_rewards.scoring.active_reward import ActiveReward
+from tdmr1_rewards.scoring.runner import RewardRunner
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tdmr1_rewards.builtin.class_names import find_class, match_class, singular
-from tdmr1_rewards.builtin.detections import Detection, UnknownClassError
+from tdmr1_rewards.builtin.detection.class_names import find_class, match_class, singular
+from tdmr1_rewards.builtin.detection.detections import Detection, UnknownClassError
 from tdmr1_rewards.builtin.optional import first_line
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tdmr1_rewards.answers import CallFailed, checked, failed_with
 from tdmr1_rewards.api import ImageFormat, Reward, RewardBatch, RewardResult
-from tdmr1_rewards.hosts import STATE_LIMIT
-from tdmr1_rewards.patience import Interrupted
-from tdmr1_rewards.state import State, give_state, has_state, take_state
+from tdmr1_rewards.calling.host import STATE_LIMIT
+from tdmr1_rewards.calling.interrupts import Interrupted
+from tdmr1_rewards.calling.result_checks import CallFailed, checked, failed_with
+from tdmr1_rewards.calling.state import State, give_state, has_state, take_state
 
 CLOSING_LIMIT = 30.0
 """Seconds that a reward may take to close."""

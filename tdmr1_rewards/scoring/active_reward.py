@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tdmr1_rewards.answers import CallFailed
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
+from tdmr1_rewards.calling.host import Host
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.reference import Reference
+from tdmr1_rewards.calling.result_checks import CallFailed
+from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.calling.thread import ThreadHost
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.failures import Failure, RewardFailed, RewardWarning
-from tdmr1_rewards.hosts import Host
-from tdmr1_rewards.hosts.process import ProcessHost
-from tdmr1_rewards.hosts.thread import ThreadHost
-from tdmr1_rewards.reference import Reference
 from tdmr1_rewards.registry import Provenance
-from tdmr1_rewards.state import State
+from tdmr1_rewards.scoring.failures import Failure, RewardFailed, RewardWarning
 
 OnFailure = Literal["stop", "skip"]
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tdmr1_rewards import degrading
 from tdmr1_rewards.api import RewardExample
+from tdmr1_rewards.contract import corruptions as degrading
 from tdmr1_rewards.errors import Tdmr1Error, told
-from tdmr1_rewards.judging import Judge, Picture
+from tdmr1_rewards.scoring.single_reward import Judge, Picture
 
 Outcome = Literal["passed", "warned", "failed", "not applicable"]
 Scores = list[float | None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tdmr1_rewards.builtin.detections import Detection
+from tdmr1_rewards.builtin.detection.detections import Detection
 
 if TYPE_CHECKING:
     from torch import Tensor

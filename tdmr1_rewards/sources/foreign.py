@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, told
-from tdmr1_rewards.signatures import (
+from tdmr1_rewards.sources.signatures import (
     COMPLETIONS,
     DEVICE,
     KNOWN,

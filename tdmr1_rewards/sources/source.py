@@ -21,12 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tdmr1_rewards import loading, reference
-from tdmr1_rewards.adapters import adapt
 from tdmr1_rewards.api import Reward, RewardSpec
+from tdmr1_rewards.calling import import_file as loading
+from tdmr1_rewards.calling import reference
+from tdmr1_rewards.calling.reference import Reference, build, reference_of, resolve, validated_options
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.reference import Reference, build, reference_of, resolve, validated_options
-from tdmr1_rewards.signatures import recognise
+from tdmr1_rewards.sources.foreign import adapt
+from tdmr1_rewards.sources.signatures import recognise
 
 if TYPE_CHECKING:
     from tdmr1_rewards.registry import Provenance, RegisteredReward, RewardRegistry
@@ -186,7 +187,7 @@ def refer(registry: RewardRegistry, source: str, options: Mapping[str, Any], pyt
     module, _, attribute = found.spec.factory.partition(":")
     in_file = parsed.kind == "file" and module == loading.private_name(parsed.path)
     factory = _in_file(parsed, attribute) if in_file else found.spec.factory
-    bare = Reference(factory=factory, options=options, adapter="tdmr1_rewards.adapters:adapt")
+    bare = Reference(factory=factory, options=options, adapter="tdmr1_rewards.sources.foreign:adapt")
     return _placed(bare, python)
 
 
@@ -220,16 +221,16 @@ def _remote(source: Source) -> RegisteredReward:
     spec = RewardSpec(
         name=source.name,
         summary=f"scored by the server at {source.place}",
-        factory="tdmr1_rewards.remote:RemoteReward",
-        options="tdmr1_rewards.remote:RemoteOptions",
+        factory="tdmr1_rewards.sources.remote:RemoteReward",
+        options="tdmr1_rewards.sources.remote:RemoteOptions",
         default_prompts=NO_PROMPTS,
     )
-    return RegisteredReward(spec, Provenance("remote", source.place, None, "tdmr1_rewards.remote"))
+    return RegisteredReward(spec, Provenance("remote", source.place, None, "tdmr1_rewards.sources.remote"))
 
 
 def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Reward:
     from tdmr1_rewards.options import validate_options
-    from tdmr1_rewards.remote import RemoteOptions, RemoteReward
+    from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
     return RemoteReward(source.place, validate_options(RemoteOptions, options, owner))
 
@@ -237,7 +238,7 @@ def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Re
 @cache
 def _found_elsewhere(source: Source, python: Path) -> RegisteredReward:
     """What a file or a module holds, as a process of another environment sees it."""
-    from tdmr1_rewards.hosts.process import ask_elsewhere
+    from tdmr1_rewards.calling.process import ask_elsewhere
     from tdmr1_rewards.registry import RegisteredReward
 
     factory = _in_file(source, source.attribute) if source.kind == "file" else str(source)
@@ -251,7 +252,7 @@ def _found_elsewhere(source: Source, python: Path) -> RegisteredReward:
 def _frozen_elsewhere(
     source: Source, found: RegisteredReward, options: Mapping[str, Any], python: Path
 ) -> dict[str, Any]:
-    from tdmr1_rewards.hosts.process import ask_elsewhere
+    from tdmr1_rewards.calling.process import ask_elsewhere
 
     bare = _placed(replace(reference_of(found.spec, options), options_model=None), python)
     known = {"spec": asdict(found.spec), "provenance": asdict(found.provenance)}

@@ -1,0 +1,1 @@
+"""Detectors, and what their boxes are compared with."""

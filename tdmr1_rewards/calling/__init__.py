@@ -1,0 +1,1 @@
+"""Calls one reward, in a thread or in a process of its own."""

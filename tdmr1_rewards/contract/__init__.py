@@ -1,0 +1,1 @@
+"""Checks that a reward keeps its contract."""

@@ -1,0 +1,1 @@
+"""Scores images with the rewards of a run."""

@@ -1,0 +1,1 @@
+"""Serves rewards over HTTP."""
