@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tdmr1_cli import (
+from tdmr1_cli.commands import (
     config,
     distill,
     doctor,

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tdmr1_cli.stopping import Stopped, Told
+from tdmr1_cli.signals import Stopped, Told
 from tdmr1_core.distributed import place
 from tdmr1_core.errors import ToldElsewhere
 from tdmr1_core.notices import RunWarning

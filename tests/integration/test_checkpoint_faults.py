@@ -18,8 +18,8 @@ import pytest
 
 from integration.support import Silent, small_config
 from integration.test_runs import files, rows
-from tdmr1_cli.running import _execute as execute_here
-from tdmr1_cli.stopping import Stopped
+from tdmr1_cli.run_command import _execute as execute_here
+from tdmr1_cli.signals import Stopped
 from tdmr1_core import tiny
 from tdmr1_core.build import parts as assemble
 from tdmr1_core.distributed import Processes

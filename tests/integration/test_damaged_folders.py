@@ -16,8 +16,8 @@ from safetensors.torch import load, save
 from integration.support import Silent, small_config
 from integration.test_runs import files
 from tdmr1_cli.main import main
-from tdmr1_cli.running import _execute as execute_here
-from tdmr1_cli.stopping import Stopped
+from tdmr1_cli.run_command import _execute as execute_here
+from tdmr1_cli.signals import Stopped
 from tdmr1_core.build import parts as assemble
 from tdmr1_core.durable_files import check_links
 from tdmr1_core.engine import Engine

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from integration.support import Silent, small_config
-from tdmr1_cli.launching import launch
-from tdmr1_cli.stopping import Told
+from tdmr1_cli.multiprocess import launch
+from tdmr1_cli.signals import Told
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import Processes, check_split, join_processes
 from tdmr1_core.durable_files import hold

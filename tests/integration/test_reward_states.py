@@ -12,7 +12,7 @@ import pytest
 
 from integration.support import Silent, small_config
 from integration.test_runs import files, rows
-from tdmr1_cli.launching import launch
+from tdmr1_cli.multiprocess import launch
 from tdmr1_core.distributed import join_processes
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.notices import RunWarning

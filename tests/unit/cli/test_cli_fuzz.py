@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tdmr1_cli import main as boundary
-from tdmr1_cli import running
+from tdmr1_cli import run_command as running
 from tdmr1_cli.main import main
 from tdmr1_cli.options import Flags
-from tdmr1_cli.running import start_run
+from tdmr1_cli.run_command import start_run
 from tdmr1_core import plugins
 from tdmr1_core.config_loading import describe
 

@@ -7,7 +7,7 @@ from typer.main import get_command
 from tdmr1_cli import main as boundary
 from tdmr1_cli.app import build_app
 from tdmr1_cli.main import main
-from tdmr1_cli.stopping import Stopped
+from tdmr1_cli.signals import Stopped
 from tdmr1_core.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit
@@ -68,7 +68,7 @@ def test_an_interrupted_verb_exits_with_130(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tdmr1_cli.plugins.find_plugins", interrupt)
+    monkeypatch.setattr("tdmr1_cli.commands.plugins.find_plugins", interrupt)
     assert main(["plugins"]) == 130
     assert "stopped" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tdmr1_cli.output import emit_json, fields, number, table
 from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
-from tdmr1_cli.running import check_writable
+from tdmr1_cli.run_command import check_writable
 from tdmr1_core.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit

@@ -11,9 +11,9 @@ import yaml
 from helpers_code import code_lines
 from PIL import Image
 
+from tdmr1_cli.commands.rewards.boxes import draw_boxes
+from tdmr1_cli.commands.rewards.common import parse_options
 from tdmr1_cli.main import main
-from tdmr1_cli.rewards.boxes import draw_boxes
-from tdmr1_cli.rewards.common import parse_options
 from tdmr1_core.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ import yaml
 
 from tdmr1_cli.main import main
 from tdmr1_cli.options import Flags
-from tdmr1_cli.running import continue_run, start_run
+from tdmr1_cli.run_command import continue_run, start_run
 from tdmr1_core.config_loading import dump, parse_assignments, read_preset, resolve
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.runs.run import Run

@@ -19,7 +19,7 @@ sys.exit(code)
 """
 LISTING_SCRIPT = """
 import sys
-from tdmr1_cli.rewards.listing import command
+from tdmr1_cli.commands.rewards.listing import command
 command({arguments})
 print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
 """

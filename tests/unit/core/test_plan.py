@@ -12,7 +12,7 @@ from integration.support import small_config
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from tdmr1_cli.plan import parse_memory
+from tdmr1_cli.commands.plan import parse_memory
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tdmr1_cli.commands.plugins import find_plugins
 from tdmr1_cli.output import message
-from tdmr1_cli.plugins import find_plugins
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_rewards.sources.availability import availability
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tdmr1_cli.commands.rewards.common import SourceArgument, document, look_up
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, fields, table
-from tdmr1_cli.rewards.common import SourceArgument, document, look_up
 from tdmr1_rewards.sources.availability import availability
 
 if TYPE_CHECKING:

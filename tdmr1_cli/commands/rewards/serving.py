@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from tdmr1_cli.commands.rewards.common import OptionsOption, SourceArgument, build
 from tdmr1_cli.output import data, warning
-from tdmr1_cli.rewards.common import OptionsOption, SourceArgument, build
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_rewards.serving.addresses import is_loopback, listen, reachable
 

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from tdmr1_cli.main import TOLD_ELSEWHERE, guarded
-from tdmr1_cli.stopping import Told
+from tdmr1_cli.signals import Told
 from tdmr1_core.distributed import place
 from tdmr1_core.errors import Tdmr1Error
 

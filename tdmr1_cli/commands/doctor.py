@@ -91,7 +91,7 @@ def _model() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    from tdmr1_cli.plugins import find_plugins
+    from tdmr1_cli.commands.plugins import find_plugins
 
     plugins = find_plugins()
     for record in plugins.records:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tdmr1_cli.commands.rewards.common import DeviceOption, OptionsOption, SourceArgument, build
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import emit_json, message, table
-from tdmr1_cli.rewards.common import DeviceOption, OptionsOption, SourceArgument, build
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _save(
     folder: Path | None, images: Sequence[Path], pixels: Sequence[np.ndarray], verdicts: Sequence[Verdict]
 ) -> list[Path | None]:
     """Copies of the pictures that boxes were told of; where each one is."""
-    from tdmr1_cli.rewards.boxes import draw_boxes
+    from tdmr1_cli.commands.rewards.boxes import draw_boxes
 
     saved: list[Path | None] = []
     for index, (path, image, verdict) in enumerate(zip(images, pixels, verdicts, strict=True)):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tdmr1_cli.commands.plugins import find_plugins
 from tdmr1_cli.output import data, message
-from tdmr1_cli.plugins import find_plugins
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -71,5 +71,5 @@ def _files(names: dict[str, str]) -> dict[Path, str]:
                 text = Template(entry.read_text(encoding="utf-8")).substitute(names)
                 found[below / entry.name.removesuffix(SUFFIX)] = text
 
-    walk(files("tdmr1_cli.rewards") / "template", Path())
+    walk(files("tdmr1_cli.commands.rewards") / "template", Path())
     return found

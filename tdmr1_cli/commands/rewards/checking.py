@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tdmr1_cli.commands.rewards.common import DeviceOption, OptionsOption, SourceArgument, build
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, message, table
-from tdmr1_cli.rewards.common import DeviceOption, OptionsOption, SourceArgument, build
 
 
 def command(

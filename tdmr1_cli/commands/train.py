@@ -20,7 +20,7 @@ from tdmr1_cli.options import (
     SeedOption,
     SetOption,
 )
-from tdmr1_cli.running import continue_run, start_run
+from tdmr1_cli.run_command import continue_run, start_run
 
 
 def command(

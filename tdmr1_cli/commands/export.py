@@ -9,8 +9,8 @@ import typer
 
 from tdmr1_cli.options import Flags, JsonOption
 from tdmr1_cli.output import data, emit_json, message
-from tdmr1_cli.running import check_writable
-from tdmr1_cli.stopping import leaving_on_sigterm
+from tdmr1_cli.run_command import check_writable
+from tdmr1_cli.signals import leaving_on_sigterm
 from tdmr1_cli.targets import RunArgument, check_run, load_target
 
 

@@ -16,7 +16,7 @@ import typer
 
 from tdmr1_cli.options import Flags, JsonOption, LoraOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message
-from tdmr1_cli.running import check_writable
+from tdmr1_cli.run_command import check_writable
 from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
 from tdmr1_core.errors import Tdmr1Error
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tdmr1_cli.launching import launch, wanted
+from tdmr1_cli.commands.plan import say_estimate
+from tdmr1_cli.multiprocess import launch, wanted
 from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
 from tdmr1_cli.output import data, message, plus_minus, signed, table
-from tdmr1_cli.plan import say_estimate
-from tdmr1_cli.stopping import Stopped, leaving_on_sigterm
+from tdmr1_cli.signals import Stopped, leaving_on_sigterm
 from tdmr1_cli.targets import check_run
 from tdmr1_core.distributed import check_split, join_processes, place
 from tdmr1_core.errors import Tdmr1Error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tdmr1_cli.rewards import checking, info, listing, new, serving, trying
+from tdmr1_cli.commands.rewards import checking, info, listing, new, serving, trying
 
 VERBS = {"list": listing, "info": info, "try": trying, "check": checking, "new": new, "serve": serving}
 
