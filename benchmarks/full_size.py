@@ -24,7 +24,7 @@ import pluggy
 import torch
 
 from tdmr1_core import hookspecs
-from tdmr1_core.build.parts import PRECISIONS, Parts, build_roles, choose_device, spare_memory
+from tdmr1_core.build.parts import PRECISIONS, Parts, apply_memory_settings, build_roles, choose_device
 from tdmr1_core.config import RunConfig
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.entry import ModelEntry
@@ -81,7 +81,7 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
     kind = random_backbone(entry.family, architecture)
     backbone = kind(pipeline, device=device, precision=precision, max_sequence_length=entry.max_sequence_length)
     roles = build_roles(config, backbone, lora_shape(entry))
-    spare_memory(config.memory, roles)
+    apply_memory_settings(config.memory, roles)
     manager = pluggy.PluginManager("tdmr1")
     manager.add_hookspecs(hookspecs)
     return Engine(config, Parts(entry, roles, [Prompt("a", {}), Prompt("b", {})], None, Hooks(manager)))

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdmr1_core.config import GuardConfig
-from tdmr1_core.runs.evaluation.guard import Departure, Look, departures, find_alarms, is_too_far
+from tdmr1_core.runs.evaluation.guard import Drift, GuardReading, drifts, find_alarms, is_too_far
 from tdmr1_core.runs.metrics_log import GUARD
 
 CONDITIONS = {
@@ -70,7 +70,7 @@ def report(root: Path, seeds: Sequence[int], conditions: Sequence[str], threshol
             if not path.exists():
                 continue
             reward, _ = CONDITIONS[condition]
-            looks = [Look.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            looks = [GuardReading.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
             first = next((look.step for look in looks[1:] if find_alarms(looks[0], look, threshold, {reward: 1})), None)
             alarmed.setdefault(condition, []).append(first is not None)
             farthest = _farthest(looks, reward)
@@ -86,14 +86,14 @@ def report(root: Path, seeds: Sequence[int], conditions: Sequence[str], threshol
         print(f"hacked runs went {least:.2f} or more, others {most:.2f} or less: midpoint {(least + most) / 2:.2f}")
 
 
-def _farthest(looks: Sequence[Look], reward: str) -> Departure | None:
+def _farthest(looks: Sequence[GuardReading], reward: str) -> Drift | None:
     """The largest departure that could give an alarm, over the run's evaluations at which the reward had risen."""
     return max(
         (
             departure
             for look in looks[1:]
             if find_alarms(looks[0], look, 0.0, {reward: 1})
-            for departure in departures(looks[0], look)
+            for departure in drifts(looks[0], look)
             if is_too_far(departure, 0.0)
         ),
         key=lambda departure: abs(departure.size),

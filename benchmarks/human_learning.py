@@ -27,7 +27,7 @@ from scripted_person import ScriptedPerson, is_red
 from tdmr1_core.config_loading import read_preset, resolve
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.prompts.sets import load_prompts
-from tdmr1_core.runs.evaluation.evaluate import Pictures, draw
+from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, draw
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_rewards.feedback.records import NewItem
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -102,7 +102,7 @@ def label(root: Path, seed: int) -> None:
 
 
 @contextmanager
-def pictures_of(folder: Path) -> Iterator[tuple[Pictures, Pictures]]:
+def pictures_of(folder: Path) -> Iterator[tuple[EvaluationImages, EvaluationImages]]:
     """The same captions and noises drawn by the model the run began with, and by its final averaged generator."""
     engine = load_trained(folder)
     prompts = load_prompts(PROMPTS, "tiny")

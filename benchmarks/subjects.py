@@ -13,7 +13,7 @@ from word_judge import judge_words
 from tdmr1_core.config_loading import read_preset
 from tdmr1_core.prompts.sets import load_prompts
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluation.evaluate import Pictures
+from tdmr1_core.runs.evaluation.evaluate import EvaluationImages
 from tdmr1_core.tiny import words, world
 from tdmr1_rewards.api import RewardBatch, RewardContext
 
@@ -31,7 +31,7 @@ class Sheet:
     sets: tuple[str, ...]
     held_out_set: str
     each: int
-    measure: Callable[[Pictures], Measures]
+    measure: Callable[[EvaluationImages], Measures]
     itself: Callable[[np.random.Generator, int], tuple[np.ndarray, list[Prompt]]]
 
     @cached_property
@@ -54,7 +54,7 @@ class Sheet:
         """The same measures of pictures that the world drew rightly."""
         images, prompts = self.itself(np.random.default_rng(0), self.each)
         group_ids = [index // self.each for index in range(len(images))]
-        return self.measure(Pictures(images, tuple(prompts), tuple(group_ids)))
+        return self.measure(EvaluationImages(images, tuple(prompts), tuple(group_ids)))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Subject:
     guidances: tuple[float, ...]
 
 
-def _batch(pictures: Pictures, images: object) -> RewardBatch:
+def _batch(pictures: EvaluationImages, images: object) -> RewardBatch:
     return RewardBatch(
         images=images,
         prompts=[prompt.text for prompt in pictures.prompts],
@@ -86,7 +86,7 @@ def _batch(pictures: Pictures, images: object) -> RewardBatch:
     )
 
 
-def _measure_counts(pictures: Pictures) -> Measures:
+def _measure_counts(pictures: EvaluationImages) -> Measures:
     """The reward's own exact count, and all that the judge says."""
     from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions
 
@@ -98,7 +98,7 @@ def _measure_counts(pictures: Pictures) -> Measures:
     return {"exact": exact, **{name: judged[name].tolist() for name in (*OF_COUNTS, "count_right")}}
 
 
-def _measure_pairs(pictures: Pictures) -> Measures:
+def _measure_pairs(pictures: EvaluationImages) -> Measures:
     """The reward's own verdict on pairs, and the judge's."""
     from tdmr1_rewards.builtin.geneval import GenEval, GenEvalOptions
 
@@ -110,7 +110,7 @@ def _measure_pairs(pictures: Pictures) -> Measures:
     return {"geneval": strict, **{name: judged[source].tolist() for name, source in named.items()}}
 
 
-def _measure_words(pictures: Pictures) -> Measures:
+def _measure_words(pictures: EvaluationImages) -> Measures:
     """What the engine reads, as in training, and what the judge of words sees."""
     from PIL import Image
     from rapidfuzz.distance import Levenshtein

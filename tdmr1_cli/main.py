@@ -15,15 +15,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tdmr1_cli.signals import Stopped, Told
-from tdmr1_core.distributed import place
-from tdmr1_core.errors import ToldElsewhere
-from tdmr1_core.notices import RunWarning
+from tdmr1_cli.signals import ExitWithCode, Stopped
+from tdmr1_core.distributed import rank_and_world
+from tdmr1_core.errors import PeerExited, RunWarning
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 from tdmr1_rewards.scoring.failures import RewardWarning
 
 DEBUG_VARIABLE = "TDMR1_DEBUG"
-TOLD_ELSEWHERE = 3
+PEER_EXITED = 3
 """The exit code of a process that leaves it to another one of the same run to tell why."""
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -56,14 +55,14 @@ def guarded(action: Callable[[], int]) -> int:
     except Stopped as stopped:
         _write(stopped.message, f"hint: {stopped.hint}")
         return 130
-    except Told as told:
+    except ExitWithCode as told:
         return told.code
-    except ToldElsewhere as error:
+    except PeerExited as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exception(error)
-        return TOLD_ELSEWHERE
+        return PEER_EXITED
     except KeyboardInterrupt:
-        if place()[0] == 0:
+        if rank_and_world()[0] == 0:
             _write("stopped")
         return 130
     except Exception as error:

@@ -16,9 +16,9 @@ from multiprocessing import active_children, connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from tdmr1_cli.main import TOLD_ELSEWHERE, guarded
-from tdmr1_cli.signals import Told
-from tdmr1_core.distributed import place
+from tdmr1_cli.main import PEER_EXITED, guarded
+from tdmr1_cli.signals import ExitWithCode
+from tdmr1_core.distributed import rank_and_world
 from tdmr1_core.errors import Tdmr1Error
 
 GRACE = 10.0
@@ -27,7 +27,7 @@ GRACE = 10.0
 
 def wanted(processes: int | None) -> int:
     """How many processes the run is to have. Raises Tdmr1Error where others were started already."""
-    started = place()[1]
+    started = rank_and_world()[1]
     if processes and started > 1:
         raise Tdmr1Error(f"--processes {processes}: this is one of {started} processes already", "leave it out")
     return processes or started
@@ -36,8 +36,8 @@ def wanted(processes: int | None) -> int:
 def launch(count: int, job: Callable[[], None]) -> None:
     """Do a picklable job in `count` processes at once; the first one speaks.
 
-    SIGINT and SIGTERM are handed on to all of them; when one crashes the others are ended. Raises Told with the exit
-    code of one that ended badly, and Tdmr1Error for one that was killed.
+    SIGINT and SIGTERM are passed on to all of them. If one crashes, the others are ended. Raises ExitWithCode with the
+    exit code of a process that failed, and Tdmr1Error for a process that was killed.
     """
     from torch.multiprocessing import start_processes
 
@@ -45,7 +45,7 @@ def launch(count: int, job: Callable[[], None]) -> None:
     with _handing_on():
         context = start_processes(_take_part, (count, _free_port(), job), nprocs=count, join=False)
         codes = _wait(context.processes)
-    crashed = {rank: code for rank, code in enumerate(codes) if code not in (0, TOLD_ELSEWHERE)}
+    crashed = {rank: code for rank, code in enumerate(codes) if code not in (0, PEER_EXITED)}
     if not crashed and any(codes):
         raise Tdmr1Error(f"the {count} processes lost one another", "set TDMR1_DEBUG=1 to see how, and try again")
     if crashed:
@@ -55,7 +55,7 @@ def launch(count: int, job: Callable[[], None]) -> None:
                 f"process {rank + 1} of {count} was killed by {signal.Signals(-code).name}",
                 "SIGKILL mostly means too little memory; the last checkpoint is untouched",
             )
-        raise Told(code)
+        raise ExitWithCode(code)
 
 
 def _take_part(rank: int, count: int, port: int, job: Callable[[], None]) -> None:
@@ -84,12 +84,12 @@ def _wait(processes: Sequence[BaseProcess]) -> list[int]:
             rank = running.pop(sentinel)  # type: ignore[arg-type]
             processes[rank].join()
             codes[rank] = processes[rank].exitcode or 0
-            crashed = crashed or codes[rank] not in (0, TOLD_ELSEWHERE)
+            crashed = crashed or codes[rank] not in (0, PEER_EXITED)
         if not ended:
             for rank in running.values():
                 processes[rank].kill()
                 processes[rank].join()
-                codes[rank] = TOLD_ELSEWHERE
+                codes[rank] = PEER_EXITED
             running = {}
     return codes
 

@@ -204,9 +204,9 @@ def resolve_settings(flags: Flags, kind: Kind | None, extensions: Extensions, *,
     problems.tell()
     assert config is not None
     assert entry is not None
-    from tdmr1_core.preflight.absolute_paths import anchored
+    from tdmr1_core.preflight.absolute_paths import make_absolute
 
-    return Settings(anchored(config, extensions), entry, preset_name if preset_name != NO_PRESET else None)
+    return Settings(make_absolute(config, extensions), entry, preset_name if preset_name != NO_PRESET else None)
 
 
 def read_config(path: Path | None) -> Tree:

@@ -85,8 +85,8 @@ class Lines(Quiet):
             f"{verb}: {engine.entry.name}, {what}, {config.iterations} iterations of {batch.groups} groups × "
             f"{batch.group_size} images, in {self._folder}"
         )
-        if engine.acquired is not None and engine.acquired.lora is not None:
-            self._say(f"the generator starts from {engine.acquired.lora}")
+        if engine.model_files is not None and engine.model_files.lora is not None:
+            self._say(f"the generator starts from {engine.model_files.lora}")
         self._say("Ctrl-C finishes the iteration and saves; a second one leaves at once")
 
     def iteration(self, report: IterationReport) -> None:

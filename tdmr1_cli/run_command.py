@@ -15,7 +15,7 @@ from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
 from tdmr1_cli.output import data, message, plus_minus, signed, table
 from tdmr1_cli.signals import Stopped, leaving_on_sigterm
 from tdmr1_cli.targets import check_run
-from tdmr1_core.distributed import check_split, join_processes, place
+from tdmr1_core.distributed import check_split, join_processes, rank_and_world
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def start_run(
     from tdmr1_core.preflight.checks import check_settings
 
     idle = check_settings(settings.config, settings.entry, extensions)
-    if count > place()[1] and not dry_run:
+    if count > rank_and_world()[1] and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
     _note(idle)
-    quiet = quiet or place()[0] > 0
+    quiet = quiet or rank_and_world()[0] > 0
     if not quiet:
         _say_what_rewards_are(settings, extensions)
     if dry_run:
@@ -81,16 +81,16 @@ def continue_run(
     extensions, config = discover(), load_run_config(folder)
     idle = check_settings(config, extensions.entry(config.model), extensions)
     count = wanted(processes)
-    if count > place()[1]:
+    if count > rank_and_world()[1]:
         launch(count, partial(continue_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
     _note(idle)
-    quiet = quiet or place()[0] > 0
+    quiet = quiet or rank_and_world()[0] > 0
     _say_loading(quiet)
     from tdmr1_core.runs.run import Run
 
     run = Run.resume(folder, extensions, join_processes(config.model.device))
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
@@ -116,7 +116,7 @@ def check_writable(folder: Path) -> None:
 
 def _note(sentences: Sequence[str]) -> None:
     """Say what has no effect, once for all processes."""
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         for sentence in sentences:
             message(f"note: {sentence}")
 

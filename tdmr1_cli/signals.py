@@ -17,7 +17,7 @@ class Stopped(Exception):
         self.hint = hint
 
 
-class Told(Exception):
+class ExitWithCode(Exception):
     """Another process has told all there is; what is left is to leave with its exit code."""
 
     def __init__(self, code: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from tdmr1_core.errors import Tdmr1Error, ToldElsewhere
+from tdmr1_core.errors import PeerExited, Tdmr1Error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +28,7 @@ PATIENCE = timedelta(hours=12)
 """How long one process waits for another, such as for an evaluation; one that died is noticed much earlier."""
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """This process's number and how many were started together, by the environment; (0, 1) for one alone."""
     if "RANK" not in os.environ:
         return 0, 1
@@ -65,13 +65,13 @@ class Processes:
 
         return f"cuda:{self.local_rank}" if self.count > 1 and name == "auto" and torch.cuda.is_available() else name
 
-    def share(self, groups: Groups) -> Groups:
+    def shard_groups(self, groups: Groups) -> Groups:
         """This process's part of an iteration's groups."""
         size = len(groups) // self.count
         first = self.rank * size
         return replace(groups, prompts=groups.prompts[first : first + size], first=first)
 
-    def own(self, values: Tensor) -> Tensor:
+    def shard(self, values: Tensor) -> Tensor:
         """This process's part of what lies image by image."""
         return values.chunk(self.count)[self.rank]
 
@@ -82,7 +82,7 @@ class Processes:
         import torch
 
         values: list[Value] = [value] * self.count
-        with _told_elsewhere():
+        with _raise_peer_exited():
             torch.distributed.all_gather_object(values, value)
         return values
 
@@ -110,7 +110,7 @@ class Processes:
 
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with _told_elsewhere():
+        with _raise_peer_exited():
             torch.distributed.all_reduce(flat)
         averages = (flat / self.count).split([gradient.numel() for gradient in gradients])
         for gradient, average in zip(gradients, averages, strict=True):
@@ -143,7 +143,7 @@ class Processes:
     def _raise_first(self, errors: Sequence[Tdmr1Error | None]) -> None:
         found = [error for error in errors if error is not None]
         if found:
-            raise found[0] if self.first else ToldElsewhere from found[0].__cause__
+            raise found[0] if self.first else PeerExited from found[0].__cause__
 
 
 ALONE = Processes()
@@ -154,7 +154,7 @@ def join_processes(device: str) -> Processes:
 
     Raises Tdmr1Error for a device that several can't share.
     """
-    rank, count = place()
+    rank, count = rank_and_world()
     if count == 1:
         return ALONE
     import torch
@@ -171,7 +171,7 @@ def join_processes(device: str) -> Processes:
             f"process {local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
             "start as many processes as there are GPUs",
         )
-    with _told_elsewhere():
+    with _raise_peer_exited():
         PartialState(cpu=on_cpu, timeout=PATIENCE)
     return Processes(rank, count, local_rank)
 
@@ -184,9 +184,9 @@ def _attempt(action: Callable[[], Value]) -> tuple[Value | None, Tdmr1Error | No
 
 
 @contextmanager
-def _told_elsewhere() -> Iterator[None]:
+def _raise_peer_exited() -> Iterator[None]:
     """A connection that breaks means that another process has ended, which is told by it or by who started it."""
     try:
         yield
     except RuntimeError as error:
-        raise ToldElsewhere from error
+        raise PeerExited from error

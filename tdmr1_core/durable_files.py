@@ -28,12 +28,12 @@ REMEDIES = {
     errno.ENOTDIR: IN_THE_WAY,
 }
 """What to do about each error of a disk; any other OSError is not the disk's."""
-MISSHAPEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What comes of turning JSON that somebody else wrote into something of ours."""
 
 
 @contextmanager
-def told_of(folder: Path) -> Iterator[None]:
+def translate_write_errors(folder: Path) -> Iterator[None]:
     """Raise Tdmr1Error, which says what to do, for a folder that can't be written."""
     try:
         yield
@@ -44,7 +44,7 @@ def told_of(folder: Path) -> Iterator[None]:
         raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", hint) from error
 
 
-def write_lasting(path: Path, content: bytes) -> None:
+def write_durable(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it; its name lasts once its folder is flushed."""
     with path.open("wb") as file:
         file.write(content)
@@ -52,22 +52,22 @@ def write_lasting(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_lasting(path: Path, content: bytes) -> None:
+def replace_durable(path: Path, content: bytes) -> None:
     """Give a file another content, so that at any time it has the whole of one of the two."""
     building = path.with_name(f".{path.name}.tmp")
-    write_lasting(building, content)
+    write_durable(building, content)
     os.replace(building, path)
     flush_folder(path.parent)
 
 
-def make_lasting(folder: Path) -> None:
+def make_durable_folder(folder: Path) -> None:
     """Make a folder where there is none, and wait until the disk has its name."""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         flush_folder(folder.parent)
 
 
-def append_lasting(path: Path, content: bytes) -> None:
+def append_durable(path: Path, content: bytes) -> None:
     """Add to the end of a file, and wait until the disk has it, and the name of a new one."""
     is_new = not path.exists()
     with path.open("ab") as file:
@@ -87,13 +87,13 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def hold(folder: Path) -> FileLock:
+def lock_run(folder: Path) -> FileLock:
     """Be the only writer of a run folder until the lock is released or the process ends, however it does.
 
     Raises Tdmr1Error if another process is, or the folder can't be written.
     """
     lock = FileLock(folder / LOCK)
-    with told_of(folder):
+    with translate_write_errors(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

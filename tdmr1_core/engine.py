@@ -72,7 +72,7 @@ class Engine:
         self.config = config
         self.processes = processes
         self.entry = parts.entry
-        self.acquired = parts.acquired
+        self.model_files = parts.model_files
         self.roles = parts.roles
         self.prompts = parts.prompts
         self.scoring = parts.scoring
@@ -144,7 +144,7 @@ class Engine:
         """The prompts of this iteration."""
         batch, seed = self.config.batch, self.config.seed
         groups = next_groups(self.prompts, self.iteration_index, batch.groups, batch.group_size, seed)
-        return self.processes.share(groups)
+        return self.processes.shard_groups(groups)
 
     def rollout(self, groups: Groups) -> Trajectory:
         """Sample every image; scoring of finished groups begins while the next ones are sampled."""
@@ -190,7 +190,9 @@ class Engine:
             order = seeds.uniform(self.config.seed, "permute", (self.iteration_index,), range(len(values)))
             values = permute_in_groups(values, order, size)
         highest = values.abs().max().item()
-        advantages = Advantages(self.processes.own(values), zero_std_ratio(total, valid, size), elsewhere=highest > 0)
+        advantages = Advantages(
+            self.processes.shard(values), zero_std_ratio(total, valid, size), on_other_ranks=highest > 0
+        )
         self._metrics |= {"zero_std_ratio": advantages.zero_std_ratio, "advantage/max": highest}
         self.hooks.call("tdmr1_after_advantages", engine=self, scores=scores, advantages=advantages)
         return advantages
@@ -212,7 +214,7 @@ class Engine:
         """Let the surrogate prefer what the rewards preferred, at a boundary drawn for itself."""
         if self.config.generator.reward_scale == 0:
             return self._skip(SURROGATE, "generator.reward_scale is 0: the reward term is off")
-        if not advantages.teaches:
+        if not advantages.has_signal:
             return self._skip(SURROGATE, "no group has two different rewards")
         if veto := self._veto(SURROGATE, trajectory=trajectory, advantages=advantages):
             return veto
@@ -243,7 +245,7 @@ class Engine:
     ) -> UpdateStats:
         """Move the generator along the surrogate's gradient, the teacher's guidance and the reverse KL."""
         rewarded = self.config.kind == "train" and self.config.generator.reward_scale > 0
-        if rewarded and advantages is not None and not advantages.teaches:
+        if rewarded and advantages is not None and not advantages.has_signal:
             return self._skip(GENERATOR, "no group has two different rewards")
         if veto := self._veto(GENERATOR, trajectory=trajectory, advantages=advantages):
             return veto

@@ -154,7 +154,7 @@ class Advantages:
 
     values: Tensor
     zero_std_ratio: float
-    elsewhere: bool = False
+    on_other_ranks: bool = False
 
     def __post_init__(self) -> None:
         broken = int((~self.values.isfinite()).sum())
@@ -164,9 +164,9 @@ class Advantages:
             )
 
     @property
-    def teaches(self) -> bool:
+    def has_signal(self) -> bool:
         """Whether any image of any process has an advantage at all."""
-        return self.elsewhere or bool(self.values.abs().max() > 0)
+        return self.on_other_ranks or bool(self.values.abs().max() > 0)
 
 
 @dataclass(frozen=True)

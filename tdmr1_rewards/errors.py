@@ -1,22 +1,150 @@
-"""The one error type that a user is meant to read, and the "did you mean" beside it."""
+"""The error that is printed for users, its stable codes, and hints for names that are not known.
+
+`docs/errors.md` is generated from `CODES`. Codes are stable: scripts may rely on them. Messages may change.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CODES = {
+    # Command line
+    "usage": "The command line is not understood: an unknown command or option, or a wrong value.",
+    "option-conflict": "Two options of the command line exclude each other.",
+    "argument-invalid": "The value of an option or argument is not understood.",
+    "target-unknown": "The argument is neither a run folder, nor a model, nor a pipeline directory.",
+    "file-missing": "A file or folder that was named does not exist.",
+    "file-unreadable": "A file cannot be read, or its content is not of the expected format.",
+    "file-exists": "The command does not overwrite this file or folder.",
+    "not-writable": "A file or folder cannot be written: no permission, a full disk, or a file in the way.",
+    "dependency-missing": "An optional package or program that this feature needs is not installed.",
+    "interrupted": "The user stopped the command.",
+    "unexpected": "An internal error. Please report it.",
+    "several-errors": "More than one error was found; `values.errors` lists them.",
+    # Settings
+    "config-unreadable": "A settings file cannot be read or is not valid YAML.",
+    "config-incomplete": "The config.yaml of a run lacks settings or has a header that no run wrote.",
+    "setting-unknown": "A setting with this name does not exist.",
+    "setting-invalid": "A setting has a value of the wrong type or outside its range.",
+    "setting-conflict": "Settings contradict each other, or make the run pointless.",
+    "setting-ineffective": "Warning: a setting has no effect in this run.",
+    "assignment-invalid": "`--set` needs the form name=value.",
+    "preset-unknown": "A preset with this name does not exist.",
+    "wrong-kind": "The settings are for a training and the command distills, or the other way round.",
+    # Prompts
+    "prompts-unknown": "Neither a prompt set nor a prompt file has this name.",
+    "prompts-unreadable": "A prompt file cannot be read.",
+    "prompts-empty": "A prompt file holds no prompts.",
+    "prompts-missing": "The run has no prompts, and its reward and model have no default.",
+    "prompt-invalid": "A line of a prompt file is not a prompt.",
+    # Models
+    "model-unknown": "A model with this name is not registered.",
+    "model-invalid": "A model entry or a pipeline directory has parts that do not fit together.",
+    "model-incomplete": "A pipeline directory lacks files.",
+    "model-unsupported": "No family supports this pipeline, or the family does not support this use.",
+    "teacher-mismatch": "The teacher does not have the text encoders or the decoder of the few-step model.",
+    "hub-unavailable": "A file is not in the local cache, and the hub cannot be reached.",
+    "hub-denied": "The hub refused access: the repository is gated, private or does not exist.",
+    "device-unavailable": "The device does not exist here, or the processes cannot share it.",
+    "out-of-memory": "The device is out of memory, even with the smallest micro-batch.",
+    "micro-batch-halved": "Warning: the device ran out of memory; the micro-batch was halved.",
+    "plan-unavailable": "Memory and time cannot be estimated for this model.",
+    # LoRA files
+    "lora-missing": "The model needs a few-step LoRA, or the LoRA file does not exist.",
+    "lora-unreadable": "A LoRA file cannot be read.",
+    "lora-keys": "A LoRA file has keys that are not understood, or lacks keys.",
+    "lora-mismatch": "A LoRA file does not fit the model: names, shapes or rank differ.",
+    "lora-unsupported": "A LoRA file uses a variant that is not supported.",
+    "lora-note": "Warning: how a LoRA file was read.",
+    # Rewards
+    "reward-unknown": "A reward with this name is not registered.",
+    "reward-name-conflict": "Two plugins register the same reward name.",
+    "reward-source": "The source of a reward is not of a known form.",
+    "reward-import": "The module, file or function of a reward cannot be imported.",
+    "reward-signature": "A function or class cannot be used as a reward.",
+    "reward-build": "A reward cannot be built.",
+    "reward-options": "The options of a reward are wrong.",
+    "reward-environment": "The Python environment of a reward cannot be used.",
+    "reward-weights": "The weights of a reward's network are missing or do not fit.",
+    "reward-failed": "A reward raised an error, ended its process or exceeded its time limit.",
+    "reward-skipped": "Warning: a reward failed, and its images have no score.",
+    "reward-result": "A reward returned something else than one finite score or None for each image.",
+    "reward-metadata": "A prompt or its metadata lacks what the reward needs.",
+    "reward-state": "The state of a reward cannot be saved or restored.",
+    "reward-images": "Images do not have the shape or type that rewards take.",
+    "reward-combined": "The combined reward is not a finite number.",
+    "reward-closed": "The rewards of this run are already closed.",
+    "human-processes": "A reward that asks people needs a single process.",
+    # Servers
+    "address-invalid": "An address, host or port cannot be used.",
+    "token-invalid": "A server token is missing or has characters that no header can carry.",
+    "server-unreachable": "A server does not answer.",
+    "server-refused": "A server refused the request.",
+    "server-protocol": "A server, worker process or client speaks another protocol version.",
+    # Feedback
+    "feedback-store": "The store of human feedback cannot be used, or another program uses it.",
+    "feedback-item": "An image or answer does not fit the feedback store.",
+    "feedback-answers": "There are too few answers.",
+    # Runs
+    "run-folder-used": "The run folder already holds files.",
+    "run-folder-locked": "Another process uses the run folder.",
+    "run-folder-missing": "The folder is not a run folder.",
+    "link-outside": "A link in a run folder points outside, or the entry is neither a file nor a folder.",
+    "record-damaged": "Warning or error: lines of a log file cannot be read.",
+    "checkpoint-missing": "The run has no intact checkpoint.",
+    "checkpoint-damaged": "A checkpoint is damaged.",
+    "checkpoint-mismatch": "A checkpoint does not belong to this run or model.",
+    "resume-settings": "Settings changed that a resumed run must keep.",
+    "resume-inputs": "Prompts, rewards, the model or the LoRA are not those that the run began with.",
+    "evaluation-cut-off": "Warning: an evaluation was interrupted and is repeated by a resume.",
+    "update-not-finite": "An update has a loss or gradient that is not finite.",
+    "distillation-no-rewards": "A distillation has no rewards.",
+    "guard-alarm": "Warning: the guard raised an alarm.",
+    "guard-stopped": "The guard stopped the run.",
+    "guard-limited": "Warning: the guard cannot compare some metrics.",
+    "export-mismatch": "The exported LoRA does not reproduce the images of the run.",
+    # Processes and plugins
+    "processes-split": "The groups cannot be divided evenly among the processes.",
+    "processes-count": "The number of processes cannot be changed here.",
+    "process-failed": "A process of the run was killed, or the processes lost each other.",
+    "plugin-failed": "A hook of a plugin raised an error.",
+}
+"""Every code with its meaning. A plugin may use codes of its own."""
+
+UNSPECIFIED = "unspecified"
+"""The code of an error whose author gave none, as in rewards written before codes existed."""
 
 
 class Tdmr1Error(Exception):
-    """Something a user can mend: one clear sentence, and where there is one, a hint at the way out."""
+    """An error that the user can correct.
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    `message` is one sentence: what is wrong, where, what was found and what is expected. `hint` says how to correct it.
+    `code` is one of `CODES` or a plugin's own. `values` are the names and numbers in the message, as plain JSON data.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        code: str = UNSPECIFIED,
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
+        self.values = dict(values or {})
+
+    def document(self) -> dict[str, Any]:
+        """The error as plain data: code, message, hint and values."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "values": self.values}
 
 
 def close_match_hint(name: str, known: Iterable[str]) -> str:
-    """Words to follow an unknown name: the known name it looks like, or else all the known names."""
+    """The hint for an unknown name: the most similar known name, or all known names."""
     names = sorted(set(known))
     matches = difflib.get_close_matches(name, names, n=1)
     if matches:
@@ -24,13 +152,13 @@ def close_match_hint(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "none is known"
 
 
-def told(error: BaseException) -> str:
-    """An exception in one line, as part of a sentence."""
+def describe_error(error: BaseException) -> str:
+    """An exception as one line, for use inside a sentence."""
     if isinstance(error, Tdmr1Error):
         return f"{error.message} ({error.hint})" if error.hint else error.message
     return f"{type(error).__name__}: {one_line(str(error))}".removesuffix(": ")
 
 
 def one_line(text: str) -> str:
-    """The words of a text, without its line breaks."""
+    """The text with every run of white space replaced by one blank."""
     return " ".join(text.split())

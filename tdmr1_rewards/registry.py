@@ -20,7 +20,7 @@ import pluggy
 from tdmr1_rewards import hookspecs
 from tdmr1_rewards.api import Reward, RewardSpec
 from tdmr1_rewards.calling.reference import build, reference_of
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, told
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
 
 ENTRY_POINT_GROUP = "tdmr1"
 DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"
@@ -199,7 +199,7 @@ def _register(manager: pluggy.PluginManager, record: PluginRecord, load: Callabl
     except (Exception, SystemExit) as error:
         # Older pluggy leaves a plugin that it refuses half registered.
         manager.unregister(name=_key(record.provenance))
-        record.add_error(f"could not be loaded: {told(error)}")
+        record.add_error(f"could not be loaded: {describe_error(error)}")
         return
     if not manager.get_hookcallers(plugin):
         record.add_error("implements no hook (is its function marked @hookimpl?)")
@@ -230,7 +230,7 @@ def _collect(
         try:
             call(register=brought.append)
         except (Exception, SystemExit) as error:
-            record.add_error(f"{hook} raised {told(error)}")
+            record.add_error(f"{hook} raised {describe_error(error)}")
             continue
         wrong = [type(item).__name__ for item in brought if not isinstance(item, expected)]
         if wrong:

@@ -18,10 +18,10 @@ from typing import Any
 
 from tdmr1_rewards.api import Reward, RewardExample, RewardSpec
 from tdmr1_rewards.calling.reference import resolve
-from tdmr1_rewards.contract.checks import Check, Examination, Report
+from tdmr1_rewards.contract.checks import Check, Report, RewardChecks
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance, RegisteredReward, load_plugins
-from tdmr1_rewards.scoring.single_reward import Judge
+from tdmr1_rewards.scoring.single_reward import SingleReward
 from tdmr1_rewards.sources.foreign import adapt
 from tdmr1_rewards.sources.source import create, find, snake_case
 
@@ -74,8 +74,8 @@ def examine_built(
 ) -> Report:
     """The report on a reward that is built but not yet set up; it is closed afterwards."""
     given = list(examples) if examples is not None else load_examples(found)
-    with Judge(found.spec, reward, found.provenance, device) as judge:
-        return Report(found.spec.name, tuple(Examination(judge, given, groupwise=found.spec.groupwise).checks()))
+    with SingleReward(found.spec, reward, found.provenance, device) as judge:
+        return Report(found.spec.name, tuple(RewardChecks(judge, given, groupwise=found.spec.groupwise).checks()))
 
 
 def load_examples(registered: RegisteredReward) -> list[RewardExample]:

@@ -111,7 +111,7 @@ class Worker:
         known = request["registered"]
         registered = [(RewardSpec(**known["spec"]), Provenance(**known["provenance"]))] if known else []
         options = request["reference"]["options"]
-        return {"options": sources.frozen_options(RewardRegistry(registered), request["source"], options)}
+        return {"options": sources.freeze_options(RewardRegistry(registered), request["source"], options)}
 
     def _setup(self, request: dict[str, Any]) -> dict[str, Any]:
         if hasattr(self._reward, "setup"):
@@ -218,7 +218,7 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(error, Unfit):
         return answer | {"refused": f"{request['owner']} {error}", "hint": error.hint}
-    from tdmr1_rewards.calling.result_checks import failed_with
+    from tdmr1_rewards.calling.result_checks import as_call_failure
     from tdmr1_rewards.errors import Tdmr1Error
 
     what = {
@@ -230,12 +230,12 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
         "load_state": "could not take up its state",
         "close": "could not be closed",
     }
-    failure = failed_with(error, what.get(request["do"]))
+    failure = as_call_failure(error, what.get(request["do"]))
     if failure.hint:
         answer["hint"] = failure.hint
     if request["do"] not in ("build", "describe", "freeze"):
-        return answer | {"failed": failure.said}
-    sentence = error.message if isinstance(error, Tdmr1Error) else f"{request['owner']} {failure.said}"
+        return answer | {"failed": failure.reason}
+    sentence = error.message if isinstance(error, Tdmr1Error) else f"{request['owner']} {failure.reason}"
     return answer | {"refused": sentence}
 
 

@@ -82,11 +82,11 @@ def _device() -> Iterator[Finding]:
 def _model() -> Iterator[Finding]:
     import torch
 
-    from tdmr1_core.models.loading import acquire, load_backbone
+    from tdmr1_core.models.loading import fetch_model, load_backbone
     from tdmr1_core.models.registry import ModelRegistry
 
     what, entry = f"model {DEFAULT_MODEL}", ModelRegistry().get(DEFAULT_MODEL)
-    load_backbone(acquire(entry, training=True), torch.device("cpu"), torch.float32)
+    load_backbone(fetch_model(entry, training=True), torch.device("cpu"), torch.float32)
     yield Finding("ok", what, "loads")
 
 

@@ -34,12 +34,12 @@ def command(
     if json:
         emit_json(_document(report))
         return
-    from tdmr1_core.durable_files import told_of
+    from tdmr1_core.durable_files import translate_write_errors
     from tdmr1_core.runs.output.report_page import report_page
 
     _show(report)
     file = output or run / "report.html"
-    with told_of(file.parent):
+    with translate_write_errors(file.parent):
         file.write_text(report_page(report), encoding="utf-8")
     data(str(file))
 
@@ -84,7 +84,7 @@ def _document(report: Report) -> dict[str, Any]:
         "alarms": [{"step": step, "alarm": told} for step, told in report.alarms],
         "guard": [
             {"name": departure.name, "size": departure.size if isfinite(departure.size) else None, "too_far": too_far}
-            for departure, too_far in report.departures
+            for departure, too_far in report.drifts
         ],
         "left_out": report.left_out,
         "resumes": report.resumes,

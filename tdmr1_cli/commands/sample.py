@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tdmr1_core.records import Prompt
-    from tdmr1_core.runs.evaluation.evaluate import Pictures
+    from tdmr1_core.runs.evaluation.evaluate import EvaluationImages
 
 GRID = "grid.png"
 METADATA = "metadata.jsonl"
@@ -49,7 +49,7 @@ def command(
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="SET|FILE", help="What to draw: a prompt set or a file.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Pictures of each prompt.")] = 4,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="EvaluationImages of each prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starting noises.")] = 0,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="K", min=1, help="Sampling steps; the model's own if left out.")
@@ -130,7 +130,7 @@ def _file_names(texts: Sequence[str], images: int) -> list[str]:
 
 def _draw(
     loaded: Target, role: Who, wanted: list[Prompt], images: int, seed: int, steps: int | None, guidance: float | None
-) -> Pictures:
+) -> EvaluationImages:
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
     from tdmr1_core.runs.evaluation.evaluate import draw
 
@@ -141,7 +141,7 @@ def _draw(
     return draw(engine, name, wanted, images, seed, steps=steps, guidance_scale=guidance)
 
 
-def _save(pictures: Pictures, files: Sequence[Path], output: Path, columns: int) -> None:
+def _save(pictures: EvaluationImages, files: Sequence[Path], output: Path, columns: int) -> None:
     from PIL import Image
 
     from tdmr1_core.runs.output.image_grids import save_grid
@@ -156,14 +156,14 @@ def _save(pictures: Pictures, files: Sequence[Path], output: Path, columns: int)
         raise Tdmr1Error(f"{output} can't be written: {error.strerror}", "choose another --output") from error
 
 
-def _metadata(pictures: Pictures, files: Sequence[Path]) -> str:
+def _metadata(pictures: EvaluationImages, files: Sequence[Path]) -> str:
     """The prompts as datasets have them (Hugging Face's imagefolder), and as `tdmr1 label` reads them."""
     drawn = zip(files, pictures.prompts, strict=True)
     lines = [{"file_name": path.name, "text": prompt.text} for path, prompt in drawn]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _document(pictures: Pictures, files: Sequence[Path], output: Path, role: Who, seed: int) -> dict[str, Any]:
+def _document(pictures: EvaluationImages, files: Sequence[Path], output: Path, role: Who, seed: int) -> dict[str, Any]:
     drawn = zip(files, pictures.prompts, strict=True)
     return {
         "role": role.value,

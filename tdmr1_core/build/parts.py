@@ -15,9 +15,9 @@ from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConf
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.entry import ModelEntry
-from tdmr1_core.models.loading import Acquired, acquire, check_entry, load_backbone, load_teacher
-from tdmr1_core.models.memory import checkpoint_gradients, compile_blocks, spare_decoder
-from tdmr1_core.models.quantization import bitsandbytes, quantise
+from tdmr1_core.models.loading import ModelFiles, check_entry, fetch_model, load_backbone, load_teacher
+from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
+from tdmr1_core.models.quantization import bitsandbytes, quantize
 from tdmr1_core.models.roles import (
     FAKE,
     GENERATOR,
@@ -51,7 +51,7 @@ class Parts:
     prompts: list[Prompt]
     scoring: ScoringStage | None
     hooks: Hooks
-    acquired: Acquired | None = None
+    model_files: ModelFiles | None = None
 
 
 def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions, device_name: str) -> Parts:
@@ -79,35 +79,35 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
             )
             failing.callback(runner.close)
             scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
-        acquired = acquire(
+        model_files = fetch_model(
             entry, training=training, rank=model.rank, alpha=model.alpha, adapter_scale=model.adapter_scale
         )
-        roles = _load_roles(config, acquired, device)
+        roles = _load_roles(config, model_files, device)
         failing.pop_all()
-    return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager), acquired)
+    return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager), model_files)
 
 
-def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> Roles:
+def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device) -> Roles:
     """The backbone with every adapter in its starting state."""
-    few_step, surrogate = acquired.lora, config.kind == "train"
-    if few_step is not None and acquired.teacher is not None and config.fake.start == "generator":
+    few_step, surrogate = model_files.lora, config.kind == "train"
+    if few_step is not None and model_files.teacher is not None and config.fake.start == "generator":
         raise Tdmr1Error(
             "the fake score can't start as a copy of the few-step LoRA: its backbone is the teacher's, another one",
             "start it at zero with --set fake.start=zero",
         )
     settings = config.memory
     backbone = load_backbone(
-        acquired,
+        model_files,
         device,
         PRECISIONS[config.model.precision],
         encoders_leave=settings.text_encoders == "cpu",
         denoiser_waits=settings.weights != "whole",
     )
-    teacher = load_teacher(acquired, backbone)
+    teacher = load_teacher(model_files, backbone)
     if settings.weights != "whole":
         for home in filter(None, (backbone, teacher)):
-            quantise(home, settings.weights)
-    roles = build_roles(config, backbone, acquired.shape, teacher)
+            quantize(home, settings.weights)
+    roles = build_roles(config, backbone, model_files.shape, teacher)
     if few_step is not None:
         roles.load(GENERATOR, few_step.weights, str(few_step.path))
         if config.fake.start == "generator":
@@ -115,7 +115,7 @@ def _load_roles(config: RunConfig, acquired: Acquired, device: torch.device) -> 
     roles.copy(GENERATOR, GENERATOR_EMA)
     if surrogate:
         roles.copy(SURROGATE, SURROGATE_EMA)
-    spare_memory(config.memory, roles)
+    apply_memory_settings(config.memory, roles)
     return roles
 
 
@@ -132,12 +132,12 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
     )
 
 
-def spare_memory(settings: MemoryConfig, roles: Roles) -> None:
+def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Switch on what the settings ask for."""
     if settings.gradient_checkpointing:
-        checkpoint_gradients(roles)
+        enable_gradient_checkpointing(roles)
     if settings.decoder != "whole":
-        spare_decoder(roles.backbone, settings.decoder)
+        save_vae_memory(roles.backbone, settings.decoder)
     if settings.compile:
         compile_blocks(roles)
 

@@ -15,7 +15,7 @@ from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot, is_hub_id, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
-from tdmr1_core.models.meta_network import Skeleton
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.pipeline_files import check_family, fetch, has_t5, parts_of, read_config
 from tdmr1_core.models.roles import LoraShape
 
@@ -33,7 +33,7 @@ NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
-class Acquired:
+class ModelFiles:
     """A model's files, all there: local folders, the checked LoRA (None where none is used) and its shape."""
 
     entry: ModelEntry
@@ -56,14 +56,14 @@ class Acquired:
         return revision_of(self.folder)
 
 
-def acquire(
+def fetch_model(
     entry: ModelEntry,
     *,
     training: bool,
     rank: int | None = None,
     alpha: float | None = None,
     adapter_scale: float | None = None,
-) -> Acquired:
+) -> ModelFiles:
     """Find, download and check a model; the few-step LoRA only for a training. Other arguments replace the entry's.
 
     Raises Tdmr1Error for whatever can't be had or doesn't fit: configs and LoRA first, then the large files.
@@ -75,18 +75,18 @@ def acquire(
     lora = None
     if training and entry.lora is not None:
         file = find_lora(entry.lora)
-        skeleton = Skeleton(family, read_config(entry.base, f"{TEACHER_PART}/config.json"))
+        skeleton = MetaNetwork(family, read_config(entry.base, f"{TEACHER_PART}/config.json"))
         scale = entry.adapter_scale if adapter_scale is None else adapter_scale
         lora = read_lora(file, skeleton, shape, alpha=alpha or entry.lora_alpha, scale=scale)
     folder = fetch(entry.base, parts_of(entry.base, absent))
     teacher = fetch(entry.teacher, [TEACHER_PART]) if entry.teacher != SAME else None
-    return Acquired(entry, folder, teacher, absent, lora, lora.shape if lora else shape)
+    return ModelFiles(entry, folder, teacher, absent, lora, lora.shape if lora else shape)
 
 
-def identity(acquired: Acquired) -> str:
+def identity(model_files: ModelFiles) -> str:
     """A hash of base and teacher that reads no weights: their configs, and names and sizes of weight files."""
     told = hashlib.sha256()
-    for folder in filter(None, (acquired.folder, acquired.teacher)):
+    for folder in filter(None, (model_files.folder, model_files.teacher)):
         for path in sorted(folder.glob("*/*")):
             if path.name in ("config.json", "scheduler_config.json"):
                 told.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
@@ -152,7 +152,7 @@ def backbone_class(family: Family) -> type[PipelineBackbone]:
 
 
 def load_backbone(
-    acquired: Acquired,
+    model_files: ModelFiles,
     device: torch.device,
     precision: torch.dtype,
     *,
@@ -167,10 +167,10 @@ def load_backbone(
     """
     from tdmr1_core.models.pipeline import load_pipeline
 
-    entry, folder = acquired.entry, acquired.folder
+    entry, folder = model_files.entry, model_files.folder
     with _loading(entry, folder):
-        pipeline = load_pipeline(acquired.family, folder, precision, acquired.absent)
-    backbone = backbone_class(acquired.family)
+        pipeline = load_pipeline(model_files.family, folder, precision, model_files.absent)
+    backbone = backbone_class(model_files.family)
     return backbone(
         pipeline,
         device=device,
@@ -181,12 +181,12 @@ def load_backbone(
     )
 
 
-def load_teacher(acquired: Acquired, backbone: PipelineBackbone) -> PipelineBackbone | None:
+def load_teacher(model_files: ModelFiles, backbone: PipelineBackbone) -> PipelineBackbone | None:
     """The second frozen backbone with the first one's other parts; None where the base is its own teacher."""
-    if acquired.teacher is None:
+    if model_files.teacher is None:
         return None
-    with _loading(acquired.entry, acquired.teacher):
-        return backbone.beside(acquired.teacher)
+    with _loading(model_files.entry, model_files.teacher):
+        return backbone.beside(model_files.teacher)
 
 
 @contextmanager

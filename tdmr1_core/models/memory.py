@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.quantization import is_quantised
+from tdmr1_core.models.quantization import is_quantized
 from tdmr1_core.models.roles import Roles
 from tdmr1_core.versions import versions
 
@@ -29,7 +29,7 @@ ENCODING = ("diffusers", "transformers")
 """Packages that texts are encoded by."""
 
 
-def checkpoint_gradients(roles: Roles) -> None:
+def enable_gradient_checkpointing(roles: Roles) -> None:
     """Recompute each block in the backward pass instead of keeping what it computed, under the role it ran under."""
     for home in roles.backbones:
         network: Any = home.network
@@ -41,11 +41,11 @@ def checkpoint_gradients(roles: Roles) -> None:
 
 
 def _checkpointed(roles: Roles, home: Backbone, block: nn.Module, *arguments: Any) -> Any:
-    again = roles.again(home)
+    again = roles.reactivate(home)
     return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
 
 
-def spare_decoder(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:
+def save_vae_memory(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:
     """Decode picture by picture, or also tile by tile, which shows at the seams of very large pictures."""
     vae: Any = backbone.pipeline.vae  # type: ignore[attr-defined]
     vae.enable_slicing()
@@ -80,7 +80,7 @@ def encoders_on_device(backbone: Backbone, denoisers: Sequence[nn.Module]) -> It
 
     Denoisers in fewer bits stay where they are: they are small, and not made for moving.
     """
-    encoders, movable = backbone.text_encoders(), [network for network in denoisers if not is_quantised(network)]
+    encoders, movable = backbone.text_encoders(), [network for network in denoisers if not is_quantized(network)]
     try:
         _move(movable, "cpu")
         _move(encoders, backbone.device)

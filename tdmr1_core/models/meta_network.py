@@ -14,7 +14,7 @@ from tdmr1_core.models.families import Family
 from tdmr1_core.models.roles import LoraShape
 
 
-class Skeleton:
+class MetaNetwork:
     """A family's denoiser built from its config on the meta device."""
 
     def __init__(self, family: Family, config: Mapping[str, Any]) -> None:

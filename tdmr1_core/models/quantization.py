@@ -24,7 +24,7 @@ def bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def quantise(backbone: Backbone, how: Literal["8bit", "nf4"]) -> None:
+def quantize(backbone: Backbone, how: Literal["8bit", "nf4"]) -> None:
     """Hold the linear layers of a denoiser in fewer bits, before LoRAs are put on them; the rest stays as it is.
 
     Weights must still be on the CPU: they are quantised one by one as they come to the backbone's device, which never
@@ -49,6 +49,6 @@ def quantise(backbone: Backbone, how: Literal["8bit", "nf4"]) -> None:
     setattr(network, MARKS[how], True)
 
 
-def is_quantised(network: nn.Module) -> bool:
+def is_quantized(network: nn.Module) -> bool:
     """Whether its linear layers are in fewer bits."""
     return any(getattr(network, mark, False) for mark in MARKS.values())

@@ -72,15 +72,15 @@ class Roles:
             torch.manual_seed(seed)
             try:
                 for name in (*trained, *averaged):
-                    self.home(name).network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
+                    self.backbone_of(name).network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
                 raise shape.misfit(error) from error
         self._layers = {home: _lora_layers(home.network) for home in (self._scores, backbone)}
         self._parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*trained, *averaged)}
-        self.collect()
+        self.refresh()
         for name, weights in self._parameters.items():
             for weight in weights.values():
-                weight.data = weight.data.to(self.home(name).dtype)
+                weight.data = weight.data.to(self.backbone_of(name).dtype)
         self._acting: dict[Backbone, str] = {}
         for home in self._layers:
             self._activate(TEACHER, home)
@@ -90,17 +90,17 @@ class Roles:
         """Each of them once, the one that tells scores first."""
         return tuple(self._layers)
 
-    def home(self, role: str) -> Backbone:
+    def backbone_of(self, role: str) -> Backbone:
         """The backbone that a role is on."""
         return self.backbone if role in (GENERATOR, GENERATOR_EMA) else self._scores
 
-    def collect(self) -> None:
+    def refresh(self) -> None:
         """Find every role's parameters in the networks: once more where they were replaced there."""
         self._parameters = {name: self._found(name) for name in self._parameters}
 
     def _found(self, name: str) -> dict[str, nn.Parameter]:
         part = f".{name}."
-        named = self.home(name).network.named_parameters()
+        named = self.backbone_of(name).network.named_parameters()
         return {key.replace(part, "."): weight for key, weight in named if part in key and "lora_" in key}
 
     @contextmanager
@@ -108,10 +108,10 @@ class Roles:
         """The role's backbone with its adapter active; the former role comes back afterwards."""
         if role not in (TEACHER, REFERENCE, *self._parameters):
             raise KeyError(role)
-        with self._active(role, self.home(role)) as home:
+        with self._active(role, self.backbone_of(role)) as home:
             yield home
 
-    def again(self, home: Backbone) -> AbstractContextManager[Backbone]:
+    def reactivate(self, home: Backbone) -> AbstractContextManager[Backbone]:
         """The role that acts on a backbone now, to act once more when a graph is recomputed."""
         return self._active(self._acting[home], home)
 
@@ -181,7 +181,7 @@ class Roles:
 
     def peft_config(self, role: str) -> dict[str, Any]:
         """PEFT's config of a role's adapter as plain data."""
-        configs = self.home(role).network.peft_config
+        configs = self.backbone_of(role).network.peft_config
         return dict(configs[role].to_dict())  # type: ignore[index,union-attr]
 
 

@@ -28,7 +28,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.loading import backbone_class
-from tdmr1_core.models.memory import checkpoint_gradients
+from tdmr1_core.models.memory import enable_gradient_checkpointing
 from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR, LoraShape
@@ -147,11 +147,11 @@ def dry_update(
         with torch.device("meta"):
             roles = build_roles(config, backbone, shape)
         if config.memory.gradient_checkpointing:
-            checkpoint_gradients(roles)
+            enable_gradient_checkpointing(roles)
     kernels = FusedKernels(gpu=gpu)
     with _without_numbers(), FakeTensorMode(), kernels.in_place():
         _fake(network)
-        roles.collect()
+        roles.refresh()
         backbone.unconditional = _text(denoiser, tokens, next(network.parameters()).dtype)
         role = build_trained(config, roles)[GENERATOR]
         stage = build_generator(config, roles, role)
@@ -165,7 +165,7 @@ def dry_update(
         operations = counter.get_total_flops() + kernels.operations
         with LiveBytes(network) as held:
             terms = stage.losses(trajectory, rows, rows, level, level, noise, noise)
-            role.collect(terms.total.sum())
+            role.accumulate(terms.total.sum())
     return Update(parameters, linear, sum(map(Tensor.numel, role.parameters.values())), operations, held.peak)
 
 

@@ -22,7 +22,7 @@ from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import check_entry
 from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import Skeleton, build_network
+from tdmr1_core.models.meta_network import MetaNetwork, build_network
 from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import LoraShape
@@ -185,7 +185,7 @@ def _lora_shape(config: RunConfig, entry: ModelEntry, architecture: Architecture
     shape = LoraShape(model.rank or entry.rank, model.alpha or entry.alpha, entry.targets)
     if config.kind != "train" or entry.lora is None or not (file.exists() or file.is_absolute()):
         return shape
-    skeleton = Skeleton(FAMILIES[entry.family], architecture.denoiser)
+    skeleton = MetaNetwork(FAMILIES[entry.family], architecture.denoiser)
     return read_lora(file, skeleton, shape, alpha=model.alpha or entry.lora_alpha).shape
 
 

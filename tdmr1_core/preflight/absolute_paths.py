@@ -12,7 +12,7 @@ from tdmr1_core.prompts.sets import PROMPT_SETS
 from tdmr1_rewards.sources.source import parse
 
 
-def anchored(config: RunConfig, extensions: Extensions) -> RunConfig:
+def make_absolute(config: RunConfig, extensions: Extensions) -> RunConfig:
     """The same settings with absolute paths; names of models, prompt sets and rewards and ids of the hub stay.
 
     Raises Tdmr1Error for an unknown model, and for a reward's source of no known form.

@@ -11,7 +11,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.lora.metadata import says_alpha
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.preflight.evaluation_rewards import FEWEST, evaluation_rewards, is_rise_seen
+from tdmr1_core.preflight.evaluation_rewards import FEWEST, evaluation_rewards, trained_reward_is_evaluated
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import evaluation_prompts, spread
 from tdmr1_rewards.registry import RewardRegistry
@@ -27,7 +27,7 @@ def check_settings(config: RunConfig, entry: ModelEntry, extensions: Extensions)
 
     Raises Tdmr1Error for settings that undo what the run is for, and for prompts that can't be had.
     """
-    refuse_contradictions(config, entry, extensions)
+    reject_contradictions(config, entry, extensions)
     registry = extensions.plugins.rewards
     idle = {
         **_of_the_steps(config, entry),
@@ -41,7 +41,7 @@ def check_settings(config: RunConfig, entry: ModelEntry, extensions: Extensions)
     return [f"{name} has no effect: {reason}" for name, reason in idle.items()] + list(_wide_trust(config))
 
 
-def refuse_contradictions(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> None:
+def reject_contradictions(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> None:
     """Raise Tdmr1Error for settings that undo what the run is for, all of them at once, and for prompts as they do."""
     evaluated = evaluation_prompts(config, extensions, entry.domain)
     problems = [
@@ -95,7 +95,7 @@ def _stopping_nothing(
             "guard.stop can stop nothing: the guard looks at evaluations, and there is none before the end",
             f"set evaluation.every to less than the {config.iterations} iterations",
         )
-    elif config.kind == "train" and not is_rise_seen(config, registry):
+    elif config.kind == "train" and not trained_reward_is_evaluated(config, registry):
         yield (
             "guard.stop can stop nothing: evaluations judge none of the trained rewards",
             "name one of them in evaluation.rewards, or set guard.stop=false",

@@ -41,13 +41,13 @@ def trained_directions(config: RunConfig) -> dict[str, int]:
     return {reward.name: 1 if reward.weight > 0 else -1 for reward in config.rewards if reward.weight != 0}
 
 
-def is_rise_seen(config: RunConfig, registry: RewardRegistry) -> bool:
+def trained_reward_is_evaluated(config: RunConfig, registry: RewardRegistry) -> bool:
     """Whether evaluations judge a reward that is trained."""
     return any(reward.name in trained_directions(config) for reward in evaluation_rewards(config, registry))
 
 
-def people(config: RunConfig, registry: RewardRegistry) -> list[str]:
-    """The names of trained rewards that ask people."""
+def human_rewards(config: RunConfig, registry: RewardRegistry) -> list[str]:
+    """The names of trained rewards that ask human_rewards."""
     return [reward.name for reward in config.rewards if not _spec(reward, registry).evaluates]
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tdmr1_core.durable_files import MISSHAPEN, append_lasting, replace_lasting
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import notice
+from tdmr1_core.durable_files import MALFORMED, append_durable, replace_durable
+from tdmr1_core.errors import Tdmr1Error, warn
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -31,10 +30,10 @@ def read_lines(path: Path, take: Callable[[Row], T]) -> list[T]:
     for number, line, is_last in _lines(path):
         try:
             taken.append(take(_parse(line)))
-        except MISSHAPEN:
+        except MALFORMED:
             unread += [] if is_last else [number]
     if unread:
-        notice(f"{_told(path, unread)}: left out")
+        warn(f"{_told(path, unread)}: left out")
     return taken
 
 
@@ -53,14 +52,14 @@ def keep_lines(path: Path, is_kept: Callable[[Row], bool] = lambda row: True) ->
             if is_kept(row):
                 rows.append(row)
                 kept.append(line)
-        except MISSHAPEN:
+        except MALFORMED:
             unread |= {} if is_last else {number: line}
     if unread:
         aside = path.with_name(path.name + DAMAGED)
-        append_lasting(aside, _join(list(unread.values())))
-        notice(f"{_told(path, list(unread))}: moved to {aside.name}")
+        append_durable(aside, _join(list(unread.values())))
+        warn(f"{_told(path, list(unread))}: moved to {aside.name}")
     if path.exists() and _content(path) != _join(kept):
-        replace_lasting(path, _join(kept))
+        replace_durable(path, _join(kept))
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdmr1_core.durable_files import append_lasting, replace_lasting, told_of
+from tdmr1_core.durable_files import append_durable, replace_durable, translate_write_errors
 from tdmr1_core.runs.jsonl import keep_lines, step_of
 
 METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
@@ -47,15 +47,15 @@ class Tracker:
         row = json.loads(lines[-1]) if lines else {}
         if row.get("step") == step:
             lines[-1] = json.dumps({**row, ALARMS: len(values["alarms"])}).encode()
-            with told_of(self._folder):
-                replace_lasting(path, b"".join(line + b"\n" for line in lines))
+            with translate_write_errors(self._folder):
+                replace_durable(path, b"".join(line + b"\n" for line in lines))
 
     def go_back(self, step: int, *, evaluated: int) -> None:
         """Drop the metrics after one iteration and the evaluations after another: a resumed run writes them again.
 
         So does TensorBoard, which is written from here on.
         """
-        with told_of(self._folder):
+        with translate_write_errors(self._folder):
             kept = keep_lines(self._folder / METRICS, lambda row: step_of(row) <= step)
             for name in (EVALUATIONS, GUARD):
                 keep_lines(self._folder / name, lambda row: step_of(row) <= evaluated)
@@ -63,7 +63,7 @@ class Tracker:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        with told_of(self._folder):
+        with translate_write_errors(self._folder):
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=evaluated + 1)
         for row in kept:
             if row["step"] > evaluated:
@@ -72,16 +72,16 @@ class Tracker:
     def close(self) -> None:
         """Finish TensorBoard's file."""
         if self._board is not None:
-            with told_of(self._folder):
+            with translate_write_errors(self._folder):
                 self._board.close()
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        with told_of(self._folder):
-            append_lasting(self._folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        with translate_write_errors(self._folder):
+            append_durable(self._folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
         if self._board is None:
             return
-        with told_of(self._folder):
+        with translate_write_errors(self._folder):
             for name, value in values.items():
                 self._board.add_scalar(prefix + name, value, step)

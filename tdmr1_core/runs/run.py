@@ -18,20 +18,19 @@ from tdmr1_core.build.parts import choose_device
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import ALONE, Processes
-from tdmr1_core.durable_files import hold, told_of
+from tdmr1_core.durable_files import lock_run, translate_write_errors
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR_EMA
-from tdmr1_core.notices import notice
 from tdmr1_core.plugins import Extensions, discover
-from tdmr1_core.preflight.absolute_paths import anchored
-from tdmr1_core.preflight.checks import refuse_contradictions
+from tdmr1_core.preflight.absolute_paths import make_absolute
+from tdmr1_core.preflight.checks import reject_contradictions
 from tdmr1_core.preflight.evaluation_rewards import (
     evaluation_rewards,
     held_out_rewards,
-    is_rise_seen,
-    people,
+    human_rewards,
     trained_directions,
+    trained_reward_is_evaluated,
 )
 from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.records import IterationReport, Prompt
@@ -45,21 +44,21 @@ from tdmr1_core.runs.checkpoints.checkpoint import (
 )
 from tdmr1_core.runs.checkpoints.fingerprints import (
     CONFIG,
-    Foundations,
+    Fingerprints,
     check_same_base,
     check_same_lora,
     differences,
-    lay,
+    fingerprint_inputs,
     read_header,
     write_config,
 )
-from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS, Changes, Continuation, find_continuation, load_run_config
+from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS, Changes, ResumePoint, find_resume_point, load_run_config
 from tdmr1_core.runs.evaluation.evaluate import Evaluation, evaluate
-from tdmr1_core.runs.evaluation.guard import Guard, GuardStopped, subject_of
+from tdmr1_core.runs.evaluation.guard import Guard, GuardStopped, subject_fingerprint
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.output.previews import SAMPLES, save_comparison, save_preview
 from tdmr1_core.stages.scoring import build_runner, freeze_rewards
-from tdmr1_rewards.calling import interrupts as patience
+from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.scoring.failures import RewardFailed
 from tdmr1_rewards.scoring.runner import RewardRunner
 
@@ -112,7 +111,7 @@ class Run:
         folder: Path,
         config: RunConfig,
         extensions: Extensions,
-        continuation: Continuation | None = None,
+        continuation: ResumePoint | None = None,
         lock: FileLock | None = None,
         processes: Processes = ALONE,
     ) -> None:
@@ -126,7 +125,7 @@ class Run:
         self._judge: RewardRunner | None = None
         self._guard: Guard | None = None
         self._prompt_sets: dict[str, list[Prompt]] = {}
-        self._foundations = Foundations()
+        self._fingerprints = Fingerprints()
         self._differences: list[str] = []
         self._stop = False
         self._saved_at: int | None = None
@@ -148,7 +147,7 @@ class Run:
         """
         found = extensions or discover()
         _check(config, found, processes.count)
-        config = anchored(config, found)
+        config = make_absolute(config, found)
         kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(config, found.plugins.rewards)))
         return cls(*kept, found, processes=processes)
 
@@ -162,11 +161,11 @@ class Run:
         with ExitStack() as failing:
             locks: list[FileLock] = []
 
-            def take_up() -> Continuation:
+            def take_up() -> ResumePoint:
                 load_run_config(folder)  # no lock is put into a folder that is no run's
-                locks.append(hold(folder))
+                locks.append(lock_run(folder))
                 failing.callback(locks[0].release)
-                return find_continuation(folder)
+                return find_resume_point(folder)
 
             found, extensions = processes.on_first(take_up), extensions or discover()
             _check(found.config, extensions, processes.count)
@@ -179,7 +178,7 @@ class Run:
         with ExitStack() as held:
             held.callback(self._release)
             set_threads(self.config.threads)
-            self.processes.on_first(self._lay_foundations)
+            self.processes.on_first(self._fingerprint_inputs)
             engine = self._load(held)
             self.processes.on_first(lambda: self._open_folder(engine))
             self.is_loaded = True
@@ -220,20 +219,22 @@ class Run:
         settings = self.config.guard
         if self._judge is None or self.config.kind != "train" or not settings.enabled:
             return None
-        if not is_rise_seen(self.config, self.extensions.plugins.rewards):
-            notice("evaluations judge none of the trained rewards, so the guard can't see one rise")
+        if not trained_reward_is_evaluated(self.config, self.extensions.plugins.rewards):
+            warn("evaluations judge none of the trained rewards, so the guard can't see one rise")
         rewards = held_out_rewards(self.config, self.extensions.plugins.rewards, engine.entry.domain)
         judge = self._build_judge(rewards) if rewards else None
-        return Guard(settings, trained_directions(self.config), judge, subject_of(self.config, self._foundations))
+        return Guard(
+            settings, trained_directions(self.config), judge, subject_fingerprint(self.config, self._fingerprints)
+        )
 
     def _watch(self, engine: Engine, tracker: Tracker, observer: Observer, results: Sequence[Evaluation]) -> None:
         """Let the guard look at an evaluation. Raises GuardStopped for an alarm that is to stop the run."""
         if self._guard is None:
             return
-        look = self._guard.look(engine, results)
+        look = self._guard.read(engine, results)
         tracker.guard(look.step, look.row())
         for alarm in look.alarms:
-            notice(f"guard, iteration {look.step}: {alarm}")
+            warn(f"guard, iteration {look.step}: {alarm}")
         if not self.config.guard.stop:
             return
         self._save(engine, observer)
@@ -262,7 +263,7 @@ class Run:
             if self._guard is not None and self._guard.judge is not None:
                 held.callback(self._guard.judge.close)
             try:
-                with patience.listening(observer.waiting):
+                with interrupts.listening(observer.waiting):
                     return self._loop(engine, tracker, observer)
             except RewardFailed:
                 # Rewards are asked before an iteration updates anything, so what was learnt until then is whole.
@@ -297,7 +298,7 @@ class Run:
         while not over:
             try:
                 report = engine.iteration()
-            except patience.Interrupted:  # while a reward was asked, before anything was updated
+            except interrupts.Interrupted:  # while a reward was asked, before anything was updated
                 break
             tracker.metrics(report.step, report.metrics)
             observer.iteration(report)
@@ -315,7 +316,7 @@ class Run:
             return result
         after = self._evaluate(engine, tracker, observer)
         if self._stop and self._judge is not None:
-            notice(f"the last evaluation was cut off; `tdmr1 train --resume {self.folder}` makes it again")
+            warn(f"the last evaluation was cut off; `tdmr1 train --resume {self.folder}` makes it again")
         return replace(
             result, before=before, after=after, before_after=save_comparison(engine, self._shown, self.folder)
         )
@@ -347,7 +348,7 @@ class Run:
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
-            patience.interrupt()
+            interrupts.interrupt()
             observer.stopping()
 
         former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -359,25 +360,25 @@ class Run:
 
     def _open_folder(self, engine: Engine) -> None:
         """Make the folder this run's own, and write down what it is to do."""
-        with told_of(self.folder):
+        with translate_write_errors(self.folder):
             (self.folder / SAMPLES).mkdir(parents=True, exist_ok=True)
             if self._continuation is not None:
-                check_same_base(self.folder, engine.acquired)
-                check_same_lora(self.folder, engine.acquired)
+                check_same_base(self.folder, engine.model_files)
+                check_same_lora(self.folder, engine.model_files)
                 self._continuation.record(self.folder, self._differences)
                 return
-            self._lock = hold(self.folder)
+            self._lock = lock_run(self.folder)
             if (self.folder / CONFIG).exists():
                 raise Tdmr1Error(f"the run folder {self.folder} is already used", "choose another --output")
-            write_config(self.folder, self.config, self._foundations, engine.acquired)
+            write_config(self.folder, self.config, self._fingerprints, engine.model_files)
 
-    def _lay_foundations(self) -> None:
+    def _fingerprint_inputs(self) -> None:
         """See what the run stands on, and tell what of it has changed since it began."""
-        self._foundations = lay(self.config, self.extensions)
+        self._fingerprints = fingerprint_inputs(self.config, self.extensions)
         if self._continuation is not None:
-            self._differences = differences(read_header(self.folder), self._foundations)
+            self._differences = differences(read_header(self.folder), self._fingerprints)
         for sentence in self._differences:
-            notice(sentence)
+            warn(sentence)
 
     def _evaluate(self, engine: Engine, tracker: Tracker, observer: Observer) -> tuple[Evaluation, ...]:
         """The averaged generator on every prompt set; nothing in a distillation without rewards.
@@ -421,8 +422,8 @@ def _check(config: RunConfig, extensions: Extensions, processes: int) -> None:
 
     Also for several processes where a reward asks people: each would open a page of its own, and wait there.
     """
-    refuse_contradictions(config, extensions.entry(config.model), extensions)
-    asking = people(config, extensions.plugins.rewards)
+    reject_contradictions(config, extensions.entry(config.model), extensions)
+    asking = human_rewards(config, extensions.plugins.rewards)
     if processes > 1 and asking:
         raise Tdmr1Error(f"reward {asking[0]!r} asks people, and so needs a single process", "leave --processes out")
 
@@ -439,7 +440,7 @@ def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
     config = config.model_copy(update={"memory": config.memory.model_copy(update=whole)})
     kind = Engine if config.kind == "train" else DistillEngine
     engine = kind.from_config(config, run_folder=folder, extensions=extensions)
-    check_same_lora(folder, engine.acquired)
+    check_same_lora(folder, engine.model_files)
     load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS), moments=False)
     return engine
 

@@ -44,8 +44,8 @@ class FakeScoreStage:
             nonlocal total
             noise = noise_for(self._seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
             loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
-            self.role.collect(loss * scale)
-            total += self.role.watch(loss, trajectory.groups, rows)
+            self.role.accumulate(loss * scale)
+            total += self.role.record_loss(loss, trajectory.groups, rows)
 
         self.micro_batches.each(images, learn)
         return total

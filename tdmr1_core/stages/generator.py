@@ -84,8 +84,8 @@ class GeneratorStage:
                 noise_for(self._seed, "reward", groups, (step,), rows, "group", latents),
             )
             loss = terms.total.sum() / groups.images
-            self.role.collect(loss * scale)
-            self.role.watch(loss, groups, rows)
+            self.role.accumulate(loss * scale)
+            self.role.record_loss(loss, groups, rows)
             parts = (terms.total, terms.kl, terms.cfg, terms.reward)
             for name, part in zip(seen, parts, strict=True):
                 seen[name] += part.sum().item() / groups.images

@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import notice
+from tdmr1_core.errors import Tdmr1Error, warn
 
 Size = int | Literal["auto"] | None
 
@@ -54,7 +53,7 @@ class MicroBatches:
                 ) from error
         # Outside of the except clause: there the error would still hold on to the tensors that did not fit.
         self.size = len(rows) // 2
-        notice(f"the device ran out of memory with {len(rows)} images at once, and goes on with {self.size}")
+        warn(f"the device ran out of memory with {len(rows)} images at once, and goes on with {self.size}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return False

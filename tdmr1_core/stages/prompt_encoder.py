@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tdmr1_core.durable_files import write_lasting
+from tdmr1_core.durable_files import write_durable
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.memory import encoder_identity, encoders_on_device
@@ -89,7 +89,7 @@ class PromptEncoder:
         building = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_lasting(building, _pack(kept, path.stem))
+            write_durable(building, _pack(kept, path.stem))
             building.replace(path)
         except (OSError, SafetensorError) as error:
             raise Tdmr1Error(

@@ -19,7 +19,7 @@ from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.registry import Plugins, RewardRegistry
 from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.runner import Combine, RewardRunner, ScoredBatch, check_left
-from tdmr1_rewards.sources.source import create, find, frozen_options, refer
+from tdmr1_rewards.sources.source import create, find, freeze_options, refer
 
 
 def build_runner(
@@ -45,7 +45,7 @@ def freeze_rewards(config: RunConfig, registry: RewardRegistry) -> RunConfig:
 
 
 def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:
-    options = frozen_options(registry, reward.source or reward.name, reward.options, reward.python)
+    options = freeze_options(registry, reward.source or reward.name, reward.options, reward.python)
     return reward if options == reward.options else reward.model_copy(update={"options": options})
 
 

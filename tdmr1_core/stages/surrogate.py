@@ -83,8 +83,8 @@ class SurrogateStage:
                 queries, advantages[rows], boundary[rows], trajectory, None if weights is None else weights[rows]
             )
             loss = result.loss.sum() / images
-            self.role.collect(loss * scale)
-            seen["loss/preference"] += self.role.watch(loss, trajectory.groups, rows)
+            self.role.accumulate(loss * scale)
+            seen["loss/preference"] += self.role.record_loss(loss, trajectory.groups, rows)
             seen["surrogate/clipped"] += result.clipped.sum().item() / images
             seen["surrogate/drifted"] += result.drifted.sum().item() / images
             seen["surrogate/drift"] += result.drift.sum().item() / images

@@ -45,14 +45,14 @@ class TrainedRole:
             list(parameters.values()), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
         )
 
-    def collect(self, loss: Tensor) -> None:
+    def accumulate(self, loss: Tensor) -> None:
         """Add a loss's gradient to what is collected; all of it, or none where memory runs out meanwhile."""
         weights = list(self.parameters.values())
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
             if gradient is not None:
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
-    def watch(self, loss: Tensor, groups: Groups, rows: Tensor) -> float:
+    def record_loss(self, loss: Tensor, groups: Groups, rows: Tensor) -> float:
         """The loss of a micro-batch, the images `rows`, as a number; one that is not finite is kept in mind."""
         value = loss.item()
         if not math.isfinite(value):

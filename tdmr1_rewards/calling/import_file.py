@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, told
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
 
 
 def load_from_file(path: Path, attribute: str) -> Any:
@@ -36,13 +36,13 @@ def load_from_module(module: str, attribute: str) -> Any:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise Tdmr1Error(f"the module {module} could not be imported: {told(error)}") from error
+            raise Tdmr1Error(f"the module {module} could not be imported: {describe_error(error)}") from error
         raise Tdmr1Error(
             f"there is no module {error.name!r}",
             f"install the package it is in, or start from the folder that holds it (now {here})",
         ) from error
     except (Exception, SystemExit) as error:
-        raise Tdmr1Error(f"the module {module} could not be imported: {told(error)}") from error
+        raise Tdmr1Error(f"the module {module} could not be imported: {describe_error(error)}") from error
     return find_attribute(loaded, attribute, f"the module {module}")
 
 
@@ -67,7 +67,7 @@ def load_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = f", line {error.lineno}," if isinstance(error, SyntaxError) else ""
-        raise Tdmr1Error(f"the file {path}{line} could not be run: {told(error)}") from error
+        raise Tdmr1Error(f"the file {path}{line} could not be run: {describe_error(error)}") from error
     return module
 
 

@@ -20,7 +20,7 @@ class Interrupted(Exception):
     """A reward was asked to wait no longer; what it was asked to judge is to be asked again, later."""
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     """Tell every listener what is waited for: one line, such as "waiting for people: 3 of 24 pictures judged"."""
     for listener in tuple(_listeners):
         listener(text)

@@ -18,7 +18,7 @@ import tdmr1_rewards
 from tdmr1_rewards.api import ImageFormat, RewardBatch, RewardResult
 from tdmr1_rewards.calling.host import STATE_LIMIT
 from tdmr1_rewards.calling.reference import Reference
-from tdmr1_rewards.calling.result_checks import CallFailed, checked, failed_with
+from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, checked
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.calling.wire import PROTOCOL, decode_result, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
@@ -83,7 +83,7 @@ class ProcessHost:
         try:
             return checked(decode_result(answer), batch.image_ids)
         except Tdmr1Error as error:
-            raise failed_with(error) from error
+            raise as_call_failure(error) from error
 
     def state(self) -> State | None:
         """What the reward remembers; None for one that has no state. Raises CallFailed."""
@@ -153,7 +153,7 @@ def _started(request: Mapping[str, Any], python: Path | None) -> tuple[_Worker, 
     except BaseException as error:
         worker.stop()
         if isinstance(error, CallFailed):
-            raise Tdmr1Error(f"{owner} {error.said}", error.hint) from error
+            raise Tdmr1Error(f"{owner} {error.reason}", error.hint) from error
         raise
 
 

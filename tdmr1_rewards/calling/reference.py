@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdmr1_rewards.api import Reward, RewardSpec
 from tdmr1_rewards.calling.import_file import load_from_file
-from tdmr1_rewards.errors import Tdmr1Error, told
+from tdmr1_rewards.errors import Tdmr1Error, describe_error
 
 if TYPE_CHECKING:
     from tdmr1_rewards.registry import RegisteredReward
@@ -93,7 +93,7 @@ def build(reference: Reference, owner: str) -> Reward:
     except Tdmr1Error:
         raise
     except Exception as error:
-        raise Tdmr1Error(f"{owner} could not be built: {told(error)}") from error
+        raise Tdmr1Error(f"{owner} could not be built: {describe_error(error)}") from error
     if not isinstance(reward, Reward):
         raise Tdmr1Error(f"{owner}: {reference.factory} made a {type(reward).__name__}, which cannot be called")
     return reward
@@ -121,7 +121,7 @@ def resolve(name: str, owner: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
     except Exception as error:
-        raise Tdmr1Error(f"{owner}: {name} could not be imported: {told(error)}") from error
+        raise Tdmr1Error(f"{owner}: {name} could not be imported: {describe_error(error)}") from error
 
 
 def _importable(name: str) -> bool:

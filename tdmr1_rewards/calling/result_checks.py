@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 from tdmr1_rewards.api import RewardResult
-from tdmr1_rewards.errors import Tdmr1Error, one_line, told
+from tdmr1_rewards.errors import Tdmr1Error, describe_error, one_line
 
 
 class CallFailed(Exception):
@@ -18,21 +18,21 @@ class CallFailed(Exception):
 
     def __init__(self, said: str, hint: str | None = None) -> None:
         super().__init__(said)
-        self.said = said
+        self.reason = said
         self.hint = hint
 
 
-def failed_with(error: BaseException, what: str | None = None) -> CallFailed:
+def as_call_failure(error: BaseException, what: str | None = None) -> CallFailed:
     """An exception that came out of a reward as the failure of its call, or of `what` ("could not be set up")."""
     if isinstance(error, CallFailed):
         return error
     if isinstance(error, Tdmr1Error):
         failure = CallFailed(f"{what or 'failed'}: {one_line(error.message)}", error.hint)
     elif isinstance(error, Exception):
-        failure = CallFailed(f"{what + ':' if what else 'raised'} {told(error)}")
+        failure = CallFailed(f"{what + ':' if what else 'raised'} {describe_error(error)}")
     else:
         failure = CallFailed(
-            f"{what + ':' if what else 'tried to end the program:'} {told(error)}",
+            f"{what + ':' if what else 'tried to end the program:'} {describe_error(error)}",
             "a reward that cannot judge raises an ordinary exception, or answers None",
         )
     failure.__cause__ = error

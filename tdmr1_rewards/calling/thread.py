@@ -14,7 +14,7 @@ from typing import Any
 from tdmr1_rewards.api import ImageFormat, Reward, RewardBatch, RewardResult
 from tdmr1_rewards.calling.host import STATE_LIMIT
 from tdmr1_rewards.calling.interrupts import Interrupted
-from tdmr1_rewards.calling.result_checks import CallFailed, checked, failed_with
+from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, checked
 from tdmr1_rewards.calling.state import State, give_state, has_state, take_state
 
 CLOSING_LIMIT = 30.0
@@ -83,7 +83,7 @@ class ThreadHost:
         if isinstance(error, Interrupted):
             raise error
         if error is not None:
-            raise failed_with(error, what)
+            raise as_call_failure(error, what)
         return job.result()
 
     def _gave_up(self, job: Future[Any], timeout: float | None) -> CallFailed:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from tdmr1_rewards.api import RewardExample
-from tdmr1_rewards.contract import corruptions as degrading
-from tdmr1_rewards.errors import Tdmr1Error, told
-from tdmr1_rewards.scoring.single_reward import Judge, Picture
+from tdmr1_rewards.contract import corruptions
+from tdmr1_rewards.errors import Tdmr1Error, describe_error
+from tdmr1_rewards.scoring.single_reward import ImageToScore, SingleReward
 
 Outcome = Literal["passed", "warned", "failed", "not applicable"]
 Scores = list[float | None]
@@ -46,11 +46,11 @@ class Cheat:
 
 
 CHEATS = (
-    Cheat("blank", "a blank picture", degrading.blank, True),
-    Cheat("noise", "noise", degrading.noise, True),
-    Cheat("tiling", "a tiling of small copies", degrading.tiled, True),
-    Cheat("negative", "a negative", degrading.inverted, False),
-    Cheat("JPEG artefacts", "a picture full of JPEG artefacts", degrading.compressed, False),
+    Cheat("blank", "a blank picture", corruptions.blank, True),
+    Cheat("noise", "noise", corruptions.noise, True),
+    Cheat("tiling", "a tiling of small copies", corruptions.tiled, True),
+    Cheat("negative", "a negative", corruptions.inverted, False),
+    Cheat("JPEG artefacts", "a picture full of JPEG artefacts", corruptions.compressed, False),
 )
 
 
@@ -99,13 +99,13 @@ class Report:
         return "\n".join([*lines, self.verdict])
 
 
-class Examination:
+class RewardChecks:
     """The checks of one reward, in order; later ones rely on what earlier ones found.
 
     What is judged are the pictures of the examples, or `sample_pictures` where there are none.
     """
 
-    def __init__(self, judge: Judge, examples: Sequence[RewardExample], *, groupwise: bool) -> None:
+    def __init__(self, judge: SingleReward, examples: Sequence[RewardExample], *, groupwise: bool) -> None:
         self._judge = judge
         self._examples = examples
         self._groupwise = groupwise
@@ -128,7 +128,7 @@ class Examination:
         for cheat in CHEATS:
             yield _look(cheat.name, partial(self._resistance, cheat))
 
-    def _ask(self, pictures: Sequence[Picture]) -> Scores:
+    def _ask(self, pictures: Sequence[ImageToScore]) -> Scores:
         return [verdict.score for verdict in self._judge(pictures)]
 
     def _contract(self) -> Finding:
@@ -243,10 +243,10 @@ def _look(name: str, examine: Callable[[], Finding]) -> Check:
     try:
         return Check(name, *examine())
     except Tdmr1Error as error:
-        return Check(name, "failed", told(error))
+        return Check(name, "failed", describe_error(error))
 
 
-def sample_pictures() -> list[Picture]:
+def sample_pictures() -> list[ImageToScore]:
     """Eight drawn pictures of 96 x 96 pixels, two for each of PROMPTS, the same each time."""
     from PIL import Image, ImageDraw
 
@@ -262,21 +262,21 @@ def sample_pictures() -> list[Picture]:
                 shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
                 shape((left, top, left + 20, top + 20), fill=colour)
             draw.text((8, 80), "OPEN" if group == 1 else "", fill="black")
-            pictures.append(Picture(np.asarray(image), prompt, {}, group))
+            pictures.append(ImageToScore(np.asarray(image), prompt, {}, group))
     return pictures
 
 
-def example_pictures(examples: Sequence[RewardExample]) -> list[Picture]:
+def example_pictures(examples: Sequence[RewardExample]) -> list[ImageToScore]:
     """The pictures of examples; those of one prompt are a group. Raises Tdmr1Error for what is no picture."""
     groups: dict[str, int] = {}
     return [_picture(example, groups.setdefault(example.prompt, len(groups))) for example in examples]
 
 
-def _picture(example: RewardExample, group: int) -> Picture:
+def _picture(example: RewardExample, group: int) -> ImageToScore:
     image = np.asarray(example.image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise Tdmr1Error(
             f"an example for {example.prompt!r} is {image.dtype} {image.shape}",
             "an example's image is a PIL RGB image or a uint8 array (H, W, 3)",
         )
-    return Picture(image, example.prompt, example.metadata, group)
+    return ImageToScore(image, example.prompt, example.metadata, group)

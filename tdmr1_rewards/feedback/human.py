@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tdmr1_rewards.api import RewardBatch, RewardResult
-from tdmr1_rewards.calling import interrupts as patience
+from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE
 from tdmr1_rewards.feedback.features import Features, extractor
@@ -150,7 +150,7 @@ class Human:
         )
         if self._page is None:
             self._page = FeedbackPage.start(store.folder, self._options.host, self._options.port)
-            patience.tell(f"people judge at {self._page.url}")
+            interrupts.report(f"people judge at {self._page.url}")
         if waits:
             self._wait(store, opened, self._page)
 
@@ -163,9 +163,9 @@ class Human:
                 progress, left = store.progress(opened.id), until - time.monotonic()
                 if progress.done >= self._options.enough * progress.items or left <= 0:
                     break
-                patience.tell(_waiting(progress, left, page.url))
+                interrupts.report(_waiting(progress, left, page.url))
                 page.ensure()
-                patience.pause(POLL)
+                interrupts.pause(POLL)
         finally:
             store.close_round(opened.id)
             store.tell("the training goes on; its next pictures come by themselves")

@@ -32,7 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tdmr1_rewards.calling.wire import check_token
-from tdmr1_rewards.errors import Tdmr1Error, told
+from tdmr1_rewards.errors import Tdmr1Error, describe_error
 from tdmr1_rewards.feedback.agreement import agreement_of
 from tdmr1_rewards.feedback.records import Offer, UnknownItem
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -305,7 +305,7 @@ def _as_refusal(request: Request, error: Any) -> Refusal:
         return _wrong_values(error.errors())
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, f"{request.method} {request.scope['path'][:100]!r}: {error.detail}")
-    return Refusal(500, f"something unexpected happened: {told(error)}", "please report it")
+    return Refusal(500, f"something unexpected happened: {describe_error(error)}", "please report it")
 
 
 def _log_line(request: Request, refusal: Refusal) -> str:

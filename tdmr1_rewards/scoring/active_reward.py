@@ -71,7 +71,7 @@ class Answers:
     failures: list[Failure]
 
 
-class Slot:
+class RewardWorker:
     """One reward and the thread that asks it, one call after another."""
 
     def __init__(self, entry: ActiveReward, device: str, gate: threading.Semaphore, closing: threading.Event) -> None:
@@ -193,7 +193,7 @@ class Slot:
             attempt += 1
 
     def _told(self, failure: CallFailed, tries: str = "") -> RewardFailed:
-        return RewardFailed(f"{self._entry} {failure.said}{tries}", failure.hint)
+        return RewardFailed(f"{self._entry} {failure.reason}{tries}", failure.hint)
 
 
 def _host(entry: ActiveReward) -> Host:

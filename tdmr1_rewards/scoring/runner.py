@@ -16,7 +16,7 @@ import numpy as np
 from tdmr1_rewards.api import RewardBatch
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.scoring.active_reward import ActiveReward, Answers, Slot
+from tdmr1_rewards.scoring.active_reward import ActiveReward, Answers, RewardWorker
 from tdmr1_rewards.scoring.combine import applicability, normalised_sum, weighted_sum
 from tdmr1_rewards.scoring.failures import Failure, RewardFailed
 
@@ -77,11 +77,11 @@ class RewardRunner:
         self._weights = {entry.name: entry.weight for entry in entries}
         self._combine = combine
         self._closing = threading.Event()
-        self._slots: list[Slot] = []
+        self._slots: list[RewardWorker] = []
         gate = threading.Semaphore(workers)
         try:
             for entry in entries:
-                self._slots.append(Slot(entry, device, gate, self._closing))
+                self._slots.append(RewardWorker(entry, device, gate, self._closing))
         except BaseException:
             self.close()
             raise

@@ -15,7 +15,7 @@ from tdmr1_rewards.scoring.runner import RewardRunner
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ImageToScore:
     """A picture to be judged: uint8 (H, W, 3), its prompt, and what is known of the prompt; `group` as in a batch."""
 
     image: np.ndarray
@@ -25,14 +25,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ImageScore:
     """What a reward said of a picture: a score or None, and details."""
 
     score: float | None
     details: Mapping[str, Any]
 
 
-class Judge:
+class SingleReward:
     """A reward that is set up, through the runner that a training uses: the same batches, the same checks."""
 
     def __init__(self, spec: RewardSpec, reward: Reward, provenance: Provenance, device: str = "cpu") -> None:
@@ -46,7 +46,7 @@ class Judge:
     def __exit__(self, *_: object) -> None:
         self._runner.close()
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[Verdict]:
+    def __call__(self, pictures: Sequence[ImageToScore]) -> list[ImageScore]:
         """A verdict for each picture, in order; those of one size are handed over together.
 
         Raises Tdmr1Error if the reward raises or breaks its contract.
@@ -54,12 +54,12 @@ class Judge:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, picture in enumerate(pictures):
             by_size.setdefault(picture.image.shape, []).append(index)
-        verdicts: dict[int, Verdict] = {}
+        verdicts: dict[int, ImageScore] = {}
         for indices in by_size.values():
             verdicts.update(zip(indices, self._ask([pictures[i] for i in indices], indices), strict=True))
         return [verdicts[index] for index in range(len(pictures))]
 
-    def _ask(self, pictures: Sequence[Picture], image_ids: Sequence[int]) -> list[Verdict]:
+    def _ask(self, pictures: Sequence[ImageToScore], image_ids: Sequence[int]) -> list[ImageScore]:
         batch = RewardBatch(
             images=np.stack([picture.image for picture in pictures]),
             prompts=[picture.prompt for picture in pictures],
@@ -70,4 +70,4 @@ class Judge:
         )
         scored = self._runner.score(batch)
         scores = scored.per_reward[self._name]
-        return [Verdict(score, told.get(self._name, {})) for score, told in zip(scores, scored.details, strict=True)]
+        return [ImageScore(score, told.get(self._name, {})) for score, told in zip(scores, scored.details, strict=True)]

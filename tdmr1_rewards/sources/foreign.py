@@ -24,7 +24,7 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, told
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
 from tdmr1_rewards.sources.signatures import (
     COMPLETIONS,
     DEVICE,
@@ -233,7 +233,7 @@ def _made(factory: Callable[[], Any], pictures: Pictures | None, owner: str) -> 
     except Tdmr1Error:
         raise
     except Exception as error:
-        raise Tdmr1Error(f"{owner} could not be built: {told(error)}") from error
+        raise Tdmr1Error(f"{owner} could not be built: {describe_error(error)}") from error
     recognised = recognise(made, f"what {owner} makes")
     if recognised.style == "factory":
         raise Tdmr1Error(f"what {owner} makes is {recognised.told}, and not yet a reward", KNOWN)

@@ -152,7 +152,7 @@ def contents(registry: RewardRegistry, source: str, python: Path | None = None) 
     return f"{parsed.attribute} of sha256 {hashlib.sha256(read).hexdigest()}"
 
 
-def frozen_options(
+def freeze_options(
     registry: RewardRegistry, source: str, options: Mapping[str, Any], python: Path | None = None
 ) -> dict[str, Any]:
     """The options, with those that mean "whatever is here" replaced by what that is (`freeze` of the spec).

@@ -17,7 +17,7 @@ from tdmr1_core.errors import Tdmr1Error
 if TYPE_CHECKING:
     import numpy as np
 
-    from tdmr1_rewards.scoring.single_reward import Verdict
+    from tdmr1_rewards.scoring.single_reward import ImageScore
 
 BOXES = "boxes"
 
@@ -44,10 +44,10 @@ def command(
     prompts = _prompts(prompt or [], known, len(images))
     pixels = [_read(path) for path in images]
     built = build(source, option or ())
-    from tdmr1_rewards.scoring.single_reward import Judge, Picture
+    from tdmr1_rewards.scoring.single_reward import ImageToScore, SingleReward
 
-    pictures = [Picture(image, text, known) for image, text in zip(pixels, prompts, strict=True)]
-    with Judge(built.found.spec, built.reward, built.found.provenance, device) as judge:
+    pictures = [ImageToScore(image, text, known) for image, text in zip(pixels, prompts, strict=True)]
+    with SingleReward(built.found.spec, built.reward, built.found.provenance, device) as judge:
         verdicts = judge(pictures)
     saved = _save(save, images, pixels, verdicts)
     if json:
@@ -94,7 +94,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _save(
-    folder: Path | None, images: Sequence[Path], pixels: Sequence[np.ndarray], verdicts: Sequence[Verdict]
+    folder: Path | None, images: Sequence[Path], pixels: Sequence[np.ndarray], verdicts: Sequence[ImageScore]
 ) -> list[Path | None]:
     """Copies of the pictures that boxes were told of; where each one is."""
     from tdmr1_cli.commands.rewards.boxes import draw_boxes
@@ -115,7 +115,7 @@ def _save(
     return saved
 
 
-def _say_saved(folder: Path | None, verdicts: Sequence[Verdict], saved: Sequence[Path | None]) -> None:
+def _say_saved(folder: Path | None, verdicts: Sequence[ImageScore], saved: Sequence[Path | None]) -> None:
     for target in filter(None, saved):
         message(f"saved {target}")
     has_boxes = any(verdict.details.get(BOXES) for verdict in verdicts)
@@ -139,7 +139,7 @@ def _told(details: Mapping[str, Any]) -> str:
 
 
 def _documents(
-    images: Sequence[Path], prompts: Sequence[str], verdicts: Sequence[Verdict], saved: Sequence[Path | None]
+    images: Sequence[Path], prompts: Sequence[str], verdicts: Sequence[ImageScore], saved: Sequence[Path | None]
 ) -> list[dict[str, Any]]:
     return [
         {"image": str(path), "prompt": prompt, "score": verdict.score, "details": verdict.details, "saved": target}

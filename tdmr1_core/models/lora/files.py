@@ -24,7 +24,7 @@ from tdmr1_core.models.families import Family
 from tdmr1_core.models.lora.key_names import parse_key
 from tdmr1_core.models.lora.matching import RawLora, fitted, named_by_position
 from tdmr1_core.models.lora.metadata import PREFIX, WEIGHT_FILE, adapter_settings, open_safetensors, weight_file
-from tdmr1_core.models.meta_network import Skeleton
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.roles import LoraShape, LoraWeights, Roles
 
 COMFY_FILE = "comfyui_lora.safetensors"
@@ -68,7 +68,7 @@ class LoraFile:
 
 def read_lora(
     path: Path,
-    skeleton: Skeleton,
+    skeleton: MetaNetwork,
     expected: LoraShape,
     *,
     alpha: float | Literal["rank"] | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.lora.key_names import OTHER_METHODS, TEXT_ENCODERS, Key, flattened, module_names, parse_key
-from tdmr1_core.models.meta_network import Skeleton
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.roles import LoraShape, LoraWeights
 
 RIGHT_BASE = "use the LoRA with the base model it was made for"
@@ -39,7 +39,7 @@ class RawLora:
         return replace(self, tensors={key: wide(tensor) for key, tensor in self.tensors.items()})
 
 
-def named_by_position(tensors: Sequence[Tensor], skeleton: Skeleton, expected: LoraShape, path: Path) -> LoraWeights:
+def named_by_position(tensors: Sequence[Tensor], skeleton: MetaNetwork, expected: LoraShape, path: Path) -> LoraWeights:
     """The names that the same PEFT model gives to its parameters, in their order; count and every shape must agree."""
     names = skeleton.lora(expected)
     rank = tensors[0].shape[0] if tensors[0].ndim else 0
@@ -62,7 +62,7 @@ def named_by_position(tensors: Sequence[Tensor], skeleton: Skeleton, expected: L
 
 
 def fitted(
-    raw: RawLora, skeleton: Skeleton, targets: tuple[str, ...], alpha: float | Literal["rank"] | None, path: Path
+    raw: RawLora, skeleton: MetaNetwork, targets: tuple[str, ...], alpha: float | Literal["rank"] | None, path: Path
 ) -> tuple[str, LoraShape, LoraWeights]:
     """Layout, shape and weights by canonical name of a file with names."""
     assert isinstance(raw.tensors, dict)
@@ -117,7 +117,9 @@ def _parsed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Key]:
     return {key: parts for key, parts in parsed.items() if parts is not None}
 
 
-def _modules(keys: Mapping[str, Key], tensors: Mapping[str, Tensor], skeleton: Skeleton, path: Path) -> list[_Module]:
+def _modules(
+    keys: Mapping[str, Key], tensors: Mapping[str, Tensor], skeleton: MetaNetwork, path: Path
+) -> list[_Module]:
     names = module_names(skeleton.family, skeleton.linears)
     flat_names = flattened(names)
     grouped: dict[tuple[str, ...], dict[str, Tensor]] = {}
@@ -177,7 +179,7 @@ def _scaled(
 
 
 def _shape(
-    weights: LoraWeights, skeleton: Skeleton, bare: LoraShape, candidates: tuple[Sequence[str] | None, ...]
+    weights: LoraWeights, skeleton: MetaNetwork, bare: LoraShape, candidates: tuple[Sequence[str] | None, ...]
 ) -> LoraShape:
     """Rank and alpha with the shortest target modules that mean these weights and no others."""
     for targets in candidates:

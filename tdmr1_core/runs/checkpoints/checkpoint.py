@@ -21,9 +21,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tdmr1_core.config_loading import dump, fingerprint
-from tdmr1_core.durable_files import MISSHAPEN, flush_folder, make_lasting, replace_lasting, told_of, write_lasting
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import notice
+from tdmr1_core.durable_files import (
+    MALFORMED,
+    flush_folder,
+    make_durable_folder,
+    replace_durable,
+    translate_write_errors,
+    write_durable,
+)
+from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.runs.checkpoints import manifest
 from tdmr1_core.versions import versions
 from tdmr1_rewards.calling.state import State
@@ -55,14 +61,14 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
     files = _contents(engine)
     target = folder / f"step-{engine.iteration_index:06d}"
     building = folder / f".{target.name}.tmp"
-    with told_of(folder):
+    with translate_write_errors(folder):
         _clear(folder)
         try:
-            make_lasting(folder)
+            make_durable_folder(folder)
             building.mkdir()
             for name, content in files.items():
-                write_lasting(building / name, content)
-            write_lasting(building / manifest.MANIFEST, manifest.describe(files))
+                write_durable(building / name, content)
+            write_durable(building / manifest.MANIFEST, manifest.describe(files))
             flush_folder(building)
             _put_in_place(building, target)
             _point(folder / LATEST, target.name)
@@ -80,7 +86,7 @@ def _dispensable(folder: Path, newest: Path, keep: int) -> list[Path]:
     """
     good = named_in(folder / GOOD)
     if good is None and (folder / GOOD).exists():
-        notice(f"{folder / GOOD} names no checkpoint, so none is dropped until it does")
+        warn(f"{folder / GOOD} names no checkpoint, so none is dropped until it does")
         return []
     upto = [old for old in checkpoint_folders(folder) if iteration_of(old) < iteration_of(newest)]
     if len(upto) < keep:
@@ -102,7 +108,7 @@ def _is_intact(checkpoint: Path) -> bool:
 
 def mark_good(folder: Path, checkpoint: Path) -> None:
     """Keep a checkpoint until another one is marked."""
-    with told_of(folder):
+    with translate_write_errors(folder):
         _point(folder / GOOD, checkpoint.name)
 
 
@@ -111,7 +117,7 @@ def go_back_to_good(folder: Path) -> Path | None:
     name = named_in(folder / GOOD)
     if name is None:
         return None
-    with told_of(folder):
+    with translate_write_errors(folder):
         _point(folder / LATEST, name)
     return folder / name
 
@@ -159,7 +165,7 @@ def _put_in_place(building: Path, target: Path) -> None:
 
 def _point(pointer: Path, name: str) -> None:
     """Write a checkpoint's name into a file, which always holds a whole one."""
-    replace_lasting(pointer, f"{name}\n".encode())
+    replace_durable(pointer, f"{name}\n".encode())
 
 
 def named_in(pointer: Path) -> str | None:
@@ -193,17 +199,17 @@ def latest_checkpoint(folder: Path) -> Path:
     if named is not None:
         candidates = [candidate for candidate in candidates if iteration_of(candidate) <= iteration_of(Path(named))]
         if folder / named not in candidates:
-            notice(f"{pointer} names {named}, which is missing")
+            warn(f"{pointer} names {named}, which is missing")
     damage: Tdmr1Error | None = None
     for candidate in reversed(candidates):
         try:
             manifest.check_intact(candidate, FILES, optional=(REWARDS,))
         except Tdmr1Error as error:
             damage = damage or error
-            notice(error.message)
+            warn(error.message)
             continue
         if damage is not None:
-            notice(f"using {candidate.name}, the checkpoint before it")
+            warn(f"using {candidate.name}, the checkpoint before it")
         return candidate
     if damage is not None:
         raise Tdmr1Error(f"there is no intact checkpoint in {folder}: {damage.message}", "start the run again")
@@ -219,7 +225,7 @@ def _good_instead(folder: Path) -> str | None:
     usable = good is not None and _is_intact(folder / good)
     if good is not None or pointer.exists():
         instead = f"{good}, which {folder / GOOD} names" if usable else "the newest that is intact"
-        notice(f"{pointer} names no checkpoint: using {instead}")
+        warn(f"{pointer} names no checkpoint: using {instead}")
     return good if usable else None
 
 
@@ -266,9 +272,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
 
 def _load_rewards(engine: Engine, states: list[dict[str, State]], checkpoint: Path) -> None:
     if len(states) != engine.processes.count and engine.processes.first:
-        notice(
-            f"{checkpoint} holds what rewards remembered in {len(states)} processes: all go on with that of the first"
-        )
+        warn(f"{checkpoint} holds what rewards remembered in {len(states)} processes: all go on with that of the first")
     try:
         engine.load_reward_states(states)
     except Tdmr1Error as error:
@@ -280,7 +284,7 @@ def _told_as_foreign(checkpoint: Path) -> Iterator[None]:
     """Raise Tdmr1Error for files that are as their manifest says, and yet no checkpoint of ours."""
     try:
         yield
-    except (SafetensorError, *MISSHAPEN) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise Tdmr1Error(
             f"{checkpoint} holds something else than a checkpoint: {' '.join(str(error).split())}",
             "use one that tdmr1 has written",
@@ -292,7 +296,7 @@ def _tell_of_other_versions(then: dict[str, str]) -> None:
     now = versions()
     other = [f"{name} {then[name]} and now {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
     if other:
-        notice(f"the checkpoint was written with {', '.join(other)}: the run may not go on to the same bits")
+        warn(f"the checkpoint was written with {', '.join(other)}: the run may not go on to the same bits")
 
 
 def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:

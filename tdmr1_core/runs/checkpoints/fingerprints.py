@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump, fingerprint, read_file
-from tdmr1_core.durable_files import replace_lasting
+from tdmr1_core.durable_files import replace_durable
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.loading import Acquired, identity
+from tdmr1_core.models.loading import ModelFiles, identity
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import evaluation_prompts
@@ -26,7 +26,7 @@ CONFIG, HEADER = "config.yaml", "tdmr1"
 TRAINING, EVALUATIONS = "the training", "evaluations"
 
 
-class Foundations(BaseModel):
+class Fingerprints(BaseModel):
     """Hashes of the prompts by what they are for, and what is known of each reward by its name in the settings."""
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -35,7 +35,7 @@ class Foundations(BaseModel):
     rewards: dict[str, str] = {}
 
 
-class Header(Foundations):
+class Header(Fingerprints):
     """The first lines of a run's config.yaml, which are no settings."""
 
     versions: dict[str, str] = {}
@@ -44,12 +44,12 @@ class Header(Foundations):
     lora: dict[str, Any] | None = None
 
 
-def lay(config: RunConfig, extensions: Extensions) -> Foundations:
+def fingerprint_inputs(config: RunConfig, extensions: Extensions) -> Fingerprints:
     """What a run with these settings stands on, here and now. Raises Tdmr1Error for what is not there."""
     sets = evaluation_prompts(config, extensions, extensions.entry(config.model).domain).values()
     listed = {"": config.rewards, "evaluation.": config.evaluation.rewards, "guard.": config.guard.rewards or ()}
     registry = extensions.plugins.rewards
-    return Foundations(
+    return Fingerprints(
         prompts=dict(zip((TRAINING, EVALUATIONS), map(_hash, sets), strict=False)),
         rewards={
             place + reward.name: contents(registry, reward.source or reward.name, reward.python)
@@ -67,17 +67,17 @@ def _hash(prompts: Sequence[Prompt]) -> str:
     return told.hexdigest()
 
 
-def write_config(folder: Path, config: RunConfig, foundations: Foundations, acquired: Acquired | None) -> None:
+def write_config(folder: Path, config: RunConfig, foundations: Fingerprints, model_files: ModelFiles | None) -> None:
     """Write a new run's settings under a header that says what it stands on."""
     header = Header(
         **foundations.model_dump(),
         versions=versions(),
         config_hash=fingerprint(config),
-        base=identity(acquired) if acquired else None,
-        lora=acquired.lora.record if acquired and acquired.lora else None,
+        base=identity(model_files) if model_files else None,
+        lora=model_files.lora.record if model_files and model_files.lora else None,
     )
     text = yaml.safe_dump({HEADER: header.model_dump(exclude_none=True)}, sort_keys=False)
-    replace_lasting(folder / CONFIG, (text + yaml.safe_dump(dump(config), sort_keys=False)).encode())
+    replace_durable(folder / CONFIG, (text + yaml.safe_dump(dump(config), sort_keys=False)).encode())
 
 
 def read_header(folder: Path) -> Header:
@@ -90,7 +90,7 @@ def read_header(folder: Path) -> Header:
         raise Tdmr1Error(f"{place} in {path} is not what a run writes there", "put the file back as it was") from error
 
 
-def differences(began: Foundations, now: Foundations) -> list[str]:
+def differences(began: Fingerprints, now: Fingerprints) -> list[str]:
     """A sentence for everything that is no longer what a run began with, and yet may change.
 
     Raises Tdmr1Error for other prompts of the training: their order is the run's.
@@ -109,21 +109,21 @@ def differences(began: Foundations, now: Foundations) -> list[str]:
     return sentences
 
 
-def check_same_base(folder: Path, acquired: Acquired | None) -> None:
+def check_same_base(folder: Path, model_files: ModelFiles | None) -> None:
     """Raise Tdmr1Error for another base model or teacher than a run began with."""
-    if acquired is not None and read_header(folder).base not in (None, identity(acquired)):
+    if model_files is not None and read_header(folder).base not in (None, identity(model_files)):
         raise Tdmr1Error(
-            f"{acquired.folder} is not the model that the run began with: its configs or weight files are others",
+            f"{model_files.folder} is not the model that the run began with: its configs or weight files are others",
             "name that one in model.path of the run's config.yaml, or start a new run",
         )
 
 
-def check_same_lora(folder: Path, acquired: Acquired | None) -> None:
+def check_same_lora(folder: Path, model_files: ModelFiles | None) -> None:
     """Raise Tdmr1Error for another LoRA than a run began with, for one where it had none, and for none."""
     header = read_header(folder)
-    if acquired is None or header.base is None:
+    if model_files is None or header.base is None:
         return
-    began, lora = (header.lora or {}).get("sha256"), acquired.lora
+    began, lora = (header.lora or {}).get("sha256"), model_files.lora
     if began == (lora.sha256 if lora else None):
         return
     told = f"{lora.path} is not the LoRA" if lora else "there is no LoRA, and so not the one"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from tdmr1_core.durable_files import MISSHAPEN
+from tdmr1_core.durable_files import MALFORMED
 from tdmr1_core.errors import Tdmr1Error
 
 MANIFEST = "manifest.json"
@@ -50,7 +50,7 @@ def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]
         listed = {str(name): dict(told) for name, told in document["files"].items()}
         if document["sha256"] == _hash_of_list(listed) and set(names) <= listed.keys():
             return listed
-    except MISSHAPEN:
+    except MALFORMED:
         pass
     raise _damaged(f"{path} is damaged")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump, read_file, resolve
-from tdmr1_core.durable_files import append_lasting, check_links
+from tdmr1_core.durable_files import append_durable, check_links
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.runs.checkpoints.checkpoint import SETTINGS, iteration_of, latest_checkpoint, read_config
 from tdmr1_core.runs.checkpoints.fingerprints import CONFIG, HEADER
@@ -56,7 +56,7 @@ Changes = dict[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Continuation:
+class ResumePoint:
     """The checkpoint to continue at, the settings to continue with, and what is new in them."""
 
     config: RunConfig
@@ -67,7 +67,7 @@ class Continuation:
         """Add a line to the run's `resumes.jsonl`, with what of its foundations is no longer the same."""
         line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes, "differences": differences})
         keep_lines(folder / RESUMES)
-        append_lasting(folder / RESUMES, f"{line}\n".encode())
+        append_durable(folder / RESUMES, f"{line}\n".encode())
 
 
 def load_run_config(folder: Path) -> RunConfig:
@@ -81,7 +81,7 @@ def load_run_config(folder: Path) -> RunConfig:
     return resolve([tree])
 
 
-def find_continuation(folder: Path) -> Continuation:
+def find_resume_point(folder: Path) -> ResumePoint:
     """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
     config = load_run_config(folder)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
@@ -104,7 +104,7 @@ def find_continuation(folder: Path) -> Continuation:
             f"{folder / CONFIG} is not what the run began with: {told}",
             "put it back, or begin a new run with `tdmr1 train CONFIG --output …`",
         )
-    return Continuation(config, checkpoint, changes)
+    return ResumePoint(config, checkpoint, changes)
 
 
 def find_changes(former: Any, latter: Any, prefix: str = "") -> Changes:

@@ -27,7 +27,7 @@ SAMPLING_BATCH = 96
 
 
 @dataclass(frozen=True)
-class Pictures:
+class EvaluationImages:
     """Sampled images uint8 (N, height, width, 3), and the prompt of each; equal seeds give equal noises."""
 
     images: np.ndarray
@@ -45,7 +45,7 @@ class Measure:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], name: str, n: Any) -> Measure:
-        """The measure that a line tells of. Raises one of `storage.MISSHAPEN` for a line of something else."""
+        """The measure that a line tells of. Raises one of `storage.MALFORMED` for a line of something else."""
         return cls(number(row[f"{name}/mean"]), number(row[f"{name}/stderr"]), whole_number(n))
 
 
@@ -56,7 +56,7 @@ class Evaluation:
     role: str
     prompt_set: str
     measures: dict[str, Measure]
-    pictures: Pictures
+    pictures: EvaluationImages
     scores: dict[str, list[float | None]]
 
     def rows(self) -> list[dict[str, str | int | float]]:
@@ -85,7 +85,7 @@ def draw(
     guidance_scale: float | None = None,
     sampler: Sampler | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Pictures:
+) -> EvaluationImages:
     """`per_prompt` images of every prompt from noises that depend on seed and prompt alone.
 
     The teacher samples its own number of steps at its own guidance unless told otherwise; every other role K steps
@@ -120,7 +120,7 @@ def draw(
     micro_batches.each(len(noise), draw_rows)
     of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
     group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]
-    return Pictures(np.concatenate(images), tuple(of_image), tuple(group_ids))
+    return EvaluationImages(np.concatenate(images), tuple(of_image), tuple(group_ids))
 
 
 def evaluation_noise(prompts: Sequence[Prompt], per_prompt: int, seed: int, shape: tuple[int, int, int]) -> Tensor:

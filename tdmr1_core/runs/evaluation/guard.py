@@ -20,11 +20,10 @@ import numpy as np
 from tdmr1_core.config import GuardConfig, RunConfig
 from tdmr1_core.config_loading import dump
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.roles import TEACHER
-from tdmr1_core.notices import notice
 from tdmr1_core.preflight.evaluation_rewards import FEWEST
-from tdmr1_core.runs.checkpoints.fingerprints import Foundations
+from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
 from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, draw, measure
 from tdmr1_core.runs.evaluation.image_statistics import colour_shares, diversity, picture_statistics, similarity
 from tdmr1_core.runs.jsonl import read_lines, step_of
@@ -46,18 +45,18 @@ def _tell_few(counts: Mapping[str, int]) -> None:
     """Say which measures the guard goes without, and on how many images or groups each was measured."""
     if counts:
         named = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} ({n})" for name, n in counts.items())
-        notice(f"the guard does not look at what it has measured fewer than {FEWEST} times: {named}")
+        warn(f"the guard does not look at what it has measured fewer than {FEWEST} times: {named}")
 
 
 @dataclass(frozen=True)
-class Look:
+class GuardReading:
     """One look at the pictures: measures by name, such as `reward/object_count` or `picture/entropy`."""
 
     step: int
     measures: dict[str, Measure]
     alarms: tuple[str, ...] = ()
     subject: str = ""
-    """Which pictures and judges these are, by `subject_of`; only looks at the same are compared."""
+    """Which pictures and judges these are, by `subject_fingerprint`; only looks at the same are compared."""
 
     def row(self) -> dict[str, Any]:
         """As a line of guard.jsonl, but for the step."""
@@ -66,13 +65,13 @@ class Look:
         return {**numbers, "n": counts, "alarms": self.alarms, "subject": self.subject}
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> Look:
-        """The look that a line tells of. Raises one of `storage.MISSHAPEN` for a line of something else."""
+    def of(cls, row: dict[str, Any]) -> GuardReading:
+        """The look that a line tells of. Raises one of `storage.MALFORMED` for a line of something else."""
         measures = {name: Measure.of(row, name, n) for name, n in row["n"].items()}
         return cls(step_of(row), measures, tuple(map(str, row["alarms"])), str(row.get("subject", "")))
 
 
-def subject_of(config: RunConfig, foundations: Foundations) -> str:
+def subject_fingerprint(config: RunConfig, foundations: Fingerprints) -> str:
     """A hash of all that says which pictures the guard looks at, and by which rewards they are judged."""
     settings = dump(config)
     told = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
@@ -80,13 +79,13 @@ def subject_of(config: RunConfig, foundations: Foundations) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def first_look(looks: Sequence[Look], subject: str) -> Look | None:
+def first_reading(looks: Sequence[GuardReading], subject: str) -> GuardReading | None:
     """The look that others with the same subject are compared with."""
     return next((look for look in looks if look.subject == subject), None)
 
 
 @dataclass(frozen=True)
-class Departure:
+class Drift:
     """How far a measure has gone since the first look, in deviations of single pictures; above 0 it has risen."""
 
     name: str
@@ -121,18 +120,20 @@ class Departure:
         return f"{what} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
 
 
-def departures(first: Look, now: Look) -> list[Departure]:
+def drifts(first: GuardReading, now: GuardReading) -> list[Drift]:
     """How far every measure has gone that both looks have."""
     known = first.measures
-    return [Departure(name, known[name], value) for name, value in now.measures.items() if name in known]
+    return [Drift(name, known[name], value) for name, value in now.measures.items() if name in known]
 
 
-def find_alarms(first: Look, now: Look, threshold: float, directions: Mapping[str, int]) -> tuple[str, ...]:
+def find_alarms(
+    first: GuardReading, now: GuardReading, threshold: float, directions: Mapping[str, int]
+) -> tuple[str, ...]:
     """A sentence if a trained reward went its way for certain while something departed by more than the threshold.
 
     Held-out rewards, diversity and similarity count where they fall; a picture's own numbers whichever way they go.
     """
-    found = departures(first, now)
+    found = drifts(first, now)
     ways = {f"reward/{name}": direction for name, direction in directions.items()}
     gained = [d for d in found if d.certain and d.change * ways.get(d.name, 0) > 0]
     wrong = [d for d in found if is_too_far(d, threshold)]
@@ -142,7 +143,7 @@ def find_alarms(first: Look, now: Look, threshold: float, directions: Mapping[st
     return (f"{', '.join(map(str, gained))} while {', '.join(map(str, wrong))}",)
 
 
-def is_too_far(departure: Departure, threshold: float) -> bool:
+def is_too_far(departure: Drift, threshold: float) -> bool:
     """Whether something other than a trained reward has gone too far."""
     kind, _, name = departure.name.partition("/")
     if kind == "reward" or not departure.certain:
@@ -159,17 +160,17 @@ class Guard:
     trained: Mapping[str, int]
     judge: RewardRunner | None
     subject: str
-    first: Look | None = None
+    first: GuardReading | None = None
     _teacher: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     def recall(self, folder: Path) -> None:
         """Take up the first look of a run that is continued, if it was at what is looked at now."""
-        looks = read_lines(folder / GUARD, Look.of)
-        self.first = first_look(looks, self.subject)
+        looks = read_lines(folder / GUARD, GuardReading.of)
+        self.first = first_reading(looks, self.subject)
         if looks and self.first is None:
-            notice("the guard has not looked at these pictures with these judges yet: it begins anew")
+            warn("the guard has not looked at these pictures with these judges yet: it begins anew")
 
-    def look(self, engine: Engine, evaluations: Sequence[Evaluation]) -> Look:
+    def read(self, engine: Engine, evaluations: Sequence[Evaluation]) -> GuardReading:
         """Measure the pictures of one role on several prompt sets, and compare them with the first look."""
         values: dict[str, list[float | None]] = {}
         for evaluation in evaluations:
@@ -177,7 +178,7 @@ class Guard:
                 values.setdefault(name, []).extend(scores)
         measures = {name: measure(scores) for name, scores in values.items()}
         enough = {name: value for name, value in measures.items() if value.n >= FEWEST}
-        look = Look(engine.iteration_index, enough, subject=self.subject)
+        look = GuardReading(engine.iteration_index, enough, subject=self.subject)
         if self.first is None:
             self.first = look
             _tell_few({name: value.n for name, value in measures.items() if value.n < FEWEST})

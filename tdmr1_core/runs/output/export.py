@@ -17,7 +17,7 @@ from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import fingerprint
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.loading import Acquired
+from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.files import COMFY_FILE, write_comfy_lora, write_lora
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 from tdmr1_core.models.pipeline import PipelineBackbone
@@ -55,25 +55,25 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     for name in names:
         if (folder / name).exists():
             raise Tdmr1Error(f"{folder / name} is already there", "choose another --output, or remove it first")
-    backbone, acquired = engine.roles.backbone, engine.acquired
+    backbone, model_files = engine.roles.backbone, engine.model_files
     assert isinstance(backbone, PipelineBackbone)
-    assert acquired is not None
+    assert model_files is not None
     call = _call(engine, backbone)
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        metadata = _metadata(engine, acquired, call)
+        metadata = _metadata(engine, model_files, call)
         write_lora(engine.roles, GENERATOR_EMA, building, metadata)
         if comfy:
-            write_comfy_lora(engine.roles, GENERATOR_EMA, building, metadata, acquired.family)
-        difference, images = _compare(engine, backbone, acquired, building, call)
+            write_comfy_lora(engine.roles, GENERATOR_EMA, building, metadata, model_files.family)
+        difference, images = _compare(engine, backbone, model_files, building, call)
         if difference > 1:
             raise Tdmr1Error(
                 f"the exported LoRA draws other pictures: a pixel differs by {difference} of 255",
                 "nothing was written; please report this with `tdmr1 doctor`",
             )
-        card = model_card(acquired, metadata, call, engine.prompts[0].text, difference, images)
+        card = model_card(model_files, metadata, call, engine.prompts[0].text, difference, images)
         (building / CARD).write_text(card, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -109,13 +109,13 @@ def _call(engine: Engine, backbone: PipelineBackbone) -> dict[str, Any]:
     }
 
 
-def _metadata(engine: Engine, acquired: Acquired, call: dict[str, Any]) -> dict[str, str]:
+def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> dict[str, str]:
     """What the file says of itself, beside the adapter's config that diffusers reads; every value is text."""
     config = engine.config
     told = {
         "base_model": engine.entry.base,
-        "base_revision": acquired.revision or "",
-        "family": acquired.family.name,
+        "base_revision": model_files.revision or "",
+        "family": model_files.family.name,
         "iteration": engine.iteration_index,
         "steps": engine.steps,
         "shift": engine.shift,
@@ -127,7 +127,7 @@ def _metadata(engine: Engine, acquired: Acquired, call: dict[str, Any]) -> dict[
         "alpha": engine.roles.shape.alpha,
         "rewards": {reward.name: reward.weight for reward in config.rewards},
         "config_hash": fingerprint(config),
-        "started_from": None if acquired.lora is None else acquired.lora.record["sha256"],
+        "started_from": None if model_files.lora is None else model_files.lora.record["sha256"],
         "pipeline_call": call,
         "versions": versions(),
     }
@@ -135,7 +135,7 @@ def _metadata(engine: Engine, acquired: Acquired, call: dict[str, Any]) -> dict[
 
 
 def _compare(
-    engine: Engine, backbone: PipelineBackbone, acquired: Acquired, lora: Path, call: dict[str, Any]
+    engine: Engine, backbone: PipelineBackbone, model_files: ModelFiles, lora: Path, call: dict[str, Any]
 ) -> tuple[int, int]:
     """Largest pixel difference between our sampling and diffusers' own call with the file loaded, and of how many.
 
@@ -143,7 +143,7 @@ def _compare(
     Both compute in the precision of latents, with the weights as they are held: rounding differently hides nothing.
     """
     prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
-    pipeline = backbone.with_denoiser(acquired.folder)
+    pipeline = backbone.with_denoiser(model_files.folder)
     pipeline.load_lora_weights(lora, weight_name=WEIGHT_FILE)
     pipeline.transformer.to(dtype=backbone.dtype)
     shape = backbone.latent_shape(*engine.size)

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tdmr1_core.models.loading import Acquired
+from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 
 
 def model_card(
-    acquired: Acquired,
+    model_files: ModelFiles,
     metadata: Mapping[str, str],
     call: Mapping[str, Any],
     prompt: str,
@@ -19,7 +19,7 @@ def model_card(
     images: int,
 ) -> str:
     """A model card with the front matter of the hub and a script that draws the same pictures as the run."""
-    entry = acquired.entry
+    entry = model_files.entry
     told = {name.removeprefix("tdmr1."): value for name, value in metadata.items()}
     rewards = json.loads(told["rewards"])
     trained = (
@@ -27,8 +27,8 @@ def model_card(
         if rewards
         else "distilled from its multi-step teacher, without any reward"
     )
-    revision = f" at revision `{acquired.revision}`" if acquired.revision else ""
-    started = acquired.lora.path.name if acquired.lora else "the base itself"
+    revision = f" at revision `{model_files.revision}`" if model_files.revision else ""
+    started = model_files.lora.path.name if model_files.lora else "the base itself"
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["lora", "tdmr1", "few-step"]}
     if "/" in entry.base and not entry.base.startswith("/"):
         front |= {"base_model": entry.base}
@@ -44,7 +44,7 @@ def model_card(
         "Its adapter scale is 1: nothing is to be multiplied.",
         "",
         "```python",
-        *script(acquired, call, prompt).splitlines(),
+        *script(model_files, call, prompt).splitlines(),
         "```",
         "",
         f"Before it was written, a pipeline freshly read from disk drew {images} of the run's own pictures with it;",
@@ -67,15 +67,15 @@ def _other_sampler(sampler: str) -> list[str]:
     return [f"The run sampled with {sampler}; the call above takes Euler steps on the same noise levels.", ""]
 
 
-def script(acquired: Acquired, call: Mapping[str, Any], prompt: str) -> str:
+def script(model_files: ModelFiles, call: Mapping[str, Any], prompt: str) -> str:
     """A script without tdmr1 that draws a picture with the LoRA beside it."""
-    absent = "".join(f", {name}=None" for name in acquired.absent)
+    absent = "".join(f", {name}=None" for name in model_files.absent)
     arguments = "".join(f"    {name}={value!r},\n" for name, value in call.items())
     return (
         f"import torch\n"
-        f"from diffusers import {acquired.family.pipeline}\n"
+        f"from diffusers import {model_files.family.pipeline}\n"
         f"\n"
-        f"pipeline = {acquired.family.pipeline}.from_pretrained({acquired.entry.base!r}{absent})\n"
+        f"pipeline = {model_files.family.pipeline}.from_pretrained({model_files.entry.base!r}{absent})\n"
         f'pipeline.load_lora_weights(".", weight_name="{WEIGHT_FILE}")\n'
         f"picture = pipeline(\n"
         f"    {prompt!r},\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tdmr1_core.durable_files import told_of
+from tdmr1_core.durable_files import translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluation.evaluate import Pictures, draw
+from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, draw
 from tdmr1_core.runs.output.image_grids import save_before_after, save_grid
 
 SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
@@ -20,7 +20,7 @@ def save_preview(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> Non
     """Write a grid of the averaged generator's pictures into a run folder's samples."""
     pictures = _draw(engine, prompts)
     path = folder / SAMPLES / f"step-{engine.iteration_index:06d}.png"
-    with told_of(folder):
+    with translate_write_errors(folder):
         save_grid(pictures.images, COLUMNS, path)
 
 
@@ -35,11 +35,11 @@ def save_comparison(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> 
     shape = (len(captions), COLUMNS, *after.images.shape[1:])
     path = folder / BEFORE_AFTER
     titles = ("before", f"after {engine.iteration_index} iterations")
-    with told_of(folder):
+    with translate_write_errors(folder):
         save_before_after(before.images.reshape(shape), after.images.reshape(shape), captions, titles, path)
     return path
 
 
-def _draw(engine: Engine, prompts: Sequence[Prompt]) -> Pictures:
+def _draw(engine: Engine, prompts: Sequence[Prompt]) -> EvaluationImages:
     step = max(1, len(prompts) // PROMPTS)
     return draw(engine, GENERATOR_EMA, prompts[::step][:PROMPTS], COLUMNS, engine.config.evaluation.seed)

@@ -16,7 +16,7 @@ from tdmr1_core.config_loading import dump
 from tdmr1_core.runs.checkpoints.fingerprints import read_header
 from tdmr1_core.runs.checkpoints.resume import RESUMES, find_changes, load_run_config
 from tdmr1_core.runs.evaluation.evaluate import Measure
-from tdmr1_core.runs.evaluation.guard import Departure, Look, departures, first_look, is_too_far
+from tdmr1_core.runs.evaluation.guard import Drift, GuardReading, drifts, first_reading, is_too_far
 from tdmr1_core.runs.jsonl import LARGEST, Row, number, read_lines, step_of
 from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS
 
@@ -42,7 +42,7 @@ class Report:
     versions: dict[str, str]
     metrics: list[dict[str, Any]]
     evaluations: list[Evaluated]
-    looks: list[Look]
+    looks: list[GuardReading]
     resumes: list[dict[str, Any]]
 
     @property
@@ -75,12 +75,12 @@ class Report:
         return [(look.step, alarm) for look in self.looks for alarm in look.alarms]
 
     @property
-    def departures(self) -> list[tuple[Departure, bool]]:
+    def drifts(self) -> list[tuple[Drift, bool]]:
         """How far the guard's numbers are from the first look, farthest first, and whether that is too far."""
-        first = first_look(self.looks, self.looks[-1].subject) if self.looks else None
+        first = first_reading(self.looks, self.looks[-1].subject) if self.looks else None
         if first is None or first is self.looks[-1]:
             return []
-        found = sorted(departures(first, self.looks[-1]), key=lambda departure: -abs(departure.size))
+        found = sorted(drifts(first, self.looks[-1]), key=lambda departure: -abs(departure.size))
         return [(departure, is_too_far(departure, self.config.guard.threshold)) for departure in found]
 
     @property
@@ -112,7 +112,7 @@ def read_report(folder: Path) -> Report:
         read_header(folder).versions,
         read_lines(folder / METRICS, _numbers),
         read_evaluations(folder),
-        read_lines(folder / GUARD, Look.of),
+        read_lines(folder / GUARD, GuardReading.of),
         read_lines(folder / RESUMES, _resume),
     )
 

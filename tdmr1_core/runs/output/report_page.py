@@ -84,7 +84,7 @@ def _guard(report: Report) -> str:
             f"{departure.size:+.2f}",
             "too far" if too_far else "",
         ]
-        for departure, too_far in report.departures
+        for departure, too_far in report.drifts
     ]
     threshold = f"<p>{len(report.looks)} looks, {len(report.alarms)} alarms; a departure counts as too far beyond "
     threshold += f"{report.config.guard.threshold:g} deviations of single pictures at the first look.</p>"
