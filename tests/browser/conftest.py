@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from browsing import DESKTOP, visit_again
-from integration.feedback_server import Label, draw_folder
 from playwright.sync_api import expect, sync_playwright
+from support.browsing import DESKTOP, visit_again
+from support.feedback_server import Label, draw_folder
 
 CHROMIUM = Path(os.environ.get("TDMR1_CHROMIUM") or "/usr/bin/chromium")
 ARGUMENTS = [

@@ -2,22 +2,15 @@
 
 import json
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from human_learning import pictures_of
+from intervals import paired_gain
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "tests" / "integration" / "cli"))
-
-from command_line import command, environment  # noqa: E402
-from human_learning import pictures_of  # noqa: E402
-from intervals import paired_gain  # noqa: E402
-from scripted_person import is_red  # noqa: E402
+from scripted_person import is_red
+from support.command_line import command, environment
 
 pytestmark = pytest.mark.browser
 
@@ -51,7 +44,7 @@ def seen(look):
 
 
 def judge_one(page, clicks):
-    """Judge the picture on the stage in this tab, if there is one; whether the page took the answer.
+    """Judge the image on the stage in this tab, if there is one; whether the page took the answer.
 
     It takes none in the moment after a picture has changed by itself: then the person tries again.
     """

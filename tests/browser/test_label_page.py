@@ -4,9 +4,9 @@ import re
 import time
 
 import pytest
-from browsing import PHONE, visit_again
-from integration.feedback_server import Label, Person
 from playwright.sync_api import expect
+from support.browsing import PHONE, visit_again
+from support.feedback_server import Label, Person
 
 from tdmr1_rewards.feedback.store import FeedbackStore
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from integration.packaging import ROOT, Environment, build_wheel
+from support.packaging import Environment, build_wheel
+from support.paths import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -15,18 +15,16 @@ import time
 from pathlib import Path
 
 import pytest
+from support.runs import Silent, files, rows, small_config
 
-from integration.support import Silent, small_config
-from integration.test_runs import files, rows
 from tdmr1_cli.run_command import _execute as execute_here
 from tdmr1_cli.signals import Stopped
 from tdmr1_core import tiny
 from tdmr1_core.build import parts as assemble
 from tdmr1_core.distributed import Processes
-from tdmr1_core.durable_files import hold
+from tdmr1_core.durable_files import lock_run
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import RunWarning
+from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs import metrics_log as tracking
 from tdmr1_core.runs.checkpoints import manifest
@@ -194,14 +192,14 @@ def test_weights_that_are_not_finite_are_not_saved(engine, copied):
 
 def test_a_full_disk_in_the_middle_of_a_run(finished, tmp_path, monkeypatch):
     folder, config = tmp_path / "run", load_run_config(finished)
-    append = tracking.append_lasting
+    append = tracking.append_durable
 
     def full(path, content):
         if json.loads(content.splitlines()[0])["step"] == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(path, content)
 
-    monkeypatch.setattr(tracking, "append_lasting", full)
+    monkeypatch.setattr(tracking, "append_durable", full)
     with pytest.raises(Tdmr1Error, match=f"{folder} can't be written: No space left on device") as caught:
         Run.create(config, folder).execute(Silent())
     assert caught.value.hint == "free some space there"
@@ -227,7 +225,7 @@ def test_a_full_disk_under_encoded_prompts_is_told_of_their_folder(engine, tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(engine._encoder, "_cache", tmp_path / "prompts")
-    monkeypatch.setattr(encoding, "write_lasting", full)
+    monkeypatch.setattr(encoding, "write_durable", full)
     with pytest.raises(Tdmr1Error, match=rf"can't be kept in {tmp_path}/prompts: .*No space left on device"):
         engine.conditioning([Prompt("nobody has asked for this", {})])
 
@@ -238,10 +236,10 @@ def test_a_run_that_cannot_be_loaded_holds_nothing(copied, monkeypatch):
 
     closed: list[str] = []
     monkeypatch.setattr(RewardRunner, "close", lambda runner: closed.append("a runner"))
-    monkeypatch.setattr(assemble, "acquire", broken)
+    monkeypatch.setattr(assemble, "fetch_model", broken)
     with pytest.raises(Tdmr1Error, match="can't be loaded"):
         Run.resume(copied).execute(Silent())
-    hold(copied).release()
+    lock_run(copied).release()
     assert len(closed) == 2, "the judge of evaluations, and the rewards of the training"
 
 
@@ -249,7 +247,7 @@ def test_what_a_guard_cannot_stop_is_refused_at_a_resume_too(copied):
     change(copied, "  stop: false", "  stop: true")
     with pytest.raises(Tdmr1Error, match=r"guard\.stop can stop nothing"):
         Run.resume(copied)
-    hold(copied).release()
+    lock_run(copied).release()
 
 
 def test_people_are_asked_by_a_single_process_alone(copied, tmp_path, monkeypatch):
@@ -328,25 +326,25 @@ def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(finished, tmp_path, mo
 
 
 def test_a_second_writer_is_refused(copied):
-    lock = hold(copied)
+    lock = lock_run(copied)
     with pytest.raises(Tdmr1Error, match="another process is at work on the run folder"):
         Run.resume(copied)
     lock.release()
 
 
 def test_a_killed_writer_holds_nothing(copied):
-    code = "import sys, time; from pathlib import Path; from tdmr1_core.durable_files import hold\n"
-    code += "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    code = "import sys, time; from pathlib import Path; from tdmr1_core.durable_files import lock_run\n"
+    code += "lock = lock_run(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(copied)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(Tdmr1Error, match="another process"):
-            hold(copied)
+            lock_run(copied)
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    hold(copied).release()
+    lock_run(copied).release()
 
 
 def test_two_that_begin_at_once_do_not_share_a_folder(finished, tmp_path):
@@ -398,7 +396,7 @@ def test_any_other_change_is_refused_with_both_values(copied, old, new, told):
     change(copied, old, new)
     with pytest.raises(Tdmr1Error, match=told):
         Run.resume(copied)
-    hold(copied).release()
+    lock_run(copied).release()
 
 
 def test_another_base_model_is_refused(copied, tmp_path):

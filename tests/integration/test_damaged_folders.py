@@ -12,17 +12,15 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load, save
+from support.runs import Silent, files, small_config
 
-from integration.support import Silent, small_config
-from integration.test_runs import files
 from tdmr1_cli.main import main
 from tdmr1_cli.run_command import _execute as execute_here
 from tdmr1_cli.signals import Stopped
 from tdmr1_core.build import parts as assemble
 from tdmr1_core.durable_files import check_links
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import RunWarning
+from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.runs.checkpoints import checkpoint as checkpoints_module
 from tdmr1_core.runs.checkpoints.checkpoint import (
     FILES,
@@ -272,7 +270,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_not_what_one_is_sent_to(copied, m
         raise Tdmr1Error("the model can't be loaded", "get another")
 
     (copied / "checkpoints" / LATEST).write_bytes(b"\xff\xfe")
-    monkeypatch.setattr(assemble, "acquire", broken)
+    monkeypatch.setattr(assemble, "fetch_model", broken)
     with pytest.warns(RunWarning), pytest.raises(Tdmr1Error, match="can't be loaded") as caught:
         execute_here(Run.resume(copied), quiet=True)
     assert caught.value.hint == "get another"

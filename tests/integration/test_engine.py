@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.runs import small_config
 
-from integration.support import small_config
 from tdmr1_core import hookspecs
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.distill import DistillEngine
@@ -83,7 +83,7 @@ def test_bf16_holds_the_frozen_weights_alone():
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_our_sampling_is_the_pipelines_own(precision):
     engine = Engine.from_config(small_config(f"model.precision={precision}"))
-    pipeline = load_pipeline(FAMILIES["sd3"], engine.acquired.folder, torch.float32, engine.acquired.absent)
+    pipeline = load_pipeline(FAMILIES["sd3"], engine.model_files.folder, torch.float32, engine.model_files.absent)
     pipeline.load_lora_weights(engine.entry.lora)
     pipeline.to(dtype=torch.float64 if precision == "fp64" else torch.float32)
     for prompt in engine.prompts[:3]:
@@ -105,7 +105,7 @@ def test_guided_teacher_is_the_pipelines_own():
     engine = Engine.from_config(small_config())
     (prompt,) = engine.prompts[:1]
     ours = draw(engine, "teacher", [prompt], 4, seed=5, steps=6, guidance_scale=2.5).images
-    pipeline = load_pipeline(FAMILIES["sd3"], engine.acquired.folder, torch.float32, engine.acquired.absent)
+    pipeline = load_pipeline(FAMILIES["sd3"], engine.model_files.folder, torch.float32, engine.model_files.absent)
     theirs = pipeline(
         prompt.text,
         num_images_per_prompt=4,

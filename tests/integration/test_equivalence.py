@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
-ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
 REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
 EXACT = 1e-9

@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.runs import Silent, small_config
 
-from integration.support import Silent, small_config
 from tdmr1_core import tiny
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import RunWarning
+from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.runs.checkpoints.fingerprints import read_header
 from tdmr1_core.runs.run import Run, load_trained
 

@@ -6,12 +6,12 @@ import json
 import re
 
 import pytest
+from support.runs import Silent, small_config
 
-from integration.support import Silent, small_config
-from tdmr1_core.notices import RunWarning
+from tdmr1_core.errors import RunWarning
 from tdmr1_core.runs import run
 from tdmr1_core.runs.evaluation import guard
-from tdmr1_core.runs.evaluation.guard import GuardStopped, Look, find_alarms
+from tdmr1_core.runs.evaluation.guard import GuardStopped, GuardReading, find_alarms
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.run import Run
 
@@ -88,7 +88,7 @@ def test_a_training_that_hacks_its_reward_is_stopped(tmp_path):
     settings += ("generator.learning_rate=1.5e-3", "surrogate.learning_rate=2e-3")
     with pytest.warns(RunWarning, match="jpeg size rose"), pytest.raises(GuardStopped, match="the guard stopped"):
         Run.create(small_config(*settings, "guard.stop=true", "guard.threshold=0.4"), folder).execute(Silent())
-    *quiet, last = [Look.of(json.loads(line)) for line in (folder / "guard.jsonl").read_text().splitlines()]
+    *quiet, last = [GuardReading.of(json.loads(line)) for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert last.step > 0
     assert not any(look.alarms for look in quiet)
     assert re.search(r"(geneval|diversity|saturation|entropy) fell", last.alarms[0])

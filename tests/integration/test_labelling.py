@@ -15,8 +15,8 @@ from urllib.parse import urlparse
 
 import pytest
 import requests
+from support.feedback_server import Label, Person, draw_folder, environment, labelling
 
-from integration.feedback_server import Label, Person, draw_folder, environment, labelling
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.server import PAGE
 from tdmr1_rewards.feedback.serving import FeedbackPage

@@ -7,8 +7,7 @@ import sys
 import zipfile
 
 import pytest
-
-from integration.packaging import SMALL, pip_install, run
+from support.packaging import SMALL, pip_install, run
 
 pytestmark = pytest.mark.integration
 

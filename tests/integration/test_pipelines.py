@@ -12,16 +12,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers_pipelines import make_sd35, make_zimage
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.pipelines import make_sd35, make_zimage
+from support.runs import Silent
 
-from integration.support import Silent
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import resolve
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.loading import acquire
+from tdmr1_core.models.loading import fetch_model
 from tdmr1_core.models.lora.files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
 from tdmr1_core.planning.estimate import plan
@@ -64,7 +64,7 @@ def settings(folders, family, **changes):
 def test_the_same_noise_gives_the_same_picture_as_the_pipeline(folders, family, role):
     engine = Engine.from_config(settings(folders, family))
     kind = type(engine.roles.backbone.pipeline)
-    pipeline = kind.from_pretrained(folders[family], **dict.fromkeys(engine.acquired.absent))
+    pipeline = kind.from_pretrained(folders[family], **dict.fromkeys(engine.model_files.absent))
     (prompt, *_), seed = engine.prompts, 5
     guidance = 3.0 if role == TEACHER else 1.0
     ours = draw(engine, role, [prompt], 2, seed, steps=4, guidance_scale=guidance).images
@@ -147,7 +147,7 @@ def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, 
     assert exported.largest_difference <= 1
     with safe_open(exported.file, framework="pt") as file:
         told = {name.removeprefix("tdmr1."): value for name, value in file.metadata().items()}
-    assert told["base_model"] == str(engine.acquired.folder)
+    assert told["base_model"] == str(engine.model_files.folder)
     assert json.loads(told["rewards"]) == {"jpeg_size": 1.0}
     assert (json.loads(told["steps"]), json.loads(told["shift"]), told["adapter_scale"]) == (4, 3.0, "1.0")
     assert len(told["config_hash"]) == 16
@@ -155,14 +155,14 @@ def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, 
     assert "library_name" in card
     assert type(engine.roles.backbone.pipeline).__name__ in card
     # ComfyUI's file holds the same weights, read back by kohya's parts with an alpha of each.
-    lora = acquire(replace(engine.entry, lora=str(tmp_path / "lora" / COMFY_FILE)), training=True).lora
+    lora = fetch_model(replace(engine.entry, lora=str(tmp_path / "lora" / COMFY_FILE)), training=True).lora
     assert lora.shape.alpha == engine.roles.shape.alpha
     for name, weight in engine.roles.weights(GENERATOR_EMA).items():
         assert torch.equal(lora.weights[name], weight)
     if engine.entry.family == "zimage":  # of the two, diffusers reads such keys for Z-Image alone
         monkeypatch.setattr(export, "WEIGHT_FILE", COMFY_FILE)
         backbone, folder = engine.roles.backbone, tmp_path / "lora"
-        difference, images = export._compare(engine, backbone, engine.acquired, folder, exported.call)
+        difference, images = export._compare(engine, backbone, engine.model_files, folder, exported.call)
         assert (difference <= 1, images) == (True, 4)
 
 
@@ -189,7 +189,7 @@ def test_a_distilled_lora_is_trained_from(folders, tmp_path):
     Run.create(config, tmp_path / "distilled").execute(Silent())
     lora = export_lora(load_trained(tmp_path / "distilled"), tmp_path / "lora").file
     engine = Engine.from_config(settings(folders, "zimage", model={"lora": str(lora)}))
-    assert engine.acquired.lora.shape.rank == 4
+    assert engine.model_files.lora.shape.rank == 4
     assert max(weight.abs().max().item() for name, weight in engine.start.items() if ".lora_B." in name) > 0
 
 
@@ -202,10 +202,10 @@ def second(tmp_path_factory):
 def test_a_second_backbone_tells_every_score(folders, second):
     engine = Engine.from_config(settings(folders, "zimage", model={"teacher": str(second)}))
     roles = engine.roles
-    turbo, teacher = roles.home(GENERATOR), roles.home(TEACHER)
+    turbo, teacher = roles.backbone_of(GENERATOR), roles.backbone_of(TEACHER)
     assert turbo is not teacher
-    assert roles.home(GENERATOR_EMA) is turbo
-    assert {roles.home(role) for role in (FAKE, SURROGATE, REFERENCE)} == {teacher}
+    assert roles.backbone_of(GENERATOR_EMA) is turbo
+    assert {roles.backbone_of(role) for role in (FAKE, SURROGATE, REFERENCE)} == {teacher}
     assert teacher.pipeline.text_encoder is turbo.pipeline.text_encoder
     pipeline = diffusers.ZImagePipeline.from_pretrained(second)
     latents, sigma = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.75])

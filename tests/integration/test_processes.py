@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.runs import Silent, small_config
 
-from integration.support import Silent, small_config
 from tdmr1_cli.multiprocess import launch
-from tdmr1_cli.signals import Told
+from tdmr1_cli.signals import ExitWithCode
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import Processes, check_split, join_processes
-from tdmr1_core.durable_files import hold
+from tdmr1_core.durable_files import lock_run
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.records import Groups, Prompt
@@ -101,14 +101,14 @@ def fail(how: str) -> None:
 
 
 def test_an_error_of_one_process_is_told_by_the_first_alone(capfd):
-    with pytest.raises(Told) as told:
+    with pytest.raises(ExitWithCode) as told:
         launch(2, partial(fail, "error"))
     assert told.value.code == 2
     assert capfd.readouterr().err == "error: the second process can't go on\n\nhint: mend it\n"
 
 
 def test_a_process_that_ends_ends_the_other(capfd):
-    with pytest.raises(Told) as told:
+    with pytest.raises(ExitWithCode) as told:
         launch(2, partial(fail, "exit"))
     assert told.value.code == 7
     assert capfd.readouterr().err == ""
@@ -145,7 +145,7 @@ def test_an_update_that_is_not_finite_in_one_process_is_left_out_in_all(tmp_path
 
 
 def test_an_update_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
-    with pytest.raises(Told) as told:
+    with pytest.raises(ExitWithCode) as told:
         launch(2, partial(iterate_broken, tmp_path, "stop"))
     assert told.value.code == 2
     said = capfd.readouterr().err
@@ -169,7 +169,7 @@ def test_an_alarm_ends_all_processes_and_the_first_alone_holds_the_folder(tmp_pa
     folder = tmp_path / "run"
 
     def refused(alarm_at: int) -> str:
-        with pytest.raises(Told) as told:
+        with pytest.raises(ExitWithCode) as told:
             launch(2, partial(run_guarded, folder, alarm_at))
         assert told.value.code == 2
         said = capfd.readouterr().err
@@ -180,7 +180,7 @@ def test_an_alarm_ends_all_processes_and_the_first_alone_holds_the_folder(tmp_pa
     assert said.count("warning: guard, iteration 1: it is hacked") == 1
     assert "error: the guard stopped the run after iteration 1: it is hacked" in said
     assert (folder / "checkpoints" / "latest").read_text() == "step-000000\n"
-    lock = hold(folder)
+    lock = lock_run(folder)
     assert f"error: another process is at work on the run folder {folder}" in refused(0)
     lock.release()
     launch(2, partial(run_guarded, folder, -1))

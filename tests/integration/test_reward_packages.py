@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from integration.packaging import ROOT, SMALL, Environment, build_wheel
+from support.packaging import SMALL, Environment, build_wheel
+from support.paths import ROOT
 
 pytestmark = pytest.mark.integration
 

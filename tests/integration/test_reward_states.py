@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.runs import Silent, files, rows, small_config
 
-from integration.support import Silent, small_config
-from integration.test_runs import files, rows
 from tdmr1_cli.multiprocess import launch
 from tdmr1_core.distributed import join_processes
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.notices import RunWarning
+from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.runs.checkpoints.checkpoint import REWARDS, latest_checkpoint
 from tdmr1_core.runs.run import Run, load_trained
 from tdmr1_rewards.calling.import_file import private_name

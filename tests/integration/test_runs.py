@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,35 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from support.runs import Silent, files, rows, small_config
 
-from integration.support import Silent, small_config
-from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.loading import acquire
+from tdmr1_core.errors import RunWarning, Tdmr1Error
+from tdmr1_core.models.loading import fetch_model
 from tdmr1_core.models.roles import GENERATOR_EMA
-from tdmr1_core.notices import RunWarning
 from tdmr1_core.runs.checkpoints.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
 from tdmr1_core.runs.checkpoints.resume import RESUMES
 from tdmr1_core.runs.output.export import export_lora
 from tdmr1_core.runs.run import Run, load_run_config, load_trained
 
 pytestmark = pytest.mark.integration
-
-
-def timeless(row: dict) -> dict:
-    return {key: value for key, value in row.items() if not key.startswith("time/") and key != "images_per_second"}
-
-
-def rows(path: Path) -> list[dict]:
-    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-
-
-def files(folder: Path) -> dict[str, object]:
-    """Every file of a run by relative path, but for what tells of the clock or of being continued."""
-    found: dict[str, object] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "tensorboard" not in path.parts and path.name != RESUMES:
-            found[str(path.relative_to(folder))] = rows(path) if path.suffix == ".jsonl" else path.read_bytes()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +112,7 @@ def test_an_export_draws_the_same_and_keeps_alpha(finished, tmp_path):
     engine = load_trained(finished)
     exported = export_lora(engine, tmp_path / "lora")
     assert exported.largest_difference == 0
-    lora = acquire(replace(engine.entry, lora=str(tmp_path / "lora")), training=True).lora
+    lora = fetch_model(replace(engine.entry, lora=str(tmp_path / "lora")), training=True).lora
     assert (lora.shape.rank, lora.shape.alpha) == (engine.roles.shape.rank, engine.roles.shape.alpha)
     weights = engine.roles.weights(GENERATOR_EMA)
     assert lora.weights.keys() == weights.keys()

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
+from support.paths import ROOT
 from transformers import CLIPTokenizer
 
 from tdmr1_core.tiny.world import vocabulary
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "tiny_world"
 TRAINED = ROOT / "tdmr1_core" / "tiny" / "pipeline"
 SETTINGS = ("batch.groups=2", "batch.group_size=2", "saving.samples_every=0", "saving.tensorboard=false")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.packaging import run
+from support.paths import ROOT
 
-from integration.packaging import ROOT, run
 from tdmr1_rewards import RewardBatch, RewardContext
 from tdmr1_rewards.calling.import_file import load_from_file
 from tdmr1_rewards.calling.state import give_state, take_state

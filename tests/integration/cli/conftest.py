@@ -1,9 +1,10 @@
 """One short run on the packaged model, which several tests look at."""
 
 import pytest
-from command_line import REPOSITORY, SMALL, run_tdmr1
+from support.command_line import SMALL, run_tdmr1
+from support.paths import ROOT
 
-PACKAGED_MODEL = REPOSITORY / "tdmr1_core" / "tiny" / "pipeline" / "model_index.json"
+PACKAGED_MODEL = ROOT / "tdmr1_core" / "tiny" / "pipeline" / "model_index.json"
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny_checkpoints
-import tiny_detector
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import tiny_checkpoints, tiny_detector
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from rendered_words import KINDS, WORDS, rendered_words
+from support.rendered_words import KINDS, WORDS, rendered_words
 
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.builtin.example_pictures import draw_text, written_words

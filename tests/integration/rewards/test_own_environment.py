@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent / "own_environment"))
-from layered import HERE, Job, engine_elsewhere, make_environment, run, score_elsewhere
+from support.own_environment.layered import HERE, Job, engine_elsewhere, make_environment, run, score_elsewhere
 
 pytestmark = pytest.mark.integration
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT, TESTS
 
 pytestmark = pytest.mark.unit
-TESTS = Path(__file__).parents[2]
-PAGE = (TESTS.parent / "docs" / "faults.md").read_text()
+PAGE = (ROOT / "docs" / "faults.md").read_text()
 TABLE = PAGE.partition("\n## Faults\n")[2].partition("\n## ")[0]
 ROWS = [line for line in TABLE.splitlines() if line.startswith("| ")][1:]
 

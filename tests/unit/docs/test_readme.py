@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_code import code_lines
+from support.code_length import code_lines
+from support.paths import ROOT
 
 from tdmr1_core import hookspecs as engine_hooks
 from tdmr1_rewards import RewardBatch, RewardContext
@@ -17,7 +17,6 @@ from tdmr1_rewards import hookspecs as reward_hooks
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
 
 

@@ -1,0 +1,199 @@
+"""A training that waits for people: killed, interrupted and left alone in mid-labelling, with every answer kept."""
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from support.command_line import command, environment, run_tdmr1
+
+from tdmr1_rewards.feedback.store import FeedbackStore
+
+pytestmark = pytest.mark.integration
+
+IMAGES = 6
+SMALL = ("batch.groups=2", "batch.group_size=3", "saving.tensorboard=false", "saving.samples_every=0")
+SMALL += ("saving.checkpoint_every=1", "rewards.0.options.minutes=10")
+
+
+def training(folder, *settings, iterations=3):
+    sets = [part for item in (*SMALL, *settings) for part in ("--set", item)]
+    where = ["--iterations", iterations, "--output", folder]
+    return ["train", "--reward", "human", "--set", "rewards.0.options.mode=wait", *sets, *where]
+
+
+class Training:
+    """A training in the background, and what it said."""
+
+    def __init__(self, *arguments):
+        self.reason = []
+        self._process = subprocess.Popen(
+            command(*arguments), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        self._reader = threading.Thread(target=lambda: self.reason.extend(self._process.stderr), daemon=True)
+        self._reader.start()
+
+    def url(self):
+        """The page's address, once it is told."""
+        return wait_for(lambda: next(iter(re.findall(r"people judge at (\S+)", "".join(self.reason))), None))
+
+    def signal(self, number):
+        self._process.send_signal(number)
+
+    def end(self):
+        """Its exit code and all that it said."""
+        code = self._process.wait(180)
+        self._reader.join(30)
+        return code, "".join(self.reason)
+
+
+@contextmanager
+def running(*arguments):
+    started = Training(*arguments)
+    try:
+        yield started
+    finally:
+        started.signal(signal.SIGKILL)
+        started.end()
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+class Reviewer:
+    """Somebody at the page who likes every other picture; `acknowledged` are the items whose answers were taken."""
+
+    def __init__(self, url):
+        base, _, token = url.partition("/#")
+        self._base, self._headers = base, {"Authorization": f"Bearer {token}"}
+        self.acknowledged = []
+
+    def answer(self, count):
+        """Answer so many pictures, whatever becomes of the server meanwhile."""
+        given = 0
+
+        def one():
+            nonlocal given
+            try:
+                query = {"person": "judge", "limit": count - given}
+                offers = requests.get(f"{self._base}/api/items", query, headers=self._headers, timeout=5).json()
+                for offer in offers:
+                    body = {"key": secrets.token_hex(8), "item": offer["item"], "round": offer["round"]}
+                    body |= {"person": "judge", "name": "", "answer": ("like", "dislike")[offer["item"] % 2]}
+                    answer = requests.post(f"{self._base}/api/answers", json=body, headers=self._headers, timeout=5)
+                    if answer.ok:
+                        self.acknowledged.append(offer["item"])
+                        given += 1
+            except requests.ConnectionError:
+                pass
+            return given >= count
+
+        wait_for(one)
+
+
+def standing(folder):
+    store = FeedbackStore(folder / "feedback")
+    answers = store.answers()
+    store.close()
+    return [answer.item.id for answer in answers]
+
+
+def page_process(url):
+    """The process that listens on the page's port."""
+    port = int(re.search(r":(\d+)/#", url)[1])
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if "tdmr1_rewards.feedback.serving" in words and listens(int(entry), port):
+                return int(entry)
+    return None
+
+
+def listens(process, port):
+    """Whether one of a process's sockets listens on the port."""
+    wanted = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].rpartition(":")[2], 16) == port
+    }
+    try:
+        links = [os.readlink(f"/proc/{process}/fd/{entry}") for entry in os.listdir(f"/proc/{process}/fd")]
+    except OSError:
+        return False
+    return any(f"socket:[{inode}]" in links for inode in wanted)
+
+
+def test_killed_in_mid_labelling_nothing_is_lost_or_asked_twice(packaged_model, tmp_path):
+    folder = tmp_path / "run"
+    with running(*training(folder)) as train:
+        url = train.url()
+        judge = Reviewer(url)
+        judge.answer(IMAGES)  # the first iteration
+        judge.answer(2)
+        server = page_process(url)
+        os.kill(server, signal.SIGKILL)
+        judge.answer(1)  # at the same address: the training has started its page again
+        again = page_process(url)
+        assert again not in (server, None)
+        train.signal(signal.SIGKILL)
+        train.end()
+        wait_for(lambda: page_process(url) is None)  # the page ends with the training that asked
+    assert standing(folder) == judge.acknowledged
+    assert len(judge.acknowledged) == IMAGES + 3
+
+    with running("train", "--resume", folder) as train:
+        judge.answer(IMAGES - 3)  # the same page again: the same link
+        judge.answer(IMAGES)
+        code, said = train.end()
+    assert code == 0, said
+    assert standing(folder) == judge.acknowledged
+    assert sorted(judge.acknowledged) == list(range(1, 3 * IMAGES + 1))  # every picture was asked about once
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["reward/human/mean"] for row in rows] == [0.5, 0.5, 0.5]
+    assert [row["reward/human/unjudged"] for row in rows] == [0, 0, 0]
+
+
+def test_ctrl_c_does_not_wait_for_people(packaged_model, tmp_path):
+    folder = tmp_path / "run"
+    with running(*training(folder, iterations=2)) as train:
+        judge = Reviewer(train.url())
+        judge.answer(IMAGES + 2)
+        began = time.monotonic()
+        train.signal(signal.SIGINT)
+        code, said = train.end()
+        assert time.monotonic() - began < 60
+    assert code == 130, said
+    assert "stopped after iteration 1 of 2" in said
+    assert "Traceback" not in said
+    with running("train", "--resume", folder) as train:
+        judge.answer(IMAGES - 2)
+        assert train.end()[0] == 0
+    assert sorted(judge.acknowledged) == list(range(1, 2 * IMAGES + 1))
+
+
+def test_nobody_comes_and_the_training_says_so_and_goes_on(packaged_model, tmp_path):
+    folder = tmp_path / "run"
+    done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.02", iterations=2))
+    assert "waiting for people: 0 of 6 pictures judged" in done.stderr
+    assert "no group has two different rewards" in done.stderr
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward/human/unjudged"] for row in rows] == [IMAGES, IMAGES]
+    assert not any("loss/generator" in row for row in rows)

@@ -1,0 +1,41 @@
+"""Rewards that look at pictures train the embedded model from the command line."""
+
+import json
+
+import pytest
+from support.command_line import SMALL
+
+pytestmark = pytest.mark.integration
+
+
+def test_jpeg_size_and_a_real_reader_train_together(tdmr1, packaged_model, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text('three red circles "OK"\ntwo blue squares "NO"\none green triangle\n')
+    reader = {"engine": "rapidocr", "detect": "false", "upscale": "2", "threads": "1"}
+    options = [part for name, value in reader.items() for part in ("--set", f"rewards.1.options.{name}={value}")]
+    rewards = ["--reward", "jpeg_size", "--reward", "ocr_match:0.5", "--prompts", prompts]
+    tdmr1("train", *rewards, *options, *SMALL, "--set", "batch.groups=3", "--iterations", 1, "--output", tmp_path / "r")
+    (row,) = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert -5 < row["reward/jpeg_size/mean"] < -0.3
+    assert 0 <= row["reward/ocr_match/mean"] <= 1
+    assert row["reward/ocr_match/unjudged"] == 4  # the group whose prompt quotes nothing
+
+
+def test_a_reward_and_a_real_model_are_complete_as_typed(tdmr1, tmp_path):
+    """The settings of `--reward ocr_match` on a directory of a real model: its preset and its prompts."""
+    shown = tdmr1("train", "--reward", "ocr_match", "--model", _photo_model(tmp_path), "--dry-run").stdout
+    assert "tau_min: 0.3" in shown
+    assert "name: ocr_match" in shown
+
+
+def _photo_model(folder):
+    """The configs of a pipeline directory, which are all that a dry run reads."""
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    for part, name, config in [
+        ("scheduler", "scheduler_config.json", {"shift": 3.0}),
+        ("transformer", "config.json", {"sample_size": 64}),
+        ("vae", "config.json", {"block_out_channels": [1, 1, 1, 1]}),
+    ]:
+        (folder / part).mkdir()
+        (folder / part / name).write_text(json.dumps(config))
+    return folder

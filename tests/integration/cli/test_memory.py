@@ -1,0 +1,57 @@
+"""Runs that need less memory, and what `plan` says of them, as a user types it."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from support.command_line import SMALL
+
+from tdmr1_core.runs.run import load_trained
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_plan_of_a_published_model_needs_neither_reward_nor_weights_nor_network(tdmr1, tmp_path):
+    done = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "24GB", HF_HOME=str(tmp_path))
+    assert "denoiser                4.94" in done.stdout
+    assert "an iteration: 48 groups × 24 images = 1152 images over 1 processes" in done.stderr
+    assert "24GB: fits; auto comes to 1, and up to batch.micro_batch=1 fits" in done.stderr
+    smaller = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "16GB", HF_HOME=str(tmp_path), code=1)
+    assert "16GB: does not fit; not even one image at a time" in smaller.stderr
+
+
+def test_one_card_of_24_gb_takes_the_preset_that_is_made_for_it(tdmr1, tmp_path):
+    """The numbers are those of docs/models.md."""
+    typed = ["plan", "--model", "sd3.5-tdm", "--preset", "single-gpu", "--gpu", "24GB", "--json"]
+    planned = json.loads(tdmr1(*typed, HF_HOME=str(tmp_path)).stdout)
+    assert planned["fits"]
+    assert planned["peak"] < 24e9
+    assert (planned["micro_batch"], planned["fitting_micro_batch"]) == (36, 61)
+
+
+def test_a_run_in_fewer_bits_is_exported_from_elsewhere_without_package_or_texts(
+    packaged_model, tdmr1, tmp_path, monkeypatch
+):
+    pytest.importorskip("bitsandbytes")
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    fewer = {"weights": "nf4", "optimizer": "8bit", "trajectories": "cpu", "text_encoders": "cpu"}
+    sets = [part for name, value in fewer.items() for part in ("--set", f"memory.{name}={value}")]
+    few = ["--set", "evaluation.images=1", "--set", "saving.samples_every=0", "--iterations", 1]
+    tdmr1("train", *SMALL, *sets, *few, "--set", "memory.prompt_cache=texts", "--output", "run", cwd=here)
+    kept = yaml.safe_load((here / "run" / "config.yaml").read_text())["memory"]
+    assert kept["prompt_cache"] == str(here / "texts")
+    texts = sorted((here / "texts").rglob("*.safetensors"))
+    assert texts
+    shutil.rmtree(here / "texts")
+    (here / "texts").write_text("no folder any more")
+    tdmr1("export", here / "run", cwd=elsewhere)
+    assert (here / "run" / "export" / "pytorch_lora_weights.safetensors").is_file()
+    assert list(elsewhere.iterdir()) == []
+    for user in ("assemble", "stages.optimiser", "models.quantised"):
+        monkeypatch.setattr(f"tdmr1_core.{user}.bitsandbytes", lambda: pytest.fail("bitsandbytes is asked for"))
+    engine = load_trained(here / "run")
+    engine.close()
+    assert engine.iteration_index == 1

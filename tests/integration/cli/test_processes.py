@@ -1,0 +1,137 @@
+"""`--processes 2` as a user types it: one folder, one voice, and one end for all."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from support.command_line import SMALL, command, environment
+from support.paths import ROOT
+
+pytestmark = pytest.mark.integration
+
+FEW = (*SMALL, "--set", "evaluation.images=1", "--set", "saving.samples_every=0", "--seed", 3)
+REWARD = '''
+import os
+from tdmr1_rewards import RewardBatch, RewardResult
+
+def breaking(batch: RewardBatch) -> RewardResult:
+    """How red; broken for the second group in the second iteration."""
+    if os.environ.get("BREAK") and 1 in batch.group_ids and batch.context.iteration == 1:
+        raise ValueError("the lamp is out")
+    return RewardResult(scores=[float(image.resize((1, 1)).getpixel((0, 0))[0]) for image in batch.images])
+'''
+
+
+def steps(folder):
+    """The iterations that metrics.jsonl tells of."""
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def until_first_iteration(process):
+    """What a run says until its first iteration is over."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("iteration "):
+            break
+    return said
+
+
+def start(*arguments):
+    """A command whose stderr is read line by line."""
+    return subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reward_that_fails_in_one_process_stops_and_saves_all(packaged_model, tdmr1, tmp_path):
+    (tmp_path / "reward.py").write_text(REWARD)
+    folder = tmp_path / "run"
+    arguments = [*FEW, "--reward", f"{tmp_path}/reward.py:breaking", "--iterations", 3, "--output", folder]
+    arguments += ["--set", "generator.huber_c=0.1"]
+    done = tdmr1("train", *arguments, "--processes", 2, code=2, BREAK="1")
+    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("hint: ") == 1
+    assert done.stderr.count("note: generator.huber_c has no effect") == 1
+    assert "the lamp is out" in done.stderr
+    assert "step-000001" in done.stderr
+    assert done.stderr.count("iteration 1/3") == 1
+    assert steps(folder) == [1]
+
+    done = tdmr1("train", "--resume", folder)
+    assert "continuing after iteration 1" in done.stderr
+    assert steps(folder) == [1, 2, 3]
+
+
+def test_a_stop_reaches_all_and_a_killed_process_ends_all(packaged_model, tmp_path):
+    folder = tmp_path / "run"
+    process = start("train", *FEW, "--iterations", 50, "--processes", 2, "--output", folder)
+    said = until_first_iteration(process)
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=300)[1]
+    assert process.returncode == 130, "".join(said)
+    assert "".join(said).count("stopping after this iteration") == 1
+    assert "".join(said).count(f"hint: tdmr1 train --resume {folder}") == 1
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    assert checkpoints == [f"step-{steps(folder)[-1]:06d}"]
+
+    process = start("train", "--resume", folder, "--processes", 2)
+    said = until_first_iteration(process)
+    listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    children = [int(pid) for pid in listed.stdout.split()]
+    assert len(children) == 2
+    subprocess.run(["kill", "-KILL", str(children[1])], check=True)
+    said += process.communicate(timeout=300)[1]
+    assert process.returncode == 2, "".join(said)
+    assert "error: process 2 of 2 was killed by SIGKILL" in "".join(said)
+    assert "".join(said).count("error: ") == 1
+
+
+CONFIGS = ROOT / "examples" / "configs"
+ACCELERATE = ("accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_gpus.yaml"))
+COUNTING = """
+import os
+from pathlib import Path
+from tdmr1_rewards import RewardBatch, RewardResult
+
+def counting(batch: RewardBatch) -> RewardResult:
+    Path(os.environ["SEEN"], str(os.getpid())).touch()
+    return RewardResult(scores=[float(image.resize((1, 1)).getpixel((0, 0))[0]) for image in batch.images])
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [("torch.distributed.run", "--nproc_per_node", "2"), (*ACCELERATE, "--num_processes", "2")],
+    ids=["torchrun", "accelerate launch"],
+)
+def test_other_launchers_start_a_run_of_two_processes(packaged_model, tmp_path, launcher):
+    folder, seen = tmp_path / "run", tmp_path / "seen"
+    seen.mkdir()
+    (tmp_path / "reward.py").write_text(COUNTING)
+    arguments = ["train", *FEW, "--reward", f"{tmp_path}/reward.py:counting", "--iterations", 1, "--output", folder]
+    command = [sys.executable, "-m", *launcher, "-m", "tdmr1_cli", *map(str, arguments)]
+    done = subprocess.run(command, env=environment(SEEN=str(seen)), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("iteration 1/1") == 1
+    assert steps(folder) == [1]
+    assert len(list(seen.iterdir())) == 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("accelerate_*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_for_accelerate_are_understood_and_labelled(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kinds = {"gpus": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kinds[path.stem.removeprefix("accelerate_")]
+    assert config.num_processes == 4
+    assert "Not run on GPUs" in path.read_text()
+    assert len(list(CONFIGS.glob("accelerate_*.yaml"))) == 3
+
+
+def test_groups_that_no_split_fits_are_refused_before_anything_is_loaded(tdmr1, tmp_path):
+    done = tdmr1("train", *FEW, "--processes", 3, "--output", tmp_path / "run", code=2)
+    assert "2 groups an iteration can't be split evenly over 3 processes" in done.stderr
+    assert "batch.groups=3" in done.stderr
+    assert not (tmp_path / "run").exists()

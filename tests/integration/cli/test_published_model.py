@@ -1,0 +1,114 @@
+"""`tdmr1 train --reward ocr_match --model sd3.5-tdm` with genuine tiny stand-ins for the published weights."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from support.command_line import environment
+from support.pipelines import SD3_TARGETS, make_sd35, published_checkpoint
+
+pytestmark = pytest.mark.integration
+
+SMALL = ("batch.groups=2", "batch.group_size=2", "evaluation.images=2", "saving.samples_every=0")
+"""Beside these, the pictures are as small as the stand-in, and computed in the precision of the script below."""
+SETS = [
+    part
+    for setting in (*SMALL, "model.height=64", "model.width=64", "model.precision=fp32", "generator.learning_rate=0.01")
+    for part in ("--set", setting)
+]
+LORA = "Luo-Yihong/TDM_sd3-5_lora"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return make_sd35(tmp_path_factory.mktemp("model") / "sd35")
+
+
+@pytest.fixture(scope="module")
+def hub(pipeline, tmp_path_factory):
+    """A hub cache with the few-step LoRA in the authors' layout."""
+    from diffusers import SD3Transformer2DModel
+
+    home = tmp_path_factory.mktemp("hub")
+    folder = home / "hub" / f"models--{LORA.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("b" * 40)
+    file = folder / "snapshots" / ("b" * 40) / "tdm_sd3-5_lora.ckpt"
+    file.parent.mkdir(parents=True)
+    published_checkpoint(SD3Transformer2DModel.from_pretrained(pipeline / "transformer"), SD3_TARGETS, file)
+    return home, file
+
+
+@pytest.fixture(scope="module")
+def trained(pipeline, hub, tdmr1, tmp_path_factory):
+    run = tmp_path_factory.mktemp("published") / "run"
+    # The stand-in writes no letters, so that a second reward is what tells its pictures apart.
+    typed = ["--reward", "ocr_match", "--reward", "jpeg_size", "--model", "sd3.5-tdm", "--model-path", pipeline]
+    done = tdmr1("train", *typed, *SETS, "--iterations", 2, "--output", run, HF_HOME=str(hub[0]))
+    tdmr1("export", run, "--comfyui", HF_HOME=str(hub[0]))
+    return run, done
+
+
+def test_what_was_loaded_is_said_and_kept(trained, hub):
+    run, done = trained
+    sha256 = hashlib.sha256(hub[1].read_bytes()).hexdigest()
+    assert "tdm_sd3-5_lora.ckpt (the published list without names, by position: " in done.stderr
+    assert f"rank 32, alpha 64, sha256 {sha256[:16]}" in done.stderr
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["tdmr1"]["lora"]["sha256"] == sha256
+    assert config["surrogate"]["tau_min"] == 0.3  # of the preset ocr
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "reward/ocr_match/mean" in rows[0]
+    evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert {(row["prompts"], row["n"]) for row in evaluations} == {("ocr", 2), ("ocr-held-out", 2)}
+
+
+def test_a_script_without_tdmr1_draws_the_same_picture(trained, hub, monkeypatch):
+    run, _ = trained
+    card = (run / "export" / "README.md").read_text()
+    script = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1]
+    assert "tdmr1" not in script
+    subprocess.run([sys.executable, "-c", script], cwd=run / "export", env=environment(), check=True)
+    theirs = np.asarray(Image.open(run / "export" / "picture.png")).astype(int)
+
+    from tdmr1_core.models.roles import GENERATOR_EMA
+    from tdmr1_core.runs.run import load_trained
+    from tdmr1_core.stages.sampling import sample
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub[0] / "hub"))
+    engine = load_trained(run)
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = {}
+    for name, weights in (("before", engine.start), ("after", engine.roles.weights(GENERATOR_EMA))):
+        engine.roles.load(GENERATOR_EMA, weights, name)
+        with torch.no_grad(), engine.roles.acting(GENERATOR_EMA) as backbone:
+            latents = sample(backbone, noise, engine.conditioning(engine.prompts[:1]), engine.sigmas)
+            pictures[name] = backbone.decode(latents[-1])[0].astype(int)
+    assert np.abs(theirs - pictures["after"]).max() <= 1
+    assert np.abs(theirs - pictures["before"]).max() > 1
+
+
+def test_the_file_says_where_it_is_from(trained, pipeline, hub):
+    with safe_open(trained[0] / "export" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        told = file.metadata()
+    assert told["tdmr1.base_model"] == str(pipeline)
+    assert json.loads(told["tdmr1.rewards"]) == {"ocr_match": 1.0, "jpeg_size": 1.0}
+    assert told["tdmr1.started_from"] == hashlib.sha256(hub[1].read_bytes()).hexdigest()
+    assert (trained[0] / "export" / "comfyui_lora.safetensors").is_file()
+
+
+def test_without_the_weights_it_is_told_at_once(tdmr1, tmp_path):
+    typed = ["train", "--reward", "ocr_match", "--model", "sd3.5-tdm", "--output", tmp_path / "run"]
+    told = tdmr1(*typed, HF_HOME=str(tmp_path), code=2).stderr
+    assert "error: stabilityai/stable-diffusion-3.5-medium is not in the hub's cache here" in told
+    assert "hint: unset HF_HUB_OFFLINE" in told
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,289 @@
+"""Rewards that fail in a real training: one message, nothing lost, and the run goes on from where it was.
+
+Every way to run the same reward - in a thread, in a process that is killed, on a server that is killed - must give the
+same run to the last digit.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from support.command_line import command, environment, run_tdmr1
+from support.paths import ROOT
+
+from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "a-token-for-tests"
+PLUGIN = """
+import os, time
+from pathlib import Path
+from pydantic import Field
+from tdmr1_rewards import RewardOptions, RewardResult, RewardSpec, hookimpl
+
+@hookimpl
+def tdmr1_register_rewards(register):
+    common = {"summary": "a test", "default_prompts": "count", "default_preset": "tiny", "image_format": "array"}
+    common["options"] = "redness:Settings"
+    for factory in ("Redness", "Far"):
+        register(RewardSpec(name=factory.lower(), factory=f"redness:{factory}", **common))
+
+class Settings(RewardOptions):
+    url: str = ""
+    patience: float = 60
+    switch: str | None = Field(None, description="a file: in the second iteration its text is what goes wrong")
+
+class Redness:
+    def __init__(self, settings):
+        self.switch = Path(settings.switch) if settings.switch else None
+
+    def __call__(self, batch):
+        scores = [float(image[..., 0].mean()) for image in batch.images]
+        if self.switch and batch.context.run_folder and batch.context.iteration == 1 and self.switch.exists():
+            fault = self.switch.read_text()
+            if fault == "die":
+                self.switch.unlink()
+                os._exit(9)
+            if fault == "raise":
+                raise OSError("the lens is dirty")
+            if fault == "hang":
+                time.sleep(600)
+            scores = {"nan": [float("nan")] * len(scores), "short": scores[1:]}[fault]
+        return RewardResult(scores)
+
+def Far(settings):
+    from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
+    return RemoteReward(settings.url, RemoteOptions(patience=settings.patience))
+"""
+ORIGIN = r"\(from test-redness 1\.0\)"
+SMALL = ("batch.groups=2", "batch.group_size=3", "evaluation.images=1", "saving.tensorboard=false")
+SMALL += ("saving.samples_every=0", "seed=5")
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The environment in which the plugin with the test rewards is installed."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "redness.py").write_text(PLUGIN)
+    information = folder / "test_redness-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: test-redness\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[tdmr1]\nredness = redness\n")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "TDMR1_REWARD_TOKEN": TOKEN}
+
+
+def training(folder, *, iterations=3, **reward):
+    """The arguments of a small training with one reward."""
+    sets = [*SMALL, f"rewards={json.dumps([reward])}"]
+    return [
+        "train",
+        *(part for item in sets for part in ("--set", item)),
+        "--iterations",
+        iterations,
+        "--output",
+        folder,
+    ]
+
+
+def lines_of(folder):
+    """The metrics of each iteration, without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if not re.match(r"time|images_per_second", key)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packaged_model, plugin, tmp_path_factory):
+    """The metrics of the run in which nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_tdmr1(*training(folder, name="redness"), **plugin)
+    return lines_of(folder)
+
+
+def same(rows, expected):
+    """Whether two runs are one, whatever their reward is called."""
+    return [{key.replace("far", "redness"): value for key, value in row.items()} for row in rows] == expected
+
+
+def check_stopped(folder, stderr):
+    """One message, and all that was learnt is kept."""
+    assert stderr.count("error: ") == 1
+    assert f"tdmr1 train --resume {folder}" in stderr
+    assert (folder / "checkpoints" / "latest").read_text().strip() == "step-000001"
+    assert [row["step"] for row in lines_of(folder)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings", "told"),
+    [
+        ("raise", {}, "raised OSError: the lens is dirty"),
+        ("hang", {"timeout": 10}, "did not answer within 10 s"),
+        ("hang", {"timeout": 10, "isolated": True}, "did not answer within 10 s, and its process was ended"),
+        ("nan", {}, "answered nan, a float, for image 0"),
+        ("short", {"retries": 1}, r"answered 5 scores for 6 images \(tried 2 times\)"),
+        ("die", {"isolated": True}, "failed: its process ended with exit code 9"),
+    ],
+)
+def test_a_fault_stops_the_run_with_nothing_lost(undisturbed, plugin, tmp_path, fault, settings, told):
+    folder, switch = tmp_path / "run", tmp_path / "switch"
+    switch.write_text(fault)
+    arguments = training(folder, name="redness", options={"switch": str(switch)}, **settings)
+    began = time.monotonic()
+    done = run_tdmr1(*arguments, code=2, **plugin)
+    assert time.monotonic() - began < 400
+    assert re.search(rf"^error: reward 'redness' {ORIGIN} {told}$", done.stderr, re.MULTILINE), done.stderr
+    check_stopped(folder, done.stderr)
+    saved = folder / "failures" / "iteration-000002" / "redness"
+    assert str(saved) in done.stderr
+    assert len(list(saved.glob("image-*.png"))) == 6
+    assert len(json.loads((saved / "batch.json").read_text())["images"]) == 6
+
+    switch.unlink(missing_ok=True)
+    if fault in ("raise", "die"):
+        run_tdmr1("train", "--resume", folder, **plugin)
+        assert same(lines_of(folder), undisturbed)
+
+
+def test_a_killed_worker_costs_a_retry_and_nothing_else(undisturbed, plugin, tmp_path):
+    folder, switch = tmp_path / "run", tmp_path / "switch"
+    switch.write_text("die")
+    settings = {"isolated": True, "retries": 1, "options": {"switch": str(switch)}}
+    run_tdmr1(*training(folder, name="redness", **settings), **plugin)
+    assert not switch.exists()
+    assert same(lines_of(folder), undisturbed)
+    assert not (folder / "failures").exists()
+
+
+def test_skipped_images_are_counted_and_told(packaged_model, plugin, tmp_path):
+    folder, switch = tmp_path / "run", tmp_path / "switch"
+    switch.write_text("die")
+    settings = {"isolated": True, "on_failure": "skip", "batch_size": 2, "options": {"switch": str(switch)}}
+    done = run_tdmr1(*training(folder, name="redness", iterations=2, **settings), **plugin)
+    assert re.search(
+        rf"^warning: reward 'redness' {ORIGIN} failed: its process ended .* iteration 2", done.stderr, re.M
+    )
+    rows = lines_of(folder)
+    assert [row["reward/redness/failed"] for row in rows] == [0, 2]
+    assert [row["reward/redness/unjudged"] for row in rows] == [0, 0]
+
+
+@contextmanager
+def server(plugin, port=0):
+    """`tdmr1 rewards serve`, once it is ready: the process and what it said."""
+    arguments = ["rewards", "serve", "redness", "--port", port, "--device", "cpu"]
+    process = subprocess.Popen(command(*arguments), env=environment(**plugin), stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, [process.stdout.readline() for _ in range(3)]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_client_outlives_its_server(plugin):
+    """Killed in the middle of the connection, and started again on the same port a while later."""
+    batch = RewardBatch(np.full((1, 4, 4, 3), 7, np.uint8), ["a"], [{}], [0], [0], RewardContext(None, 0, 0))
+    with server(plugin) as (first, said):
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
+        reward = RemoteReward(url[0], RemoteOptions(token=TOKEN, patience=300))
+        reward.setup("cpu")
+        assert reward(batch).scores == [7.0]
+        first.kill()
+        first.wait(30)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(reward(batch).scores))
+    asking.start()
+    with server(plugin, url[1]):
+        asking.join(300)
+    assert answers == [[7.0]]
+    reward.close()
+
+
+def test_a_server_that_is_killed_and_started_again_costs_nothing(undisturbed, plugin, tmp_path):
+    with server(plugin) as (first, said):
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
+        assert "TDMR1_REWARD_TOKEN" in said[1]
+        assert f"--reward remote:{url[0]}" in said[2]
+        folder = tmp_path / "run"
+        arguments = training(folder, name="far", options={"url": url[0], "patience": 300})
+        run = subprocess.Popen(command(*arguments), env=environment(**plugin), stderr=subprocess.PIPE, text=True)
+        try:
+            for line in run.stderr:
+                if line.startswith("iteration 1/"):
+                    first.kill()
+                    break
+            first.wait(30)
+            with server(plugin, url[1]):
+                rest = run.communicate(timeout=600)[1]
+        finally:
+            run.kill()
+    assert run.returncode == 0, rest
+    assert same(lines_of(folder), undisturbed)
+
+
+def test_a_server_that_stays_away_stops_the_run_which_can_be_resumed(undisturbed, plugin, tmp_path):
+    folder = tmp_path / "run"
+    with server(plugin) as (first, said):
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
+        arguments = training(folder, name="far", options={"url": url[0], "patience": 1})
+        run = subprocess.Popen(command(*arguments), env=environment(**plugin), stderr=subprocess.PIPE, text=True)
+        try:
+            for line in run.stderr:
+                if line.startswith("iteration 1/"):
+                    first.kill()
+                    break
+            rest = run.communicate(timeout=600)[1]
+        finally:
+            run.kill()
+    assert run.returncode == 2, rest
+    assert f"reward 'far' (from test-redness 1.0) failed: the server at {url[0].rpartition('/')[0]} could not" in rest
+    check_stopped(folder, rest)
+    with server(plugin, url[1]):
+        run_tdmr1("train", "--resume", folder, **plugin)
+    assert same(lines_of(folder), undisturbed)
+
+
+def test_ctrl_c_ends_the_workers(packaged_model, plugin, tmp_path):
+    """The first one finishes the iteration; nothing of the run is left behind."""
+    folder = tmp_path / "run"
+    arguments = training(folder, iterations=200, name="redness", isolated=True)
+    run = subprocess.Popen(command(*arguments), env=environment(**plugin), stderr=subprocess.PIPE, text=True)
+    try:
+        for line in run.stderr:
+            if line.startswith("iteration 1/"):
+                break
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True)
+        workers = [int(pid) for pid in listed.stdout.split()]
+        run.send_signal(signal.SIGINT)
+        rest = run.communicate(timeout=600)[1]
+    finally:
+        run.kill()
+    assert run.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert len(workers) == 1  # evaluations ask the same one
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_serving_tells_what_is_wrong(plugin):
+    told = run_tdmr1("rewards", "serve", "rednes", code=2, **plugin).stderr
+    assert "did you mean 'redness'?" in told
+    told = run_tdmr1("rewards", "serve", "redness", "--option", "colour=1", "--device", "cpu", code=2, **plugin).stderr
+    assert "unknown option 'colour'" in told
+    told = run_tdmr1("rewards", "serve", "redness", "--option", "colour", "--device", "cpu", code=2, **plugin).stderr
+    assert "--option 'colour' is not an option" in told
+
+
+def test_a_server_without_a_token_makes_one(plugin):
+    without = {name: value for name, value in plugin.items() if name != "TDMR1_REWARD_TOKEN"}
+    with server(without) as (_, said):
+        token = re.fullmatch(r"token: (\S{40,})\n", said[1])[1]
+        assert f"TDMR1_REWARD_TOKEN={token} tdmr1 train --reward remote:http://127.0.0.1:" in said[2]

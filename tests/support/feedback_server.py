@@ -1,0 +1,108 @@
+"""A real `tdmr1 label` in a process of its own, and people who answer it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+from PIL import Image
+
+from support.paths import ROOT
+
+PROMPTS = ("two red circles", "a dog in the snow")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a subprocess that takes this source tree."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+
+
+def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
+    """A folder of different pictures, each prompt with every second one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(count):
+        name = f"{number:04d}.png"
+        Image.new("RGB", (size, size), (number % 256, number // 256, 90)).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": PROMPTS[number % len(PROMPTS)]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+class Label:
+    """A running `tdmr1 label`: its process and its link."""
+
+    def __init__(self, folder: Path, *options: str | int) -> None:
+        words = ["label", str(folder), "--no-open", "--no-shuffle", "--json", *map(str, options)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tdmr1_cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        )
+        text = ""
+        while not text.endswith("}\n"):
+            line = self.process.stdout.readline()
+            assert line, self.process.stderr.read()
+            text += line
+        self.document = json.loads(text)
+        self.url = self.document["url"]
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.communicate()
+
+    def interrupt(self) -> str:
+        """Ctrl-C; what it says at its end."""
+        self.process.send_signal(2)
+        _, told = self.process.communicate(timeout=60)
+        return told
+
+
+@contextmanager
+def labelling(folder: Path, *options: str | int) -> Iterator[Label]:
+    """`tdmr1 label` for as long as the block lasts."""
+    label = Label(folder, *options)
+    try:
+        yield label
+    finally:
+        if label.process.poll() is None:
+            label.kill()
+
+
+class Person:
+    """Somebody with the link, as the page would act for them."""
+
+    def __init__(self, url: str, name: str) -> None:
+        address, _, token = url.partition("/#")
+        self._address = address
+        self.id = name
+        self._session = requests.Session()
+        self._session.headers["Authorization"] = f"Bearer {token}"
+        self._count = 0
+
+    def offers(self, limit: int = 6) -> list[dict]:
+        """What there is to judge."""
+        return self._done(self._session.get(f"{self._address}/api/items?person={self.id}&limit={limit}", timeout=60))
+
+    def answer(self, offer: dict, answer: str, key: str | None = None) -> str:
+        """Answer, and return the key once it is acknowledged."""
+        self._count += 1
+        key = key or f"{self.id}-{os.getpid()}-{self._count}-{time.monotonic_ns()}"
+        body = {"key": key, "item": offer["item"], "round": offer["round"], "person": self.id, "answer": answer}
+        self._done(self._session.post(f"{self._address}/api/answers", json=body, timeout=60))
+        return key
+
+    @staticmethod
+    def _done(response: requests.Response):
+        assert response.status_code == 200, response.text
+        return response.json()

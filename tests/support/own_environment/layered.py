@@ -1,0 +1,94 @@
+"""An environment over the one that runs the tests: its own packages first, then all of those, and no second torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from support.paths import ROOT
+
+from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.result_checks import CallFailed
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.registry import load_plugins
+from tdmr1_rewards.sources.source import refer
+
+HERE = Path(__file__).parent
+
+
+RESOLVE = """
+import json, sys
+from tdmr1_rewards.builtin.ocr_match import OcrMatchOptions, resolve_engine
+print()
+print(resolve_engine(OcrMatchOptions(**json.loads(sys.argv[1]))).engine)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A reward by name with its options, and what it is to judge; `images` are PNG files."""
+
+    reward: str
+    options: dict[str, Any]
+    images: Sequence[Path] = ()
+    prompts: Sequence[str] = ()
+
+
+def make_environment(folder: Path) -> Path:
+    """Make it in `folder`; the answer is its interpreter. torchvision can be imported in it and in what it starts."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    run([*pip, "-r", str(HERE / "requirements.txt")])
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    shutil.copy(HERE / "torchvision_without_cuda.py", site)
+    below = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT)]
+    lines = [*dict.fromkeys(below), "import torchvision_without_cuda"]
+    (site / "layered.pth").write_text("\n".join(lines) + "\n")
+    return python
+
+
+def score_elsewhere(python: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Each job's answer under another interpreter, as a run gets it: {"scores", "details"} or {"error", "hint"}."""
+    return [_score(python, job) for job in jobs]
+
+
+def _score(python: Path, job: Job) -> dict[str, Any]:
+    images = [Image.open(path).convert("RGB") for path in job.images]
+    count = len(images)
+    batch = RewardBatch(images, job.prompts, [{}] * count, [0] * count, range(count), RewardContext(None, 0, 0))
+    try:
+        reference = refer(load_plugins().rewards, job.reward, job.options, python)
+        host = ProcessHost(reference, f"reward {job.reward!r}", "pil", python)
+        try:
+            host.setup("cpu")
+            result = host.call(batch, 300.0)
+        finally:
+            host.close()
+    except Tdmr1Error as error:
+        return {"error": error.message, "hint": error.hint}
+    except CallFailed as failure:
+        return {"error": failure.reason, "hint": failure.hint}
+    return {"scores": list(result.scores), "details": [dict(told) for told in result.details or ()]}
+
+
+def engine_elsewhere(python: Path, options: dict[str, Any]) -> str:
+    """Which OCR engine the options stand for under another interpreter."""
+    return run([str(python), "-c", RESOLVE, json.dumps(options)]).stdout.splitlines()[-1]
+
+
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command that must succeed, with its output kept."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, **options)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done

@@ -1,0 +1,67 @@
+"""Building packages and installing them, in environments that last as long as a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+SETTINGS = ("batch.groups=2", "batch.group_size=4", "evaluation.images=12", "saving.tensorboard=false")
+SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
+
+
+def run(*command: str | Path, code: int = 0, **options) -> subprocess.CompletedProcess[str]:
+    """Run a command and expect an exit code."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, **options)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """The wheel of a package, built from its source."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def pip_install(source: Path, target: Path) -> dict[str, str]:
+    """Install a package into a folder of its own; returns the environment that sees it first."""
+    run(*PIP, "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", target, source)
+    return {**os.environ, "PYTHONPATH": str(target)}
+
+
+class Environment:
+    """A fresh virtual environment over the packages of this one: of an editable install in it, nothing is importable.
+
+    That is because the path files of a folder that is itself named by a path file are not read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.python = folder / "bin" / "python"
+        (site_packages,) = folder.glob("lib/python*/site-packages")
+        below = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        (site_packages / "below.pth").write_text("".join(f"{path}\n" for path in sorted(below)))
+        self._folder = folder
+
+    def install(self, wheel: Path, *options: str) -> None:
+        """Install a wheel with nothing but what is here already."""
+        run(*PIP, "--python", self.python, "install", "--quiet", "--no-index", *options, wheel)
+
+    def uninstall(self, distribution: str) -> None:
+        """Take a distribution away again."""
+        run(*PIP, "--python", self.python, "uninstall", "--quiet", "--yes", distribution)
+
+    def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run Python with these arguments, away from any source tree."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TDMR1_", "PYTHONPATH"))}
+        return run(self.python, *arguments, code=code, env=kept, cwd=self._folder)
+
+    def tdmr1(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the installed console script."""
+        return self.run(self.python.with_name("tdmr1"), *arguments, code=code)

@@ -1,0 +1,64 @@
+"""Small runs of the embedded model for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tdmr1_core.config import RunConfig
+from tdmr1_core.config_loading import parse_assignments, read_preset, resolve
+from tdmr1_core.runs.checkpoints.resume import RESUMES
+
+SMALL = (
+    "iterations=3",
+    "batch.groups=2",
+    "batch.group_size=4",
+    "evaluation.images=12",
+    "saving.samples_every=0",
+    "saving.tensorboard=false",
+)
+
+
+def small_config(*assignments: str, preset: str = "tiny", **flags: Any) -> RunConfig:
+    """The tiny preset with two groups of four for three iterations, and whatever else is set."""
+    rewards = [] if preset.startswith("distill") else [{"name": "object_count"}]
+    return resolve([read_preset(preset), {"rewards": rewards, **flags}, parse_assignments([*SMALL, *assignments])])
+
+
+class Silent:
+    """An observer that keeps reports and shows nothing."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+
+    def started(self, engine: Any) -> None: ...
+
+    def iteration(self, report: Any) -> None:
+        self.reports.append(report)
+
+    def evaluating(self, role: str, prompt_set: str) -> None: ...
+
+    def evaluated(self, step: int, evaluation: Any) -> None: ...
+
+    def saved(self, checkpoint: Any) -> None: ...
+
+    def stopping(self) -> None: ...
+    def waiting(self, text) -> None: ...
+
+
+def timeless(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not key.startswith("time/") and key != "images_per_second"}
+
+
+def rows(path: Path) -> list[dict]:
+    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, object]:
+    """Every file of a run by relative path, but for what tells of the clock or of being continued."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "tensorboard" not in path.parts and path.name != RESUMES:
+            found[str(path.relative_to(folder))] = rows(path) if path.suffix == ".jsonl" else path.read_bytes()
+    return found

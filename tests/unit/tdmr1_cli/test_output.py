@@ -1,0 +1,158 @@
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from tdmr1_cli.output import emit_json, fields, number, table
+from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
+from tdmr1_cli.run_command import check_writable
+from tdmr1_core.errors import Tdmr1Error
+
+pytestmark = pytest.mark.unit
+
+
+def test_json_holds_no_nan(capsys):
+    emit_json({"a": float("nan"), "b": (float("inf"), 1.5), "path": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "path": "x"}
+
+
+def test_tables_take_brackets_as_they_are(capsys):
+    table(["[a]"], [["[red]x"]], title="t [b]")
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("[a]", "[red]x", "t [b]"))
+
+
+def test_fields_are_aligned(capsys):
+    fields([("a", "1"), ("long", "2")])
+    assert capsys.readouterr().out == "a     1\nlong  2\n"
+
+
+def test_numbers():
+    assert number(0.12345) == "0.123"
+    assert number(float("nan")) == "–"
+
+
+def test_trend_looks_ten_values_back():
+    assert trend([1.0]) == ""
+    assert trend([0.0, 0.5]) == "↗ +0.500 in 1"
+    assert trend([5.0, *[1.0] * 10, 0.75]) == "↘ -0.250 in 10"
+    assert trend([1.0, 1.0]) == "→ +0.000 in 1"
+
+
+def test_sparkline_spans_its_values():
+    assert sparkline([]) == ""
+    assert sparkline([1.0, 1.0]) == "▁▁"
+    assert sparkline([0.0, 1.0, 0.5]) == "▁█▄"
+
+
+def a_run(iterations: int = 4, done: int = 1) -> SimpleNamespace:
+    config = SimpleNamespace(
+        iterations=iterations, batch=SimpleNamespace(groups=2, group_size=3), rewards=[SimpleNamespace(name="r")]
+    )
+    return SimpleNamespace(config=config, iteration_index=done, entry=SimpleNamespace(name="m"), model_files=None)
+
+
+METRICS = {"reward/mean": 0.5, "zero_std_ratio": 0.25, "images_per_second": 3.0}
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    screen = io.StringIO()
+    return Console(file=screen, force_terminal=True, width=120, color_system=None), screen
+
+
+def test_the_live_bar_shows_where_a_run_is():
+    console, screen = terminal()
+    with Bar(Path("run"), console) as bar:
+        bar.started(a_run())
+        bar.iteration(SimpleNamespace(step=2, metrics=METRICS, skipped=("surrogate: no difference",)))
+        bar.saved(Path("checkpoints/step-000002"))
+        bar.iteration(SimpleNamespace(step=3, metrics=METRICS | {"reward/mean": 0.75}, skipped=()))
+    shown = screen.getvalue()
+    assert "continuing after iteration 1: m, r, 4 iterations of 2 groups × 3 images" in shown
+    assert "surrogate: no difference" in shown
+    last = shown[shown.rindex("iteration ━") :]
+    assert "3/4" in last
+    assert "left" in last
+    assert "reward 0.750 ↗ +0.250 in 1  zero-std 25%  3.0 images/s  last checkpoint step-000002" in last
+    assert "▁█" in last
+
+
+def test_stages_show_a_bar_with_rate_and_time_left():
+    console, screen = terminal()
+    with Stages(console) as stages:
+        for done in range(11):
+            stages("drawing", done, 10)
+    last = screen.getvalue()[screen.getvalue().rindex("drawing") :]
+    assert "10/10" in last
+    assert "/s  0:00 left" in last
+
+
+def test_stages_tell_a_few_lines_in_a_pipe(capsys):
+    with Stages() as stages:
+        for done in range(41):
+            stages("drawing", done, 40)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"drawing: {done}/40" for done in (0, 10, 20, 30, 40)]
+    assert all(line.endswith("left") for line in lines[1:])
+
+
+def test_lines_tell_a_skipped_update_once(capsys):
+    observer = Lines(Path("run"))
+    observer.started(a_run())
+    for step in (2, 3):
+        observer.iteration(SimpleNamespace(step=step, metrics=METRICS, skipped=("surrogate: no difference",)))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "continuing after iteration 1" in err
+    assert err.count("surrogate: no difference") == 1
+    assert "iteration 3/4  reward 0.500 → +0.000 in 1  zero-std 25%  3.0 images/s" in err
+
+
+def test_a_pipe_gets_lines_and_quiet_nothing():
+    assert type(build_observer(Path("run"), quiet=False)) is Lines
+    assert type(build_observer(Path("run"), quiet=True)) is Quiet
+
+
+def test_writability_is_checked_at_the_nearest_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "new" / "newer")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(Tdmr1Error, match="can't be written"):
+            check_writable(path)
+
+
+def test_a_stop_is_told_even_in_the_middle_of_a_write(capfd):
+    class Interrupted(io.RawIOBase):
+        """A stream whose write is interrupted by a signal that asks for a stop."""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            observer.stopping()
+            return len(data)
+
+    observer = Lines(Path("run"))
+    buffered = io.BufferedWriter(Interrupted())
+    buffered.write(b"iteration 1")
+    buffered.flush()
+    assert "stopping after this iteration" in capfd.readouterr().err
+
+
+def test_waiting_for_people_is_told_now_and_then(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tdmr1_cli.progress.time.monotonic", lambda: now[0])
+    observer = Lines(Path("run"))
+    for seconds, text in [(0, "people judge at http://h/#t"), (0, "waiting: 0 of 6"), (1, "waiting: 1 of 6")]:
+        now[0] += seconds
+        observer.waiting(text)
+    now[0] += 30
+    observer.waiting("waiting: 5 of 6")
+    assert capsys.readouterr().err.splitlines() == [
+        "people judge at http://h/#t",
+        "waiting: 0 of 6",
+        "waiting: 5 of 6",
+    ]

@@ -1,0 +1,223 @@
+"""A plan's arithmetic: what it says of the embedded model, and how settings change it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.runs import small_config
+from torch.nn import functional
+
+from tdmr1_cli.commands.plan import parse_memory
+from tdmr1_core.engine import Engine
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.meta_network import MetaNetwork
+from tdmr1_core.models.registry import builtin_models
+from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
+from tdmr1_core.planning.estimate import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
+from tdmr1_core.planning.published_configs import PUBLISHED
+from tdmr1_core.records import Groups, Trajectory
+
+pytestmark = pytest.mark.unit
+
+TINY = builtin_models()[0]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return plan(small_config("model.device=cpu", "batch.micro_batch=null"), TINY)
+
+
+def test_parameters_are_those_of_the_weights(whole):
+    from diffusers import SD3Transformer2DModel
+
+    network = SD3Transformer2DModel.from_pretrained(TINY.base, subfolder="transformer")
+    assert whole.parts["denoiser"] == 4 * sum(weight.numel() for weight in network.state_dict().values())
+
+
+def test_text_encoders_are_counted_in_their_configs_alone(whole, tmp_path):
+    from safetensors.torch import load_file
+
+    folders = [Path(TINY.base) / name for name in ("text_encoder", "text_encoder_2")]
+    held = sum(weight.numel() for folder in folders for weight in load_file(folder / "model.safetensors").values())
+    assert whole.parts["text encoders"] == pytest.approx(4 * held, rel=0.02)  # beside them numbers of positions
+    configs = shutil.ignore_patterns("*.safetensors", "tokenizer*")
+    shutil.copytree(TINY.base, tmp_path / "bare", ignore=configs)
+    bare = replace(TINY, base=str(tmp_path / "bare"))
+    assert read_architecture(bare) == read_architecture(TINY)
+    (tmp_path / "bare" / "text_encoder" / "config.json").unlink()
+    with pytest.raises(Tdmr1Error, match=r"text_encoder/config.json is missing"):
+        read_architecture(bare)
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in builtin_models() if entry.base in PUBLISHED], ids=lambda e: e.name
+)
+def test_a_published_model_is_planned_without_any_file(entry):
+    known = read_architecture(entry)
+    numbers = known.encoders + count_parameters(known.denoiser["_class_name"], known.denoiser)
+    autoencoder = count_parameters("AutoencoderKL", known.autoencoder)
+    assert 2 * (numbers + 2 * autoencoder) == pytest.approx(entry.weights_gb * 1e9, rel=0.01)
+
+
+def test_memory_follows_the_settings(whole):
+    halved = plan(small_config("model.device=cpu", "batch.micro_batch=4", "memory.text_encoders=cpu"), TINY)
+    assert halved.parts["activations"] == whole.parts["activations"] / 2
+    assert halved.parts["text encoders"] == 0 < whole.parts["text encoders"]
+    assert halved.micro_batches == 2
+    recomputing = small_config("model.device=cpu", "batch.micro_batch=null", "memory.gradient_checkpointing=true")
+    recomputed = plan(recomputing, TINY, processes=2)
+    assert recomputed.parts["activations"] < 0.9 * whole.parts["activations"] / 2
+    assert recomputed.passes > whole.passes
+    assert (recomputed.images, recomputed.micro_batch) == (8, 4)
+    with pytest.raises(Tdmr1Error, match="can't be split"):
+        plan(small_config(), TINY, processes=3)
+
+
+def test_a_denoiser_in_fewer_bits_stays_while_encoders_are_there(monkeypatch):
+    large = replace(read_architecture(TINY), encoders=10_000_000)
+    monkeypatch.setattr("tdmr1_core.planning.estimate.read_architecture", lambda entry: large)
+    leave = ["model.device=cpu", "memory.text_encoders=cpu"]
+    whole, fewer = (plan(small_config(*leave, f"memory.weights={how}"), TINY) for how in ("whole", "8bit"))
+    assert whole.parts["text encoders in turn"] == 4e7 - whole.parts["denoiser"]
+    assert fewer.parts["text encoders in turn"] == 4e7
+
+
+@pytest.mark.parametrize("sparing", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_holds_what_was_foretold(precision, sparing):
+    """The same update with numbers, on the CPU, its tensors counted in the same way."""
+    config = small_config(f"model.precision={precision}", "surrogate.trust_region=0.001", *sparing)
+    engine = Engine.from_config(config)
+    roles, images, size = engine.roles, 3, engine.roles.backbone.latent_shape(*engine.size)
+    engine.close()
+    conditioning = engine.conditioning(engine.prompts[:1])
+    groups = Groups(0, tuple(engine.prompts[:1]), images)
+    sigmas = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    trajectory = Trajectory(groups, torch.randn(2, images, *size), sigmas, conditioning, None, True, 0)
+    rows, level, noise = torch.arange(images), torch.full((images,), 0.7), torch.randn(images, *size)
+    with LiveBytes(roles.backbone.network) as held:
+        terms = engine._generator.losses(trajectory, rows, torch.zeros_like(rows), level, level, noise, noise)
+        engine._generator.role.accumulate(terms.total.sum())
+    known = read_architecture(TINY)
+    told = dry_update(
+        config, FAMILIES["sd3"], known.denoiser, size, known.tokens, roles.shape, images=images, gpu=False
+    )
+    print(f"{precision} {sparing}: {told.bytes / held.peak - 1:+.2%} of {held.peak / 1e6:.1f} MB")
+    assert told.bytes == pytest.approx(held.peak, rel=0.03)
+
+
+@pytest.mark.parametrize(("gpu", "single"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_layer_norms_are_in_float32_where_autocast_has_them_so_on_gpus(gpu, single):
+    narrow = torch.ones(2, 4, dtype=torch.bfloat16)
+    with FusedKernels(gpu=gpu).in_place():
+        assert functional.layer_norm(narrow, (4,)).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert functional.layer_norm(narrow, (4,)).dtype == single
+
+
+def test_an_update_holds_more_on_a_gpu_by_its_layer_norms():
+    known = read_architecture(TINY)
+    shape = LoraShape(TINY.rank, TINY.alpha, TINY.targets)
+    held = [
+        dry_update(
+            small_config("model.precision=bf16"),
+            FAMILIES["sd3"],
+            known.denoiser,
+            known.latent_shape(TINY.height, TINY.width),
+            known.tokens,
+            shape,
+            gpu=gpu,
+        ).bytes
+        for gpu in (False, True)
+    ]
+    assert held[0] < held[1] < 2 * held[0]
+
+
+def test_the_micro_batch_that_fits(whole):
+    config = small_config("model.device=cpu")
+    assert fitting_micro_batch(whole, config, whole.peak) == 8
+    assert fitting_micro_batch(whole, config, whole.peak - 1) == 7
+    assert fitting_micro_batch(whole, config, 1e9) == 0
+
+
+def test_auto_is_planned_as_a_run_goes_about_it(whole):
+    """All at once; where there is room for 7 of 8 images, they are halved to 4, and no size between is tried."""
+    free = plan(small_config("model.device=cpu"), TINY)
+    assert free.halves
+    assert (free.micro_batch, free.peak) == (8, whole.peak)
+    tight = plan(small_config("model.device=cpu"), TINY, room=whole.peak - 1)
+    assert tight.micro_batch == 4
+    assert fitting_micro_batch(tight, small_config("model.device=cpu"), whole.peak - 1) == 7
+
+
+PUBLISHED_PASSES = 4 + 2 * (3 + 4 + 8)
+"""4 sampling; of 2 steps each: fake 1 + 2, surrogate 2 + 2, generator 2 + 2 teacher + fake + reference + 2."""
+
+
+@pytest.mark.parametrize(
+    ("sets", "micro_batch", "further"),
+    [
+        ([], 4, 0),
+        ([], 3, 2 * 2),  # surrogate and reference once more, for the weights of a group
+        (["rollout.sampler=dpm-solver++"], 4, 2),  # the generator, for the fake score at both steps
+        (["rollout.eta=0.5"], 4, 2),
+        (["timesteps.optimizer_step=each"], 4, 1),  # at the second step it has moved
+        (["timesteps.optimizer_step=each", "fake.updates=2"], 4, 2 * 3 + 2),
+    ],
+)
+def test_passes_of_the_published_settings(sets, micro_batch, further):
+    once = ["timesteps.optimizer_step=iteration", "fake.updates=1", "surrogate.updates=1"]
+    published = small_config(*once, "surrogate.trust_region=0.001", *sets)
+    assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
+
+
+def test_the_rank_is_that_of_a_given_lora(whole, tmp_path):
+    assert whole.rank == 32
+    given, skeleton = tmp_path / "lora.safetensors", MetaNetwork(FAMILIES["sd3"], read_architecture(TINY).denoiser)
+    weights = {name: torch.zeros(shape) for name, shape in skeleton.lora(LoraShape(5, 5.0, TINY.targets)).items()}
+    save_file(weights, given, metadata={"ss_network_alpha": "5"})
+    narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora=str(given)))
+    assert narrow.rank == 5
+    assert narrow.parts["LoRAs"] == whole.parts["LoRAs"] * 5 / 32
+    elsewhere = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
+    assert elsewhere.rank == 7
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({}, "is no LoRA file: 0 unknown keys, it is empty"),
+        ({"weight": torch.zeros(3)}, "is no LoRA file: 1 unknown keys, such as weight"),
+        (
+            {f"transformer_blocks.0.attn.to_q.lora_{part}.weight": torch.tensor(1.0) for part in "AB"},
+            r"the LoRA for transformer_blocks\.0\.attn\.to_q in .* has the shapes \(\) and \(\)",
+        ),
+    ],
+)
+def test_a_lora_that_a_training_would_refuse_is_not_planned(tmp_path, tensors, told):
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(Tdmr1Error, match=told):
+        plan(small_config("model.device=cpu"), replace(TINY, lora=str(tmp_path / "lora.safetensors")))
+    with pytest.raises(Tdmr1Error, match="there is no LoRA file"):
+        plan(small_config("model.device=cpu"), replace(TINY, lora=str(tmp_path / "absent.safetensors")))
+
+
+def test_a_size_that_cannot_be_drawn_is_not_planned():
+    known = read_architecture(next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm"))
+    assert known.latent_shape(512, 1024) == (16, 64, 128)
+    with pytest.raises(Tdmr1Error, match="pictures of 516×512 pixels can't be drawn: this model needs multiples of 16"):
+        known.latent_shape(512, 516)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30)])
+def test_memory_as_typed(text, expected):
+    assert parse_memory(text) == expected
+    with pytest.raises(Tdmr1Error, match="--gpu"):
+        parse_memory("a lot")

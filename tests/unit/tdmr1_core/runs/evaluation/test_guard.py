@@ -1,0 +1,217 @@
+"""The guard's numbers on pictures made by hand, and when it gives an alarm."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tdmr1_core.config import GuardConfig
+from tdmr1_core.config_loading import resolve
+from tdmr1_core.errors import RunWarning
+from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.evaluation_rewards import held_out_rewards, trained_directions
+from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
+from tdmr1_core.runs.evaluation.evaluate import Measure
+from tdmr1_core.runs.evaluation.guard import (
+    Drift,
+    Guard,
+    GuardReading,
+    find_alarms,
+    first_reading,
+    subject_fingerprint,
+)
+from tdmr1_core.runs.evaluation.image_statistics import colour_shares, diversity, picture_statistics, similarity
+
+pytestmark = pytest.mark.unit
+
+GREY = np.full((1, 8, 8, 3), 128, np.uint8)
+RED = np.zeros((1, 8, 8, 3), np.uint8)
+RED[..., 0] = 255
+CHECKS = np.zeros((1, 8, 8, 3), np.uint8)
+CHECKS[:, ::2, ::2] = CHECKS[:, 1::2, 1::2] = 255
+HALVES = np.zeros((1, 8, 8, 3), np.uint8)
+HALVES[:, :, 4:] = 255
+
+
+def statistics(image: np.ndarray) -> dict[str, float]:
+    return {name: value.item() for name, value in picture_statistics(image).items()}
+
+
+def test_a_plain_picture_has_nothing_of_anything():
+    assert statistics(GREY) == pytest.approx(dict.fromkeys(statistics(GREY), 0), abs=1e-4)
+
+
+def test_edges_entropy_and_colour_by_hand():
+    checks, halves, red = statistics(CHECKS), statistics(HALVES), statistics(RED)
+    assert checks["edge_density"] == 1
+    assert halves["edge_density"] == pytest.approx(1 / 14)  # one of seven across, none down
+    assert checks["entropy"] == halves["entropy"] == pytest.approx(1)  # two levels, as often
+    assert (checks["saturation"], red["saturation"]) == (0, 1)
+    assert red["colourfulness"] == pytest.approx(0.3 * np.hypot(255, 127.5))
+    assert checks["colourfulness"] == 0
+
+
+def test_statistics_are_each_images_own():
+    together = picture_statistics(np.concatenate([GREY, RED, CHECKS]))
+    for i, image in enumerate((GREY, RED, CHECKS)):
+        assert {name: value[i] for name, value in together.items()} == pytest.approx(statistics(image), abs=1e-6)
+
+
+def test_diversity_is_inside_groups():
+    images = np.concatenate([GREY, GREY, CHECKS, 255 - CHECKS, RED])
+    assert diversity(images, (0, 0, 1, 1, 2)).tolist() == pytest.approx([0, 127.5])
+
+
+def test_similarity_compares_colours_with_the_teacher_of_the_same_prompt():
+    teacher = {"red": colour_shares(RED)[0], "half": (colour_shares(RED)[0] + colour_shares(GREY)[0]) / 2}
+    images = np.concatenate([RED, GREY, RED, RED])
+    assert similarity(images, ["red", "red", "half", "unknown"], teacher).tolist() == [1, 0, 0.5]
+
+
+def look(step: int = 0, **means: float) -> GuardReading:
+    """A look whose measures all have a deviation of 1 over 100 images."""
+    return GuardReading(step, {name.replace("__", "/"): Measure(mean, 0.1, 100) for name, mean in means.items()})
+
+
+FIRST = look(reward__a=0, held_out__b=0, picture__entropy=4, picture__diversity=9)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (look(reward__a=1, held_out__b=-1.5, picture__entropy=4, picture__diversity=9), "b fell from 0 to -1.5"),
+        (look(reward__a=1, held_out__b=2, picture__entropy=2, picture__diversity=9), "entropy fell from 4 to 2"),
+        (look(reward__a=1, held_out__b=0, picture__entropy=6, picture__diversity=9), "entropy rose from 4 to 6"),
+        (look(reward__a=1, held_out__b=0, picture__entropy=4, picture__diversity=7), "diversity fell from 9 to 7"),
+    ],
+)
+def test_a_reward_that_rises_while_something_departs_is_an_alarm(now, told):
+    (alarm,) = find_alarms(FIRST, now, 1.0, {"a": 1})
+    assert alarm.startswith("a rose from 0 to 1 (+1.0 deviations) while ")
+    assert told in alarm
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        look(reward__a=0.2, held_out__b=-3, picture__entropy=1),  # no certain rise
+        look(reward__a=-2, held_out__b=-3, picture__entropy=1),  # it falls
+        look(reward__a=1, held_out__b=-0.9, picture__entropy=4.5),  # within the threshold
+        look(reward__a=1, held_out__b=3, picture__diversity=12),  # what may rise does
+        look(reward__a=1, held_out__new=-9),  # nothing to compare with
+    ],
+)
+def test_otherwise_there_is_none(now):
+    assert find_alarms(FIRST, now, 1.0, {"a": 1}) == ()
+
+
+def test_a_departure_must_be_certain_too():
+    few = GuardReading(0, {"reward/a": Measure(0, 0.1, 100), "held_out/b": Measure(0, 1, 4)})
+    now = GuardReading(1, {"reward/a": Measure(1, 0.1, 100), "held_out/b": Measure(-3, 1, 4)})
+    assert find_alarms(few, now, 1.0, {"a": 1}) == ()
+
+
+def test_what_had_no_spread_at_first_is_measured_by_the_later_spread():
+    first = GuardReading(0, {"reward/a": Measure(0, 0, 100), "held_out/b": Measure(1, 0, 100)})
+    now = GuardReading(1, {"reward/a": Measure(0.9, 0.03, 100), "held_out/b": Measure(-5, 0.1, 100)})
+    (alarm,) = find_alarms(first, now, 1.0, {"a": 1})
+    assert alarm == "a rose from 0 to 0.9 (+3.0 deviations) while b fell from 1 to -5 (-6.0 deviations)"
+
+
+def test_what_never_had_a_spread_departs_wholly_or_not_at_all():
+    same, other = Measure(1, 0, 100), Measure(0, 0, 100)
+    assert Drift("held_out/b", same, other).size == -np.inf
+    assert Drift("held_out/b", same, same).size == 0
+    assert Drift("held_out/b", same, Measure(float("nan"), float("nan"), 0)).size == 0
+
+
+def test_a_reward_with_a_weight_below_0_is_hacked_downwards():
+    down = look(reward__a=-1, held_out__b=-1.5)
+    assert find_alarms(FIRST, down, 1.0, {"a": 1}) == ()
+    (alarm,) = find_alarms(FIRST, down, 1.0, {"a": -1})
+    assert alarm.startswith("a fell from 0 to -1")
+    assert find_alarms(FIRST, look(reward__a=1, held_out__b=-1.5), 1.0, {"a": -1}) == ()
+
+
+def test_a_reward_without_a_weight_is_not_trained():
+    weights = {"jpeg_size": -0.5, "object_count": 2, "geneval": 0}
+    config = resolve([{"rewards": [{"name": name, "weight": weight} for name, weight in weights.items()]}])
+    assert trained_directions(config) == {"jpeg_size": -1, "object_count": 1}
+    assert [reward.name for reward in held_out_rewards(config, discover().plugins.rewards, "tiny")] == ["geneval"]
+
+
+def test_a_look_survives_its_line():
+    seen = GuardReading(7, look(reward__a=0.25, picture__entropy=4).measures, ("a rose",), "pictures")
+    assert GuardReading.of({"step": 7, **json.loads(json.dumps(seen.row()))}) == seen
+
+
+def test_only_looks_at_the_same_pictures_and_judges_are_compared():
+    looks = [GuardReading(step, {}, subject=subject) for step, subject in ((0, "a"), (2, "a"), (4, "b"), (6, "b"), (8, "a"))]
+    assert [first_reading(looks, subject) for subject in "abc"] == [looks[0], looks[2], None]
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        ({"evaluation": {"every": 3}, "guard": {"threshold": 2}, "saving": {"keep": 9}}, True),
+        ({"evaluation": {"seed": 5}}, False),
+        ({"evaluation": {"images": 5}}, False),
+        ({"evaluation": {"rewards": [{"name": "geneval"}]}}, False),
+        ({"guard": {"rewards": [{"name": "geneval"}]}}, False),
+    ],
+)
+def test_what_the_guard_looks_at_has_a_name(setting, same):
+    rewards, here = {"rewards": [{"name": "object_count"}]}, Fingerprints(prompts={"count": "as they are"})
+    assert (
+        subject_fingerprint(resolve([rewards, setting]), here) == subject_fingerprint(resolve([rewards]), here)
+    ) is same
+
+
+@pytest.mark.parametrize("other", [{"prompts": {"count": "others"}}, {"rewards": {"object_count": "tdmr1 9"}}])
+def test_other_prompts_and_judges_of_the_same_name_are_others(other):
+    config = resolve([{"rewards": [{"name": "object_count"}]}])
+    assert subject_fingerprint(config, Fingerprints(**other)) != subject_fingerprint(
+        config, Fingerprints(prompts={"count": "as they are"})
+    )
+
+
+def names(domain: str, *rewards: str, **sections: object) -> list[str]:
+    config = resolve([{"rewards": [{"name": name} for name in rewards], **sections}])
+    return [reward.name for reward in held_out_rewards(config, discover().plugins.rewards, domain)]
+
+
+def test_what_is_not_trained_is_held_out():
+    assert names("tiny", "jpeg_size") == ["object_count", "geneval"]
+    assert names("tiny", "object_count") == ["geneval"]
+    assert names("photo", "object_count") == []
+    judged = {"evaluation": {"rewards": [{"name": "object_count"}, {"name": "clip_score"}]}}
+    assert names("photo", "object_count", **judged) == ["clip_score"]
+    assert names("tiny", "jpeg_size", guard={"rewards": [{"name": "clip_score"}]}) == ["clip_score"]
+    assert names("tiny", "jpeg_size", guard={"rewards": []}) == []
+
+
+def test_measures_of_too_few_pictures_are_named_at_the_first_look(monkeypatch):
+    values = {"reward/a": [1.0] * 8, "picture/entropy": [1.0] * 7 + [None], "picture/similarity_to_teacher": []}
+    monkeypatch.setattr(Guard, "_values", lambda *_: values)
+    guard = Guard(GuardConfig(), {"a": 1}, None, "subject")
+    told = r"fewer than 8 times: entropy \(7\), similarity to teacher \(0\)$"
+    with pytest.warns(RunWarning, match=told):
+        look = guard.read(SimpleNamespace(iteration_index=0), [None])
+    assert list(look.measures) == ["reward/a"]
+    with warnings.catch_warnings(action="error"):
+        guard.read(SimpleNamespace(iteration_index=1), [None])
+
+
+@pytest.mark.parametrize("line", ['{"step": 0}', "[]", '{"step": 0, "n": [], "alarms": []}', "[" * 100_000])
+def test_the_first_look_is_recalled_past_lines_that_are_none(tmp_path, line):
+    first = GuardReading(0, {"picture/entropy": Measure(3.0, 0.125, 64)}, subject="these")
+    row = json.dumps({"step": 0, **first.row()})
+    (tmp_path / "guard.jsonl").write_text(f'{line}\n{row}\n{{"step": 1, "n')
+    guard = Guard(GuardConfig(), {}, None, "these")
+    with pytest.warns(RunWarning, match=rf"^line 1 of {tmp_path}/guard.jsonl can't be read: left out$"):
+        guard.recall(tmp_path)
+    assert guard.first == first

@@ -1,0 +1,231 @@
+"""What is compared with what, by hand; and what is told where there is no engine."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from support.reward_batches import batch_of
+
+from tdmr1_rewards.builtin import ocr_match
+from tdmr1_rewards.builtin.ocr_engines import Line, open_engine
+from tdmr1_rewards.builtin.ocr_match import (
+    OcrMatch,
+    OcrMatchOptions,
+    Targets,
+    find_targets,
+    match_score,
+    normalise,
+    resolve_engine,
+)
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.options import validate_options
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("target", "reading", "expected"),
+    [
+        ("Open", "open", 1.0),
+        ("Open 24 Hours", "OPEN24 hours", 1.0),
+        ("open", "weareopennow", 1.0),  # contained
+        ("open", "", 0.0),
+        ("open", "opan", 0.75),
+        ("open", "pen", 0.75),
+        ("open", "o pe n!", 1.0),
+        ("open", "oxpen", 0.75),
+        ("open", "opeeeeeeeeen", 0.0),  # eight insertions, at most the target's length
+        ("open", "xyz", 0.0),
+        ("kitten", "sitting", 0.5),  # the textbook distance of 3
+        ("ab", "ba", 0.0),
+        ("Straße", "strasse", 4 / 6),  # ß is not ss: lower case, not case folding
+        ("ÉCOLE", "école", 1.0),
+        ("École", "ecole", 0.8),
+        ("東京 駅", "東京駅", 1.0),
+        ("東京駅", "東京", 2 / 3),
+        ("Привет", "ПРИВЕТ МИР", 1.0),
+        ("Привет", "привіт", 5 / 6),
+        ("مرحبا", "مرحبا", 1.0),
+        ("a", "b", 0.0),
+        ("50% off!", "50%0ff!", 6 / 7),
+    ],
+)
+def test_scores_by_hand(target, reading, expected):
+    assert match_score(normalise(target), normalise(reading)) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.text("abc d", min_size=1).filter(str.strip), st.text("abc d"), st.text("abc d"))
+def test_scores_are_shares_and_containing_is_enough(target, before, after):
+    target = normalise(target)
+    assert 0 <= match_score(target, normalise(before)) <= 1
+    assert match_score(target, normalise(before + target + after)) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first", "every"),
+    [
+        ('A sign that says "Open"', ("open",), ("open",)),
+        ('A sign "Open Now" beside "Exit"', ("opennow",), ("opennow", "exit")),
+        ('"" beside "Exit"', (), ("exit",)),
+        ('an unclosed "quote', (), ()),
+        ("no quotes", (), ()),
+        ("single 'quotes'", (), ()),
+        ("curly “quotes”", (), ()),
+        ('empty ""', (), ()),
+        ('blank "  "', (), ()),
+        ('a sign "東京"', ("東京",), ("東京",)),
+        ('"World\'s Smallest Elephant"', ("world'ssmallestelephant",), ("world'ssmallestelephant",)),
+    ],
+)
+def test_targets_of_prompts(prompt, first, every):
+    assert find_targets(prompt, {}, "first").texts == first
+    assert find_targets(prompt, {}, "all").texts == every
+
+
+def test_reasons_tell_an_empty_text_from_none():
+    assert "no text between straight double quotes" in find_targets("no quotes", {}).reason
+    assert "empty" in find_targets('empty ""', {}).reason
+    assert find_targets('"open"', {"text": " "}) == Targets(reason="the text of the metadata is empty")
+
+
+def test_metadata_come_before_the_prompt():
+    assert find_targets('a "word"', {"text": "Another Word"}).texts == ("anotherword",)
+    with pytest.raises(Tdmr1Error, match="ask for the text 7"):
+        find_targets('a "word"', {"text": 7})
+
+
+class Reader:
+    """An engine that reads what it is told, and keeps the sizes of what it is shown."""
+
+    name = "rapidocr"
+    min_confidence = 0.5
+
+    def __init__(self, *lines: Line) -> None:
+        self.lines = list(lines)
+        self.sizes: list[tuple[int, int]] = []
+
+    def read(self, image: Image.Image) -> list[Line]:
+        self.sizes.append(image.size)
+        return self.lines
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    made = Reader(Line("Op", 0.9), Line("en ", 0.6), Line("Exit", 0.3))
+    monkeypatch.setattr(ocr_match, "open_engine", lambda options, device: made)
+    return made
+
+
+IMAGE = Image.new("RGB", (40, 20))
+
+
+def score(prompt, **options):
+    return OcrMatch(OcrMatchOptions(**options))(batch_of([IMAGE], [prompt]))
+
+
+def test_lines_are_joined_and_unsure_ones_dropped(reader):
+    assert score('"Open"').details == [{"engine": "rapidocr", "target": "open", "read": "open"}]
+    assert score('"Open"', min_confidence=0.7).details[0]["read"] == "op"
+    assert score('"Open"', min_confidence=0).details[0]["read"] == "openexit"
+
+
+def test_every_quoted_text_counts_where_all_are_asked_for(reader):
+    assert score('"Open" and "Shut"').scores == [1.0]
+    both = score('"Open" and "Shut"', target="all")
+    assert both.scores == [0.5]
+    assert both.details[0]["target"] == "open shut"
+
+
+def test_exact_is_what_is_asked_for_and_nothing_else(reader):
+    assert score('"Open"', score="exact").scores == [1.0]
+    assert score('"Open"', score="exact", min_confidence=0).scores == [0.0]  # "openexit" contains it
+    assert score('"Op en" and "Exit"', score="exact", target="all", min_confidence=0).scores == [1.0]
+
+
+def test_without_a_target_nothing_is_read(reader):
+    result = score("a picture")
+    assert result.scores == [None]
+    assert "quotes" in result.details[0]["reason"]
+    assert reader.sizes == []
+
+
+def test_crop_and_upscale_come_before_reading(reader):
+    score('"Open"')
+    score('"Open"', upscale=3)
+    score('"Open"', crop=(0.25, 0.5, 1.0, 1.0), upscale=2)
+    assert reader.sizes == [(40, 20), (120, 60), (60, 20)]
+
+
+@pytest.mark.parametrize("crop", [(0.5, 0, 0.5, 1), (0, 0.9, 1, 0.1), (-0.1, 0, 1, 1), (0, 0, 1, 1.5)])
+def test_a_crop_that_is_none_is_refused(crop):
+    with pytest.raises(Tdmr1Error, match="'crop' should be left, top, right, bottom"):
+        validate_options(OcrMatchOptions, {"crop": crop}, "reward 'ocr_match'")
+
+
+def test_auto_is_rapidocr_where_easyocr_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "easyocr", None)
+    options = OcrMatchOptions()
+    frozen = resolve_engine(options)
+    assert frozen == OcrMatchOptions(engine="rapidocr")
+    assert resolve_engine(frozen) is frozen
+    reward = OcrMatch(options)
+    assert reward.engine == "auto"
+    reward.setup("cpu")
+    assert reward.engine == "rapidocr"
+
+
+@pytest.mark.parametrize("engine", ["easyocr", "rapidocr", "pytesseract"])
+def test_a_missing_engine_says_what_to_install(monkeypatch, engine):
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(Tdmr1Error, match=f"{engine} is not installed") as caught:
+        open_engine(OcrMatchOptions(engine=engine.removeprefix("py")), "cpu")
+    assert "pip install" in caught.value.hint
+
+
+def test_tesseract_tells_words_from_the_rows_that_hold_none(monkeypatch):
+    """With a stand-in that answers in image_to_data's form: rows of pages and lines have no text and -1."""
+    rows = {"text": ["", "", "Open", " ", "24"], "conf": ["-1", -1, 91.5, 95, "40"]}
+    asked = {}
+
+    def image_to_data(image, **arguments):
+        asked.update(arguments)
+        return rows
+
+    module = SimpleNamespace(
+        get_tesseract_version=lambda: "5.3", Output=SimpleNamespace(DICT="dict"), image_to_data=image_to_data
+    )
+    monkeypatch.setitem(sys.modules, "pytesseract", module)
+    assert score('"Open 24"', engine="tesseract", tesseract_language="deu").details[0]["read"] == "open24"
+    assert asked == {"lang": "deu", "config": "--psm 11", "output_type": "dict"}
+    assert score('"Open 24"', engine="tesseract", min_confidence=0.5).details[0]["read"] == "open"
+    score('"Open 24"', engine="tesseract", detect=False)
+    assert asked["config"] == "--psm 7"
+
+
+def test_the_program_of_tesseract_may_be_missing_too(monkeypatch):
+    def missing():
+        raise OSError("tesseract is not in your PATH")
+
+    monkeypatch.setitem(sys.modules, "pytesseract", SimpleNamespace(get_tesseract_version=missing))
+    with pytest.raises(Tdmr1Error, match="the program tesseract is not installed"):
+        open_engine(OcrMatchOptions(engine="tesseract"), "cpu")
+
+
+def test_a_broken_module_is_told_from_a_missing_one(monkeypatch, tmp_path):
+    (tmp_path / "easyocr.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "easyocr", raising=False)
+    with pytest.raises(Tdmr1Error, match="installed but can't be imported: operator torchvision::nms") as caught:
+        open_engine(OcrMatchOptions(engine="easyocr"), "cpu")
+    assert "environment of its own" in caught.value.hint
+    assert open_engine(OcrMatchOptions(), "cpu").name == "rapidocr"
+
+
+def test_auto_with_no_engine_at_all_names_both(monkeypatch):
+    monkeypatch.setitem(sys.modules, "easyocr", None)
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(Tdmr1Error, match="easyocr is not installed; rapidocr is not installed"):
+        open_engine(OcrMatchOptions(), "cpu")

@@ -1,0 +1,113 @@
+"""Folders of pictures as people have them."""
+
+import json
+
+import pytest
+from PIL import Image
+from support.feedback_images import picture
+
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.feedback.gathering import GROUP_SIZE, gather
+
+pytestmark = pytest.mark.unit
+
+
+def draw(folder, *names):
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number)).save(path)
+
+
+def listed(folder, **settings):
+    """(file name, prompt) of each picture, group by group."""
+    groups = gather(folder, **({"shuffle": False} | settings))
+    return [[(item.image.relative_to(folder).as_posix(), item.prompt) for item in group] for group in groups]
+
+
+def told(folder):
+    with pytest.raises(Tdmr1Error) as caught:
+        gather(folder)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def test_metadata_jsonl_gives_prompts_and_groups(tmp_path):
+    draw(tmp_path, "a.png", "sub/b.jpg", "c.png", "unlisted.png")
+    lines = [
+        {"file_name": "c.png", "text": "a cat"},
+        {"file_name": "a.png", "text": "ein Käfer", "prompt": "not this"},
+        {"file_name": "sub/b.jpg", "prompt": "a cat"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
+    assert listed(tmp_path) == [[("c.png", "a cat"), ("sub/b.jpg", "a cat")], [("a.png", "ein Käfer")]]
+
+
+def test_metadata_csv_gives_prompts(tmp_path):
+    draw(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text('\ufefffile_name,text\na.png,"one, two\nthree"\nb.png,x\n', encoding="utf-8")
+    assert listed(tmp_path) == [[("a.png", "one, two\nthree")], [("b.png", "x")]]
+
+
+def test_the_document_of_sample_gives_prompts_wherever_it_was_drawn(tmp_path):
+    draw(tmp_path, "000-x-00.png", "001-y-00.png", "grid.png")
+    images = [{"file": "elsewhere/000-x-00.png", "prompt": "x"}, {"file": "/abs/001-y-00.png", "prompt": "y"}]
+    (tmp_path / "other.json").write_text('{"images": 3}')
+    (tmp_path / "zz.json").write_text(json.dumps({"role": "generator", "images": images, "grid": "grid.png"}))
+    assert listed(tmp_path) == [[("000-x-00.png", "x")], [("001-y-00.png", "y")]]
+
+
+def test_without_metadata_every_picture_counts_but_none_of_ours(tmp_path):
+    draw(tmp_path, "b.PNG", "deep/a.webp", "feedback/images/c.png", ".hidden/d.png", "e.bmp")
+    (tmp_path / "notes.txt").write_text("")
+    assert listed(tmp_path) == [[("b.PNG", ""), ("deep/a.webp", ""), ("e.bmp", "")]]
+
+
+def test_large_groups_are_cut(tmp_path):
+    draw(tmp_path, *(f"{number:02}.png" for number in range(2 * GROUP_SIZE + 1)))
+    assert [len(group) for group in listed(tmp_path)] == [GROUP_SIZE, GROUP_SIZE, 1]
+
+
+def test_shuffling_is_the_same_each_time_and_keeps_prompts_together(tmp_path):
+    names = [f"{number:02}.png" for number in range(20)]
+    draw(tmp_path, *names)
+    rows = [{"file_name": name, "text": f"p{int(name[:2]) % 4}"} for name in names]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shuffled = listed(tmp_path, shuffle=True)
+    assert shuffled == listed(tmp_path, shuffle=True)
+    assert shuffled != listed(tmp_path)
+    assert sorted(map(sorted, shuffled)) == sorted(map(sorted, listed(tmp_path)))
+    assert all(len({prompt for _, prompt in group}) == 1 for group in shuffled)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "link.png"])
+def test_pictures_outside_the_folder_are_refused(tmp_path, name):
+    folder = tmp_path / "folder"
+    draw(folder, "a.png", "sub/b.png")
+    draw(tmp_path, "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name}))
+    assert "outside the folder" in told(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png"}\nnonsense', "line 2, is not JSON"),
+        ("metadata.jsonl", '{"text": "a"}', "line 1, has no file_name"),
+        ("metadata.jsonl", "[1]", "line 1, has no file_name"),
+        ("metadata.jsonl", '{"file_name": "gone.png"}', "'gone.png', which is not there"),
+        ("metadata.csv", "name,text\na.png,x\n", "line 2, has no file_name"),
+    ],
+)
+def test_mistakes_are_told_with_their_line(tmp_path, name, text, words):
+    draw(tmp_path, "a.png")
+    (tmp_path / name).write_text(text)
+    assert words in told(tmp_path)
+
+
+def test_no_folder_and_no_pictures_are_told(tmp_path):
+    assert "no pictures" in told(tmp_path)
+    assert "not a folder" in told(tmp_path / "nothing")
+    (tmp_path / "metadata.csv").write_bytes(b"\xff\xfe\xff")
+    assert "UTF-8" in told(tmp_path)

@@ -1,0 +1,275 @@
+import os
+import subprocess
+import sys
+import types
+
+import pluggy
+import pytest
+from support.paths import ROOT
+from support.plugin_folder import registering, write_plugin
+
+from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.registry import load_plugins
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder on sys.path whose modules are forgotten afterwards."""
+    monkeypatch.delenv("TDMR1_DISABLE_PLUGINS", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in sys.modules[name].__file__:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def engine_hooks():
+    """The hooks of a higher layer, as tdmr1_core will bring them."""
+    hookspec = pluggy.HookspecMarker("tdmr1")
+    module = types.ModuleType("engine_hooks")
+
+    @hookspec
+    def tdmr1_after_rollout(trajectory):
+        """Observe."""
+
+    @hookspec
+    def tdmr1_register_models(register):
+        """Register."""
+
+    module.tdmr1_after_rollout = tdmr1_after_rollout
+    module.tdmr1_register_models = tdmr1_register_models
+    return module
+
+
+def record_of(plugins, name):
+    (record,) = [record for record in plugins.records if record.provenance.plugin == name]
+    return record
+
+
+def test_the_built_in_reward_is_there_through_the_hook():
+    plugins = load_plugins()
+    registered = plugins.rewards.get("object_count")
+    assert isinstance(registered.spec, RewardSpec)
+    assert registered.provenance.plugin == "builtin"
+    assert registered.provenance.distribution == "tdmr1"
+    assert record_of(plugins, "builtin").error is None
+
+
+def test_a_plugin_is_found_by_its_entry_point(folder):
+    write_plugin(folder, "foo", "foo_mod", registering("foo_reward"), entry_point="foo_plugin")
+    plugins = load_plugins()
+    assert "foo_reward" in plugins.rewards.names()
+    provenance = plugins.rewards.get("foo_reward").provenance
+    assert (provenance.plugin, provenance.distribution, provenance.version) == ("foo_plugin", "foo", "1.0")
+    assert provenance.module == "foo_mod"
+    assert str(provenance) == "foo 1.0"
+
+
+def test_listing_imports_nothing_heavy_even_with_a_plugin(tmp_path):
+    write_plugin(tmp_path, "foo", "foo_mod", registering("foo_reward"))
+    program = """
+import sys
+from tdmr1_rewards.registry import load_plugins
+rewards = load_plugins().rewards
+print(",".join(f"{e.spec.name} of {e.provenance}" for e in rewards.entries() if e.spec.name == "foo_reward"))
+print(sorted({"numpy", "scipy", "torch", "PIL", "pydantic", "diffusers"} & set(sys.modules)))
+from tdmr1_rewards import RewardOptions
+print("pydantic" in sys.modules)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["foo_reward of foo 1.0", "[]", "True"]
+
+
+def test_one_broken_plugin_is_a_sentence_and_the_rest_goes_on(folder):
+    write_plugin(folder, "aaa", "aaa_mod", "import no_such_thing")
+    write_plugin(folder, "bbb", "bbb_mod", "raise SystemExit('bye')")
+    raising = registering("lost_reward") + "    raise RuntimeError('first line\\nsecond line')"
+    write_plugin(folder, "ccc", "ccc_mod", raising)
+    write_plugin(folder, "ddd", "ddd_mod", registering("Not-Snake"))
+    write_plugin(
+        folder,
+        "eee",
+        "eee_mod",
+        """
+        from tdmr1_rewards import hookimpl
+
+        @hookimpl
+        def tdmr1_register_rewards(register):
+            register({"name": "x"})
+        """,
+    )
+    write_plugin(folder, "fff", "fff_mod", "def tdmr1_register_rewards(register): pass")
+    write_plugin(
+        folder,
+        "ggg",
+        "ggg_mod",
+        """
+        from tdmr1_rewards import hookimpl
+
+        @hookimpl
+        def tdmr1_register_rewards(registry): pass
+        """,
+    )
+    write_plugin(folder, "zzz", "zzz_mod", registering("last_reward"))
+    plugins = load_plugins()
+
+    def error(name):
+        return record_of(plugins, name).error
+
+    assert error("aaa_mod") == "could not be loaded: ModuleNotFoundError: No module named 'no_such_thing'"
+    assert error("bbb_mod") == "could not be loaded: SystemExit: bye"
+    assert error("ccc_mod") == "tdmr1_register_rewards raised RuntimeError: first line second line"
+    assert "'Not-Snake' is not in snake case" in error("ddd_mod")
+    assert error("eee_mod") == "tdmr1_register_rewards registered a dict where a RewardSpec belongs"
+    assert error("fff_mod") == "implements no hook (is its function marked @hookimpl?)"
+    assert "PluginValidationError" in error("ggg_mod")
+    assert "\n" not in error("ggg_mod")
+    assert error("zzz_mod") is None
+    names = plugins.rewards.names()
+    assert {"object_count", "last_reward"} <= set(names)
+    assert "lost_reward" not in names
+
+
+def test_a_misspelt_hook_is_its_plugins_error_once_all_hooks_are_known(folder, engine_hooks):
+    source = registering("foo_reward") + "\n@hookimpl\ndef tdmr1_after_rolout(trajectory): pass\n"
+    write_plugin(folder, "foo", "foo_mod", source)
+    optional = "\n@hookimpl(optionalhook=True)\ndef tdmr1_of_the_future(): pass\n"
+    write_plugin(folder, "goo", "goo_mod", registering("goo_reward") + optional)
+    assert record_of(load_plugins(), "foo_mod").error is None
+    plugins = load_plugins([engine_hooks])
+    expected = "implements the unknown hook 'tdmr1_after_rolout' (did you mean 'tdmr1_after_rollout'?)"
+    assert record_of(plugins, "foo_mod").error == expected
+    assert record_of(plugins, "goo_mod").error is None
+    assert record_of(plugins, "builtin").error is None
+    assert "foo_reward" in plugins.rewards.names()
+
+
+def test_other_layers_bring_built_in_modules_and_collect_through_their_hooks(folder, engine_hooks):
+    models = "from tdmr1_rewards import hookimpl\n\n@hookimpl\ndef tdmr1_register_models(register): register('tiny')\n"
+    (folder / "core_models.py").write_text(models)
+    write_plugin(folder, "foo", "foo_mod", models.replace("register('tiny')", "register(1)"))
+    plugins = load_plugins([engine_hooks], ["core_models"])
+    collected = plugins.collect("tdmr1_register_models", str)
+    assert [(model, provenance.module) for model, provenance in collected] == [("tiny", "core_models")]
+    assert record_of(plugins, "foo_mod").error == "tdmr1_register_models registered a int where a str belongs"
+
+
+def test_two_plugins_that_claim_a_name_are_both_named(folder):
+    # The same entry-point name in both distributions is no conflict by itself.
+    write_plugin(folder, "foo", "foo_mod", registering("same_reward"), entry_point="rewards")
+    write_plugin(folder, "goo", "goo_mod", registering("same_reward"), entry_point="rewards")
+    rewards = load_plugins().rewards
+    with pytest.raises(Tdmr1Error) as caught:
+        rewards.get("same_reward")
+    assert "'same_reward' is claimed by foo 1.0 (foo_mod) and goo 1.0 (goo_mod)" in caught.value.message
+    assert "TDMR1_DISABLE_PLUGINS=goo" in caught.value.hint
+    with pytest.raises(Tdmr1Error):
+        rewards.create("same_reward", {})
+    claims = [entry for entry in rewards.entries() if entry.spec.name == "same_reward"]
+    assert [(str(c.provenance), *map(str, c.rivals)) for c in claims] == [
+        ("foo 1.0", "goo 1.0"),
+        ("goo 1.0", "foo 1.0"),
+    ]
+    assert rewards.names().count("same_reward") == 1
+    assert all(not entry.rivals for entry in rewards.entries() if entry.spec.name == "object_count")
+
+
+@pytest.mark.parametrize("value", ["foo_mod, nobody", "foo,nobody"])
+def test_disabled_plugins_are_listed_but_never_imported(folder, monkeypatch, value):
+    write_plugin(folder, "foo", "foo_mod", registering("foo_reward"))
+    monkeypatch.setenv("TDMR1_DISABLE_PLUGINS", value)
+    plugins = load_plugins()
+    record = record_of(plugins, "foo_mod")
+    assert record.disabled
+    assert record.error is None
+    assert "foo_mod" not in sys.modules
+    assert "foo_reward" not in plugins.rewards.names()
+    assert "object_count" in plugins.rewards.names()
+    assert not record_of(plugins, "builtin").disabled
+    assert plugins.unmatched == ("nobody",)
+
+
+def test_the_built_ins_can_be_disabled(monkeypatch):
+    monkeypatch.setenv("TDMR1_DISABLE_PLUGINS", "builtin")
+    plugins = load_plugins()
+    assert record_of(plugins, "builtin").disabled
+    assert "object_count" not in plugins.rewards.names()
+
+
+def test_an_unknown_name_gets_a_close_match():
+    with pytest.raises(Tdmr1Error, match="there is no reward 'object_cuont'") as caught:
+        load_plugins().rewards.get("object_cuont")
+    assert caught.value.hint == "did you mean 'object_count'?"
+
+
+def test_create_builds_with_validated_options():
+    from tdmr1_rewards.builtin.object_count import ObjectCount
+
+    rewards = load_plugins().rewards
+    assert isinstance(rewards.create("object_count", {"score": "exact"}), ObjectCount)
+    with pytest.raises(Tdmr1Error) as caught:
+        rewards.create("object_count", {"scor": "exact", "min_area": 0})
+    assert caught.value.message.startswith("reward 'object_count' (from tdmr1")
+    assert "unknown option 'scor' (did you mean 'score'?)" in caught.value.message
+    assert "'min_area' should be greater than 0, not 0" in caught.value.message
+
+
+WORKSHOP = """
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.options import RewardOptions
+
+class Options(RewardOptions):
+    size: int = 1
+
+class NotOptions:
+    pass
+
+def make(options=None):
+    return lambda batch: options
+
+def fails():
+    raise OSError("no weights")
+
+def fails_kindly():
+    raise Tdmr1Error("no weights", "fetch them")
+
+def makes_nothing():
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "options_class", "options", "message"),
+    [
+        ("workshop:make", None, {"size": 2}, "reward 'w' (from foo 1.0) takes no options, but got 'size'"),
+        ("workshop:make", "workshop:NotOptions", {}, "workshop:NotOptions is not a RewardOptions class"),
+        ("workshop:missing", None, {}, "workshop:missing could not be imported: AttributeError"),
+        ("no_such_module:x", None, {}, "no_such_module:x could not be imported: ModuleNotFoundError"),
+        ("workshop:fails", None, {}, "reward 'w' (from foo 1.0) could not be built: OSError: no weights"),
+        ("workshop:fails_kindly", None, {}, "no weights"),
+        ("workshop:makes_nothing", None, {}, "workshop:makes_nothing made a NoneType, which cannot be called"),
+    ],
+)
+def test_what_cannot_be_built_says_why(folder, factory, options_class, options, message):
+    (folder / "workshop.py").write_text(WORKSHOP)
+    write_plugin(folder, "foo", "foo_mod", registering("w", factory, options_class))
+    with pytest.raises(Tdmr1Error) as caught:
+        load_plugins().rewards.create("w", options)
+    assert message in caught.value.message
+
+
+def test_a_factory_gets_its_options_or_nothing(folder):
+    (folder / "workshop.py").write_text(WORKSHOP)
+    write_plugin(folder, "foo", "foo_mod", registering("with_options", "workshop:make", "workshop:Options"))
+    write_plugin(folder, "goo", "goo_mod", registering("without", "workshop:make"))
+    rewards = load_plugins().rewards
+    assert rewards.create("with_options", {"size": 3})(None).size == 3
+    assert rewards.create("without", {})(None) is None

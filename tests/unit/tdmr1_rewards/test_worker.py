@@ -1,0 +1,306 @@
+"""A reward in a process of its own, in this environment and in others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from support.paths import TESTS
+from support.reward_batches import FOO, active, faulty, make_batch
+
+from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.calling import process as process_module
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.reference import Reference, refer
+from tdmr1_rewards.calling.result_checks import CallFailed
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.registry import RegisteredReward
+from tdmr1_rewards.scoring.runner import RewardRunner
+
+pytestmark = pytest.mark.unit
+
+OWNER = "reward 'x' (from foo-dist 1.2)"
+
+
+def host(reference, image_format="array", python=None):
+    return ProcessHost(reference, OWNER, image_format, python)
+
+
+def refused(*arguments, **keywords):
+    with pytest.raises(Tdmr1Error) as caught:
+        host(*arguments, **keywords)
+    assert caught.value.message.startswith(OWNER)
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.05)
+
+
+def test_what_a_reward_prints_and_reads_does_not_touch_the_protocol(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    running = host(faulty())
+    assert list(running.call(make_batch("print", "b"), 60).scores) == [0.0, 1.0]
+    assert not (tmp_path / "notes").exists()
+    running.close()
+    assert (tmp_path / "notes").read_text() == "closed"
+    assert not is_running(running.pid)
+
+
+def test_pictures_come_as_the_spec_asks(tmp_path):
+    (tmp_path / "kinds.py").write_text(
+        "from tdmr1_rewards import RewardResult\n"
+        "def build():\n"
+        "    return lambda batch: RewardResult([1.0] * len(batch),"
+        " [{'kind': type(i).__name__, 'size': i.size} for i in batch.images])\n"
+    )
+    running = host(Reference(factory={"file": str(tmp_path / "kinds.py"), "attr": "build"}), "pil")
+    assert running.call(make_batch("a"), 60).details == [{"kind": "Image", "size": [5, 4]}]
+    running.close()
+
+
+@pytest.mark.parametrize("order", ["hang", "wait"])
+def test_a_worker_ends_with_its_parent(order, tmp_path):
+    """Killed without a chance to say anything, in a call and between calls."""
+    script = (
+        "import sys, time; from support.reward_batches import *\n"
+        "from tdmr1_rewards.calling.process import ProcessHost\n"
+        "host = ProcessHost(faulty(), 'x', 'array')\n"
+        "print(host.pid, flush=True)\n"
+        f"host.call(make_batch({order!r}), None); print('done', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        pid = int(parent.stdout.readline())
+        if order == "wait":
+            assert parent.stdout.readline() == "done\n"
+        else:
+            time.sleep(0.3)
+        assert is_running(pid)
+    finally:
+        parent.kill()
+        parent.communicate()
+    wait_until(lambda: not is_running(pid))
+
+
+def test_a_worker_does_not_hear_the_terminals_interrupt():
+    running = host(faulty())
+    assert os.getpgid(running.pid) == running.pid != os.getpgid(0)
+    running.close()
+
+
+def test_what_the_reward_started_is_ended_with_it(tmp_path):
+    (tmp_path / "mother.py").write_text(
+        "import subprocess, sys, time\n"
+        "def build():\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "    return lambda batch: time.sleep(60)\n"
+    )
+    running = host(Reference(factory={"file": str(tmp_path / "mother.py"), "attr": "build"}))
+    with pytest.raises(CallFailed, match="did not answer within 1 s, and its process was ended"):
+        running.call(make_batch("a"), 1.0)
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_running(pid))
+    running.close()
+
+
+def test_another_version_of_the_protocol_is_refused(monkeypatch):
+    monkeypatch.setattr(process_module, "PROTOCOL", 99)
+    assert refused(faulty()).message == (f"{OWNER} runs in a worker of protocol 1, which was spoken to in protocol 99")
+
+
+def test_an_answer_that_is_none_is_told(monkeypatch, tmp_path):
+    (tmp_path / "worker.py").write_text("print('hello')\ninput()\n")
+    monkeypatch.setattr(process_module, "WORKER", tmp_path / "worker.py")
+    assert "answered something that is no answer: b'hello" in refused(faulty()).message
+
+
+def test_an_interpreter_that_is_none_is_told(tmp_path):
+    error = refused(faulty(), python=tmp_path / "python")
+    assert "could not be started with" in error.message
+    assert "/path/to/venv/bin/python" in error.hint
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 4\n")
+    (tmp_path / "python").chmod(0o755)
+    assert "its process ended with exit code 4" in refused(faulty(), python=tmp_path / "python").message
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        (faulty("broken"), "could not be built: KeyError: 'weights'"),
+        (faulty("nothing"), "support.faulty_rewards:nothing could not be imported: AttributeError"),
+        (Reference(factory="no_such_module:thing"), "ModuleNotFoundError: No module named 'no_such_module'"),
+        (Reference(factory={"file": "/nowhere/a.py", "attr": "b"}), "there is no file /nowhere/a.py"),
+        (faulty(options={"a": 1}), "takes no options, but got 'a'"),
+    ],
+)
+def test_a_reward_that_cannot_be_built_is_told_at_once(reference, told):
+    assert told in refused(reference).message
+
+
+def test_an_adapter_makes_a_reward_of_a_foreign_function(tmp_path):
+    (tmp_path / "foreign.py").write_text(
+        "def brightness(images, scale):\n    return [scale * i.mean() for i in images]\n"
+    )
+    (tmp_path / "adapting.py").write_text(
+        "from tdmr1_rewards import RewardResult\n"
+        "def adapt(function, options, owner):\n"
+        "    return lambda batch: RewardResult(function(batch.images, **options))\n"
+    )
+    reference = Reference(
+        factory={"file": str(tmp_path / "foreign.py"), "attr": "brightness"},
+        options={"scale": 10},
+        adapter="adapting:adapt",
+        paths=[str(tmp_path)],
+    )
+    running = host(reference)
+    assert list(running.call(make_batch("a", "b"), 60).scores) == [0.0, 10.0]
+    running.close()
+
+
+def bare_environment(folder, *paths):
+    """An environment without any package, but what `paths` hold."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in paths))
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return bare_environment(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """An environment with numpy and Pillow, borrowed from here, and nothing else: no pluggy, pydantic or torch."""
+    folder = tmp_path_factory.mktemp("borrowed")
+    site = Path(sysconfig.get_path("purelib"))
+    for name in ("numpy", "numpy.libs", "PIL", "pillow.libs"):
+        if (site / name).exists():
+            (folder / name).symlink_to(site / name)
+    return bare_environment(tmp_path_factory.mktemp("other"), folder)
+
+
+def test_an_environment_without_pillow_says_what_is_missing(bare):
+    error = refused(faulty(), python=bare)
+    assert f"pillow can't be imported in the environment of {bare}" in error.message
+    assert error.hint == f"`{bare} -m pip install pillow`"
+
+
+def test_another_environment_needs_neither_torch_nor_tdmr1(other, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    (folder := other.parents[1] / "own").mkdir()
+    (folder / "elsewhere.py").write_text(
+        "import sys, importlib.util\n"
+        "from tdmr1_rewards import RewardResult, hookimpl\n"
+        "absent = [n for n in ('torch', 'pydantic', 'support', 'pytest') if importlib.util.find_spec(n)]\n"
+        "@hookimpl\n"
+        "def tdmr1_register_rewards(register): pass\n"
+        "def build():\n"
+        "    told = {'prefix': sys.prefix, 'found': absent}\n"
+        "    return lambda batch: RewardResult([float(i.mean()) for i in batch.images], [told] * len(batch))\n"
+    )
+    entry = active(Reference(factory="elsewhere:build", paths=[str(folder)]), python=other)
+    with RewardRunner([entry], "weighted_sum", 1) as runner:
+        scored = runner.score(make_batch("a", "ü", "c"))
+    assert scored.total == [0.0, 1.0, 2.0]
+    assert scored.details[0]["x"] == {"prefix": str(other.parents[1]), "found": []}
+
+
+def test_a_reward_that_needs_what_is_not_there_says_so(other, tmp_path):
+    (tmp_path / "needy.py").write_text("import pydantic\n")
+    error = refused(Reference(factory="needy:build", paths=[str(tmp_path)]), python=other)
+    assert "No module named 'pydantic'" in error.message
+    assert error.hint == f"install pydantic in the environment of {other}"
+
+
+def registered(**spec):
+    fields = {"name": "x", "summary": "", "factory": "a:b", "default_prompts": "count", **spec}
+    return RegisteredReward(RewardSpec(**fields), FOO)
+
+
+OPTIONS = {"options": "tdmr1_rewards.builtin.object_count:ObjectCountOptions"}
+
+
+def test_options_are_validated_before_anything_is_started():
+    with pytest.raises(Tdmr1Error, match="unknown option 'colour'"):
+        refer(registered(**OPTIONS), {"colour": 1})
+    with pytest.raises(Tdmr1Error, match="unknown option 'colour'"):
+        refer(registered(**OPTIONS), {"colour": 1}, Path("/other/python"))
+    with pytest.raises(Tdmr1Error, match="takes no options"):
+        refer(registered(), {"colour": 1})
+
+
+def test_options_whose_model_is_only_elsewhere_are_left_to_that_environment():
+    spec = {"options": "only_elsewhere:Options"}
+    assert refer(registered(**spec), {"a": 1}, Path("/other/python")).options == {"a": 1}
+    with pytest.raises(Tdmr1Error, match="only_elsewhere:Options could not be imported"):
+        refer(registered(**spec), {"a": 1})
+
+
+def test_a_reference_takes_along_only_the_rewards_own_module(tmp_path, monkeypatch):
+    elsewhere = Path("/other/python")
+    assert refer(registered(factory="yaml.nodes:Node"), {}, elsewhere).modules == {
+        "yaml": str(Path(sysconfig.get_path("purelib")) / "yaml")
+    }
+    assert refer(registered(factory="yaml.nodes:Node"), {}, elsewhere).paths == ()
+    (tmp_path / "own_reward.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refer(registered(factory="own_reward:build"), {}, elsewhere).paths == [str(tmp_path)]
+    ours = refer(registered(factory="tdmr1_rewards.builtin.object_count:ObjectCount"), {}, elsewhere)
+    assert (ours.paths, ours.modules) == ((), {})
+    assert refer(registered(factory="no_such:thing"), {}, elsewhere).paths == ()
+    assert set(map(os.path.abspath, sys.path)) == set(refer(registered(), {}).paths)
+
+
+def test_the_worker_closes_in_peace_and_by_its_protocol(tmp_path):
+    """Spoken to by hand, as the documentation of the protocol has it."""
+    worker = subprocess.Popen(
+        [sys.executable, str(process_module.WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+    def ask(**request):
+        worker.stdin.write(json.dumps(request).encode() + b"\n")
+        worker.stdin.flush()
+        return json.loads(worker.stdout.readline())
+
+    document = faulty().document()
+    built = ask(do="build", protocol=1, owner="it", image_format="array", reference=document)
+    assert built == {"ok": {"python": "{}.{}.{}".format(*sys.version_info[:3])}}
+    assert ask(do="setup", device="cpu") == {"ok": {}}
+    assert ask(do="score", batch={})["failed"].startswith("failed: context is a NoneType")
+    assert ask(do="close") == {"ok": {}}
+    worker.stdin.close()
+    assert worker.wait(30) == 0
+    worker.stdout.close()
+
+
+def test_a_killed_worker_is_told_by_the_signal():
+    running = host(faulty())
+    os.kill(running.pid, signal.SIGKILL)
+    with pytest.raises(CallFailed, match="its process was ended by SIGKILL"):
+        running.call(make_batch("a"), 60)
+    assert np.array_equal(running.call(make_batch("a", "b"), 60).scores, [0.0, 1.0])
+    running.close()
