@@ -11,7 +11,7 @@ from support.runs import Silent, small_config
 from tdmr1_core.errors import RunWarning
 from tdmr1_core.runs import run
 from tdmr1_core.runs.evaluation import guard
-from tdmr1_core.runs.evaluation.guard import GuardStopped, GuardReading, find_alarms
+from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped, find_alarms
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.run import Run
 

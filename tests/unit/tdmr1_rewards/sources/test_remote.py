@@ -19,8 +19,8 @@ from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring.runner import RewardRunner
 from tdmr1_rewards.serving.addresses import listen
 from tdmr1_rewards.serving.server import Desk, build_app
-from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 from tdmr1_rewards.sources import remote as remote_module
+from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
 pytestmark = pytest.mark.unit
 

@@ -150,7 +150,9 @@ def test_a_look_survives_its_line():
 
 
 def test_only_looks_at_the_same_pictures_and_judges_are_compared():
-    looks = [GuardReading(step, {}, subject=subject) for step, subject in ((0, "a"), (2, "a"), (4, "b"), (6, "b"), (8, "a"))]
+    looks = [
+        GuardReading(step, {}, subject=subject) for step, subject in ((0, "a"), (2, "a"), (4, "b"), (6, "b"), (8, "a"))
+    ]
     assert [first_reading(looks, subject) for subject in "abc"] == [looks[0], looks[2], None]
 
 
