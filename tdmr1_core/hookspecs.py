@@ -1,21 +1,56 @@
-"""What plugins may observe and veto in the engine, and how they add models (entry-point group `tdmr1`).
+"""The hooks of the training engine: plugins add models, observe the stages and veto updates (entry points `tdmr1`).
 
-`engine` is the running `tdmr1_core.engine.Engine`. A hook named `before` may return a sentence: the update is then
-left out, and the sentence is logged. Returning None lets it go on. Where several processes share a run each calls its
-own plugins, with its own groups; a veto in one of them holds for all.
+A hook named `tdmr1_before_…_update` may return a reason as text: the update is then skipped and the reason is logged.
+It returns None to allow the update. In a run with several processes, each process calls its own plugins with its own
+groups; a veto in one process skips the update in all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tdmr1_rewards.hookspecs import hookspec
 
 if TYPE_CHECKING:
-    from tdmr1_core.engine import Engine
-    from tdmr1_core.models.registry import ModelEntry
-    from tdmr1_core.records import Advantages, Groups, IterationReport, Scores, Trajectory, UpdateStats
+    from torch import Tensor
+
+    from tdmr1_core.config import RunConfig
+    from tdmr1_core.models.entry import ModelEntry
+    from tdmr1_core.models.roles import LoraWeights, Roles
+    from tdmr1_core.records import Advantages, Groups, IterationReport, Prompt, Scores, Trajectory, UpdateStats
+
+
+class EngineView(Protocol):
+    """What a plugin may read of the engine. A plugin must not change any of it."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved settings of the run."""
+
+    @property
+    def entry(self) -> ModelEntry:
+        """The registered model."""
+
+    @property
+    def iteration_index(self) -> int:
+        """The number of completed iterations."""
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The training prompts."""
+
+    @property
+    def roles(self) -> Roles:
+        """The networks: `roles.names` lists them, `roles.weights(name)` returns their LoRA weights."""
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels of the K sampling steps, from 1 to 0: (K + 1,)."""
+
+    @property
+    def start(self) -> LoraWeights:
+        """The generator's LoRA weights at the start of the run."""
 
 
 @hookspec
@@ -24,55 +59,60 @@ def tdmr1_register_models(register: Callable[[ModelEntry], None]) -> None:
 
 
 @hookspec
-def tdmr1_before_rollout(engine: Engine, groups: Groups) -> None:
-    """The groups of an iteration are chosen; sampling begins."""
+def tdmr1_before_rollout(engine: EngineView, groups: Groups) -> None:
+    """Called after the groups of an iteration are chosen, before sampling."""
 
 
 @hookspec
-def tdmr1_after_rollout(engine: Engine, trajectory: Trajectory) -> None:
-    """All images are sampled and decoded."""
+def tdmr1_after_rollout(engine: EngineView, trajectory: Trajectory) -> None:
+    """Called after all images are sampled and decoded."""
 
 
 @hookspec
-def tdmr1_after_scoring(engine: Engine, trajectory: Trajectory, scores: Scores) -> None:
-    """All rewards have answered."""
+def tdmr1_after_scoring(engine: EngineView, trajectory: Trajectory, scores: Scores) -> None:
+    """Called after all rewards have returned their scores."""
 
 
 @hookspec
-def tdmr1_after_advantages(engine: Engine, scores: Scores, advantages: Advantages) -> None:
-    """The rewards are turned into advantages."""
+def tdmr1_after_advantages(engine: EngineView, scores: Scores, advantages: Advantages) -> None:
+    """Called after the advantages are computed from the scores."""
 
 
 @hookspec
-def tdmr1_before_fake_update(engine: Engine, trajectory: Trajectory) -> str | None:
-    """The fake score is about to be updated; return a sentence to veto it."""
+def tdmr1_before_fake_update(engine: EngineView, trajectory: Trajectory) -> str | None:
+    """Called before an update of the fake score. Return a reason to veto the update, or None."""
 
 
 @hookspec
-def tdmr1_after_fake_update(engine: Engine, stats: UpdateStats) -> None:
-    """The fake score was updated."""
+def tdmr1_after_fake_update(engine: EngineView, stats: UpdateStats) -> None:
+    """Called after an update of the fake score."""
 
 
 @hookspec
-def tdmr1_before_surrogate_update(engine: Engine, trajectory: Trajectory, advantages: Advantages) -> str | None:
-    """The surrogate reward is about to be updated; return a sentence to veto it."""
+def tdmr1_before_surrogate_update(engine: EngineView, trajectory: Trajectory, advantages: Advantages) -> str | None:
+    """Called before an update of the surrogate reward. Return a reason to veto the update, or None."""
 
 
 @hookspec
-def tdmr1_after_surrogate_update(engine: Engine, stats: UpdateStats) -> None:
-    """The surrogate reward was updated."""
+def tdmr1_after_surrogate_update(engine: EngineView, stats: UpdateStats) -> None:
+    """Called after an update of the surrogate reward."""
 
 
 @hookspec
-def tdmr1_before_generator_update(engine: Engine, trajectory: Trajectory, advantages: Advantages | None) -> str | None:
-    """The generator is about to be updated (no advantages in a distillation); return a sentence to veto it."""
+def tdmr1_before_generator_update(
+    engine: EngineView, trajectory: Trajectory, advantages: Advantages | None
+) -> str | None:
+    """Called before an update of the generator. Return a reason to veto the update, or None.
+
+    `advantages` is None in a distillation.
+    """
 
 
 @hookspec
-def tdmr1_after_generator_update(engine: Engine, stats: UpdateStats) -> None:
-    """The generator was updated."""
+def tdmr1_after_generator_update(engine: EngineView, stats: UpdateStats) -> None:
+    """Called after an update of the generator."""
 
 
 @hookspec
-def tdmr1_after_iteration(engine: Engine, report: IterationReport) -> None:
-    """An iteration is over."""
+def tdmr1_after_iteration(engine: EngineView, report: IterationReport) -> None:
+    """Called at the end of an iteration."""
