@@ -49,7 +49,7 @@ SPECS = (
         freeze="tdmr1_rewards.builtin.ocr_match:resolve_engine",
         requires=("rapidocr|easyocr|pytesseract", "rapidfuzz"),
         install="tdmr1[ocr]",
-        examples="tdmr1_rewards.builtin.example_pictures:written_words",
+        examples="tdmr1_rewards.builtin.example_images:written_words",
     ),
     RewardSpec(
         name="human",
@@ -76,7 +76,7 @@ SPECS = (
         default_prompts="count",
         batch_size=96,
         score_range="kB: below 0 where small files are preferred, else above 0",
-        examples="tdmr1_rewards.builtin.example_pictures:smooth_and_noisy",
+        examples="tdmr1_rewards.builtin.example_images:smooth_and_noisy",
     ),
     RewardSpec(
         name="aesthetic",
@@ -100,7 +100,7 @@ SPECS = (
         score_range="-1 to 1 times `scale`",
         needs="OpenAI's CLIP ViT-L/14 (1.7 GB), fetched once",
         requires=("transformers",),
-        examples="tdmr1_rewards.builtin.example_pictures:shapes_of_their_prompt",
+        examples="tdmr1_rewards.builtin.example_images:shapes_of_their_prompt",
     ),
     RewardSpec(
         name="pickscore",
@@ -112,7 +112,7 @@ SPECS = (
         score_range="usually 0.7 to 0.9 (18 to 24 with `divisor: 1`)",
         needs="PickScore v1 (4 GB), fetched once",
         requires=("transformers",),
-        examples="tdmr1_rewards.builtin.example_pictures:shapes_of_their_prompt",
+        examples="tdmr1_rewards.builtin.example_images:shapes_of_their_prompt",
     ),
     RewardSpec(
         name="hpsv2",
@@ -125,7 +125,7 @@ SPECS = (
         needs="the HPS v2.1 checkpoint (2 GB), fetched once",
         requires=("open_clip",),
         install="tdmr1[aesthetic]",
-        examples="tdmr1_rewards.builtin.example_pictures:shapes_of_their_prompt",
+        examples="tdmr1_rewards.builtin.example_images:shapes_of_their_prompt",
     ),
     RewardSpec(
         name="vlm_judge",
@@ -137,7 +137,7 @@ SPECS = (
         timeout=900.0,
         score_range="0 to 1",
         needs="an endpoint with a model that sees pictures, and perhaps a key",
-        examples="tdmr1_rewards.builtin.example_pictures:shapes_of_their_prompt",
+        examples="tdmr1_rewards.builtin.example_images:shapes_of_their_prompt",
     ),
 )
 

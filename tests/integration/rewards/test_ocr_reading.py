@@ -8,7 +8,7 @@ import pytest
 from support.rendered_words import KINDS, WORDS, rendered_words
 
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.builtin.example_pictures import draw_text, written_words
+from tdmr1_rewards.builtin.example_images import draw_text, written_words
 from tdmr1_rewards.builtin.ocr_match import OcrMatch, OcrMatchOptions
 
 pytestmark = pytest.mark.integration
