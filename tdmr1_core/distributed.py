@@ -1,9 +1,9 @@
-"""Several processes that share one run: each draws, scores and learns from its own groups, and only sums travel.
+"""A run in several processes: each process samples, scores and trains on its own groups.
 
-No model is wrapped. The processes hold the same weights because they take the same steps along the same gradients,
-which are averaged in one flat all-reduce a step. Noises, steps and levels depend on an image's number among all images
-of the iteration, so that nothing but the order of sums depends on the number of processes. Setting up is accelerate's;
-torchrun, `accelerate launch` and `tdmr1 train --processes` tell each process its place through the environment.
+No model is wrapped. All processes hold the same weights, because they apply the same averaged gradients: one flat
+all-reduce for each optimizer step. Random draws depend on the number of an image among all images of the iteration, so
+only the summation order depends on the number of processes. Accelerate sets up the process group; torchrun,
+`accelerate launch` and `tdmr1 train --processes` set RANK, LOCAL_RANK and WORLD_SIZE in the environment.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=12)
-"""How long one process waits for another, such as for an evaluation; one that died is noticed much earlier."""
+PEER_TIMEOUT = timedelta(hours=12)
+"""How long a process waits for the others, for example during an evaluation. A dead process is noticed much earlier."""
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many were started together, by the environment; (0, 1) for one alone."""
+    """The rank of this process and the number of processes, from the environment; (0, 1) for a single process."""
     if "RANK" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_split(groups: int, count: int) -> None:
-    """Raise Tdmr1Error if the groups of an iteration can't be split evenly over the processes."""
+    """Raise Tdmr1Error if the groups of an iteration cannot be divided evenly among the processes."""
     if groups % count:
-        less = groups - groups % count
-        fitting = " or ".join(str(number) for number in (less, less + count) if number)
+        lower = groups - groups % count
+        suitable = [number for number in (lower, lower + count) if number]
         raise Tdmr1Error(
-            f"{groups} groups an iteration can't be split evenly over {count} processes",
-            f"use --set batch.groups={fitting}, or another number of processes",
+            f"{groups} groups per iteration cannot be divided evenly among {count} processes",
+            f"use --set batch.groups={' or '.join(map(str, suitable))}, or another number of processes",
+            code="processes-split",
+            values={"groups": groups, "processes": count, "suitable": suitable},
         )
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number `rank`, among `count` in all; `local_rank` is its number on its own machine."""
+    """This process has number `rank` of `count` processes, and number `local_rank` on its machine."""
 
     rank: int = 0
     count: int = 1
@@ -56,27 +58,27 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The device of this process where the run's is `name`: `auto` gives each of several a GPU of its own."""
+        """The device of this process for the setting `name`: with several processes, `auto` is GPU `local_rank`."""
         import torch
 
         return f"cuda:{self.local_rank}" if self.count > 1 and name == "auto" and torch.cuda.is_available() else name
 
     def shard_groups(self, groups: Groups) -> Groups:
-        """This process's part of an iteration's groups."""
+        """The part of an iteration's groups that belongs to this process."""
         size = len(groups) // self.count
         first = self.rank * size
         return replace(groups, prompts=groups.prompts[first : first + size], first=first)
 
     def shard(self, values: Tensor) -> Tensor:
-        """This process's part of what lies image by image."""
+        """The part of a tensor (N, …) over all images that belongs to this process: (N / count, …)."""
         return values.chunk(self.count)[self.rank]
 
     def gather(self, value: Value) -> list[Value]:
-        """What every process holds, in their order."""
+        """The value of every process, in the order of their ranks."""
         if self.count == 1:
             return [value]
         import torch
@@ -87,23 +89,26 @@ class Processes:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds for any process."""
+        """Whether the flag is true in any process."""
         return any(self.gather(flag))
 
     def union(self, values: Sequence[str]) -> list[str]:
-        """What any process has, once."""
+        """The values of all processes without duplicates, in the order of their ranks."""
         return list(dict.fromkeys(value for part in self.gather(list(values)) for value in part))
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The average of every metric over the processes that have it: they have equally many images."""
+        """The mean of every metric over the processes that have it. All processes have the same number of images."""
         values: dict[str, list[float]] = {}
         for part in self.gather(dict(metrics)):
             for name, value in part.items():
                 values.setdefault(name, []).append(value)
-        return {name: sum(found) / len(found) for name, found in values.items()}
+        return {name: sum(items) / len(items) for name, items in values.items()}
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their average. The same parameters have one everywhere, as all run the same network."""
+        """Replace each gradient by its mean over the processes.
+
+        The same parameters have a gradient in every process, because all run the same network.
+        """
         if self.count == 1:
             return
         import torch
@@ -117,7 +122,10 @@ class Processes:
             gradient.copy_(average.view_as(gradient))
 
     def on_each(self, action: Callable[[], Value]) -> Value:
-        """Do something in every process. A Tdmr1Error in one ends all of them, and the first one raises it."""
+        """Run `action` in every process and return its result.
+
+        If one raises Tdmr1Error, the first process raises that error and the others raise PeerExited.
+        """
         if self.count == 1:
             return action()
         result, error = _attempt(action)
@@ -125,7 +133,10 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def on_first(self, action: Callable[[], Value]) -> Value:
-        """Do something in the first process alone, and give its result (picklable) or its Tdmr1Error to all."""
+        """Run `action` in the first process and return its result (picklable) in all of them.
+
+        If it raises Tdmr1Error, the first process raises it and the others raise PeerExited.
+        """
         if self.count == 1:
             return action()
         (result, error), *_ = self.gather(_attempt(action) if self.first else (None, None))
@@ -133,7 +144,7 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def leave(self) -> None:
-        """Wait for the others and part from them; only where all ends well."""
+        """Wait for the other processes and leave the process group. Only called at the end of a successful run."""
         if self.count > 1:
             from accelerate import PartialState
 
@@ -141,18 +152,18 @@ class Processes:
             PartialState().destroy_process_group()
 
     def _raise_first(self, errors: Sequence[Tdmr1Error | None]) -> None:
-        found = [error for error in errors if error is not None]
-        if found:
-            raise found[0] if self.first else PeerExited from found[0].__cause__
+        raised = [error for error in errors if error is not None]
+        if raised:
+            raise raised[0] if self.first else PeerExited from raised[0].__cause__
 
 
 ALONE = Processes()
 
 
 def join_processes(device: str) -> Processes:
-    """Meet the processes that were started together with this one, to compute on a run's `device`.
+    """Join the process group of this run; `device` is the run's setting `model.device`.
 
-    Raises Tdmr1Error for a device that several can't share.
+    Raises Tdmr1Error for a device that the processes cannot share, and for a process without a GPU.
     """
     rank, count = rank_and_world()
     if count == 1:
@@ -163,16 +174,22 @@ def join_processes(device: str) -> Processes:
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     if device not in ("auto", "cpu"):
         raise Tdmr1Error(
-            f"{count} processes can't share the device {device!r}", "set model.device to auto (a GPU each) or to cpu"
+            f"{count} processes cannot share the device {device!r}",
+            "set model.device to auto (one GPU per process) or to cpu",
+            code="device-unavailable",
+            values={"device": device, "processes": count},
         )
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if not on_cpu and local_rank >= torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    if not on_cpu and local_rank >= gpus:
         raise Tdmr1Error(
-            f"process {local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
-            "start as many processes as there are GPUs",
+            f"there is no GPU for process {local_rank + 1} of this machine: it has {gpus} GPUs",
+            "start at most one process per GPU",
+            code="device-unavailable",
+            values={"process": local_rank + 1, "gpus": gpus},
         )
     with _raise_peer_exited():
-        PartialState(cpu=on_cpu, timeout=PATIENCE)
+        PartialState(cpu=on_cpu, timeout=PEER_TIMEOUT)
     return Processes(rank, count, local_rank)
 
 
@@ -185,7 +202,7 @@ def _attempt(action: Callable[[], Value]) -> tuple[Value | None, Tdmr1Error | No
 
 @contextmanager
 def _raise_peer_exited() -> Iterator[None]:
-    """A connection that breaks means that another process has ended, which is told by it or by who started it."""
+    """Raise PeerExited for a broken connection: a peer has ended, and it or the launcher reports the reason."""
     try:
         yield
     except RuntimeError as error:

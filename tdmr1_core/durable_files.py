@@ -1,4 +1,4 @@
-"""A run folder on a disk that may be full, read-only or shared: writes that last, one writer at a time, no way out."""
+"""Durable writes, the lock of a run folder, and checks of the links in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from tdmr1_core.errors import Tdmr1Error
 
 LOCK = ".lock"
-IN_THE_WAY = "{file} is in the way: move it elsewhere"
+IN_THE_WAY = "move {file} to another place: something else must be written there"
 REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or ask for a larger quota",
@@ -21,31 +21,36 @@ REMEDIES = {
     errno.EROFS: "make it writable",
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
-    errno.EIO: "look after that disk",
-    errno.ENOENT: "was it removed or moved?",
+    errno.EIO: "check the disk for hardware errors",
+    errno.ENOENT: "check whether the folder was removed or moved",
     errno.EISDIR: IN_THE_WAY,
     errno.EEXIST: IN_THE_WAY,
     errno.ENOTDIR: IN_THE_WAY,
 }
-"""What to do about each error of a disk; any other OSError is not the disk's."""
+"""The hint for each disk error. Every other OSError has another cause and is not translated."""
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What comes of turning JSON that somebody else wrote into something of ours."""
+"""Exceptions raised while JSON from outside is converted to our types."""
 
 
 @contextmanager
 def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Raise Tdmr1Error, which says what to do, for a folder that can't be written."""
+    """Turn a disk error inside the block into a Tdmr1Error with a hint."""
     try:
         yield
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
         hint = REMEDIES[error.errno].format(file=error.filename2 or error.filename)
-        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", hint) from error
+        raise Tdmr1Error(
+            f"{folder} cannot be written: {error.strerror}",
+            hint,
+            code="not-writable",
+            values={"path": str(folder), "reason": error.strerror},
+        ) from error
 
 
 def write_durable(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it; its name lasts once its folder is flushed."""
+    """Write a file and flush it to the disk. A new file survives a crash only after `flush_folder` on its folder."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -53,7 +58,7 @@ def write_durable(path: Path, content: bytes) -> None:
 
 
 def replace_durable(path: Path, content: bytes) -> None:
-    """Give a file another content, so that at any time it has the whole of one of the two."""
+    """Replace the content of a file atomically: a crash leaves either the old or the new content."""
     building = path.with_name(f".{path.name}.tmp")
     write_durable(building, content)
     os.replace(building, path)
@@ -61,14 +66,14 @@ def replace_durable(path: Path, content: bytes) -> None:
 
 
 def make_durable_folder(folder: Path) -> None:
-    """Make a folder where there is none, and wait until the disk has its name."""
+    """Create a folder if it does not exist, and flush its name to the disk."""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         flush_folder(folder.parent)
 
 
 def append_durable(path: Path, content: bytes) -> None:
-    """Add to the end of a file, and wait until the disk has it, and the name of a new one."""
+    """Append to a file and flush it to the disk, and the folder too if the file is new."""
     is_new = not path.exists()
     with path.open("ab") as file:
         file.write(content)
@@ -79,7 +84,7 @@ def append_durable(path: Path, content: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
+    """Flush the names of the files in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,9 +93,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def lock_run(folder: Path) -> FileLock:
-    """Be the only writer of a run folder until the lock is released or the process ends, however it does.
+    """Lock a run folder for this process. The lock ends when it is released or when the process ends for any reason.
 
-    Raises Tdmr1Error if another process is, or the folder can't be written.
+    Raises Tdmr1Error if another process holds the lock, or if the folder cannot be written.
     """
     lock = FileLock(folder / LOCK)
     with translate_write_errors(folder):
@@ -98,30 +103,39 @@ def lock_run(folder: Path) -> FileLock:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise Tdmr1Error(
-                f"another process is at work on the run folder {folder}", "wait for it or stop it; two would mix up"
+                f"the run folder {folder} is locked by another process",
+                "wait until that process ends, or stop it: two processes cannot write to the same run",
+                code="run-folder-locked",
+                values={"path": str(folder)},
             ) from error
     return lock
 
 
 def check_links(folder: Path) -> None:
-    """Raise Tdmr1Error for a link in a folder that leads out of it, and for what is neither a file nor a folder.
+    """Check that a folder and its subfolders hold only files, folders and links to targets inside the folder.
 
-    What is read or written must be the folder's, and come to an end.
+    Raises Tdmr1Error for a link to the outside or to itself, and for a pipe, socket or device: reading it may not end.
     """
-    inside = folder.resolve()
-    for place, folders, files in os.walk(folder):
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            path = Path(place, name)
+            path = Path(parent, name)
             if path.is_symlink():
-                _check_link(path, inside)
+                _check_link(path, root)
             elif name in files and path.exists() and not path.is_file():
-                raise Tdmr1Error(f"{path} is neither a file nor a folder", "move it away")
+                raise _link_error(path, f"{path} is neither a file nor a folder", "move it out of the folder")
 
 
-def _check_link(path: Path, inside: Path) -> None:
+def _check_link(path: Path, root: Path) -> None:
     try:
         target = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise Tdmr1Error(f"{path} is a link that leads to itself", "remove it") from error
-    if not target.is_relative_to(inside):
-        raise Tdmr1Error(f"{path} is a link to {target}, outside of the folder", "put what it leads to in its place")
+        raise _link_error(path, f"the link {path} points to itself", "remove it") from error
+    if not target.is_relative_to(root):
+        raise _link_error(
+            path, f"the link {path} points to {target}, outside the folder {root}", "replace the link by its target"
+        )
+
+
+def _link_error(path: Path, message: str, hint: str) -> Tdmr1Error:
+    return Tdmr1Error(message, hint, code="link-outside", values={"path": str(path)})

@@ -1,4 +1,4 @@
-"""The versions that a result depends on."""
+"""Versions of the packages that results depend on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGES = ("tdmr1", "torch", "diffusers", "transformers", "peft", "accelerate",
 
 
 def versions() -> dict[str, str]:
-    """Package versions by name, `absent` for what is not installed, and Python's own."""
+    """The version of Python and of each package by name; `absent` for a package that is not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
