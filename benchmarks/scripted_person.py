@@ -59,7 +59,7 @@ class ScriptedPerson:
         while not self._end.wait(0.1):
             wanted = 32 if self._limit is None else min(32, self._limit - self.given)
             for offer in store.next_items("scripted", wanted) if wanted else ():
-                path = store.picture(offer.item.hash)
+                path = store.image_path(offer.item.hash)
                 assert path is not None
                 with Image.open(path) as picture:
                     likes = is_red(np.asarray(picture))

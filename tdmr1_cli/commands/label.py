@@ -74,7 +74,7 @@ def command(
 
 
 def _folder(target: Path) -> Path:
-    from tdmr1_rewards.feedback.gathering import FEEDBACK
+    from tdmr1_rewards.feedback.image_groups import FEEDBACK
 
     return target / FEEDBACK
 
@@ -86,9 +86,9 @@ def _database(target: Path) -> Path:
 
 
 def _gathered(target: Path, shuffle: bool) -> list[list[NewItem]]:
-    from tdmr1_rewards.feedback.gathering import gather
+    from tdmr1_rewards.feedback.image_groups import group_images
 
-    return gather(target, shuffle=shuffle)
+    return group_images(target, shuffle=shuffle)
 
 
 def _check_used(target: Path) -> None:
@@ -142,7 +142,7 @@ def _unanswered(store: FeedbackStore, judges: int) -> list[list[NewItem]]:
         counts[given.item.id] = counts.get(given.item.id, 0) + 1
     groups: dict[str, list[NewItem]] = {}
     for item in store.items():
-        path = store.picture(item.hash)
+        path = store.image_path(item.hash)
         if path is not None and item.id not in current and counts.get(item.id, 0) < judges:
             groups.setdefault(item.prompt, []).append(NewItem(path, item.prompt))
     return list(groups.values())

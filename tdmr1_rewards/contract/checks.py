@@ -102,14 +102,14 @@ class Report:
 class RewardChecks:
     """The checks of one reward, in order; later ones rely on what earlier ones found.
 
-    What is judged are the pictures of the examples, or `sample_pictures` where there are none.
+    What is judged are the pictures of the examples, or `sample_images` where there are none.
     """
 
     def __init__(self, judge: SingleReward, examples: Sequence[RewardExample], *, groupwise: bool) -> None:
         self._judge = judge
         self._examples = examples
         self._groupwise = groupwise
-        self._pictures = example_pictures(examples) or sample_pictures()
+        self._pictures = example_images(examples) or sample_images()
         self._scores: Scores = []
         self._steady = False
 
@@ -246,7 +246,7 @@ def _look(name: str, examine: Callable[[], Finding]) -> Check:
         return Check(name, "failed", describe_error(error))
 
 
-def sample_pictures() -> list[ImageToScore]:
+def sample_images() -> list[ImageToScore]:
     """Eight drawn pictures of 96 x 96 pixels, two for each of PROMPTS, the same each time."""
     from PIL import Image, ImageDraw
 
@@ -266,7 +266,7 @@ def sample_pictures() -> list[ImageToScore]:
     return pictures
 
 
-def example_pictures(examples: Sequence[RewardExample]) -> list[ImageToScore]:
+def example_images(examples: Sequence[RewardExample]) -> list[ImageToScore]:
     """The pictures of examples; those of one prompt are a group. Raises Tdmr1Error for what is no picture."""
     groups: dict[str, int] = {}
     return [_picture(example, groups.setdefault(example.prompt, len(groups))) for example in examples]

@@ -41,7 +41,7 @@ def export_answers(store: FeedbackStore, path: Path) -> int:
 def _row(store: FeedbackStore, given: GivenAnswer) -> dict[str, Any]:
     when = datetime.fromtimestamp(given.time, UTC).isoformat(timespec="milliseconds")
     values = (given.item.hash, given.item.prompt, given.answer, given.person, given.name, when, given.run, given.step)
-    return dict(zip(COLUMNS, (*values, str(store.picture(given.item.hash) or "")), strict=True))
+    return dict(zip(COLUMNS, (*values, str(store.image_path(given.item.hash) or "")), strict=True))
 
 
 def _json_line(row: dict[str, Any]) -> str:

@@ -28,10 +28,10 @@ from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE
 from tdmr1_rewards.feedback.features import Features, extractor
-from tdmr1_rewards.feedback.gathering import FEEDBACK
 from tdmr1_rewards.feedback.hashing import image_hash
+from tdmr1_rewards.feedback.image_groups import FEEDBACK
 from tdmr1_rewards.feedback.learning import PreferenceLearner
-from tdmr1_rewards.feedback.records import GivenAnswer, NewItem, Progress, Round, likes_share
+from tdmr1_rewards.feedback.records import GivenAnswer, NewItem, Progress, Round, like_fraction
 from tdmr1_rewards.feedback.serving import FeedbackPage
 from tdmr1_rewards.feedback.store import FeedbackStore
 from tdmr1_rewards.options import RewardOptions
@@ -95,7 +95,7 @@ class Human:
             self._ask(store, batch, shown)
         hashes = [image_hash(image) for image in batch.images]
         answers = [self._answers(store, name) for name in hashes]
-        scores = [likes_share(given) for given in answers]
+        scores = [like_fraction(given) for given in answers]
         details: list[dict[str, Any]] = [dict(Counter(each.answer for each in given)) for given in answers]
         if self._options.mode in ("model", "mixed"):
             self._fill_in(store, batch, scores, details)
@@ -157,7 +157,7 @@ class Human:
     def _wait(self, store: FeedbackStore, opened: Round, page: FeedbackPage) -> None:
         """Until enough of the round is judged, or its time is over; it is closed in the end."""
         until = time.monotonic() + 60 * self._options.minutes  # the round's own deadline, of the clock, is for the page
-        store.tell("the training waits for these answers")
+        store.set_message("the training waits for these answers")
         try:
             while True:
                 progress, left = store.progress(opened.id), until - time.monotonic()
@@ -168,7 +168,7 @@ class Human:
                 interrupts.pause(POLL)
         finally:
             store.close_round(opened.id)
-            store.tell("the training goes on; its next pictures come by themselves")
+            store.set_message("the training goes on; its next pictures come by themselves")
 
     def _answers(self, store: FeedbackStore, name: str) -> list[GivenAnswer]:
         """All that people said of a picture, here and in the other folders."""
@@ -187,7 +187,7 @@ class Human:
             self._learner = PreferenceLearner([store, *self._others], look, self._options.least_answers)
         # A run that goes on from an earlier iteration must not know what was asked later. Another folder has more runs.
         evidence = self._learner.learn(batch.context.iteration if self._options.folder is None else None)
-        store.tell(f"the model of your answers has {evidence}")
+        store.set_message(f"the model of your answers has {evidence}")
         rows = [row for row, score in enumerate(scores) if score is None]
         foretold = self._learner.predict([batch.images[row] for row in rows])
         for row, probability in zip(rows, foretold, strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tdmr1_rewards.feedback.features import Extractor
-from tdmr1_rewards.feedback.pictures import read_picture
+from tdmr1_rewards.feedback.images import read_image
 from tdmr1_rewards.feedback.preference import Evidence, PreferenceModel
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -60,6 +60,6 @@ class PreferenceLearner:
     def _look(self, store: FeedbackStore, names: Sequence[str]) -> None:
         """Have the features of these pictures of a store, but of those that somebody has deleted."""
         new = [name for name in dict.fromkeys(names) if name not in self._features]
-        there = {name: read_picture(path) for name in new if (path := store.picture(name)) is not None}
+        there = {name: read_image(path) for name in new if (path := store.image_path(name)) is not None}
         if there:
             self._features.update(zip(there, self._extractor(list(there.values())), strict=True))

@@ -77,7 +77,7 @@ class Progress:
     answers: int
 
 
-def likes_share(answers: Iterable[GivenAnswer]) -> float | None:
+def like_fraction(answers: Iterable[GivenAnswer]) -> float | None:
     """Likes / (likes + dislikes), 0 to 1; None without any of them."""
     given = [answer.answer for answer in answers if answer.answer != "skip"]
     return given.count("like") / len(given) if given else None

@@ -37,7 +37,7 @@ from tdmr1_rewards.feedback.agreement import agreement_of
 from tdmr1_rewards.feedback.records import Offer, UnknownItem
 from tdmr1_rewards.feedback.store import FeedbackStore
 from tdmr1_rewards.serving.addresses import ANY_HOST, is_loopback
-from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, told_refusal
+from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, refusal_response
 
 MAX_BODY = 64 * 1024
 """Bytes of a request; a larger one is refused unread."""
@@ -116,7 +116,7 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
     async def refuse(request: Request, error: Any) -> JSONResponse:
         refusal = _as_refusal(request, error)
         tell(_log_line(request, refusal))
-        response = await told_refusal(request, refusal)
+        response = await refusal_response(request, refusal)
         if request.method == "POST":  # what was not read of its body never shall be
             response.headers["Connection"] = "close"
         return response
@@ -143,7 +143,7 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
 
     @app.get("/api/images/{hash}")
     def image(hash: str) -> FileResponse:
-        path = store.picture(hash)
+        path = store.image_path(hash)
         if path is None:
             raise Refusal(404, "there is no such picture")
         kept = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}

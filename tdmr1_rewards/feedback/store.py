@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE, Database
-from tdmr1_rewards.feedback.pictures import PictureFolder
+from tdmr1_rewards.feedback.images import ImageFolder
 from tdmr1_rewards.feedback.records import (
     ANSWERS,
     Answer,
@@ -26,10 +26,10 @@ from tdmr1_rewards.feedback.records import (
     Progress,
     Round,
     UnknownItem,
-    likes_share,
+    like_fraction,
 )
 
-__all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "likes_share"]
+__all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "like_fraction"]
 
 LOAN = 60.0
 """Seconds for which an item that was offered to one person is kept from the next, unless more judges are wanted."""
@@ -72,7 +72,7 @@ class FeedbackStore:
             raise Tdmr1Error(
                 f"{images} can't be made: {error.strerror}", "name a folder that can be written"
             ) from error
-        self._pictures = PictureFolder(images)
+        self._pictures = ImageFolder(images)
         self._database = Database(self.folder / FILE)
 
     def open_round(
@@ -268,11 +268,11 @@ class FeedbackStore:
             _lend(cursor, offer.item.id, person, now)
             return offer
 
-    def picture(self, hash: str) -> Path | None:
+    def image_path(self, hash: str) -> Path | None:
         """The PNG file of a picture of this store; None for anything else."""
         return self._pictures.find(hash)
 
-    def tell(self, message: str) -> None:
+    def set_message(self, message: str) -> None:
         """Say to people at the page what the run is doing; an empty message says nothing."""
         with self._database.transaction() as cursor:
             cursor.execute("INSERT OR REPLACE INTO notes (name, text) VALUES ('message', ?)", (message,))

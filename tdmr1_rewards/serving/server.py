@@ -35,7 +35,7 @@ from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance
 from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.runner import RewardRunner
-from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, told_refusal
+from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, refusal_response
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ TOKEN_HINT = "set TDMR1_REWARD_TOKEN to the token that the server printed"
 SIZE_HINT = "send fewer images a call (batch_size)"
 
 
-class Desk:
+class RequestBatcher:
     """Asks one reward on behalf of many requests: those that wait together share a call, up to its batch size.
 
     Only requests that one iteration of one run could have made share it (the same context and picture size, no group
@@ -66,7 +66,7 @@ class Desk:
         self._waiting: deque[tuple[RewardBatch, Future[RewardResult]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     def set_up(self) -> None:
@@ -74,7 +74,7 @@ class Desk:
         self._runner.set_up()
 
     def submit(self, batch: RewardBatch) -> Future[RewardResult]:
-        """The future of the reward's checked answer. Raises Refusal where too many wait, or the desk is closed."""
+        """The future of the reward's checked answer. Raises Refusal where too many wait, or the batcher is closed."""
         future: Future[RewardResult] = Future()
         with self._changed:
             if self._closed or len(self._waiting) >= MAX_WAITING:
@@ -148,22 +148,22 @@ def build_app(
     device: str = "cpu",
     max_body: int = MAX_BODY,
 ) -> FastAPI:
-    """The server as an ASGI app; `app.state.desk.set_up()` loads the reward before the first request does.
+    """The server as an ASGI app; `app.state.batcher.set_up()` loads the reward before the first request does.
 
     `token` is what requests must carry as `Authorization: Bearer TOKEN`, `max_body` the bytes that one may have. Raises
     Tdmr1Error for a token that no header can carry.
     """
     check_token(token)
     module = spec.factory.partition(":")[0]
-    desk = Desk(reward, spec, provenance or Provenance(spec.name, module, None, module), device)
+    batcher = RequestBatcher(reward, spec, provenance or Provenance(spec.name, module, None, module), device)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(desk.close)
+        await run_in_threadpool(batcher.close)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = desk
+    app.state.batcher = batcher
     app.add_exception_handler(Refusal, _log_refusal)
     app.add_exception_handler(HTTPException, _told_http)
 
@@ -182,7 +182,7 @@ def build_app(
         check_bearer(request, token, TOKEN_HINT)
         batch = await run_in_threadpool(_read_batch, await read_body(request, max_body, SIZE_HINT))
         try:
-            result = await asyncio.wrap_future(desk.submit(batch))
+            result = await asyncio.wrap_future(batcher.submit(batch))
         except Tdmr1Error as error:
             raise Refusal(500, error.message, error.hint) from error
         return JSONResponse({"protocol": PROTOCOL, **encode_result(result)})
@@ -195,7 +195,7 @@ def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> 
 
     Raises Tdmr1Error if the reward cannot be set up.
     """
-    app.state.desk.set_up()
+    app.state.batcher.set_up()
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOPPING_LIMIT)
     ready()
     uvicorn.Server(config).run(sockets=[listening])
@@ -258,7 +258,7 @@ async def _log_refusal(request: Request, refusal: Any) -> JSONResponse:
     sender = request.client.host if request.client else "somebody"
     error = " ".join(refusal.error.split())[:LOGGED]
     logger.warning("refused a %s from %s (%d): %s", request.method, sender, refusal.status, error)
-    return await told_refusal(request, refusal)
+    return await refusal_response(request, refusal)
 
 
 async def _told_http(request: Request, error: Any) -> JSONResponse:

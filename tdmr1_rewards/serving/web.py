@@ -40,7 +40,7 @@ async def read_body(request: Request, most: int, hint: str | None = None) -> byt
     return bytes(body)
 
 
-async def told_refusal(_: Request, refusal: Any) -> JSONResponse:
+async def refusal_response(_: Request, refusal: Any) -> JSONResponse:
     """A refusal as {"error": …, "hint": …}."""
     headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
     return JSONResponse({"error": refusal.error, "hint": refusal.hint}, refusal.status, headers)

@@ -278,7 +278,7 @@ def test_a_new_round_appears_by_itself_with_its_countdown(visit, label):
     expect(page.locator("#prompt")).to_have_text("a castle")
     expect(page.locator("#title")).to_have_text("iteration 7")
     expect(page.locator("#countdown")).to_have_text(re.compile(r"^1:\d\d left$"))
-    store.tell("training goes on")
+    store.set_message("training goes on")
     store.close_open_rounds(opened.run)
     store.close_open_rounds("label pictures")
     expect(page.locator("#notice-text")).to_have_text("training goes on")

@@ -7,13 +7,13 @@ import numpy as np
 from tdmr1_rewards.feedback.store import NewItem
 
 
-def picture(number: int, size: int = 4) -> np.ndarray:
+def solid_image(number: int, size: int = 4) -> np.ndarray:
     """uint8 (size, size, 3): no two numbers below 65,536 look the same."""
     return np.full((size, size, 3), (number % 256, number // 256, 7), np.uint8)
 
 
 def new_items(*numbers: int, prompt: str = "a cat") -> list[NewItem]:
-    return [NewItem(picture(number), prompt) for number in numbers]
+    return [NewItem(solid_image(number), prompt) for number in numbers]
 
 
 def open_round(store, *groups, **settings):
@@ -27,5 +27,5 @@ def offered(store, person, limit=100, **settings):
     from PIL import Image
 
     offers = store.next_items(person, limit, **settings)
-    pixels = [Image.open(store.picture(offer.item.hash)).getpixel((0, 0)) for offer in offers]
+    pixels = [Image.open(store.image_path(offer.item.hash)).getpixel((0, 0)) for offer in offers]
     return [red + 256 * green for red, green, _ in pixels]

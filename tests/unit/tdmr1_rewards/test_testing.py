@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult, RewardSpec
-from tdmr1_rewards.contract.checks import sample_pictures
+from tdmr1_rewards.contract.checks import sample_images
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.testing import RewardUnfit, check_reward, examine
 
@@ -198,7 +198,7 @@ def test_without_examples_there_is_less_to_say():
 
 
 def test_sample_pictures_are_the_same_each_time_and_differ():
-    first, second = sample_pictures(), sample_pictures()
+    first, second = sample_images(), sample_images()
     assert all((one.image == other.image).all() for one, other in zip(first, second, strict=True))
     assert len({picture.image.tobytes() for picture in first}) == len(first) == 8
 

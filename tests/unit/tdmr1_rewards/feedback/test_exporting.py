@@ -17,10 +17,10 @@ PROMPT = 'a "cat", ein Käfer\nand a 猫'
 
 @pytest.fixture
 def store(tmp_path):
-    from support.feedback_images import picture
+    from support.feedback_images import solid_image
 
     made = FeedbackStore(tmp_path / "feedback")
-    opened = made.open_round("t", [[NewItem(picture(n), PROMPT) for n in (1, 2)]], run="runs/a", step=None)
+    opened = made.open_round("t", [[NewItem(solid_image(n), PROMPT) for n in (1, 2)]], run="runs/a", step=None)
     for item, answer in zip(made.items_of(opened.id), ("like", "skip"), strict=True):
         made.give(key=answer, item_id=item.id, round_id=opened.id, person="p", answer=answer, name="Ada")
     other = open_round(made, [3], run="runs/b", step=7)
@@ -47,7 +47,7 @@ def test_json_lines(store, tmp_path):
     )
     assert (first["run"], first["step"]) == ("runs/a", None)
     assert (last["run"], last["step"]) == ("runs/b", 7)
-    assert first["image"] == str(store.picture(given.item.hash))
+    assert first["image"] == str(store.image_path(given.item.hash))
     assert first["time"].endswith("+00:00")
 
 

@@ -76,7 +76,7 @@ class Visitor:
             for person in type(self).people:
                 limit = 8 if self.limit is None else min(8, self.limit - given)
                 for offer in self._store.next_items(person, limit) if limit > 0 else ():
-                    pixel = np.asarray(Image.open(self._store.picture(offer.item.hash)))[4, 4]
+                    pixel = np.asarray(Image.open(self._store.image_path(offer.item.hash)))[4, 4]
                     answer = "like" if pixel[0] > pixel[2] else "dislike"
                     key = f"{time.monotonic_ns()}-{person}"
                     self._store.give(

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
-from support.feedback_images import open_round, picture
+from support.feedback_images import open_round, solid_image
 
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.hashing import image_hash
@@ -96,13 +96,13 @@ def test_the_state_of_nothing(client):
 
 
 def test_state_items_pictures_answers_and_undo(client, store, opened):
-    store.tell("training waits for you")
+    store.set_message("training waits for you")
     offers = client.get("/api/items?person=p&limit=2").json()
     assert [(offer["prompt"], offer["group"], offer["round"]) for offer in offers] == [("a cat", 0, opened.id)] * 2
     shown = client.get(f"/api/images/{offers[0]['hash']}")
     assert shown.headers["content-type"] == "image/png"
     assert "immutable" in shown.headers["cache-control"]
-    assert shown.content == store.picture(image_hash(picture(1))).read_bytes()
+    assert shown.content == store.image_path(image_hash(solid_image(1))).read_bytes()
     assert client.post("/api/answers", json=body(store, opened)).json()["answer"] == "like"
     (given,) = store.answers()
     assert (given.answer, given.person, given.name, given.run, given.step) == ("like", "p", "Ada", "runs/a", 4)

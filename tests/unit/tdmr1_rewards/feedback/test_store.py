@@ -6,12 +6,12 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from support.feedback_images import new_items, offered, open_round, picture
+from support.feedback_images import new_items, offered, open_round, solid_image
 
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback import store as store_module
 from tdmr1_rewards.feedback.hashing import image_hash
-from tdmr1_rewards.feedback.store import FeedbackStore, NewItem, likes_share
+from tdmr1_rewards.feedback.store import FeedbackStore, NewItem, like_fraction
 
 pytestmark = pytest.mark.unit
 
@@ -56,18 +56,23 @@ def test_a_round_holds_its_items_in_order_and_their_pictures(store):
     assert (opened.title, opened.run, opened.step, opened.judges, opened.deadline) == ("t", "r", 7, 2, 9.5)
     items = store.items_of(opened.id)
     assert [(item.hash, item.prompt) for item in items] == [
-        (image_hash(picture(3)), "a cat"),
-        (image_hash(picture(1)), "a cat"),
-        (image_hash(picture(2)), "a dog"),
+        (image_hash(solid_image(3)), "a cat"),
+        (image_hash(solid_image(1)), "a cat"),
+        (image_hash(solid_image(2)), "a dog"),
     ]
     for number, item in zip((3, 1, 2), items, strict=True):
-        assert np.array_equal(np.asarray(Image.open(store.picture(item.hash))), picture(number))
+        assert np.array_equal(np.asarray(Image.open(store.image_path(item.hash))), solid_image(number))
     assert store.open_rounds() == [opened]
 
 
 def test_images_may_be_pil_images_arrays_and_files(store, tmp_path):
-    Image.fromarray(picture(1)).save(tmp_path / "one.png")
-    same = [tmp_path / "one.png", str(tmp_path / "one.png"), picture(1), Image.fromarray(picture(1)).convert("RGBA")]
+    Image.fromarray(solid_image(1)).save(tmp_path / "one.png")
+    same = [
+        tmp_path / "one.png",
+        str(tmp_path / "one.png"),
+        solid_image(1),
+        Image.fromarray(solid_image(1)).convert("RGBA"),
+    ]
     opened = store.open_round("t", [[NewItem(image, "p") for image in same]], run="r", step=None)
     items = store.items_of(opened.id)
     assert len(items) == 4
@@ -81,7 +86,7 @@ def test_a_photo_is_turned_the_way_its_camera_was_held(store, tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "photo.jpg", exif=exif)
     (item,) = store.items_of(store.open_round("t", [[NewItem(tmp_path / "photo.jpg", "")]], run="", step=None).id)
-    assert Image.open(store.picture(item.hash)).size == (4, 8)
+    assert Image.open(store.image_path(item.hash)).size == (4, 8)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 2)), "no/such/file.png", b"bytes"])
@@ -121,7 +126,7 @@ def test_everything_is_there_for_the_next_who_opens_it(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     given = give(store, opened, item, "p")
-    store.tell("training")
+    store.set_message("training")
     again = FeedbackStore(store.folder)
     assert again.answers() == [given]
     assert again.open_rounds() == [opened]
@@ -325,25 +330,25 @@ def test_an_item_of_another_round_is_refused(store):
 @pytest.mark.parametrize("name", ["", "..", "../answers.sqlite", "/etc/passwd", "0" * 64, "G" * 64, "a" * 63 + "\n"])
 def test_only_pictures_of_the_store_are_given_out(store, name):
     open_round(store, [1])
-    assert store.picture(name) is None
+    assert store.image_path(name) is None
 
 
 def test_a_link_out_of_the_folder_is_not_followed(store, tmp_path):
     outside = tmp_path / "secret.png"
     outside.write_bytes(b"secret")
     (store.folder / "images" / f"{'a' * 64}.png").symlink_to(outside)
-    assert store.picture("a" * 64) is None
+    assert store.image_path("a" * 64) is None
 
 
 def test_likes_share(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
-    assert likes_share([]) is None
+    assert like_fraction([]) is None
     give(store, opened, item, "a", "skip")
-    assert likes_share(store.answers()) is None
+    assert like_fraction(store.answers()) is None
     for person, answer in (("b", "like"), ("c", "like"), ("d", "dislike")):
         give(store, opened, item, person, answer)
-    assert likes_share(store.answers()) == pytest.approx(2 / 3)
+    assert like_fraction(store.answers()) == pytest.approx(2 / 3)
 
 
 def test_many_threads_and_stores_lose_and_double_nothing(store):

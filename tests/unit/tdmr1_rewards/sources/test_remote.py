@@ -18,7 +18,7 @@ from tdmr1_rewards.calling.wire import PROTOCOL, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring.runner import RewardRunner
 from tdmr1_rewards.serving.addresses import listen
-from tdmr1_rewards.serving.server import Desk, build_app
+from tdmr1_rewards.serving.server import RequestBatcher, build_app
 from tdmr1_rewards.sources import remote as remote_module
 from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
@@ -178,23 +178,23 @@ def test_requests_that_wait_together_share_a_call_and_get_their_own_scores():
             raise OSError("bad")
         return RewardResult([float(prompt) for prompt in batch.prompts], [{"n": len(batch)}] * len(batch))
 
-    desk = Desk(slow, SPEC, FOO, "cpu")
-    first = desk.submit(make_batch("0", first_id=0))
+    batcher = RequestBatcher(slow, SPEC, FOO, "cpu")
+    first = batcher.submit(make_batch("0", first_id=0))
     assert begun.wait(10)
     together = [
-        desk.submit(make_batch("1", "2", first_id=10, group_ids=[1, 1])),
-        desk.submit(make_batch("3", first_id=10, group_ids=[2])),  # an image of the request before
-        desk.submit(make_batch("4", first_id=20, group_ids=[1])),  # its group
-        desk.submit(make_batch("5", first_id=30, group_ids=[3], iteration=1)),  # another context
-        desk.submit(make_batch("6", first_id=40, group_ids=[4])),
-        desk.submit(make_batch(*"7" * 6, first_id=50, group_ids=[5] * 6)),  # too many
+        batcher.submit(make_batch("1", "2", first_id=10, group_ids=[1, 1])),
+        batcher.submit(make_batch("3", first_id=10, group_ids=[2])),  # an image of the request before
+        batcher.submit(make_batch("4", first_id=20, group_ids=[1])),  # its group
+        batcher.submit(make_batch("5", first_id=30, group_ids=[3], iteration=1)),  # another context
+        batcher.submit(make_batch("6", first_id=40, group_ids=[4])),
+        batcher.submit(make_batch(*"7" * 6, first_id=50, group_ids=[5] * 6)),  # too many
     ]
     release.set()
     assert first.result(20).scores == [0.0]
     assert [future.result(20).scores for future in together] == [[1.0, 2.0], [3.0], [4.0], [5.0], [6.0], [7.0] * 6]
     assert calls == [["0"], ["1", "2", "6"], ["3", "4", *"777777"], ["5"]]
     assert together[4].result().details == [{"n": 3}]
-    desk.close()
+    batcher.close()
 
 
 def test_one_bad_request_of_a_shared_call_spoils_no_other():
@@ -207,16 +207,16 @@ def test_one_bad_request_of_a_shared_call_spoils_no_other():
             raise OSError("spoilt")
         return RewardResult([1.0] * len(batch))
 
-    desk = Desk(slow, SPEC, FOO, "cpu")
-    desk.submit(make_batch("0", first_id=0))
+    batcher = RequestBatcher(slow, SPEC, FOO, "cpu")
+    batcher.submit(make_batch("0", first_id=0))
     assert begun.wait(10)
-    good = desk.submit(make_batch("a", first_id=10, group_ids=[1]))
-    bad = desk.submit(make_batch("bad", first_id=20, group_ids=[2]))
+    good = batcher.submit(make_batch("a", first_id=10, group_ids=[1]))
+    bad = batcher.submit(make_batch("bad", first_id=20, group_ids=[2]))
     release.set()
     assert good.result(20).scores == [1.0]
     with pytest.raises(Tdmr1Error, match="spoilt"):
         bad.result(20)
-    desk.close()
+    batcher.close()
 
 
 def test_concurrent_requests_over_http(server):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
-class PictureFolder:
+class ImageFolder:
     """Pictures as `<hash>.png` in one folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class PictureFolder:
         """
         hashes = []
         for image in images:
-            picture = read_picture(image) if isinstance(image, str | os.PathLike) else image
+            picture = read_image(image) if isinstance(image, str | os.PathLike) else image
             hashes.append(image_hash(picture))
             target = self._path(hashes[-1])
             if not target.exists():
@@ -66,7 +66,7 @@ class PictureFolder:
             raise
 
 
-def read_picture(path: str | os.PathLike[str]) -> Image:
+def read_image(path: str | os.PathLike[str]) -> Image:
     """A picture file as RGB, turned the way its camera was held. Raises Tdmr1Error if it is none."""
     from PIL import Image, ImageOps
 

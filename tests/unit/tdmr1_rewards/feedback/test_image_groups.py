@@ -4,10 +4,10 @@ import json
 
 import pytest
 from PIL import Image
-from support.feedback_images import picture
+from support.feedback_images import solid_image
 
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.feedback.gathering import GROUP_SIZE, gather
+from tdmr1_rewards.feedback.image_groups import GROUP_SIZE, group_images
 
 pytestmark = pytest.mark.unit
 
@@ -16,18 +16,18 @@ def draw(folder, *names):
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(number)).save(path)
+        Image.fromarray(solid_image(number)).save(path)
 
 
 def listed(folder, **settings):
     """(file name, prompt) of each picture, group by group."""
-    groups = gather(folder, **({"shuffle": False} | settings))
+    groups = group_images(folder, **({"shuffle": False} | settings))
     return [[(item.image.relative_to(folder).as_posix(), item.prompt) for item in group] for group in groups]
 
 
 def told(folder):
     with pytest.raises(Tdmr1Error) as caught:
-        gather(folder)
+        group_images(folder)
     assert caught.value.hint
     return caught.value.message
 

@@ -25,7 +25,7 @@ GROUP_SIZE = 8
 """Pictures that can be compared side by side; a prompt with more has several groups."""
 
 
-def gather(folder: Path, *, shuffle: bool = True) -> list[list[NewItem]]:
+def group_images(folder: Path, *, shuffle: bool = True) -> list[list[NewItem]]:
     """Groups of pictures of one prompt each; shuffled the same way each time, or as listed.
 
     Raises Tdmr1Error where there is no picture, or metadata names one that isn't in the folder.
