@@ -263,7 +263,7 @@ def parse_reward(text: str) -> TypedReward:
     match = re.fullmatch(form, text)
     if match is None:
         raise Tdmr1Error(f"--reward {text!r} is not understood", sources.FORMS)
-    source, name = sources.parse(match["source"]).absolute(), match["name"]
+    source, name = sources.parse_source(match["source"]).absolute(), match["name"]
     weight = 1.0 if match["weight"] is None else _weight(match["weight"], text, match["source"])
     if source.kind == "registered" and name in (None, source.place):
         return TypedReward(source.place, None, weight)
@@ -284,7 +284,7 @@ def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions)
     if entry is None:
         return None
     from tdmr1_core.config_loading import preset_names
-    from tdmr1_rewards.sources.source import find
+    from tdmr1_rewards.sources.source import find_reward
 
     first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
     if first is None:
@@ -293,7 +293,7 @@ def _default_preset(own: Tree, entry: ModelEntry | None, extensions: Extensions)
         together = f"{entry.default_preset}-{_source(first)}"
         return together if together in preset_names() else entry.default_preset
     try:
-        return find(extensions.plugins.rewards, _source(first), _python(first)).spec.default_preset
+        return find_reward(extensions.plugins.rewards, _source(first), _python(first)).spec.default_preset
     except Tdmr1Error:
         return None  # an unknown reward is told with the other mistakes
 
@@ -307,10 +307,10 @@ def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
 
 
 def _check_rewards(sources: Sequence[tuple[str, Path | None]], extensions: Extensions, problems: Problems) -> None:
-    from tdmr1_rewards.sources.source import find
+    from tdmr1_rewards.sources.source import find_reward
 
     for source in dict.fromkeys(sources):
-        problems.attempt(lambda source=source: find(extensions.plugins.rewards, *source))  # type: ignore[misc]
+        problems.attempt(lambda source=source: find_reward(extensions.plugins.rewards, *source))  # type: ignore[misc]
 
 
 def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:

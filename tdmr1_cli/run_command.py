@@ -128,10 +128,10 @@ def _say_loading(quiet: bool) -> None:
 
 def _say_what_rewards_are(settings: Settings, extensions: Extensions) -> None:
     """Name what each reward that no plugin registered was taken for."""
-    from tdmr1_rewards.sources.source import find
+    from tdmr1_rewards.sources.source import find_reward
 
     for reward in settings.config.rewards:
-        found = find(extensions.plugins.rewards, reward.source or reward.name, reward.python)
+        found = find_reward(extensions.plugins.rewards, reward.source or reward.name, reward.python)
         if found.taken_as:
             message(f"reward {reward.name} (from {found.provenance}): taken as {found.taken_as}")
 
@@ -203,10 +203,10 @@ def _execute(run: Run, quiet: bool) -> None:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    from tdmr1_core.runs.checkpoints.checkpoint import LATEST, named_in
+    from tdmr1_core.runs.checkpoints.checkpoint import LATEST, read_pointer
     from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS
 
-    return named_in(folder / CHECKPOINTS / LATEST)
+    return read_pointer(folder / CHECKPOINTS / LATEST)
 
 
 def _resume_command(folder: Path) -> str:

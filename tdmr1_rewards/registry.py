@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import pluggy
 
 from tdmr1_rewards import hookspecs
-from tdmr1_rewards.api import Reward, RewardSpec
-from tdmr1_rewards.calling.reference import build, reference_of
+from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
+from tdmr1_rewards.sources.parsing import Source
 
 ENTRY_POINT_GROUP = "tdmr1"
 DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"
@@ -58,15 +58,17 @@ class PluginRecord:
 
 @dataclass(frozen=True)
 class RegisteredReward:
-    """A reward's spec and where it comes from; `rivals` are the other plugins that claim its name.
+    """The spec and the provenance of a reward.
 
-    `taken_as` says, for a reward that no plugin registered, what its function was taken for.
+    `rivals` are other plugins that register the same name. `taken_as` describes a reward that no plugin registered,
+    such as "a flow_grpo-style function". `source` is the source it was found by; None if it was not searched for.
     """
 
     spec: RewardSpec
     provenance: Provenance
     rivals: tuple[Provenance, ...] = ()
     taken_as: str | None = None
+    source: Source | None = None
 
     def __str__(self) -> str:
         return f"reward {self.spec.name!r} (from {self.provenance})"
@@ -106,14 +108,6 @@ class RewardRegistry:
                 f"uninstall one, or leave it out: {DISABLE_VARIABLE}={claims[-1].provenance.distribution}",
             )
         return claims[0]
-
-    def create(self, name: str, options: Mapping[str, Any]) -> Reward:
-        """Import and build a reward; its options are validated before its factory is called.
-
-        Raises Tdmr1Error for an unknown name, for wrong options (all at once), and when the reward cannot be built.
-        """
-        registered = self.get(name)
-        return build(reference_of(registered.spec, options), str(registered))
 
 
 @dataclass(frozen=True)

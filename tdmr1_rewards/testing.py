@@ -23,7 +23,7 @@ from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance, RegisteredReward, load_plugins
 from tdmr1_rewards.scoring.single_reward import SingleReward
 from tdmr1_rewards.sources.foreign import adapt
-from tdmr1_rewards.sources.source import create, find, snake_case
+from tdmr1_rewards.sources.source import create_reward, find_reward, snake_case
 
 __all__ = ["Check", "Report", "RewardUnfit", "check_reward", "examine", "examine_built", "load_examples"]
 
@@ -91,9 +91,8 @@ def load_examples(registered: RegisteredReward) -> list[RewardExample]:
 def _build(reward: Any, options: Mapping[str, Any], spec: RewardSpec | None) -> tuple[RegisteredReward, Reward]:
     """The reward with what is known of it."""
     if isinstance(reward, str):
-        registry = load_plugins().rewards
-        found = find(registry, reward)
-        return found if spec is None else replace(found, spec=spec), create(registry, reward, options)
+        found = find_reward(load_plugins().rewards, reward)
+        return found if spec is None else replace(found, spec=spec), create_reward(found, options)
     name = snake_case(str(getattr(reward, "__name__", type(reward).__name__)))
     known = spec or RewardSpec(name=name, summary="", factory="here:reward", default_prompts="")
     return RegisteredReward(known, Provenance("test", "this test", None, "")), adapt(reward, options, owner=name)

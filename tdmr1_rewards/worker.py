@@ -99,7 +99,7 @@ class Worker:
         from tdmr1_rewards.registry import RewardRegistry
         from tdmr1_rewards.sources import source as sources
 
-        found = sources.find(RewardRegistry([]), request["source"])
+        found = sources.find_reward(RewardRegistry([]), request["source"])
         return {"spec": asdict(found.spec), "taken_as": found.taken_as}
 
     def _freeze(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -110,8 +110,8 @@ class Worker:
 
         known = request["registered"]
         registered = [(RewardSpec(**known["spec"]), Provenance(**known["provenance"]))] if known else []
-        options = request["reference"]["options"]
-        return {"options": sources.freeze_options(RewardRegistry(registered), request["source"], options)}
+        found = sources.find_reward(RewardRegistry(registered), request["source"])
+        return {"options": sources.freeze_options(found, request["reference"]["options"])}
 
     def _setup(self, request: dict[str, Any]) -> dict[str, Any]:
         if hasattr(self._reward, "setup"):

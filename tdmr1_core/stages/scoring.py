@@ -19,7 +19,7 @@ from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.registry import Plugins, RewardRegistry
 from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.runner import Combine, RewardRunner, ScoredBatch, check_left
-from tdmr1_rewards.sources.source import create, find, freeze_options, refer
+from tdmr1_rewards.sources.source import create_reward, find_reward, freeze_options, reference_for
 
 
 def build_runner(
@@ -45,22 +45,22 @@ def freeze_rewards(config: RunConfig, registry: RewardRegistry) -> RunConfig:
 
 
 def _frozen(reward: RewardConfig, registry: RewardRegistry) -> RewardConfig:
-    options = freeze_options(registry, reward.source or reward.name, reward.options, reward.python)
+    registered = find_reward(registry, reward.source or reward.name, reward.python)
+    options = freeze_options(registered, reward.options, reward.python)
     return reward if options == reward.options else reward.model_copy(update={"options": options})
 
 
 def _active(registry: RewardRegistry, config: RewardConfig) -> ActiveReward:
     """A reward as its config has it: built here, or by name in a process of its own."""
-    source = config.source or config.name
-    registered = find(registry, source, config.python)
+    registered = find_reward(registry, config.source or config.name, config.python)
     isolated = config.isolated or config.python is not None
     return ActiveReward(
         name=config.name,
         weight=config.weight,
         spec=registered.spec,
-        reward=refer(registry, source, config.options, config.python)
+        reward=reference_for(registered, config.options, config.python)
         if isolated
-        else create(registry, source, config.options),
+        else create_reward(registered, config.options),
         provenance=registered.provenance,
         batch_size=config.batch_size,
         timeout=config.timeout,

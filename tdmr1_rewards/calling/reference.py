@@ -10,14 +10,11 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tdmr1_rewards.api import Reward, RewardSpec
 from tdmr1_rewards.calling.import_file import load_from_file
 from tdmr1_rewards.errors import Tdmr1Error, describe_error
-
-if TYPE_CHECKING:
-    from tdmr1_rewards.registry import RegisteredReward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +44,6 @@ class Reference:
 def reference_of(spec: RewardSpec, options: Mapping[str, Any]) -> Reference:
     """How this process builds a reward from its spec."""
     return Reference(factory=spec.factory, options=options, options_model=spec.options)
-
-
-def refer(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> Reference:
-    """A registered reward by name, for a process of its own in this interpreter or `python`.
-
-    The options are validated here if their model can be imported. Raises Tdmr1Error for wrong ones; and if the model
-    cannot be imported, unless that is left to another environment.
-    """
-    bare = reference_of(registered.spec, options)
-    check_optionless(bare, str(registered))
-    if bare.options_model is not None and (python is None or _importable(bare.options_model)):
-        validated_options(bare, str(registered))
-    return portable(bare, python)
 
 
 def portable(reference: Reference, python: Path | None) -> Reference:
@@ -122,14 +106,6 @@ def resolve(name: str, owner: str) -> Any:
         return pkgutil.resolve_name(name)
     except Exception as error:
         raise Tdmr1Error(f"{owner}: {name} could not be imported: {describe_error(error)}") from error
-
-
-def _importable(name: str) -> bool:
-    try:
-        pkgutil.resolve_name(name)
-    except Exception:
-        return False
-    return True
 
 
 def _place(module: str) -> Path | None:

@@ -1,201 +1,157 @@
-"""Where a reward comes from: a registered name, a function in a file or a module, or a server.
+"""Finds and builds rewards by their source: a registered name, a function in a file or module, or a server.
 
-    object_count                            registered by a plugin (`tdmr1 rewards list`)
-    path/to/file.py:fn                      what a file holds: the file is run under a private module name
-    package.module:fn                       what a module holds, importable as `python -m` would find it
-    remote:http://host:port/object_count    a reward that `tdmr1 rewards serve` serves elsewhere; several: URL,URL
-
-`fn` may be a RewardSpec, a Reward class (with a RewardOptions subclass as its only parameter, or none), a Reward, a
-function of a RewardBatch, or what another toolkit would take (`signatures.py`).
+`parsing.py` describes the forms of a source. An object in a file or module may be a RewardSpec, a Reward class (with
+one RewardOptions parameter, or none), a Reward, a function of a RewardBatch, or a reward of another toolkit
+(`signatures.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from tdmr1_rewards.api import Reward, RewardSpec
-from tdmr1_rewards.calling import import_file as loading
-from tdmr1_rewards.calling import reference
-from tdmr1_rewards.calling.reference import Reference, build, reference_of, resolve, validated_options
+from tdmr1_rewards.calling.import_file import private_name
+from tdmr1_rewards.calling.reference import (
+    Reference,
+    build,
+    check_optionless,
+    portable,
+    reference_of,
+    resolve,
+    validated_options,
+)
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.registry import Provenance, RegisteredReward, RewardRegistry
 from tdmr1_rewards.sources.foreign import adapt
+from tdmr1_rewards.sources.parsing import FORMS, PATTERN, Source, parse_source, snake_case
 from tdmr1_rewards.sources.signatures import recognise
 
-if TYPE_CHECKING:
-    from tdmr1_rewards.registry import Provenance, RegisteredReward, RewardRegistry
+__all__ = [
+    "FORMS",
+    "NO_PROMPTS",
+    "PATTERN",
+    "Source",
+    "create_reward",
+    "find_reward",
+    "fingerprint_source",
+    "freeze_options",
+    "parse_source",
+    "reference_for",
+    "snake_case",
+]
 
-ATTRIBUTE = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
-URL = r"https?://[^/,\s]+/[^:,\s]+"
-REMOTE = f"remote:{URL}(?:,{URL})*"
-FILE = rf".+\.py:{ATTRIBUTE}"
-MODULE = rf"[A-Za-z_][\w.]*:{ATTRIBUTE}"
-REGISTERED = r"[^:]+"
-PATTERN = f"(?:{REMOTE}|{FILE}|{MODULE}|{REGISTERED})"
-"""A source, as a part of a larger regular expression: a number after a further colon is no part of it."""
-
-FORMS = (
-    "a source is a name of `tdmr1 rewards list`, path/to/file.py:fn, package.module:fn or remote:http://host:port/NAME"
-)
 NO_PROMPTS = ""
-"""The default prompts of what no plugin registered: the first prompt set that the model has."""
-
-Kind = Literal["registered", "file", "module", "remote"]
+"""The default prompts of a reward that is not registered: the first prompt set of the model's domain."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A source taken apart: `place` is the name, the file, the module or the address, `attribute` what it holds."""
+def find_reward(registry: RewardRegistry, source: str | Source, python: Path | None = None) -> RegisteredReward:
+    """The spec and the provenance of the reward that a source names.
 
-    kind: Kind
-    place: str
-    attribute: str = ""
-
-    def __str__(self) -> str:
-        if self.kind == "remote":
-            return f"remote:{self.place}"
-        return f"{self.place}:{self.attribute}" if self.attribute else self.place
-
-    @property
-    def name(self) -> str:
-        """What its reward is called where nobody gives it a name, in snake case: the function, or the path's end."""
-        if self.kind == "registered":
-            return self.place
-        return snake_case((self.attribute or self.place).rpartition("/")[2].rpartition(".")[2])
-
-    def absolute(self) -> Source:
-        """The same source, meant from any folder: a file's path is made absolute."""
-        return replace(self, place=str(self.path.absolute())) if self.kind == "file" else self
-
-    @property
-    def path(self) -> Path:
-        """The file of a source that is one."""
-        return Path(self.place).expanduser()
-
-    def load(self) -> Any:
-        """What a file or a module holds. Raises Tdmr1Error if it cannot be had."""
-        if self.kind == "file":
-            return loading.load_from_file(self.path, self.attribute)
-        return loading.load_from_module(self.place, self.attribute)
-
-
-def parse(text: str) -> Source:
-    """A source as it is written. Raises Tdmr1Error for one that is of no known form."""
-    if re.fullmatch(REMOTE, text):
-        return Source("remote", text.removeprefix("remote:"))
-    if text.startswith("remote:"):
-        raise Tdmr1Error(
-            f"{text!r} is not the address of a reward", "write it like remote:http://127.0.0.1:8000/object_count"
-        )
-    if re.fullmatch(f"{FILE}|{MODULE}", text):
-        place, _, attribute = text.rpartition(":")
-        return Source("file" if place.endswith(".py") else "module", place, attribute)
-    if text.partition(":")[0].endswith(".py"):
-        raise Tdmr1Error(f"{text!r} names no function of the file", "write it like path/to/file.py:my_reward")
-    if re.fullmatch(REGISTERED, text):
-        return Source("registered", text)
-    raise Tdmr1Error(f"{text!r} is not a reward's source", FORMS)
-
-
-def find(registry: RewardRegistry, source: str, python: Path | None = None) -> RegisteredReward:
-    """What a source names, with its spec and where it comes from.
-
-    A file or a module is loaded for it, in the environment of the interpreter `python` if there is one and not here;
-    nothing is built, and a server is not asked. Raises Tdmr1Error for a source that cannot be understood or loaded, and
-    for what cannot be taken as a reward.
+    A file or module is imported to read its spec: by a process of the interpreter `python` if that is given, else
+    here. Nothing is built, and a server is not contacted. Raises Tdmr1Error for an unknown or invalid source, if the
+    import fails, and if the object is not a reward.
     """
-    parsed = parse(source)
+    parsed = parse_source(source) if isinstance(source, str) else source
     if parsed.kind == "registered":
-        return _registered(registry, parsed)
+        return replace(_registered(registry, parsed), source=parsed)
     if parsed.kind == "remote":
         return _remote(parsed)
-    _refuse_word_as_weight(registry, parsed)
+    _reject_word_as_weight(registry, parsed)
     if python is not None:
-        return _found_elsewhere(parsed.absolute(), python.absolute())
+        return _describe_elsewhere(parsed.absolute(), python.absolute())
     return _describe(parsed, parsed.load())
 
 
-def create(registry: RewardRegistry, source: str, options: Mapping[str, Any]) -> Reward:
-    """Build what a source names; its options are checked first. Raises Tdmr1Error as `find` does, and for them."""
-    parsed = parse(source)
-    found = find(registry, source)
-    if parsed.kind == "remote":
-        return _create_remote(parsed, options, str(found))
-    target = None if parsed.kind == "registered" else parsed.load()
-    if target is None or isinstance(target, RewardSpec):
-        return build(reference_of(found.spec, options), str(found))
-    return adapt(target, options, owner=str(found))
+def create_reward(registered: RegisteredReward, options: Mapping[str, Any]) -> Reward:
+    """Build a reward that `find_reward` returned, in this process; its options are validated first.
 
-
-def contents(registry: RewardRegistry, source: str, python: Path | None = None) -> str:
-    """What tells whether a source still holds the same: its package's version, or the SHA-256 of its file.
-
-    Of a server and of a module elsewhere no more is known than where they are. Raises Tdmr1Error as `find` does.
+    Raises Tdmr1Error for wrong options, and if the reward cannot be built.
     """
-    parsed, found = parse(source), find(registry, source, python)
-    file: str | None = str(parsed.path) if parsed.kind == "file" else None
-    if parsed.kind == "module" and python is None:
-        file = getattr(sys.modules.get(parsed.place), "__file__", None)
+    source = _source_of(registered)
+    if source.kind == "remote":
+        return _create_remote(source, options, str(registered))
+    target = None if source.kind == "registered" else source.load()
+    if target is None or isinstance(target, RewardSpec):
+        return build(reference_of(registered.spec, options), str(registered))
+    return adapt(target, options, owner=str(registered))
+
+
+def reference_for(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> Reference:
+    """How another process, of this interpreter or of `python`, builds a reward that `find_reward` returned.
+
+    The options of a registered reward are validated here if their model can be imported here. Raises Tdmr1Error for
+    wrong options, for an options model that cannot be imported (without `python`), and for a server, which needs no
+    other process.
+    """
+    source = _source_of(registered)
+    if source.kind == "remote":
+        raise Tdmr1Error(
+            f"{registered} already runs on a server",
+            "remove `isolated` and `python` from its settings",
+            code="setting-conflict",
+            values={"reward": registered.spec.name},
+        )
+    if source.kind == "registered":
+        reference = reference_of(registered.spec, options)
+        check_optionless(reference, str(registered))
+        if reference.options_model is not None and (python is None or _importable(reference.options_model)):
+            validated_options(reference, str(registered))
+        return portable(reference, python)
+    module, _, attribute = registered.spec.factory.partition(":")
+    in_file = source.kind == "file" and module == private_name(source.path)
+    factory = _in_file(source, attribute) if in_file else registered.spec.factory
+    adapted = Reference(factory=factory, options=options, adapter="tdmr1_rewards.sources.foreign:adapt")
+    return _portable_from_here(adapted, python)
+
+
+def fingerprint_source(registered: RegisteredReward, python: Path | None = None) -> str:
+    """A text that changes with the code of a reward: the version of its package, or the SHA-256 of its file.
+
+    For a server, and for a module of another environment (`python`), it is only the address or the module's name.
+    """
+    source = _source_of(registered)
+    file: str | None = str(source.path) if source.kind == "file" else None
+    if source.kind == "module" and python is None:
+        file = getattr(sys.modules.get(source.place), "__file__", None)
     try:
-        read = Path(file).read_bytes() if file else None
-    except OSError:  # as of a module in an archive
-        read = None
-    if read is None:
-        return str(found.provenance)
-    return f"{parsed.attribute} of sha256 {hashlib.sha256(read).hexdigest()}"
+        content = Path(file).read_bytes() if file else None
+    except OSError:  # for example a module in an archive
+        content = None
+    if content is None:
+        return str(registered.provenance)
+    return f"{source.attribute} of sha256 {hashlib.sha256(content).hexdigest()}"
 
 
 def freeze_options(
-    registry: RewardRegistry, source: str, options: Mapping[str, Any], python: Path | None = None
+    registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None
 ) -> dict[str, Any]:
-    """The options, with those that mean "whatever is here" replaced by what that is (`freeze` of the spec).
+    """The options; values such as "auto" are replaced by what they select here (`freeze` of the spec).
 
-    "Here" is the environment of `python`, if there is one. Raises Tdmr1Error as `find` does, for wrong options, and as
-    the reward does.
+    With `python`, they are replaced by what they select in its environment. Raises Tdmr1Error for wrong options, and
+    if the reward's function raises it.
     """
-    found = find(registry, source, python)
-    if found.spec.freeze is None:
+    if registered.spec.freeze is None:
         return dict(options)
     if python is not None:
-        return _frozen_elsewhere(parse(source).absolute(), found, options, python.absolute())
-    owner = str(found)
-    given = validated_options(reference_of(found.spec, options), owner)
+        return _freeze_elsewhere(registered, options, python.absolute())
+    owner = str(registered)
+    given = validated_options(reference_of(registered.spec, options), owner)
     before = given.model_dump(mode="json")
-    after = resolve(found.spec.freeze, owner)(given).model_dump(mode="json")
+    after = resolve(registered.spec.freeze, owner)(given).model_dump(mode="json")
     return {**options, **{name: value for name, value in after.items() if value != before[name]}}
 
 
-def refer(registry: RewardRegistry, source: str, options: Mapping[str, Any], python: Path | None = None) -> Reference:
-    """How a process of its own, in this interpreter or `python`, builds what a source names.
-
-    Raises Tdmr1Error as `find` does, for wrong options where they can be validated here, and for a server, which runs
-    elsewhere already.
-    """
-    parsed = parse(source)
-    found = find(registry, source, python)
-    if parsed.kind == "remote":
-        raise Tdmr1Error(f"{found} runs on a server already", "leave `isolated` and `python` out")
-    if parsed.kind == "registered":
-        return reference.refer(found, options, python)
-    module, _, attribute = found.spec.factory.partition(":")
-    in_file = parsed.kind == "file" and module == loading.private_name(parsed.path)
-    factory = _in_file(parsed, attribute) if in_file else found.spec.factory
-    bare = Reference(factory=factory, options=options, adapter="tdmr1_rewards.sources.foreign:adapt")
-    return _placed(bare, python)
-
-
-def snake_case(name: str) -> str:
-    """A name as a reward may have it: "MyReward" is my_reward, "ocr-match" is ocr_match."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})", "_", name)
-    plain = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
-    return plain if plain[:1].isalpha() else f"reward_{plain}".rstrip("_")
+def _source_of(registered: RegisteredReward) -> Source:
+    return registered.source or Source("registered", registered.spec.name)
 
 
 def _registered(registry: RewardRegistry, source: Source) -> RegisteredReward:
@@ -204,20 +160,21 @@ def _registered(registry: RewardRegistry, source: Source) -> RegisteredReward:
     except Tdmr1Error as error:
         if source.place in registry.names() or not re.search(r"[./]", source.place):
             raise
-        raise Tdmr1Error(error.message, FORMS) from error
+        raise Tdmr1Error(error.message, FORMS, code=error.code, values=error.values) from error
 
 
-def _refuse_word_as_weight(registry: RewardRegistry, source: Source) -> None:
-    """`object_count:heavy` is more likely a reward with a wrong weight than a module of a reward's name."""
+def _reject_word_as_weight(registry: RewardRegistry, source: Source) -> None:
+    """`object_count:heavy` is a registered reward with a wrong weight, not an object of a module."""
     if source.kind == "module" and source.place in registry.names():
         raise Tdmr1Error(
-            f"{str(source)!r}: {source.attribute!r} is not a number", f"a weight is written `{source.place}:0.5`"
+            f"{str(source)!r}: the weight {source.attribute!r} is not a number",
+            f"write a weight like `{source.place}:0.5`",
+            code="reward-source",
+            values={"source": str(source), "weight": source.attribute},
         )
 
 
 def _remote(source: Source) -> RegisteredReward:
-    from tdmr1_rewards.registry import Provenance, RegisteredReward
-
     spec = RewardSpec(
         name=source.name,
         summary=f"scored by the server at {source.place}",
@@ -225,7 +182,8 @@ def _remote(source: Source) -> RegisteredReward:
         options="tdmr1_rewards.sources.remote:RemoteOptions",
         default_prompts=NO_PROMPTS,
     )
-    return RegisteredReward(spec, Provenance("remote", source.place, None, "tdmr1_rewards.sources.remote"))
+    provenance = Provenance("remote", source.place, None, "tdmr1_rewards.sources.remote")
+    return RegisteredReward(spec, provenance, source=source)
 
 
 def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Reward:
@@ -236,58 +194,68 @@ def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Re
 
 
 @cache
-def _found_elsewhere(source: Source, python: Path) -> RegisteredReward:
-    """What a file or a module holds, as a process of another environment sees it."""
+def _describe_elsewhere(source: Source, python: Path) -> RegisteredReward:
+    """Let a process of another environment import a file or module and describe the object."""
     from tdmr1_rewards.calling.process import ask_elsewhere
-    from tdmr1_rewards.registry import RegisteredReward
 
     factory = _in_file(source, source.attribute) if source.kind == "file" else str(source)
     owner = f"reward {source.name!r} (from {source.place})"
-    bare = _placed(Reference(factory=factory), python)
-    told = ask_elsewhere("describe", bare, owner, python, source=str(source))
-    spec = RewardSpec(**{**told["spec"], "requires": tuple(told["spec"]["requires"])})
-    return RegisteredReward(spec, _provenance(source), taken_as=told["taken_as"])
+    reference = _portable_from_here(Reference(factory=factory), python)
+    answer = ask_elsewhere("describe", reference, owner, python, source=str(source))
+    spec = RewardSpec(**{**answer["spec"], "requires": tuple(answer["spec"]["requires"])})
+    return RegisteredReward(spec, _provenance(source), taken_as=answer["taken_as"], source=source)
 
 
-def _frozen_elsewhere(
-    source: Source, found: RegisteredReward, options: Mapping[str, Any], python: Path
-) -> dict[str, Any]:
+def _freeze_elsewhere(registered: RegisteredReward, options: Mapping[str, Any], python: Path) -> dict[str, Any]:
     from tdmr1_rewards.calling.process import ask_elsewhere
 
-    bare = _placed(replace(reference_of(found.spec, options), options_model=None), python)
-    known = {"spec": asdict(found.spec), "provenance": asdict(found.provenance)}
-    registered = known if source.kind == "registered" else None
-    told = ask_elsewhere("freeze", bare, str(found), python, source=str(source), registered=registered)
-    return dict(told["options"])
+    source = _source_of(registered).absolute()
+    reference = _portable_from_here(replace(reference_of(registered.spec, options), options_model=None), python)
+    known = {"spec": asdict(registered.spec), "provenance": asdict(registered.provenance)}
+    answer = ask_elsewhere(
+        "freeze",
+        reference,
+        str(registered),
+        python,
+        source=str(source),
+        registered=known if source.kind == "registered" else None,
+    )
+    return dict(answer["options"])
 
 
 def _in_file(source: Source, attribute: str) -> dict[str, str]:
     return {"file": str(source.path.absolute()), "attr": attribute}
 
 
-def _placed(bare: Reference, python: Path | None) -> Reference:
-    """The reference with where its module lies: in the current folder, if it is not found anywhere else."""
-    placed = reference.portable(bare, python)
-    if python is None or placed.paths or placed.modules or not isinstance(bare.factory, str):
+def _portable_from_here(reference: Reference, python: Path | None) -> Reference:
+    """A portable reference; a module that is not found elsewhere is searched for in the current folder."""
+    placed = portable(reference, python)
+    if python is None or placed.paths or placed.modules or not isinstance(reference.factory, str):
         return placed
     return replace(placed, paths=[str(Path.cwd())])
 
 
-def _provenance(source: Source) -> Provenance:
-    from tdmr1_rewards.registry import Provenance
+def _importable(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except Exception:
+        return False
+    return True
 
-    module = loading.private_name(source.path) if source.kind == "file" else source.place
+
+def _provenance(source: Source) -> Provenance:
+    module = private_name(source.path) if source.kind == "file" else source.place
     return Provenance(source.kind, source.place, None, f"{module}:{source.attribute}")
 
 
 def _describe(source: Source, target: Any) -> RegisteredReward:
-    """The spec of what was found: its own if it is one, else what can be seen of it."""
-    from tdmr1_rewards.registry import RegisteredReward
-
+    """An object of a file or module as a reward: its own RewardSpec, or one that is derived from the object."""
     provenance = _provenance(source)
     module = provenance.module.partition(":")[0]
     if isinstance(target, RewardSpec):
-        return RegisteredReward(_within(target, source, module), provenance, taken_as="a RewardSpec")
+        return RegisteredReward(
+            _with_importable_names(target, source, module), provenance, taken_as="a RewardSpec", source=source
+        )
     recognised = recognise(target, str(source))
     model = recognised.options_model
     spec = RewardSpec(
@@ -298,17 +266,16 @@ def _describe(source: Source, target: Any) -> RegisteredReward:
         default_prompts=NO_PROMPTS,
         image_format="array" if recognised.roles else "pil",
     )
-    return RegisteredReward(spec, provenance, taken_as=recognised.told)
+    return RegisteredReward(spec, provenance, taken_as=recognised.told, source=source)
 
 
-def _within(spec: RewardSpec, source: Source, module: str) -> RewardSpec:
-    """A file's own RewardSpec may call the file by its stem, which nothing else can import."""
+def _with_importable_names(spec: RewardSpec, source: Source, module: str) -> RewardSpec:
+    """A RewardSpec in a file may name the file by its stem; that is replaced by the private name of its module."""
     if source.kind != "file":
         return spec
-    stem = source.path.stem
     moved: dict[str, Any] = {
         name: f"{module}:{reference.partition(':')[2]}"
         for name in ("factory", "options", "examples", "freeze")
-        if (reference := getattr(spec, name)) and reference.partition(":")[0] == stem
+        if (reference := getattr(spec, name)) and reference.partition(":")[0] == source.path.stem
     }
     return replace(spec, **moved)

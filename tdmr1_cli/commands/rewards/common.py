@@ -40,24 +40,23 @@ class Built:
 
 def look_up(source: str) -> RegisteredReward:
     """What a source names. Raises Tdmr1Error if there is no such thing."""
-    from tdmr1_rewards.sources.source import find
+    from tdmr1_rewards.sources.source import find_reward
 
-    return find(find_plugins().rewards, source)
+    return find_reward(find_plugins().rewards, source)
 
 
 def build(source: str, options: Sequence[str]) -> Built:
     """Build what a source names, and say what it was taken for. Raises Tdmr1Error where something is missing for it."""
-    from tdmr1_rewards.sources.source import create, find
+    from tdmr1_rewards.sources.source import create_reward, find_reward
 
-    registry = find_plugins().rewards
-    found = find(registry, source)
+    found = find_reward(find_plugins().rewards, source)
     available = availability(found.spec)
     if not available.usable:
         remedy = available.remedy or "install that first"
         raise Tdmr1Error(f"{found} needs {' and '.join(available.missing)}, which is not installed here", remedy)
     if found.taken_as:
         message(f"reward {found.spec.name}: taken as {found.taken_as}")
-    return Built(found, create(registry, source, parse_options(options)))
+    return Built(found, create_reward(found, parse_options(options)))
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

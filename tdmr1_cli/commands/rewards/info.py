@@ -88,9 +88,9 @@ def _options(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
 def _parameters(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
     from tdmr1_rewards.api import RewardSpec
     from tdmr1_rewards.sources.signatures import recognise
-    from tdmr1_rewards.sources.source import parse
+    from tdmr1_rewards.sources.source import parse_source
 
-    target = parse(source).load() if found.taken_as else None
+    target = parse_source(source).load() if found.taken_as else None
     if target is None or isinstance(target, RewardSpec):
         return []
     return [

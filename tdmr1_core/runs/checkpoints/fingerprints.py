@@ -20,7 +20,7 @@ from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.versions import versions
-from tdmr1_rewards.sources.source import contents
+from tdmr1_rewards.sources.source import find_reward, fingerprint_source
 
 CONFIG, HEADER = "config.yaml", "tdmr1"
 TRAINING, EVALUATIONS = "the training", "evaluations"
@@ -52,7 +52,9 @@ def fingerprint_inputs(config: RunConfig, extensions: Extensions) -> Fingerprint
     return Fingerprints(
         prompts=dict(zip((TRAINING, EVALUATIONS), map(_hash, sets), strict=False)),
         rewards={
-            place + reward.name: contents(registry, reward.source or reward.name, reward.python)
+            place + reward.name: fingerprint_source(
+                find_reward(registry, reward.source or reward.name, reward.python), reward.python
+            )
             for place, rewards in listed.items()
             for reward in rewards
         },

@@ -21,7 +21,7 @@ from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.result_checks import CallFailed
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import load_plugins
-from tdmr1_rewards.sources.source import refer
+from tdmr1_rewards.sources.source import find_reward, reference_for
 
 HERE = Path(__file__).parent
 
@@ -68,7 +68,7 @@ def _score(python: Path, job: Job) -> dict[str, Any]:
     count = len(images)
     batch = RewardBatch(images, job.prompts, [{}] * count, [0] * count, range(count), RewardContext(None, 0, 0))
     try:
-        reference = refer(load_plugins().rewards, job.reward, job.options, python)
+        reference = reference_for(find_reward(load_plugins().rewards, job.reward), job.options, python)
         host = ProcessHost(reference, f"reward {job.reward!r}", "pil", python)
         try:
             host.setup("cpu")

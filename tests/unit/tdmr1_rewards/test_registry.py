@@ -11,6 +11,7 @@ from support.plugin_folder import registering, write_plugin
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import load_plugins
+from tdmr1_rewards.sources.source import create_reward, find_reward
 
 pytestmark = pytest.mark.unit
 
@@ -75,6 +76,7 @@ def test_listing_imports_nothing_heavy_even_with_a_plugin(tmp_path):
     program = """
 import sys
 from tdmr1_rewards.registry import load_plugins
+from tdmr1_rewards.sources.source import create_reward, find_reward
 rewards = load_plugins().rewards
 print(",".join(f"{e.spec.name} of {e.provenance}" for e in rewards.entries() if e.spec.name == "foo_reward"))
 print(sorted({"numpy", "scipy", "torch", "PIL", "pydantic", "diffusers"} & set(sys.modules)))
@@ -172,7 +174,7 @@ def test_two_plugins_that_claim_a_name_are_both_named(folder):
     assert "'same_reward' is claimed by foo 1.0 (foo_mod) and goo 1.0 (goo_mod)" in caught.value.message
     assert "TDMR1_DISABLE_PLUGINS=goo" in caught.value.hint
     with pytest.raises(Tdmr1Error):
-        rewards.create("same_reward", {})
+        find_reward(rewards, "same_reward")
     claims = [entry for entry in rewards.entries() if entry.spec.name == "same_reward"]
     assert [(str(c.provenance), *map(str, c.rivals)) for c in claims] == [
         ("foo 1.0", "goo 1.0"),
@@ -214,9 +216,9 @@ def test_create_builds_with_validated_options():
     from tdmr1_rewards.builtin.object_count import ObjectCount
 
     rewards = load_plugins().rewards
-    assert isinstance(rewards.create("object_count", {"score": "exact"}), ObjectCount)
+    assert isinstance(create_reward(find_reward(rewards, "object_count"), {"score": "exact"}), ObjectCount)
     with pytest.raises(Tdmr1Error) as caught:
-        rewards.create("object_count", {"scor": "exact", "min_area": 0})
+        create_reward(find_reward(rewards, "object_count"), {"scor": "exact", "min_area": 0})
     assert caught.value.message.startswith("reward 'object_count' (from tdmr1")
     assert "unknown option 'scor' (did you mean 'score'?)" in caught.value.message
     assert "'min_area' should be greater than 0, not 0" in caught.value.message
@@ -262,7 +264,7 @@ def test_what_cannot_be_built_says_why(folder, factory, options_class, options, 
     (folder / "workshop.py").write_text(WORKSHOP)
     write_plugin(folder, "foo", "foo_mod", registering("w", factory, options_class))
     with pytest.raises(Tdmr1Error) as caught:
-        load_plugins().rewards.create("w", options)
+        create_reward(find_reward(load_plugins().rewards, "w"), options)
     assert message in caught.value.message
 
 
@@ -271,5 +273,5 @@ def test_a_factory_gets_its_options_or_nothing(folder):
     write_plugin(folder, "foo", "foo_mod", registering("with_options", "workshop:make", "workshop:Options"))
     write_plugin(folder, "goo", "goo_mod", registering("without", "workshop:make"))
     rewards = load_plugins().rewards
-    assert rewards.create("with_options", {"size": 3})(None).size == 3
-    assert rewards.create("without", {})(None) is None
+    assert create_reward(find_reward(rewards, "with_options"), {"size": 3})(None).size == 3
+    assert create_reward(find_reward(rewards, "without"), {})(None) is None

@@ -19,11 +19,12 @@ from support.reward_batches import FOO, active, faulty, make_batch
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling import process as process_module
 from tdmr1_rewards.calling.process import ProcessHost
-from tdmr1_rewards.calling.reference import Reference, refer
+from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.result_checks import CallFailed
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import RegisteredReward
 from tdmr1_rewards.scoring.runner import RewardRunner
+from tdmr1_rewards.sources.source import reference_for
 
 pytestmark = pytest.mark.unit
 
@@ -246,33 +247,33 @@ OPTIONS = {"options": "tdmr1_rewards.builtin.object_count:ObjectCountOptions"}
 
 def test_options_are_validated_before_anything_is_started():
     with pytest.raises(Tdmr1Error, match="unknown option 'colour'"):
-        refer(registered(**OPTIONS), {"colour": 1})
+        reference_for(registered(**OPTIONS), {"colour": 1})
     with pytest.raises(Tdmr1Error, match="unknown option 'colour'"):
-        refer(registered(**OPTIONS), {"colour": 1}, Path("/other/python"))
+        reference_for(registered(**OPTIONS), {"colour": 1}, Path("/other/python"))
     with pytest.raises(Tdmr1Error, match="takes no options"):
-        refer(registered(), {"colour": 1})
+        reference_for(registered(), {"colour": 1})
 
 
 def test_options_whose_model_is_only_elsewhere_are_left_to_that_environment():
     spec = {"options": "only_elsewhere:Options"}
-    assert refer(registered(**spec), {"a": 1}, Path("/other/python")).options == {"a": 1}
+    assert reference_for(registered(**spec), {"a": 1}, Path("/other/python")).options == {"a": 1}
     with pytest.raises(Tdmr1Error, match="only_elsewhere:Options could not be imported"):
-        refer(registered(**spec), {"a": 1})
+        reference_for(registered(**spec), {"a": 1})
 
 
 def test_a_reference_takes_along_only_the_rewards_own_module(tmp_path, monkeypatch):
     elsewhere = Path("/other/python")
-    assert refer(registered(factory="yaml.nodes:Node"), {}, elsewhere).modules == {
+    assert reference_for(registered(factory="yaml.nodes:Node"), {}, elsewhere).modules == {
         "yaml": str(Path(sysconfig.get_path("purelib")) / "yaml")
     }
-    assert refer(registered(factory="yaml.nodes:Node"), {}, elsewhere).paths == ()
+    assert reference_for(registered(factory="yaml.nodes:Node"), {}, elsewhere).paths == ()
     (tmp_path / "own_reward.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    assert refer(registered(factory="own_reward:build"), {}, elsewhere).paths == [str(tmp_path)]
-    ours = refer(registered(factory="tdmr1_rewards.builtin.object_count:ObjectCount"), {}, elsewhere)
+    assert reference_for(registered(factory="own_reward:build"), {}, elsewhere).paths == [str(tmp_path)]
+    ours = reference_for(registered(factory="tdmr1_rewards.builtin.object_count:ObjectCount"), {}, elsewhere)
     assert (ours.paths, ours.modules) == ((), {})
-    assert refer(registered(factory="no_such:thing"), {}, elsewhere).paths == ()
-    assert set(map(os.path.abspath, sys.path)) == set(refer(registered(), {}).paths)
+    assert reference_for(registered(factory="no_such:thing"), {}, elsewhere).paths == ()
+    assert set(map(os.path.abspath, sys.path)) == set(reference_for(registered(), {}).paths)
 
 
 def test_the_worker_closes_in_peace_and_by_its_protocol(tmp_path):

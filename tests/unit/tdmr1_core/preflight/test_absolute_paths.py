@@ -15,7 +15,7 @@ from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.runs.run import Run
-from tdmr1_rewards.sources.source import find
+from tdmr1_rewards.sources.source import find_reward
 
 pytestmark = pytest.mark.unit
 
@@ -82,6 +82,6 @@ def test_the_command_line_and_python_keep_the_same(here, tmp_path, monkeypatch):
         texts = [prompt.text for prompts in evaluation_prompts(config, FOUND, "tiny").values() for prompt in prompts]
         assert texts == ["one circle", "two circles"]
         for reward in (*config.rewards, *config.evaluation.rewards, *config.guard.rewards):
-            assert find(FOUND.plugins.rewards, reward.source or reward.name).spec.name
+            assert find_reward(FOUND.plugins.rewards, reward.source or reward.name).spec.name
     with pytest.raises(Tdmr1Error, match=r"train\.txt"):
         evaluation_prompts(given, FOUND, "tiny")

@@ -115,7 +115,7 @@ def batch_of(images):
     ],
 )
 def test_sources_are_taken_apart_and_written_again(text, kind, place, attribute, name):
-    source = sources.parse(text)
+    source = sources.parse_source(text)
     assert (source.kind, source.place, source.attribute, source.name) == (kind, place, attribute, name)
     assert str(source) == text
 
@@ -126,15 +126,15 @@ def test_sources_are_taken_apart_and_written_again(text, kind, place, attribute,
         ("remote:http://127.0.0.1:8000", "is not the address of a reward"),
         ("remote:ftp://host/x", "is not the address of a reward"),
         ("remote:host:8000/x", "is not the address of a reward"),
-        ("file.py:", "names no function of the file"),
-        ("file.py:0.5", "names no function of the file"),
-        ("a:b:c", "is not a reward's source"),
-        ("", "is not a reward's source"),
+        ("file.py:", "does not name a function in the file"),
+        ("file.py:0.5", "does not name a function in the file"),
+        ("a:b:c", "is not the source of a reward"),
+        ("", "is not the source of a reward"),
     ],
 )
 def test_what_is_no_source_is_told(text, message):
     with pytest.raises(Tdmr1Error, match=message):
-        sources.parse(text)
+        sources.parse_source(text)
 
 
 @pytest.mark.parametrize(
@@ -152,40 +152,42 @@ def test_names_become_snake_case(name, expected):
 
 
 def test_a_path_is_made_absolute_and_nothing_else(folder):
-    assert str(sources.parse("r/mine.py:fn").absolute()) == f"{folder}/r/mine.py:fn"
-    assert str(sources.parse("some.module:fn").absolute()) == "some.module:fn"
+    assert str(sources.parse_source("r/mine.py:fn").absolute()) == f"{folder}/r/mine.py:fn"
+    assert str(sources.parse_source("some.module:fn").absolute()) == "some.module:fn"
 
 
 def test_a_registered_name_is_looked_up(registry):
-    assert sources.find(registry, "legible").provenance.distribution == "some-dist"
+    assert sources.find_reward(registry, "legible").provenance.distribution == "some-dist"
     with pytest.raises(Tdmr1Error, match="could not be imported"):
-        sources.create(registry, "legible", {})
+        sources.create_reward(sources.find_reward(registry, "legible"), {})
     with pytest.raises(Tdmr1Error, match="there is no reward 'leggible'") as caught:
-        sources.find(registry, "leggible")
+        sources.find_reward(registry, "leggible")
     assert caught.value.hint == "did you mean 'legible'?"
 
 
 def test_a_forgotten_function_is_hinted_at(registry):
     for text in ("package.module", "path/to/file"):
         with pytest.raises(Tdmr1Error, match="there is no reward") as caught:
-            sources.find(registry, text)
+            sources.find_reward(registry, text)
         assert "path/to/file.py:fn" in caught.value.hint
 
 
 def test_a_word_for_a_weight_is_told(registry):
     with pytest.raises(Tdmr1Error, match="'heavy' is not a number") as caught:
-        sources.find(registry, "legible:heavy")
+        sources.find_reward(registry, "legible:heavy")
     assert "legible:0.5" in caught.value.hint
 
 
 def test_a_class_of_a_file_gets_its_options(registry, mine):
-    found = sources.find(registry, f"{mine}:MyReward")
+    found = sources.find_reward(registry, f"{mine}:MyReward")
     assert (found.spec.name, found.spec.summary, found.spec.image_format) == ("my_reward", "Twice as good.", "pil")
     assert (found.provenance.distribution, found.spec.default_prompts) == (str(mine), sources.NO_PROMPTS)
     assert found.taken_as == "a tdmr1 reward with Options"
-    assert sources.create(registry, f"{mine}:MyReward", {"factor": 3})(batch_of([0, 0])).scores == [3.0, 3.0]
+    assert sources.create_reward(sources.find_reward(registry, f"{mine}:MyReward"), {"factor": 3})(
+        batch_of([0, 0])
+    ).scores == [3.0, 3.0]
     with pytest.raises(Tdmr1Error, match="unknown option 'facter'"):
-        sources.create(registry, f"{mine}:MyReward", {"facter": 3})
+        sources.create_reward(sources.find_reward(registry, f"{mine}:MyReward"), {"facter": 3})
 
 
 @pytest.mark.parametrize(
@@ -199,47 +201,47 @@ def test_a_class_of_a_file_gets_its_options(registry, mine):
 )
 def test_what_a_file_may_hold(registry, mine, attribute, score, taken_as):
     source = f"{mine}:{attribute}"
-    assert sources.find(registry, source).taken_as == taken_as
-    assert sources.create(registry, source, {})(batch_of([0])).scores == [score]
+    assert sources.find_reward(registry, source).taken_as == taken_as
+    assert sources.create_reward(sources.find_reward(registry, source), {})(batch_of([0])).scores == [score]
     if attribute != "SPEC":
         with pytest.raises(Tdmr1Error, match="option"):
-            sources.create(registry, source, {"factor": 3})
+            sources.create_reward(sources.find_reward(registry, source), {"factor": 3})
 
 
 @pytest.mark.parametrize(
     ("attribute", "loaded"), [("MyReward", "MyReward"), ("SPEC", "MyReward"), ("peers", "peers"), ("ready", "ready")]
 )
 def test_another_process_is_told_where_things_lie(registry, mine, attribute, loaded):
-    reference = sources.refer(registry, f"{mine}:{attribute}", {})
+    reference = sources.reference_for(sources.find_reward(registry, f"{mine}:{attribute}"), {})
     assert reference.factory == {"file": str(mine), "attr": loaded}
     images = np.ones((2, 4, 4, 3), np.uint8)
     assert len(build(reference, "it")(batch_of(images)).scores) == 2
-    elsewhere = sources.refer(registry, f"{mine}:{attribute}", {}, HERE)
+    elsewhere = sources.reference_for(sources.find_reward(registry, f"{mine}:{attribute}", HERE), {}, HERE)
     assert (elsewhere.factory, elsewhere.paths, elsewhere.modules) == (reference.factory, (), {})
 
 
 def test_a_module_is_found_by_another_process(registry, folder):
     (folder / "own_module.py").write_text("def score(batch):\n    raise OSError\n")
-    reference = sources.refer(registry, "own_module:score", {}, HERE)
+    reference = sources.reference_for(sources.find_reward(registry, "own_module:score", HERE), {}, HERE)
     assert (reference.factory, reference.paths) == ("own_module:score", [str(folder)])
     assert "own_module" not in sys.modules
 
 
 @pytest.mark.parametrize("attribute", ["MyReward", "SPEC", "peers", "ready"])
 def test_what_a_file_holds_for_another_environment_is_seen_there(registry, mine, attribute):
-    elsewhere = sources.find(registry, f"{mine}:{attribute}", HERE)
+    elsewhere = sources.find_reward(registry, f"{mine}:{attribute}", HERE)
     assert private_name(mine) not in sys.modules
-    here = sources.find(registry, f"{mine}:{attribute}")
+    here = sources.find_reward(registry, f"{mine}:{attribute}")
     assert vars(elsewhere.spec) == vars(here.spec)
     assert (elsewhere.provenance, elsewhere.taken_as) == (here.provenance, here.taken_as)
 
 
 def test_what_cannot_be_seen_there_is_told(registry, mine):
     with pytest.raises(Tdmr1Error, match="has no 'scroe'") as caught:
-        sources.find(registry, f"{mine}:scroe", HERE)
+        sources.find_reward(registry, f"{mine}:scroe", HERE)
     assert caught.value.hint == "did you mean 'score'?"
     with pytest.raises(Tdmr1Error, match="could not be started with /no/python"):
-        sources.find(registry, f"{mine}:score", Path("/no/python"))
+        sources.find_reward(registry, f"{mine}:score", Path("/no/python"))
 
 
 FREEZING = """
@@ -270,44 +272,52 @@ def test_what_auto_stands_for_in_another_environment_is_asked_there(folder, monk
     places = {"factory": "freezing:Options", "options": "freezing:Options", "freeze": "freezing:freeze"}
     registry = RewardRegistry([(RewardSpec(name="chosen", summary="", default_prompts="", **places), origin)])
     for source in ("chosen", f"{folder}/freezing.py:SPEC"):
-        here, elsewhere = (sources.freeze_options(registry, source, {"size": 2}, python) for python in (None, HERE))
+        here, elsewhere = (
+            sources.freeze_options(sources.find_reward(registry, source, python), {"size": 2}, python)
+            for python in (None, HERE)
+        )
         assert here == {"size": 2, "engine": f"process {os.getpid()}"}
         assert elsewhere["size"] == 2
         assert re.fullmatch(r"process \d+", elsewhere["engine"])
         assert elsewhere != here
         with pytest.raises(Tdmr1Error, match="unknown option 'sise'"):
-            sources.freeze_options(registry, source, {"sise": 2}, HERE)
+            sources.freeze_options(sources.find_reward(registry, source, HERE), {"sise": 2}, HERE)
 
 
 def test_a_server_is_no_other_process(registry):
-    with pytest.raises(Tdmr1Error, match="runs on a server already"):
-        sources.refer(registry, "remote:http://127.0.0.1:8000/object_count", {})
+    with pytest.raises(Tdmr1Error, match="already runs on a server"):
+        sources.reference_for(sources.find_reward(registry, "remote:http://127.0.0.1:8000/object_count"), {})
 
 
 def test_what_auto_stands_for_is_frozen(registry, mine, monkeypatch):
-    assert sources.freeze_options(registry, f"{mine}:score", {}) == {}
+    assert sources.freeze_options(sources.find_reward(registry, f"{mine}:score"), {}) == {}
     installed = load_plugins().rewards
     monkeypatch.setattr(
         "tdmr1_rewards.builtin.ocr_match.open_engine", lambda options, device: SimpleNamespace(name="rapidocr")
     )
-    assert sources.freeze_options(installed, "ocr_match", {"upscale": 2}) == {"upscale": 2, "engine": "rapidocr"}
-    assert sources.freeze_options(installed, "ocr_match", {"engine": "easyocr"}) == {"engine": "easyocr"}
+    assert sources.freeze_options(sources.find_reward(installed, "ocr_match"), {"upscale": 2}) == {
+        "upscale": 2,
+        "engine": "rapidocr",
+    }
+    assert sources.freeze_options(sources.find_reward(installed, "ocr_match"), {"engine": "easyocr"}) == {
+        "engine": "easyocr"
+    }
 
 
 def test_a_spec_keeps_its_own_name_and_prompts(registry, mine):
-    spec = sources.find(registry, f"{mine}:SPEC").spec
+    spec = sources.find_reward(registry, f"{mine}:SPEC").spec
     assert (spec.name, spec.default_prompts) == ("special", "count")
 
 
 def test_a_peers_function_gets_arrays(registry, mine):
-    found = sources.find(registry, f"{mine}:peers")
+    found = sources.find_reward(registry, f"{mine}:peers")
     assert found.spec.image_format == "array"
     assert found.taken_as == "a flow_grpo-style function, peers(images, prompts, metadata)"
 
 
 def test_a_file_leaves_sys_path_as_it_was(registry, mine):
     before = list(sys.path)
-    sources.find(registry, f"{mine}:score")
+    sources.find_reward(registry, f"{mine}:score")
     assert sys.path == before
     assert "mine" not in sys.modules
 
@@ -322,13 +332,13 @@ def test_a_file_leaves_sys_path_as_it_was(registry, mine):
 )
 def test_what_a_file_does_not_hold(registry, mine, attribute, message, hint):
     with pytest.raises(Tdmr1Error, match=message) as caught:
-        sources.find(registry, f"{mine}:{attribute}")
+        sources.find_reward(registry, f"{mine}:{attribute}")
     assert hint in caught.value.hint
 
 
 def test_a_missing_file_names_its_neighbour(registry, mine):
     with pytest.raises(Tdmr1Error, match="there is no file") as caught:
-        sources.find(registry, f"{mine.parent}/mien.py:score")
+        sources.find_reward(registry, f"{mine.parent}/mien.py:score")
     assert caught.value.hint == "did you mean 'mine.py'?"
 
 
@@ -345,7 +355,7 @@ def test_a_file_that_cannot_be_run_is_one_sentence(registry, tmp_path, text, sai
     path = tmp_path / "broken.py"
     path.write_text(text)
     with pytest.raises(Tdmr1Error) as caught:
-        sources.find(registry, f"{path}:fn")
+        sources.find_reward(registry, f"{path}:fn")
     assert said in caught.value.message
     assert "\n" not in caught.value.message
     assert private_name(path) not in sys.modules
@@ -355,24 +365,26 @@ def test_a_module_of_the_current_folder(registry, folder):
     (folder / "my_pack_17").mkdir()
     (folder / "my_pack_17" / "__init__.py").write_text("")
     (folder / "my_pack_17" / "judge.py").write_text("def score(batch):\n    return 1\n")
-    found = sources.find(registry, "my_pack_17.judge:score")
+    found = sources.find_reward(registry, "my_pack_17.judge:score")
     assert found.provenance.distribution == "my_pack_17.judge"
     with pytest.raises(Tdmr1Error, match=r"there is no module .my_pack_17\.jugde"):
-        sources.find(registry, "my_pack_17.jugde:score")
+        sources.find_reward(registry, "my_pack_17.jugde:score")
     with pytest.raises(Tdmr1Error, match=r"the module my_pack_17\.judge has no 'scroe'"):
-        sources.find(registry, "my_pack_17.judge:scroe")
+        sources.find_reward(registry, "my_pack_17.judge:scroe")
 
 
 def test_what_a_module_cannot_import_is_not_taken_for_the_module(registry, folder):
     (folder / "importer_18.py").write_text("import no_such_thing")
     with pytest.raises(Tdmr1Error, match="the module importer_18 could not be imported: ModuleNotFoundError"):
-        sources.find(registry, "importer_18:score")
+        sources.find_reward(registry, "importer_18:score")
 
 
 def test_a_server_is_described_without_asking_it(registry):
-    found = sources.find(registry, "remote:http://127.0.0.1:9/ocr_match")
+    found = sources.find_reward(registry, "remote:http://127.0.0.1:9/ocr_match")
     assert (found.spec.name, found.provenance.distribution) == ("ocr_match", "http://127.0.0.1:9/ocr_match")
 
 
 def test_scores_of_a_native_function_are_its_own(registry, mine):
-    assert isinstance(sources.create(registry, f"{mine}:score", {})(batch_of([0])), RewardResult)
+    assert isinstance(
+        sources.create_reward(sources.find_reward(registry, f"{mine}:score"), {})(batch_of([0])), RewardResult
+    )
