@@ -1,6 +1,7 @@
-"""The records that travel between the stages. Images lie group by group: image i belongs to group i // group_size.
+"""The records that the stages pass to each other. Image i of a batch belongs to group i // group_size.
 
-Names: N images = groups x group_size, K sampling steps, latents (C, H, W), L prompt tokens of width D, P pooled.
+Symbols in shapes: N = groups x group_size images, B rows, K sampling steps, latents (C, H, W), L prompt tokens of width
+D, pooled embeddings of width P.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from tdmr1_core.prompts.prompt import Prompt
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: token embeddings (B, L, D), pooled embeddings (B, P), and how many tokens of each row count.
+    """Encoded prompts, one row each: token embeddings (B, L, D), pooled embeddings (B, P), and token counts.
 
-    `lengths` int64 (B,), on the CPU, is None where all of them do; the rest of a row is padding.
+    `lengths` int64 (B,), on the CPU, is the number of tokens of each row; the rest of the row is padding. It is None
+    where no row has padding.
     """
 
     embeddings: Tensor
@@ -32,28 +34,28 @@ class Conditioning:
         return len(self.embeddings)
 
     def select(self, rows: Tensor | Sequence[int]) -> Conditioning:
-        """The given rows, in that order; a row may come more than once."""
+        """The given rows, in that order. A row may be repeated."""
         index = torch.as_tensor(rows, device=self.embeddings.device)
         lengths = None if self.lengths is None else self.lengths[index.cpu()]
         return Conditioning(self.embeddings[index], self.pooled[index], lengths)
 
     def to(self, device: torch.device) -> Conditioning:
-        """The embeddings on another device."""
+        """The same conditioning with its embeddings on another device."""
         return replace(self, embeddings=self.embeddings.to(device), pooled=self.pooled.to(device))
 
     def expand(self, size: int) -> Conditioning:
-        """One prompt repeated for `size` rows."""
+        """A single row, repeated `size` times."""
         lengths = None if self.lengths is None else self.lengths.expand(size)
         return Conditioning(self.embeddings.expand(size, -1, -1), self.pooled.expand(size, -1), lengths)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Several conditionings one after another, those with lengths padded to the longest."""
+        """Concatenate the rows of several conditionings. Those with lengths are padded to the longest."""
         pooled = torch.cat([part.pooled for part in parts])
         lengths = [part.lengths for part in parts if part.lengths is not None]
         if not lengths:
             return Conditioning(torch.cat([part.embeddings for part in parts]), pooled)
-        longest = max(part.embeddings.shape[1] for part in parts)
+        longest = max(part.embeddings.shape[1] for part in parts)  # tokens
         padded = [
             torch.nn.functional.pad(part.embeddings, (0, 0, 0, longest - part.embeddings.shape[1])) for part in parts
         ]
@@ -62,9 +64,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Groups:
-    """What one iteration samples: a prompt for each group and the number of images drawn for it.
+    """The groups of one iteration: one prompt per group, and `group_size` images per prompt.
 
-    Where several processes share an iteration these are one's own, and `first` is the number of its first group.
+    With several processes, these are the groups of this process, and `first` is the index of its first group among
+    those of all processes.
     """
 
     iteration: int
@@ -77,28 +80,29 @@ class Groups:
 
     @property
     def images(self) -> int:
-        """How many images: groups x group size."""
+        """N, the number of images: groups x group_size."""
         return len(self.prompts) * self.group_size
 
     @property
     def group_of_image(self) -> list[int]:
-        """The group of every image, (N,), counted from 0."""
+        """The group index of each image, (N,), from 0."""
         return [group for group in range(len(self.prompts)) for _ in range(self.group_size)]
 
     @property
     def image_ids(self) -> range:
-        """The number of every image, (N,), among those of all processes."""
+        """The index of each image, (N,), among the images of all processes."""
         return range(self.first * self.group_size, self.first * self.group_size + self.images)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A rollout with everything kept.
+    """A rollout: every latent of every image.
 
-    `latents` (K+1, N, C, H, W) from noise to picture, `sigmas` (K+1,) float64 from 1 to 0, `conditioning` one row a
-    group, `images` uint8 (N, height, width, 3), or None where
-    nothing looks at them. `stored_velocity` says whether neighbouring latents give back the
-    generator's velocity (deterministic Euler steps); that holds while the generator has made `generator_updates`.
+    `latents` (K+1, N, C, H, W) go from noise to the clean latent, `sigmas` float64 (K+1,) from 1 to 0. `conditioning`
+    has one row per group. `images` are uint8 (N, height, width, 3), or None if they were not decoded.
+
+    `stored_velocity` is True if the velocity of the generator can be recovered from neighboring latents
+    (deterministic Euler steps). It is the velocity of the generator after `generator_updates` updates.
     """
 
     groups: Groups
@@ -114,13 +118,18 @@ class Trajectory:
         """K, the number of sampling steps."""
         return len(self.sigmas) - 1
 
+    def conditioning_for(self, rows: Tensor) -> Conditioning:
+        """The conditioning of the images `rows` (B,): each image has that of its group."""
+        return self.conditioning.select(rows // self.groups.group_size)
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of N images: the combined value, whether it counts, and every reward's own answers.
+    """The rewards of N images: the combined reward, its validity, and the scores of each reward.
 
-    `total` float64 (N,), 0 where `valid` (N,) is False; `per_reward` holds a float or None for each image. `failed`
-    counts the images a reward failed on and was to skip, `unjudged` those that it was asked about and answered None.
+    `total` float64 (N,) is the combined reward; it is 0 where `valid` bool (N,) is False. `per_reward` maps the name of
+    a reward to one float or None per image, `details` has one mapping per image. `failed` counts, per reward, the
+    images that were skipped because the reward failed; `unjudged` counts those for which it returned None.
     """
 
     total: Tensor
@@ -132,7 +141,7 @@ class Scores:
 
     @staticmethod
     def cat(parts: Sequence[Scores]) -> Scores:
-        """Several scores by the same rewards one after another."""
+        """Concatenate scores of the same rewards."""
         names = parts[0].per_reward
         return Scores(
             total=torch.cat([part.total for part in parts]),
@@ -146,10 +155,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Advantages:
-    """Advantages float64 (N,) that sum to 0 in every group, and the share of groups that teach nothing (0 to 1).
+    """Advantages float64 (N,), which sum to 0 in every group, and the fraction of groups without signal (0 to 1).
 
-    Where several processes share an iteration the values are one's own, the share is that of all, and `elsewhere` says
-    whether the images of another process have advantages. Raises Tdmr1Error for values that are not finite.
+    With several processes, `values` are those of this process, `zero_std_ratio` is that of all processes, and
+    `on_other_ranks` is True if any process has an advantage that is not 0. Raises Tdmr1Error for values that are NaN or
+    infinite.
     """
 
     values: Tensor
@@ -157,21 +167,24 @@ class Advantages:
     on_other_ranks: bool = False
 
     def __post_init__(self) -> None:
-        broken = int((~self.values.isfinite()).sum())
-        if broken:
+        not_finite = int((~self.values.isfinite()).sum())
+        if not_finite:
             raise Tdmr1Error(
-                f"{broken} of {len(self.values)} advantages are not finite", "look at what the rewards say"
+                f"{not_finite} of {len(self.values)} advantages are NaN or infinite",
+                "pass finite rewards, and mark images without a reward as not valid",
+                code="reward-combined",
+                values={"not_finite": not_finite, "images": len(self.values)},
             )
 
     @property
     def has_signal(self) -> bool:
-        """Whether any image of any process has an advantage at all."""
+        """Whether any image of any process has an advantage that is not 0."""
         return self.on_other_ranks or bool(self.values.abs().max() > 0)
 
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What one update of a role reports: named numbers, or why it was left out."""
+    """The metrics of one update of a role, or the reason why it was skipped."""
 
     role: str
     metrics: Mapping[str, float]
@@ -180,7 +193,7 @@ class UpdateStats:
 
 @dataclass(frozen=True)
 class IterationReport:
-    """One iteration: its number from 1, flat metrics as written to metrics.jsonl, and the vetoes that were obeyed."""
+    """One iteration: its number from 1, the metrics written to metrics.jsonl, and the updates that were skipped."""
 
     step: int
     metrics: Mapping[str, float]

@@ -1,1 +1,1 @@
-"""The paper as pure functions: only torch is imported here, and no model is known."""
+"""The algorithm of the paper as pure functions of tensors. Imports only torch."""

@@ -1,7 +1,7 @@
-"""Rectified flow: noise levels, single steps, re-noising a point of a trajectory, and its velocity.
+"""Rectified flow: noise schedules, solver steps, classifier-free guidance, and re-noising.
 
-Notation of TDM-R1 (arXiv 2603.07700): x_sigma = (1 - sigma) x_0 + sigma eps and v = eps - x_0. Latents are
-(B, C, H, W) and noise levels (B,) in [0, 1] throughout; a level is spread over the latents by `expand`.
+Notation of TDM-R1 (arXiv 2603.07700): x_sigma = (1 - sigma) x_0 + sigma eps, v = eps - x_0. Latents and velocities have
+shape (B, C, H, W); noise levels have shape (B,) and lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 TAU_MARGIN = 0.02
-"""How far above its lower end, in unshifted time, a re-noising level is drawn at least."""
+"""`draw_tau` draws levels at least this far above their lower bound, in unshifted time."""
 
 
 def expand(level: Tensor, latents: Tensor) -> Tensor:
-    """A level (B,) shaped (B, 1, 1, 1) in the latents' dtype, so that it multiplies them."""
+    """A noise level (B,) as (B, 1, 1, 1) in the dtype and on the device of the latents, for broadcasting."""
     return level.to(latents).view(-1, *[1] * (latents.ndim - 1))
 
 
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
-    """S(u) = s u / (1 + (s - 1) u): unshifted time to noise level, both in [0, 1]."""
+    """Noise level S(u) = s u / (1 + (s - 1) u) of an unshifted time u, both in [0, 1]."""
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -29,7 +29,7 @@ def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
 
 
 def sigma_schedule(steps: int, shift: float) -> Tensor:
-    """The K + 1 noise levels of a K-step schedule, float64 from 1 down to 0; K = 4, s = 3: 1, 0.9, 0.75, 0.5, 0."""
+    """Noise levels of a K-step schedule, float64 (K+1,), from 1 to 0. K = 4 and s = 3 give 1, 0.9, 0.75, 0.5, 0."""
     return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
 
 
@@ -44,24 +44,24 @@ def predict_noise(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def euler_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """x_{k+1} = x_k - (sigma_k - sigma_{k+1}) v: one step of the deterministic ODE."""
+    """One Euler step of the ODE: x_{k+1} = x_k - (sigma_k - sigma_{k+1}) v."""
     return latents - expand(sigma - sigma_next, latents) * velocity
 
 
 def euler_velocity(latents: Tensor, latents_next: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """The velocity that an Euler step used, from its two ends: (x_k - x_{k+1}) / (sigma_k - sigma_{k+1})."""
+    """The velocity of an Euler step, recovered from both ends: (x_k - x_{k+1}) / (sigma_k - sigma_{k+1})."""
     return (latents - latents_next) / expand(sigma - sigma_next, latents)
 
 
 def stochastic_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor, eta: float
 ) -> Tensor:
-    """A step with the same marginals that replaces a share of the noise by fresh noise, for the paper's ablation.
+    """A stochastic step with the marginals of the Euler step (ablation of the paper).
 
-    x_{k+1} = (1 - sigma') x_0 + sigma' (sqrt(1 - eta^2) eps_predicted + eta eps_fresh), with eta in [0, 1];
-    eta = 0 is the Euler step.
+    x_{k+1} = (1 - sigma') x_0 + sigma' (sqrt(1 - eta^2) eps_predicted + eta eps_fresh), with eta in [0, 1]. `noise` is
+    eps_fresh (B, C, H, W). eta = 0 is the Euler step.
     """
-    clean = predict_clean(latents, velocity, sigma)
+    clean = predict_clean(latents, velocity, sigma)  # (B, C, H, W)
     mixed = (1 - eta**2) ** 0.5 * predict_noise(latents, velocity, sigma) + eta * noise
     return expand(1 - sigma_next, latents) * clean + expand(sigma_next, latents) * mixed
 
@@ -74,12 +74,13 @@ def dpm_solver_step(
     sigma: Tensor,
     sigma_next: Tensor,
 ) -> Tensor:
-    """One step of DPM-Solver++(2M) in the flow's noise levels (Lu et al., arXiv 2211.01095, algorithm 2).
+    """One step of DPM-Solver++(2M) on the noise levels of the flow (Lu et al., arXiv 2211.01095, algorithm 2).
 
-    `clean` is x_0 predicted at this step and `clean_previous` at the one before (None at the first step). The first
-    step, one from sigma = 1 and the last (to sigma = 0) are of first order, where the half-log-SNR is infinite.
+    `clean` is x_0 predicted at this step. `clean_previous` is x_0 predicted at the previous step, which began at level
+    `sigma_previous` (both None at the first step). The step is of first order where the half-log-SNR is infinite: if
+    there is no previous step, if the previous step began at sigma = 1, or if this step ends at sigma = 0.
     """
-    ratio = expand(sigma_next / sigma, latents)
+    ratio = expand(sigma_next / sigma, latents)  # (B, 1, 1, 1)
     alpha_next = expand(1 - sigma_next, latents)
     alpha_ratio = expand((1 - sigma) * sigma_next / sigma, latents)
     direction = clean
@@ -93,33 +94,42 @@ def dpm_solver_step(
 
 
 def _half_log_snr(sigma: Tensor) -> Tensor:
+    """lambda = log((1 - sigma) / sigma), (B,)."""
     return torch.log((1 - sigma) / sigma)
 
 
 def renoise_coefficients(sigma_from: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha, beta of x_tau = alpha x' + beta eps, from level sigma' < 1 up to tau >= sigma' (TDM, arXiv 2503.06674)."""
+    """alpha and beta (B,) of x_tau = alpha x' + beta eps, from level sigma' < 1 to tau >= sigma' (TDM, 2503.06674)."""
     alpha = (1 - tau) / (1 - sigma_from)
     beta = (tau.square() - (sigma_from * alpha).square()).clamp_min(0).sqrt()
     return alpha, beta
 
 
 def renoise(latents: Tensor, sigma_from: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
-    """A latent at level sigma' brought up to level tau with fresh noise, along the rectified flow's marginals."""
+    """Re-noise a latent from level sigma' to level tau: x_tau = alpha x' + beta eps. Keeps the flow's marginals."""
     alpha, beta = renoise_coefficients(sigma_from, tau)
     return expand(alpha, latents) * latents + expand(beta, latents) * noise
 
 
 def renoise_velocity(latents: Tensor, sigma_from: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
-    """d x_tau / d tau of the path of `renoise`: the surrogate's regression target (Eq. 7-9).
+    """d x_tau / d tau along the path of `renoise`: the regression target of the surrogate (Eq. 7-9).
 
-    = -x' / (1 - sigma') + (eps / beta) (tau + sigma'^2 alpha / (1 - sigma')); at sigma' = 0 it is eps - x'.
+    Equals -x' / (1 - sigma') + (eps / beta) (tau + sigma'^2 alpha / (1 - sigma')). At sigma' = 0 this is eps - x'.
     """
-    alpha, beta = renoise_coefficients(sigma_from, tau)
+    alpha, beta = renoise_coefficients(sigma_from, tau)  # (B,) each
     growth = (tau + sigma_from.square() * alpha / (1 - sigma_from)) / beta
     return expand(growth, latents) * noise - latents / expand(1 - sigma_from, latents)
 
 
 def draw_tau(uniform: Tensor, lower: Tensor, shift: float) -> Tensor:
-    """A level tau = S(u), u ~ U[S^-1(lower) + 0.02, 1], from uniform numbers in [0, 1) and the lower levels."""
+    """Noise levels tau = S(u), (B,), with u ~ U[S^-1(lower) + TAU_MARGIN, 1].
+
+    `uniform` (B,) holds random numbers in [0, 1); `lower` (B,) holds the lower bounds, as noise levels.
+    """
     start = (unshift_sigma(lower, shift) + TAU_MARGIN).clamp(max=1)
     return shift_sigma(start + uniform * (1 - start), shift)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of velocities or predictions: uncond + scale (cond - uncond), (B, C, H, W)."""
+    return unconditional + scale * (conditional - unconditional)

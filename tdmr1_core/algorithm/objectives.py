@@ -1,7 +1,7 @@
-"""The three losses of TDM-R1 (arXiv 2603.07700): fake score, surrogate reward, generator.
+"""The losses of TDM-R1 (arXiv 2603.07700): fake score, surrogate reward, generator.
 
-Velocities, latents and directions are (B, C, H, W); losses, advantages and weights are (B,), one a sample, so that a
-caller can sum them over any micro-batches. Whatever a function takes as a target or a weight carries no gradient.
+Velocities, latents and directions have shape (B, C, H, W). Losses, advantages and weights have shape (B,): one value
+per sample, so that callers can sum them over micro-batches. Targets and weights must carry no gradient.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from tdmr1_core.algorithm.flow import expand
 
 
 def sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of each sample (B,)."""
+    """Mean squared difference per sample, (B,)."""
     return (prediction - target).square().flatten(1).mean(1)
 
 
 def fake_target(renoised: Tensor, clean: Tensor, tau: Tensor) -> Tensor:
-    """The velocity that leads from x_tau to the generator's x_0: (x_tau - x_0) / tau."""
+    """The velocity from x_tau to the generator's x_0: (x_tau - x_0) / tau, (B, C, H, W)."""
     return (renoised - clean) / expand(tau, renoised)
 
 
 def fake_score_loss(fake: Tensor, target: Tensor, teacher: Tensor, teacher_weight: float) -> Tensor:
-    """||target - v_fake||^2 + weight ||v_teacher - v_fake||^2 of each sample (B,); published weight 0.02."""
+    """||target - v_fake||^2 + weight ||v_teacher - v_fake||^2 per sample, (B,). The paper's weight is 0.02."""
     return sample_mse(fake, target) + teacher_weight * sample_mse(fake, teacher)
 
 
 def preference_weights(
     advantages: Tensor, loss: Tensor, reference_loss: Tensor, beta: float, group_size: int
 ) -> Tensor:
-    """w_g = sigmoid(sum_i A_i beta (l_i - l_i^ref) / G), the same for all images of a group (Eq. 7-9).
+    """w_g = sigmoid(sum_i A_i beta (l_i - l_i^ref) / G), equal for all images of a group (Eq. 7-9).
 
-    All arguments (N,) hold whole groups of `group_size`; the result (N,) carries no gradient.
+    The tensors (N,) hold complete groups of `group_size` images. The result (N,) carries no gradient.
     """
     margin = (advantages * beta * (loss - reference_loss)).view(-1, group_size).sum(1) / group_size
     return margin.sigmoid().repeat_interleave(group_size).detach()
@@ -43,7 +43,7 @@ def preference_weights(
 
 @dataclass(frozen=True)
 class Stabilisers:
-    """What keeps the surrogate near its reference. Zero, or None for a threshold, switches one off."""
+    """Settings that keep the surrogate close to its reference. None (thresholds) or 0 (penalty) disables one."""
 
     trust_region: float | None
     drift_threshold: float | None
@@ -52,12 +52,16 @@ class Stabilisers:
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """Per sample (B,): the loss to differentiate, and what the stabilisers saw (no gradient)."""
+    """The loss of the surrogate and statistics without gradient, each per sample (B,)."""
 
     loss: Tensor
+    """The loss to differentiate."""
     clipped: Tensor
+    """Bool: masked by the trust region."""
     drifted: Tensor
+    """Bool: masked by the drift threshold."""
     drift: Tensor
+    """Mean ||v - v_ref||^2."""
 
 
 def preference_loss(
@@ -70,27 +74,29 @@ def preference_loss(
     time_weight: Tensor,
     stabilisers: Stabilisers,
 ) -> PreferenceLoss:
-    """w_g A_i l_i plus the reference penalty, both times `time_weight`, without the samples that the stabilisers stop.
+    """The loss of the surrogate per sample: time_weight (w_g A_i l_i + penalty ||v - v_ref||^2) (Eq. 7-9).
 
-    `reference` is v_ref, `old_loss` (B,) the loss of the surrogate's EMA (needed for the trust region only).
-    Trust region: ratio = exp(l_old - l); A > 0 and ratio > 1 + clip, or A <= 0 and ratio < 1 - clip, give no
-    gradient. Drift: where mean ||v - v_ref||^2 of a sample passes the threshold, a sample that has already moved past
-    the reference in the direction of its advantage gives none.
+    l_i = ||v - target||^2 is a mean over elements, `reference` is v_ref (B, C, H, W), and w_g A_i l_i is the preference
+    term. `old_loss` (B,) is the loss of the surrogate's EMA; only the trust region needs it.
+    Trust region: with ratio = exp(l_old - l), the preference term of a sample is 0 if A > 0 and ratio > 1 + clip, or if
+    A <= 0 and ratio < 1 - clip.
+    Drift: where mean ||v - v_ref||^2 of a sample exceeds the threshold, its preference term is 0 if its loss is already
+    on the far side of the reference's loss (lower for A > 0, higher for A <= 0).
     """
-    loss = sample_mse(velocity, target)
-    drift = sample_mse(velocity, reference)
-    wanted = advantages > 0
+    loss = sample_mse(velocity, target)  # (B,)
+    drift = sample_mse(velocity, reference)  # (B,)
+    preferred = advantages > 0  # (B,)
     with torch.no_grad():
-        clipped = torch.zeros_like(wanted)
+        clipped = torch.zeros_like(preferred)
         if stabilisers.trust_region is not None and old_loss is not None:
             ratio = (old_loss - loss).exp()
             high, low = 1 + stabilisers.trust_region, 1 - stabilisers.trust_region
-            clipped = torch.where(wanted, ratio > high, ratio < low)
-        drifted = torch.zeros_like(wanted)
+            clipped = torch.where(preferred, ratio > high, ratio < low)
+        drifted = torch.zeros_like(preferred)
         if stabilisers.drift_threshold is not None:
             improvement = sample_mse(reference, target) - loss
-            past = torch.where(wanted, improvement > 0, improvement < 0)
-            drifted = (drift > stabilisers.drift_threshold) & past
+            beyond_reference = torch.where(preferred, improvement > 0, improvement < 0)
+            drifted = (drift > stabilisers.drift_threshold) & beyond_reference
         kept = (~(clipped | drifted)).to(loss)
     preference = weights * advantages * loss * kept
     total = time_weight * (preference + stabilisers.reference_penalty * drift)
@@ -105,31 +111,55 @@ def direction_loss(
     kind: Literal["squared", "huber"],
     huber_c: float = 1e-3,
 ) -> Tensor:
-    """A loss (B,) whose gradient moves the generator's x_0 along `direction`, divided by `normaliser` (B,).
+    """A loss (B,) whose gradient moves the generator's x_0 `clean` along `direction` d, divided by `normaliser` w (B,).
 
-    squared: mean ||sg(x_0 + d) - x_0||^2 / w; huber: mean((sqrt(e^2 + c^2) - c) / w) with e the same difference.
+    squared: mean ||sg(x_0 + d) - x_0||^2 / w. huber: mean(sqrt(e^2 + c^2) - c) / w with e = x_0 - sg(x_0 + d).
     """
-    error = clean - (clean + direction).detach()
+    error = clean - (clean + direction).detach()  # (B, C, H, W)
     per_element = error.square() if kind == "squared" else (error.square() + huber_c**2).sqrt() - huber_c
     return per_element.flatten(1).mean(1) / normaliser
 
 
+def cfg_loss(
+    clean: Tensor,
+    direction: Tensor,
+    normaliser: Tensor,
+    *,
+    kind: Literal["squared", "huber"],
+    huber_c: float,
+    guidance_scale: float,
+) -> Tensor:
+    """L_cfg (B,): the loss along `direction` = x_0 guided - x_0 conditional of the teacher.
+
+    The gradient of the Huber loss is nearly independent of the length of `direction`, so this loss is multiplied by
+    guidance_scale - 1, the factor that `direction` contains.
+    """
+    loss = direction_loss(clean, direction, normaliser, kind=kind, huber_c=huber_c)
+    return loss * (guidance_scale - 1) if kind == "huber" else loss
+
+
 def direction_normaliser(clean: Tensor, guided: Tensor, floor: float) -> Tensor:
-    """w = mean|x_0 - x_0 of the guided prediction| of each sample (B,), no gradient, at least `floor`."""
+    """w = mean|x_0 - x_0 of the guided prediction| per sample (B,), at least `floor`, without gradient."""
     return (clean - guided).detach().abs().flatten(1).mean(1).clamp_min(floor)
 
 
 @dataclass(frozen=True)
 class GeneratorWeights:
-    """How the generator's terms are mixed: lambda of the paper, the scale of the reward, and from which k it ends."""
+    """Weights of the terms of the generator loss."""
 
     tdm_weight: float
+    """lambda of the paper."""
     reward_scale: float
+    """Factor of the reward term; 0 disables it."""
     trunc_steps: int
+    """The reward term applies to steps k < trunc_steps."""
 
 
 def generator_loss(kl: Tensor, cfg: Tensor, reward: Tensor, step_index: Tensor, weights: GeneratorWeights) -> Tensor:
-    """lambda L_cfg + (1 - lambda) L_reward + L_kl for k < trunc_steps, else lambda (L_cfg + L_kl), (B,) (Eq. 10-11)."""
-    share = weights.tdm_weight
-    with_reward = share * cfg + (1 - share) * weights.reward_scale * reward + kl
-    return torch.where(step_index < weights.trunc_steps, with_reward, share * (cfg + kl))
+    """The generator loss per sample (B,), from its terms and the step index k, all (B,) (Eq. 10-11).
+
+    lambda L_cfg + (1 - lambda) reward_scale L_reward + L_kl for k < trunc_steps, lambda (L_cfg + L_kl) otherwise.
+    """
+    tdm_weight = weights.tdm_weight
+    with_reward = tdm_weight * cfg + (1 - tdm_weight) * weights.reward_scale * reward + kl
+    return torch.where(step_index < weights.trunc_steps, with_reward, tdm_weight * (cfg + kl))

@@ -1,7 +1,7 @@
-"""Named, counter-based random streams: every draw is a function of (seed, name, counters) and of nothing else.
+"""Named, counter-based random streams: every draw depends only on (seed, name, counters).
 
-All draws happen on the CPU, one image at a time, so that groups, noises and levels do not depend on the micro-batch,
-the number of processes, the device or the precision.
+Draws are made on the CPU, one image at a time. They do not depend on the micro-batch, the number of processes, the
+device or the precision.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor
 
 
 def stream(seed: int, *name: str | int) -> torch.Generator:
-    """A generator for one named place, such as `stream(0, "tau", iteration, step)`."""
+    """The generator of one named stream, such as `stream(0, "tau", iteration, step)`."""
     key = "/".join(str(part) for part in (seed, *name)).encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def noise(seed: int, name: str, counters: Sequence[int], image_ids: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 (N, *shape): row i depends on image_ids[i], so images with one id share their noise."""
+    """Standard normal noise, float32 (N, *shape). Row i depends on image_ids[i]; equal ids get equal noise."""
     drawn = {i: torch.randn(*shape, generator=stream(seed, name, *counters, i)) for i in dict.fromkeys(image_ids)}
     return torch.stack([drawn[i] for i in image_ids])
 
 
 def uniform(seed: int, name: str, counters: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """Uniform float64 numbers in [0, 1), shape (N,), one for each id; equal ids share their number."""
+    """Uniform random numbers in [0, 1), float64 (N,), one per id. Equal ids get equal numbers."""
     drawn = {
         i: torch.rand((), generator=stream(seed, name, *counters, i), dtype=torch.float64) for i in dict.fromkeys(ids)
     }

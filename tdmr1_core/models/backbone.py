@@ -54,8 +54,3 @@ def velocities(backbone: Backbone, queries: Sequence[tuple[Tensor, Tensor, Condi
     latents, sigmas, conditionings = zip(*queries, strict=True)
     answer = backbone.velocity(torch.cat(latents), torch.cat(sigmas), Conditioning.cat(conditionings))
     return list(answer.split([len(part) for part in latents]))
-
-
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: v_uncond + scale (v_cond - v_uncond)."""
-    return unconditional + scale * (conditional - unconditional)

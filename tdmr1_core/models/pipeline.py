@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdmr1_core.algorithm.flow import sigma_schedule
+from tdmr1_core.algorithm.flow import guide, sigma_schedule
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.backbone import guide
 from tdmr1_core.models.families import Family
 from tdmr1_core.records import Conditioning
 

@@ -1,4 +1,4 @@
-"""The generator follows the surrogate's gradient while a reverse KL keeps it near the teacher (paper Eq. 10-11)."""
+"""Trains the generator on the surrogate reward, with a reverse KL that keeps it close to the teacher (Eq. 10-11)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tdmr1_core.algorithm.flow import euler_step, predict_clean, renoise
-from tdmr1_core.algorithm.objectives import GeneratorWeights, direction_loss, direction_normaliser, generator_loss
-from tdmr1_core.models.backbone import guide, velocities
+from tdmr1_core.algorithm.flow import euler_step, guide, predict_clean, renoise
+from tdmr1_core.algorithm.objectives import (
+    GeneratorWeights,
+    cfg_loss,
+    direction_loss,
+    direction_normaliser,
+    generator_loss,
+)
+from tdmr1_core.models.backbone import velocities
 from tdmr1_core.models.roles import FAKE, GENERATOR, REFERENCE, SURROGATE, TEACHER, Roles
 from tdmr1_core.records import Conditioning, Trajectory
 from tdmr1_core.stages.draws import noise_for
 from tdmr1_core.stages.micro_batches import MicroBatches, Size
 from tdmr1_core.stages.trained_role import TrainedRole
 
-Query = tuple[Tensor, Tensor, Conditioning]
+NetworkInput = tuple[Tensor, Tensor, Conditioning]
+"""Latents (B, C, H, W), noise levels (B,) and conditioning (B rows)."""
 
 
 @dataclass(frozen=True)
 class GeneratorTerms:
-    """Losses of each image (B,): the total to differentiate and its parts."""
+    """Losses per image, (B,): the total to differentiate, and its terms."""
 
     total: Tensor
     kl: Tensor
@@ -32,7 +39,10 @@ class GeneratorTerms:
 
 
 class GeneratorStage:
-    """Updates the generator. With `reward=False` this is TDM distillation: d = x_0 guided teacher - x_0 fake."""
+    """Accumulates the gradient of the generator.
+
+    With `reward=False` this is TDM distillation, with the direction x_0 of the guided teacher - x_0 of the fake score.
+    """
 
     def __init__(
         self,
@@ -66,14 +76,14 @@ class GeneratorStage:
     def accumulate(
         self, trajectory: Trajectory, step: int, step_index: Tensor, tau: Tensor, tau_reward: Tensor, scale: float
     ) -> dict[str, float]:
-        """Add `scale` times the gradient of the mean loss over all images; returns the means of the terms.
+        """Add `scale` times the gradient of the mean loss over all images. Returns the means by metric name.
 
-        `step_index`, `tau` (KL and CFG) and `tau_reward` (surrogate) are (N,).
+        `step_index`, `tau` (noise level of the KL and CFG terms) and `tau_reward` (of the reward term) have shape (N,).
         """
         groups, latents = trajectory.groups, trajectory.latents
-        seen = {"loss/generator": 0.0, "loss/kl": 0.0, "loss/cfg": 0.0, "loss/reward": 0.0}
+        means = {"loss/generator": 0.0, "loss/kl": 0.0, "loss/cfg": 0.0, "loss/reward": 0.0}
 
-        def learn(rows: Tensor) -> None:
+        def accumulate_rows(rows: Tensor) -> None:
             terms = self.losses(
                 trajectory,
                 rows,
@@ -87,11 +97,11 @@ class GeneratorStage:
             self.role.accumulate(loss * scale)
             self.role.record_loss(loss, groups, rows)
             parts = (terms.total, terms.kl, terms.cfg, terms.reward)
-            for name, part in zip(seen, parts, strict=True):
-                seen[name] += part.sum().item() / groups.images
+            for name, part in zip(means, parts, strict=True):
+                means[name] += part.sum().item() / groups.images
 
-        self.micro_batches.each(groups.images, learn)
-        return seen
+        self.micro_batches.each(groups.images, accumulate_rows)
+        return means
 
     def losses(
         self,
@@ -103,18 +113,21 @@ class GeneratorStage:
         noise: Tensor,
         noise_reward: Tensor,
     ) -> GeneratorTerms:
-        """Every term of each of the images `rows` (all arguments (B, …)), differentiable in the generator alone."""
+        """The terms of each image of `rows`, differentiable with respect to the generator only.
+
+        `rows`, `step_index`, `tau` and `tau_reward` are (B,); the noises are (B, C, H, W).
+        """
         device = self.roles.backbone.device
         sigmas = trajectory.sigmas.to(device)
-        sigma, sigma_next = sigmas[step_index], sigmas[step_index + 1]
+        sigma, sigma_next = sigmas[step_index], sigmas[step_index + 1]  # (B,) each
         tau, tau_reward = tau.to(device), tau_reward.to(device)
-        conditioning = trajectory.conditioning.select(rows // trajectory.groups.group_size)
+        conditioning = trajectory.conditioning_for(rows)
         noise, noise_reward = noise.to(device), noise_reward.to(device)
-        start = trajectory.latents[step_index, rows].to(device)
+        start = trajectory.latents[step_index, rows].to(device)  # (B, C, H, W)
 
         with self.roles.acting(GENERATOR) as backbone:
             velocity = backbone.velocity(start, sigma, conditioning)
-        clean = predict_clean(start, velocity, sigma)
+        clean = predict_clean(start, velocity, sigma)  # (B, C, H, W)
         with torch.no_grad():
             point = euler_step(start, velocity, sigma, sigma_next)
             renoised = renoise(point, sigma_next, tau, noise)
@@ -132,9 +145,14 @@ class GeneratorStage:
             total = self._loss(clean, d_kl + d_cfg, w_teacher)
             return GeneratorTerms(total, total.detach(), torch.zeros_like(total), torch.zeros_like(total))
         kl = self._loss(clean, d_kl, w_teacher)
-        cfg = self._loss(clean, d_cfg, w_teacher)
-        if self._kind == "huber":
-            cfg = cfg * (self._guidance_scale - 1)
+        cfg = cfg_loss(
+            clean,
+            d_cfg,
+            w_teacher,
+            kind=self._kind,
+            huber_c=self._huber_c,
+            guidance_scale=self._guidance_scale,
+        )
         reward = torch.zeros_like(kl)
         if reference is not None:
             with torch.no_grad():
@@ -146,39 +164,42 @@ class GeneratorStage:
     def _loss(self, clean: Tensor, direction: Tensor, normaliser: Tensor) -> Tensor:
         return direction_loss(clean, direction, normaliser, kind=self._kind, huber_c=self._huber_c)
 
-    def _teacher(self, at_tau: Query, at_tau_reward: Query) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x_0 of the teacher with and without the prompt at tau, and of the reference at the reward's level."""
+    def _teacher(self, at_tau: NetworkInput, at_tau_reward: NetworkInput) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_0 of the teacher at tau, with the prompt and without; and x_0 of the reference at tau_reward.
+
+        Each is (B, C, H, W). The last is None without a reward term. A reference that is the teacher is evaluated in
+        the same forward pass.
+        """
         renoised, tau, conditioning = at_tau
-        queries: list[Query] = [at_tau]
+        inputs: list[NetworkInput] = [at_tau]
         guided = self._guidance_scale != 1.0
         if guided:
-            queries.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
-        wants_reference = self.reward and self._weights.reward_scale > 0
-        together = wants_reference and self._reference in (TEACHER, REFERENCE)
-        if together:
-            queries.append(at_tau_reward)
-        answers = self._clean(TEACHER, queries)
-        teacher = answers[0]
-        unconditional = answers[1] if guided else teacher
-        if not wants_reference:
+            inputs.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
+        needs_reference = self.reward and self._weights.reward_scale > 0
+        same_pass = needs_reference and self._reference in (TEACHER, REFERENCE)
+        if same_pass:
+            inputs.append(at_tau_reward)
+        predictions = self._clean(TEACHER, inputs)
+        teacher = predictions[0]
+        unconditional = predictions[1] if guided else teacher
+        if not needs_reference:
             return teacher, unconditional, None
-        reference = answers[-1] if together else self._clean(self._reference, [at_tau_reward])[0]
+        reference = predictions[-1] if same_pass else self._clean(self._reference, [at_tau_reward])[0]
         return teacher, unconditional, reference
 
     def _surrogate(self, renoised: Tensor, tau: Tensor, conditioning: Conditioning) -> Tensor:
-        """x_0 of the surrogate, guided by its own unconditional prediction (rl_cfg)."""
-        queries: list[Query] = [(renoised, tau, conditioning)]
+        """x_0 of the surrogate (B, C, H, W), guided with scale rl_cfg against its own unconditional prediction."""
+        inputs: list[NetworkInput] = [(renoised, tau, conditioning)]
         if self._rl_cfg == 1.0:
-            return self._clean(SURROGATE, queries)[0]
-        queries.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
-        conditional, unconditional = self._clean(SURROGATE, queries)
+            return self._clean(SURROGATE, inputs)[0]
+        inputs.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
+        conditional, unconditional = self._clean(SURROGATE, inputs)
         return guide(conditional, unconditional, self._rl_cfg)
 
-    def _clean(self, role: str, queries: Sequence[Query]) -> list[Tensor]:
-        """x_0 of a role for several questions, in one forward pass."""
+    def _clean(self, role: str, inputs: Sequence[NetworkInput]) -> list[Tensor]:
+        """x_0 predicted by a role for each input, (B, C, H, W) each, in one forward pass."""
         with self.roles.acting(role) as backbone:
-            answers = velocities(backbone, queries)
+            found = velocities(backbone, inputs)
         return [
-            predict_clean(latents, velocity, level)
-            for (latents, level, _), velocity in zip(queries, answers, strict=True)
+            predict_clean(latents, velocity, level) for (latents, level, _), velocity in zip(inputs, found, strict=True)
         ]

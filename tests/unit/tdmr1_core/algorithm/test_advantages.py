@@ -1,30 +1,30 @@
-"""Advantages worked out by hand."""
+"""Advantages, compared with values computed by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from support.errors import raises
 from torch import Tensor
 
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.records import Advantages
 
 pytestmark = pytest.mark.unit
 
 
 def numbers(*values: float) -> Tensor:
-    """Float64 (N,)."""
+    """A float64 tensor (N,)."""
     return torch.tensor(values, dtype=torch.float64)
 
 
 def valid(text: str) -> Tensor:
-    """'1101' to a mask."""
+    """The mask (N,) of a text such as '1101'."""
     return torch.tensor([digit == "1" for digit in text])
 
 
 def assert_equal(found: Tensor, *expected: float) -> None:
-    """All advantages."""
+    """Check every advantage."""
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(list(expected), rel=1e-9, abs=1e-12)
 
@@ -35,7 +35,7 @@ def test_global_deviation() -> None:
     assert_equal(found, -1 / 5.0001, 1 / 5.0001, -7 / 5.0001, 7 / 5.0001)
 
 
-def test_global_deviation_includes_the_means_of_the_groups() -> None:
+def test_global_deviation_includes_differences_between_groups() -> None:
     # Overall mean 5, deviations -5, -3, 3, 5: (25 + 9 + 9 + 25) / 4 = 17.
     found = group_advantages(numbers(0, 2, 8, 10), valid("1111"), 2)
     assert_equal(found, *[sign / (17**0.5 + 1e-4) for sign in (-1, 1, -1, 1)])
@@ -47,48 +47,48 @@ def test_group_deviation() -> None:
     assert_equal(found, -1 / 1.0001, 1 / 1.0001, -7 / 7.0001, 7 / 7.0001)
 
 
-def test_the_floor_tames_tiny_deviations() -> None:
+def test_std_floor_limits_advantages_of_tiny_deviations() -> None:
     # 1e-4 / (1e-4 + 1e-4).
     assert_equal(group_advantages(numbers(1e-4, -1e-4), valid("11"), 2), 0.5, -0.5)
 
 
 @pytest.mark.parametrize("std", ["global", "group"])
-def test_rewards_whose_squares_are_infinite(std: str) -> None:
+def test_rewards_whose_squares_overflow(std: str) -> None:
     # In units of 1e200: mean 0.75, deviations 0.25 1.25 -0.75 -0.75, squares 0.0625 1.5625 0.5625 0.5625, / 4 = 0.6875.
     found = group_advantages(numbers(1e200, 2e200, 0, 0), valid("1111"), 4, std=std)  # type: ignore[arg-type]
     deviation = 0.6875**0.5
     assert_equal(found, 0.25 / deviation, 1.25 / deviation, -0.75 / deviation, -0.75 / deviation)
 
 
-def test_large_rewards_of_one_group_leave_the_others_as_they_are() -> None:
+def test_large_rewards_of_one_group_do_not_change_other_groups() -> None:
     rewards = numbers(-1.7e308, 1.7e308, 4, 6)
     by_group = group_advantages(rewards, valid("1111"), 2, std="group")
     assert_equal(by_group, -1, 1, -1 / 1.0001, 1 / 1.0001)
-    # All of them: the squares are 1 1 0 0 in units of the largest, / 4 = 0.5 ** 2, beside which 1 is nothing.
+    # Global: the squares are 1 1 0 0 in units of the largest reward, / 4 = 0.5 ** 2; the second group rounds to 0.
     assert_equal(group_advantages(rewards, valid("1111"), 2), -(2**0.5), 2**0.5, 0, 0)
     assert_equal(group_advantages(rewards, valid("1111"), 2, binary=True), -1, 1, -1, 1)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_advantages_that_are_not_finite_are_refused(bad: float) -> None:
-    with pytest.raises(Tdmr1Error, match=r"^2 of 3 advantages are not finite$"):
+def test_advantages_must_be_finite(bad: float) -> None:
+    with raises("reward-combined", not_finite=2, images=3):
         Advantages(numbers(bad, bad, 1), 0.0)
 
 
-def test_clip_and_recentre() -> None:
+def test_clip_and_recenter() -> None:
     # Mean 1, deviation 2: four times -1/2.0001 and 4/2.0001 -> 1; mean (1 - 4 * 0.4999750012) / 5 = -0.199980001.
     found = group_advantages(numbers(0, 0, 0, 0, 5), valid("11111"), 5, clip=1)
     assert_equal(found, *[-0.29999500025] * 4, 1.199980001)
     assert found.sum().item() == pytest.approx(0, abs=1e-15)
 
 
-def test_clip_works_on_both_sides() -> None:
+def test_clip_is_symmetric() -> None:
     up = group_advantages(numbers(0, 0, 0, 0, 5), valid("11111"), 5, clip=1)
     down = group_advantages(numbers(0, 0, 0, 0, -5), valid("11111"), 5, clip=1)
     torch.testing.assert_close(down, -up)
 
 
-def test_unjudged_images_leave_mean_and_deviation() -> None:
+def test_images_without_reward_do_not_enter_mean_and_deviation() -> None:
     rewards, mask = numbers(2, 4, 100, 0, 2, 4), valid("110111")
     # Valid: 2 4 | 0 2 4: mean 2.4, squares 0.16 2.56 5.76 0.16 2.56 = 11.2, / 5 = 2.24.
     deviation = 2.24**0.5 + 1e-4
@@ -100,21 +100,21 @@ def test_unjudged_images_leave_mean_and_deviation() -> None:
     assert_equal(by_group, -1 / 1.0001, 1 / 1.0001, 0, -2 / second, 0, 2 / second)
 
 
-def test_clip_recentres_over_valid_images_only() -> None:
+def test_clip_recenters_over_valid_images_only() -> None:
     found = group_advantages(numbers(0, 0, 0, 0, 5, -50), valid("111110"), 6, clip=1)
     assert_equal(found, *[-0.29999500025] * 4, 1.199980001, 0)
 
 
 @pytest.mark.parametrize("std", ["global", "group"])
 @pytest.mark.parametrize("mask", ["100111", "000111"])
-def test_groups_with_fewer_than_two_valid_teach_nothing(std: str, mask: str) -> None:
+def test_groups_with_fewer_than_two_valid_rewards_have_no_signal(std: str, mask: str) -> None:
     found = group_advantages(numbers(7, 8, 9, 0, 1, 2), valid(mask), 3, std=std)  # type: ignore[arg-type]
     assert found[:3].tolist() == [0, 0, 0]
     assert found[3].item() < 0 < found[5].item()
     assert zero_std_ratio(numbers(7, 8, 9, 0, 1, 2), valid(mask), 3) == 0.5
 
 
-def test_nothing_valid_at_all() -> None:
+def test_no_valid_reward() -> None:
     found = group_advantages(numbers(1, 2, 3, 4), valid("0000"), 2)
     assert found.tolist() == [0, 0, 0, 0]
     assert not Advantages(found, 1.0).has_signal
@@ -126,37 +126,37 @@ def test_nothing_valid_at_all() -> None:
 @pytest.mark.parametrize("std", ["global", "group"])
 @pytest.mark.parametrize("size", [3, 9, 11, 24])
 def test_equal_rewards_are_exactly_zero(value: float, binary: bool, std: str, size: int) -> None:
-    """Also where the sum of the rewards is not exactly size times the reward."""
+    """Even where the rounded sum of the rewards differs from size times the reward."""
     rewards, mask = numbers(*[value] * size), torch.ones(size, dtype=torch.bool)
     found = group_advantages(rewards, mask, size, std=std, binary=binary)  # type: ignore[arg-type]
     assert found.tolist() == [0] * size
     assert zero_std_ratio(rewards, mask, size) == 1
 
 
-def test_equal_valid_rewards_beside_an_unjudged_one() -> None:
+def test_equal_valid_rewards_and_one_invalid() -> None:
     rewards, mask = numbers(0.1, 0.1, 0.1, 9), valid("1110")
     assert group_advantages(rewards, mask, 4, binary=True).tolist() == [0] * 4
     assert zero_std_ratio(rewards, mask, 4) == 1
 
 
-def test_binary_keeps_signs_and_centres_them() -> None:
-    # Mean 4 and signs -1 -1 -1 1, whose mean is -0.5; then signs 0 -1 1 about the mean 5; then -1 1 and one unjudged.
+def test_binary_centers_the_signs() -> None:
+    # Mean 4 and signs -1 -1 -1 1, whose mean is -0.5; then mean 5 and signs 0 -1 1; then -1 1 and one invalid.
     assert_equal(group_advantages(numbers(1, 2, 3, 10), valid("1111"), 4, binary=True), -0.5, -0.5, -0.5, 1.5)
     assert_equal(group_advantages(numbers(5, 2, 8), valid("111"), 3, binary=True), 0, -1, 1)
     assert_equal(group_advantages(numbers(5, 2, 8), valid("101"), 3, binary=True), -1, 0, 1)
 
 
-def test_binary_at_the_mean_of_unrepresentable_rewards() -> None:
+def test_binary_is_zero_at_the_mean_despite_rounding() -> None:
     assert_equal(group_advantages(numbers(0.1, 0.2, 0.3), valid("111"), 3, binary=True), -1, 0, 1)
 
 
-def test_zero_std_ratio_counts_silent_groups() -> None:
+def test_zero_std_ratio_counts_groups_without_signal() -> None:
     rewards = numbers(0.1, 0.1, 0, 1, 5, 5, 2, 3)
     assert zero_std_ratio(rewards, valid("11111111"), 2) == 0.5
     assert zero_std_ratio(rewards, valid("11111110"), 2) == 0.75
 
 
-def test_advantages_sum_to_zero_whatever_the_settings() -> None:
+def test_advantages_sum_to_zero_for_all_settings() -> None:
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randn(40, generator=generator, dtype=torch.float64) ** 3
     mask = torch.rand(40, generator=generator) < 0.8
@@ -174,7 +174,7 @@ def test_permute_by_hand() -> None:
     assert found.tolist() == [30, 10, 20, 50, 60, 40]
 
 
-def test_permute_stays_in_the_group_and_moves_something() -> None:
+def test_permute_shuffles_within_each_group() -> None:
     values = torch.arange(60, dtype=torch.float64)
     uniform = torch.rand(60, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     found = permute_in_groups(values, uniform, 12)

@@ -1,4 +1,4 @@
-"""Rectified-flow arithmetic against numbers worked out by hand."""
+"""Rectified-flow arithmetic, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tdmr1_core.algorithm.flow import (
     euler_step,
     euler_velocity,
     expand,
+    guide,
     predict_clean,
     predict_noise,
     renoise,
@@ -30,22 +31,22 @@ pytestmark = pytest.mark.unit
 
 
 def levels(*values: float) -> Tensor:
-    """Noise levels (B,) in float64."""
+    """Noise levels, float64 (B,)."""
     return torch.tensor(values, dtype=torch.float64)
 
 
 def latents(*values: float) -> Tensor:
-    """One latent a number: (B, 1, 1, 1)."""
+    """Latents (B, 1, 1, 1), one number each."""
     return levels(*values).view(-1, 1, 1, 1)
 
 
 def basis(index: int, size: int = 3) -> Tensor:
-    """A latent (1, 1, 1, size) that is 1 at one place: linear functions of several show their coefficients."""
+    """A unit vector (1, 1, 1, size): a linear function of several of them shows its coefficients."""
     return torch.eye(size, dtype=torch.float64)[index].view(1, 1, 1, size)
 
 
 def assert_equal(found: Tensor, *expected: float, tolerance: float = 1e-12) -> None:
-    """All numbers of a tensor, in order."""
+    """Check every number of a tensor, in order."""
     assert found.flatten().tolist() == pytest.approx(list(expected), rel=tolerance, abs=tolerance)
 
 
@@ -136,7 +137,7 @@ def test_dpm_second_order_by_hand() -> None:
 
 
 def test_dpm_ends_are_first_order() -> None:
-    # To sigma = 0: x_0 itself. From a step that began at sigma = 1: as if there were no former prediction.
+    # To sigma = 0: x_0 itself. From a step that began at sigma = 1: as if there were no previous prediction.
     assert_equal(dpm_solver_step(latents(2), latents(4), latents(-7), levels(0.75), levels(0.5), levels(0)), 4)
     known = dpm_solver_step(latents(2), latents(4), latents(-7), levels(1), levels(0.75), levels(0.5))
     assert_equal(known, 8 / 3)
@@ -146,20 +147,20 @@ def test_dpm_ends_are_first_order() -> None:
 
 def follow(clean_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, dpm: bool) -> Tensor:
     """Integrate from sigmas[0] to sigmas[-1]."""
-    former = None
+    previous = None
     for k in range(len(sigmas) - 1):
         now, after = sigmas[k : k + 1], sigmas[k + 1 : k + 2]
         clean = clean_of(x, now)
         if dpm:
-            x = dpm_solver_step(x, clean, former, sigmas[k - 1 : k] if k else None, now, after)
+            x = dpm_solver_step(x, clean, previous, sigmas[k - 1 : k] if k else None, now, after)
         else:
             x = euler_step(x, (x - clean) / expand(now, x), now, after)
-        former = clean
+        previous = clean
     return x
 
 
 @pytest.mark.parametrize("dpm", [True, False])
-def test_a_constant_picture_is_reached_exactly(dpm: bool) -> None:
+def test_solvers_reach_a_constant_image_exactly(dpm: bool) -> None:
     target, noise = latents(3), latents(-2)
     sigmas = sigma_schedule(5, 3)
     middle = follow(lambda x, sigma: target, noise, sigmas[:4], dpm)
@@ -169,7 +170,7 @@ def test_a_constant_picture_is_reached_exactly(dpm: bool) -> None:
 
 
 def test_dpm_converges_with_second_order() -> None:
-    """Normal data of deviation 1/2: x_0(x) is linear, and the ODE keeps x proportional to the marginal's deviation."""
+    """For data from N(0, 1/4), x_0(x) is linear, and the ODE keeps x proportional to the marginal's deviation."""
 
     def deviation(sigma: float) -> float:
         return math.sqrt((1 - sigma) ** 2 / 4 + sigma**2)
@@ -222,7 +223,7 @@ def test_renoise_statistically() -> None:
 def test_renoise_velocity_by_hand() -> None:
     # sigma' = 0.5, tau = 0.7: beta' = (0.7 + 0.25 * 0.6 / 0.5) / sqrt(0.4) = 1 / sqrt(0.4); -10 / 0.5 + 2 / sqrt(0.4).
     assert_equal(renoise_velocity(latents(10), levels(0.5), levels(0.7), latents(2)), -20 + 2 / math.sqrt(0.4))
-    # From a clean picture it is eps - x_0.
+    # From a clean image it is eps - x_0.
     assert_equal(renoise_velocity(latents(10), levels(0), levels(0.4), latents(2)), -8)
 
 
@@ -235,8 +236,8 @@ def test_renoise_velocity_is_the_derivative() -> None:
 
 
 @pytest.mark.parametrize(("low", "tau"), [(0.0, 0.3), (0.5, 0.52), (0.75, 0.9), (0.9, 0.99)])
-def test_renoise_velocity_is_the_flow_on_average(low: float, tau: float) -> None:
-    """Given x_0 and x_tau its mean is eps - x_0: coefficient -1 on x_0, and covariance tau with the noise of x_tau."""
+def test_renoise_velocity_equals_the_flow_velocity_on_average(low: float, tau: float) -> None:
+    """Its mean given x_0 and x_tau is eps - x_0: coefficient -1 of x_0, and covariance tau with the noise of x_tau."""
     point = (1 - low) * basis(0) + low * basis(1)
     noised = renoise(point, levels(low), levels(tau), basis(2)).flatten()
     velocity = renoise_velocity(point, levels(low), levels(tau), basis(2)).flatten()
@@ -263,3 +264,10 @@ def test_draw_tau_ranges(lower: float) -> None:
         unshifted = taus / (3 - 2 * taus)
         assert unshifted[0].item() == pytest.approx(lower / (3 - 2 * lower) + 0.02)
         torch.testing.assert_close(unshifted.diff(), unshifted.diff().mean().expand(1000), rtol=1e-6, atol=1e-9)
+
+
+def test_guide() -> None:
+    # 1 + 2.5 (3 - 1).
+    assert_equal(guide(latents(3), latents(1), 2.5), 6)
+    assert_equal(guide(latents(3), latents(1), 1.0), 3)
+    assert_equal(guide(latents(3), latents(1), 0.0), 1)

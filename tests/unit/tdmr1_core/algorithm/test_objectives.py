@@ -1,4 +1,4 @@
-"""The three losses, branch by branch, against numbers worked out by hand."""
+"""Every branch of the losses, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tdmr1_core.algorithm.objectives import (
     GeneratorWeights,
     PreferenceLoss,
     Stabilisers,
+    cfg_loss,
     direction_loss,
     direction_normaliser,
     fake_score_loss,
@@ -26,17 +27,17 @@ pytestmark = pytest.mark.unit
 
 
 def numbers(*values: float) -> Tensor:
-    """Float64 (N,)."""
+    """A float64 tensor (N,)."""
     return torch.tensor(values, dtype=torch.float64)
 
 
 def pairs(*values: tuple[float, float]) -> Tensor:
-    """Latents of two numbers: (B, 1, 1, 2)."""
+    """Latents (B, 1, 1, 2)."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 2)
 
 
 def assert_equal(found: Tensor, *expected: float) -> None:
-    """All numbers."""
+    """Check every number."""
     assert found.flatten().tolist() == pytest.approx(list(expected), rel=1e-12, abs=1e-12)
 
 
@@ -67,8 +68,8 @@ def test_preference_weights_by_hand() -> None:
     assert_equal(found, high, high, low, low)
 
 
-def test_preference_weights_fall_as_the_preference_is_learnt() -> None:
-    """A surrogate that is better than the reference where A > 0 and worse where A < 0 has less to learn."""
+def test_preference_weights_fall_as_the_surrogate_learns() -> None:
+    """The weight is small once the loss is below the reference's where A > 0 and above it where A < 0."""
     reference = numbers(1, 1)
     learnt = preference_weights(numbers(1, -1), numbers(0.5, 1.5), reference, 10, 2)
     wrong = preference_weights(numbers(1, -1), numbers(1.5, 0.5), reference, 10, 2)
@@ -92,7 +93,7 @@ def preference(
     old_loss: float | None = None,
     time_weight: float = 1.0,
 ) -> tuple[PreferenceLoss, float]:
-    """One sample of two numbers with target 0 and w_g = 0.5; also the gradient of its first number."""
+    """The loss of one sample of two numbers with target 0 and w_g = 0.5, and the gradient of the first number."""
     v = pairs((velocity, velocity)).requires_grad_()
     result = preference_loss(
         v,
@@ -109,8 +110,8 @@ def preference(
     return result, v.grad.flatten()[0].item()
 
 
-def test_preference_loss_alone() -> None:
-    # 0.5 * 2 * 9 = 9, gradient of one of two numbers 0.5 * 2 * 3; no stabiliser stops it.
+def test_preference_loss_without_stabilisers() -> None:
+    # Loss 0.5 * 2 * 9 = 9; gradient of one of two numbers 0.5 * 2 * 3.
     result, gradient = preference(OFF, 2, 3, 0, old_loss=1e6)
     assert_equal(result.loss, 9)
     assert gradient == pytest.approx(3)
@@ -151,13 +152,13 @@ def test_trust_region(advantage: float, ratio: float, clipped: bool) -> None:
 @pytest.mark.parametrize(
     ("advantage", "velocity", "reference", "threshold", "drifted"),
     [
-        (1, 1, 2, 0.9, True),  # nearer to the target than the reference, and far from it
-        (1, 1, 2, 1.1, False),  # still near the reference
-        (1, 2, 1, 0.9, False),  # far, but on the wrong side
+        (1, 1, 2, 0.9, True),  # closer to the target than the reference, drift above the threshold
+        (1, 1, 2, 1.1, False),  # drift below the threshold
+        (1, 2, 1, 0.9, False),  # drift above the threshold, but farther from the target than the reference
         (-1, 2, 1, 0.9, True),
         (-1, 1, 2, 0.9, False),
         (0, 2, 1, 0.9, True),
-        (1, 2, -2, 0.9, False),  # no better and no worse
+        (1, 2, -2, 0.9, False),  # as far from the target as the reference
         (-1, 2, -2, 0.9, False),
     ],
 )
@@ -168,7 +169,7 @@ def test_drift(advantage: float, velocity: float, reference: float, threshold: f
     assert gradient == pytest.approx(0 if drifted else 0.5 * advantage * velocity)
 
 
-def test_stopped_samples_keep_the_penalty() -> None:
+def test_masked_samples_keep_the_penalty() -> None:
     # v = 1, v_ref = 2: penalty 0.1 * 1, its gradient 0.1 * (1 - 2).
     result, gradient = preference(Stabilisers(0.1, 0.5, 0.1), 1, 1, 2, old_loss=5)
     assert (result.clipped.item(), result.drifted.item()) == (True, True)
@@ -176,7 +177,7 @@ def test_stopped_samples_keep_the_penalty() -> None:
     assert gradient == pytest.approx(-0.1)
 
 
-def test_drift_looks_at_each_sample_alone() -> None:
+def test_drift_is_decided_per_sample() -> None:
     v = pairs((1, 1), (1.9, 1.9))
     ones = torch.ones(2, dtype=torch.float64)
     result = preference_loss(
@@ -208,9 +209,16 @@ def test_direction_loss_huber() -> None:
     assert_equal(clean.grad, -0.6, 0)
 
 
-def test_direction_loss_huber_default_is_nearly_absolute() -> None:
+def test_default_huber_loss_is_nearly_the_absolute_error() -> None:
     loss = direction_loss(pairs((0, 0)), pairs((3, -5)), numbers(2), kind="huber")
     assert loss.item() == pytest.approx((3 + 5 - 2e-3) / 4, rel=1e-6)
+
+
+def test_cfg_loss_has_the_guidance_factor_only_with_huber() -> None:
+    clean, d, w = pairs((1, 2)), pairs((3, 0)), numbers(0.5)
+    # (9 + 0) / 2 / 0.5; and 1 as in the test above, times 4.5 - 1.
+    assert_equal(cfg_loss(clean, d, w, kind="squared", huber_c=4, guidance_scale=4.5), 9)
+    assert_equal(cfg_loss(clean, d, w, kind="huber", huber_c=4, guidance_scale=4.5), 3.5)
 
 
 def test_directions_carry_no_gradient() -> None:

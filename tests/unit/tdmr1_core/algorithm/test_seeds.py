@@ -1,4 +1,4 @@
-"""Named random streams: a draw depends on its name and counters, and on nothing else."""
+"""Named random streams: a draw depends only on seed, name and counters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_stream_is_repeatable_and_named() -> None:
 
 
 def test_draws_never_change_between_versions() -> None:
-    """A resumed run must go on with the same numbers; change this only together with the checkpoint format."""
+    """A resumed run must draw the same numbers; change this only together with the checkpoint format."""
     assert seeds.stream(3, "tau", 1, 2).initial_seed() == 5937449397259641045
     assert seeds.uniform(3, "tau", (1,), [2]).item() == 0.4750153296219286
 
@@ -39,7 +39,7 @@ def test_noise_rows_do_not_depend_on_the_batch() -> None:
         assert torch.equal(torch.cat(parts), whole)
 
 
-def test_equal_ids_share_their_noise() -> None:
+def test_equal_ids_get_equal_noise() -> None:
     drawn = seeds.noise(0, "x", (), [7, 7, 2, 7], SHAPE)
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[3])
@@ -56,7 +56,7 @@ def test_other_names_seeds_and_counters_differ(other: tuple[int, str, tuple[int,
     assert not torch.equal(seeds.uniform(0, "x", (4, 1), [0]), seeds.uniform(*other, [0]))
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_global_generator_is_not_used() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

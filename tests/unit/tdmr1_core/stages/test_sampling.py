@@ -9,7 +9,7 @@ from support.product import all_conditionings, make_backbone
 from torch import Tensor
 
 from tdmr1_core.algorithm.flow import sigma_schedule
-from tdmr1_core.models.backbone import guide, velocities
+from tdmr1_core.models.backbone import velocities
 from tdmr1_core.records import Conditioning
 from tdmr1_core.stages.sampling import sample
 
@@ -99,13 +99,6 @@ def test_eta_zero_draws_nothing() -> None:
 
     path = sample(Scripted(3.0), start(-2), rows(1), SIGMAS, eta=0.0, fresh_noise=fresh)  # type: ignore[arg-type]
     assert path[-1].item() == pytest.approx(3)
-
-
-def test_guide() -> None:
-    # 1 + 2.5 (3 - 1).
-    assert guide(start(3), start(1), 2.5).item() == 6
-    assert guide(start(3), start(1), 1.0).item() == 3
-    assert guide(start(3), start(1), 0.0).item() == 1
 
 
 def test_the_backbone_guides_with_the_empty_prompt() -> None:
