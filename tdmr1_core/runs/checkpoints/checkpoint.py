@@ -1,7 +1,7 @@
-"""Checkpoints: weights and optimiser states as safetensors, counters and settings as JSON, put in place by one rename.
+"""Checkpoints: weights and optimizer states as safetensors, counters and settings as JSON, published by one rename.
 
-Nothing else is needed to go on exactly: random streams are functions of the seed, their name and the iteration, and so
-is the position in the prompt set.
+A resume from a checkpoint is bit-identical. No random state is stored, because every random stream is a function of the
+seed, its name and the iteration; so is the position in the prompt set.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.runs.checkpoints import manifest
 from tdmr1_core.versions import versions
 from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.errors import one_line
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
@@ -40,23 +41,24 @@ if TYPE_CHECKING:
 WEIGHTS, OPTIMIZERS, STATE, LATEST = "weights.safetensors", "optimizers.safetensors", "state.json", "latest"
 SETTINGS = "config.json"
 REWARDS = "rewards.json"
-"""What rewards remember, for each process; only where one remembers anything."""
+"""The states of the rewards, one entry per process; the file exists only if a reward has a state."""
 GOOD = "good"
-"""Names the checkpoint that the guard had nothing against; it is never dropped."""
+"""The file that names the last checkpoint without a guard alarm. That checkpoint is never deleted."""
 KINDS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
-"""What torch's AdamW keeps of a parameter, and what bitsandbytes' does."""
+"""The state tensors of one parameter in torch's AdamW and in the AdamW of bitsandbytes."""
 MOMENTS = (("exp_avg", "exp_avg_sq"), ("state1", "state2"))
-"""Those of them that have a weight's shape, of either."""
+"""The two that have the shape of the parameter: first torch's, then those of bitsandbytes."""
 FILES = (WEIGHTS, OPTIMIZERS, STATE, SETTINGS)
 NAME = "step-[0-9]{6,15}"
 BUILDING = ".step-*"
-"""What a crash in the middle of writing leaves behind."""
+"""Folders that a crash during writing leaves behind."""
 
 
 def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
-    """Write `folder/step-NNNNNN`, point `folder/latest` at it and drop all but the `keep` up to it. Returns its path.
+    """Write `folder/step-NNNNNN`, write its name to `folder/latest` and delete old checkpoints. Returns its path.
 
-    Raises Tdmr1Error for weights that are not finite, and if the disk doesn't take it: earlier ones are untouched.
+    The `keep` newest checkpoints up to this one are kept, and the one that `good` names. Raises Tdmr1Error for weights
+    that are not finite and for a failed write; earlier checkpoints are then unchanged.
     """
     files = _contents(engine)
     target = folder / f"step-{engine.iteration_index:06d}"
@@ -71,31 +73,36 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
             write_durable(building / manifest.MANIFEST, manifest.describe(files))
             flush_folder(building)
             _put_in_place(building, target)
-            _point(folder / LATEST, target.name)
+            _write_pointer(folder / LATEST, target.name)
         finally:
             _clear(folder)
-        for old in _dispensable(folder, target, keep):
+        for old in _obsolete(folder, target, keep):
             shutil.rmtree(old)
     return target
 
 
-def _dispensable(folder: Path, newest: Path, keep: int) -> list[Path]:
-    """What is older than the `keep` newest checkpoints, with an intact one beside the newest, but for the good one.
+def _obsolete(folder: Path, newest: Path, keep: int) -> list[Path]:
+    """The checkpoints to delete: those older than the `keep` newest, except the one that `good` names.
 
-    None is while `good` can't be read, as it might be any of them.
+    More than `keep` are kept until one of the kept checkpoints before the newest is intact. Nothing is deleted while
+    `good` cannot be read, because it may name any of them.
     """
-    good = named_in(folder / GOOD)
+    good = read_pointer(folder / GOOD)
     if good is None and (folder / GOOD).exists():
-        warn(f"{folder / GOOD} names no checkpoint, so none is dropped until it does")
+        warn(
+            f"{folder / GOOD} names no checkpoint, so no checkpoint is deleted",
+            code="checkpoint-pointer",
+            path=str(folder / GOOD),
+        )
         return []
-    upto = [old for old in checkpoint_folders(folder) if iteration_of(old) < iteration_of(newest)]
-    if len(upto) < keep:
+    older = [old for old in checkpoint_folders(folder) if iteration_of(old) < iteration_of(newest)]
+    if len(older) < keep:
         return []
-    kept, is_one_intact = 0, keep == 1
-    while upto and (kept < keep - 1 or not is_one_intact):
-        candidate, kept = upto.pop(), kept + 1
-        is_one_intact = is_one_intact or _is_intact(candidate)
-    return [old for old in upto if old.name != good and old.is_dir() and not old.is_symlink()]
+    kept, intact_found = 0, keep == 1
+    while older and (kept < keep - 1 or not intact_found):
+        candidate, kept = older.pop(), kept + 1
+        intact_found = intact_found or _is_intact(candidate)
+    return [old for old in older if old.name != good and old.is_dir() and not old.is_symlink()]
 
 
 def _is_intact(checkpoint: Path) -> bool:
@@ -107,18 +114,18 @@ def _is_intact(checkpoint: Path) -> bool:
 
 
 def mark_good(folder: Path, checkpoint: Path) -> None:
-    """Keep a checkpoint until another one is marked."""
+    """Write the checkpoint's name to `good`: it is not deleted until another one is marked."""
     with translate_write_errors(folder):
-        _point(folder / GOOD, checkpoint.name)
+        _write_pointer(folder / GOOD, checkpoint.name)
 
 
 def go_back_to_good(folder: Path) -> Path | None:
-    """Point `latest` at the checkpoint that was marked last, if there is one. Returns it."""
-    name = named_in(folder / GOOD)
+    """Copy the name in `good` to `latest`. Returns that checkpoint, or None if none is marked."""
+    name = read_pointer(folder / GOOD)
     if name is None:
         return None
     with translate_write_errors(folder):
-        _point(folder / LATEST, name)
+        _write_pointer(folder / LATEST, name)
     return folder / name
 
 
@@ -130,8 +137,10 @@ def _contents(engine: Engine) -> dict[str, bytes]:
     for name, value in (*weights.items(), *optimizers.items()):
         if not value.isfinite().all():
             raise Tdmr1Error(
-                f"the weights of {name} are not finite at iteration {engine.iteration_index}, so they are not saved",
-                "lower the learning rates, and go on from the last checkpoint",
+                f"{name} has values that are not finite after iteration {engine.iteration_index}; it is not saved",
+                "start a new run with lower learning rates; earlier checkpoints are unchanged",
+                code="update-not-finite",
+                values={"tensor": name, "iteration": engine.iteration_index},
             )
     state = {
         "iteration": engine.iteration_index,
@@ -151,25 +160,25 @@ def _as_json(document: Any) -> bytes:
 
 
 def _clear(folder: Path) -> None:
-    for left in folder.glob(BUILDING):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(BUILDING):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _put_in_place(building: Path, target: Path) -> None:
-    """Give a whole checkpoint its name; one that had it before, from another future of the run, makes way."""
+    """Rename a complete checkpoint to its final name. One with the same name, from before a rollback, is replaced."""
     if target.exists():
         os.rename(target, target.with_name(f".{target.name}.old"))
     os.rename(building, target)
     flush_folder(target.parent)
 
 
-def _point(pointer: Path, name: str) -> None:
-    """Write a checkpoint's name into a file, which always holds a whole one."""
+def _write_pointer(pointer: Path, name: str) -> None:
+    """Write a checkpoint's name to `latest` or `good` atomically."""
     replace_durable(pointer, f"{name}\n".encode())
 
 
-def named_in(pointer: Path) -> str | None:
-    """The name of a checkpoint that is in a file; None for one that is not there, can't be read or holds no name."""
+def read_pointer(pointer: Path) -> str | None:
+    """The checkpoint name in `latest` or `good`; None if the file is missing, unreadable or holds no such name."""
     try:
         name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
     except OSError:
@@ -178,87 +187,107 @@ def named_in(pointer: Path) -> str | None:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """The iteration that a checkpoint was written after, by its name."""
+    """The number of completed iterations of a checkpoint, from its folder name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints in a run's checkpoint folder, oldest first."""
+    """All checkpoints in a run's checkpoint folder, oldest first."""
     return sorted((entry for entry in folder.glob("step-*") if re.fullmatch(NAME, entry.name)), key=iteration_of)
 
 
 def latest_checkpoint(folder: Path) -> Path:
-    """The newest intact checkpoint up to the one that `latest` names; what is wrong with newer ones is told.
+    """The newest intact checkpoint up to the one that `latest` names. Warns about newer ones that are damaged.
 
-    Where `latest` names none, an intact one that the guard marked as good stands in for it. Raises Tdmr1Error if there
-    is no intact one.
+    If `latest` names none, the checkpoint that `good` names is used, if it is intact. Raises Tdmr1Error if no
+    checkpoint is intact.
     """
     candidates = checkpoint_folders(folder)
     pointer = folder / LATEST
-    named = named_in(pointer) or _good_instead(folder)
+    named = read_pointer(pointer) or _fallback(folder)
     if named is not None:
         candidates = [candidate for candidate in candidates if iteration_of(candidate) <= iteration_of(Path(named))]
         if folder / named not in candidates:
-            warn(f"{pointer} names {named}, which is missing")
+            warn(
+                f"{pointer} names the checkpoint {named}, which does not exist",
+                code="checkpoint-pointer",
+                path=str(pointer),
+                checkpoint=named,
+            )
     damage: Tdmr1Error | None = None
     for candidate in reversed(candidates):
         try:
             manifest.check_intact(candidate, FILES, optional=(REWARDS,))
         except Tdmr1Error as error:
             damage = damage or error
-            warn(error.message)
+            warn(error.message, code=error.code, **error.values)
             continue
         if damage is not None:
-            warn(f"using {candidate.name}, the checkpoint before it")
+            warn(f"using the earlier checkpoint {candidate.name}", code="checkpoint-damaged", used=candidate.name)
         return candidate
     if damage is not None:
-        raise Tdmr1Error(f"there is no intact checkpoint in {folder}: {damage.message}", "start the run again")
+        raise Tdmr1Error(
+            f"there is no intact checkpoint in {folder}: {damage.message}",
+            "start the run again",
+            code="checkpoint-missing",
+            values={"path": str(folder), "damage": damage.values},
+        )
     raise Tdmr1Error(
-        f"there is no checkpoint in {folder}",
-        "the run ended before its first one: remove the folder and start again, or choose another --output",
+        f"there is no checkpoint in {folder}: the run ended before it saved the first one",
+        "remove the run folder and start again, or choose another --output",
+        code="checkpoint-missing",
+        values={"path": str(folder)},
     )
 
 
-def _good_instead(folder: Path) -> str | None:
-    """The name of the checkpoint marked as good, where `latest` names none; which is told, unless there is neither."""
-    pointer, good = folder / LATEST, named_in(folder / GOOD)
-    usable = good is not None and _is_intact(folder / good)
+def _fallback(folder: Path) -> str | None:
+    """The name in `good`, used if `latest` names no checkpoint; None if that checkpoint is not intact.
+
+    Warns about `latest`, unless both files are missing.
+    """
+    pointer, good = folder / LATEST, read_pointer(folder / GOOD)
+    used = good if good is not None and _is_intact(folder / good) else None
     if good is not None or pointer.exists():
-        instead = f"{good}, which {folder / GOOD} names" if usable else "the newest that is intact"
-        warn(f"{pointer} names no checkpoint: using {instead}")
-    return good if usable else None
+        substitute = f"{used}, the last checkpoint without a guard alarm" if used else "the newest intact checkpoint"
+        warn(
+            f"{pointer} names no checkpoint; using {substitute}",
+            code="checkpoint-pointer",
+            path=str(pointer),
+            used=used,
+        )
+    return used
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
-    """The files of a checkpoint by name. Raises Tdmr1Error that names the one that is damaged or missing."""
+    """The files of a checkpoint by name. Raises Tdmr1Error for a damaged or missing file."""
     return manifest.read_intact(checkpoint, FILES, optional=(REWARDS,))
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was trained with; nothing else is read. Raises Tdmr1Error as `read_checkpoint`."""
+    """The settings that a checkpoint was trained with; reads no other file. Raises Tdmr1Error as `read_checkpoint`."""
     content = manifest.read_intact(checkpoint, (SETTINGS,))[SETTINGS]
-    with _told_as_foreign(checkpoint):
+    with _translate_foreign_content(checkpoint):
         return dict(json.loads(content))
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = False, moments: bool = True) -> None:
-    """Put an engine where it stood: rewards, which are set up for it, only on request, and perhaps no `moments`.
+    """Load a checkpoint into an engine: weights, counters and, on request, optimizer moments and reward states.
 
-    Raises Tdmr1Error for a checkpoint that is damaged or does not fit.
+    Raises Tdmr1Error for a checkpoint that is damaged or does not fit the model.
     """
     files = read_checkpoint(checkpoint)
-    with _told_as_foreign(checkpoint):
+    with _translate_foreign_content(checkpoint):
         state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
         updates = {name: int(state["updates"][name]) for name in engine.trained}
-        iteration, then = int(state["iteration"]), dict(state["versions"])
-        at_least = {name: min(count, 1) for name, count in updates.items()}  # earlier versions did not count them
+        iteration, saved_versions = int(state["iteration"]), dict(state["versions"])
+        at_least = {name: min(count, 1) for name, count in updates.items()}  # older checkpoints have no "moments"
         expected = {name: int(state.get("moments", at_least)[name]) for name in engine.trained}
-        reward_states = [dict(told) for told in json.loads(files.get(REWARDS, b"[]"))]
-        if "counters" in state:  # not in those of earlier versions
+        reward_states = [dict(states) for states in json.loads(files.get(REWARDS, b"[]"))]
+        if "counters" in state:  # missing in older checkpoints
             engine.restore_counters(state["counters"])
     for role in engine.roles.names:
-        own = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
-        engine.roles.load(role, own, str(checkpoint / WEIGHTS))
+        of_role = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
+        engine.roles.load(role, of_role, str(checkpoint / WEIGHTS))
     if moments:
         _load_optimizers(engine, optimizers, expected, checkpoint / OPTIMIZERS)
     for name, trained in engine.trained.items():
@@ -267,36 +296,55 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
     if with_rewards and reward_states:
         _load_rewards(engine, reward_states, checkpoint)
     if engine.processes.first:
-        _tell_of_other_versions(then)
+        _warn_other_versions(saved_versions)
 
 
 def _load_rewards(engine: Engine, states: list[dict[str, State]], checkpoint: Path) -> None:
     if len(states) != engine.processes.count and engine.processes.first:
-        warn(f"{checkpoint} holds what rewards remembered in {len(states)} processes: all go on with that of the first")
+        warn(
+            f"{checkpoint} holds reward states of {len(states)} processes, and this run has {engine.processes.count}: "
+            "every process starts from the state of the first one",
+            code="reward-state",
+            path=str(checkpoint),
+            saved=len(states),
+            processes=engine.processes.count,
+        )
     try:
         engine.load_reward_states(states)
     except Tdmr1Error as error:
-        raise Tdmr1Error(f"the rewards of {checkpoint} can't go on: {error.message}", error.hint) from error
+        raise Tdmr1Error(
+            f"the reward states in {checkpoint} cannot be restored: {error.message}",
+            error.hint,
+            code="reward-state",
+            values={"path": str(checkpoint), **error.values},
+        ) from error
 
 
 @contextmanager
-def _told_as_foreign(checkpoint: Path) -> Iterator[None]:
-    """Raise Tdmr1Error for files that are as their manifest says, and yet no checkpoint of ours."""
+def _translate_foreign_content(checkpoint: Path) -> Iterator[None]:
+    """Raise Tdmr1Error for files that match their manifest but do not hold a checkpoint."""
     try:
         yield
     except (SafetensorError, *MALFORMED) as error:
         raise Tdmr1Error(
-            f"{checkpoint} holds something else than a checkpoint: {' '.join(str(error).split())}",
-            "use one that tdmr1 has written",
+            f"{checkpoint} does not hold a checkpoint of tdmr1: {one_line(str(error))}",
+            "use a checkpoint that tdmr1 wrote",
+            code="checkpoint-mismatch",
+            values={"path": str(checkpoint)},
         ) from error
 
 
-def _tell_of_other_versions(then: dict[str, str]) -> None:
-    """Say which packages have changed since: with others, the same run may round differently."""
+def _warn_other_versions(saved: dict[str, str]) -> None:
+    """Warn about packages whose version changed since the checkpoint: other versions may round differently."""
     now = versions()
-    other = [f"{name} {then[name]} and now {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
-    if other:
-        warn(f"the checkpoint was written with {', '.join(other)}: the run may not go on to the same bits")
+    changed = {name: [saved[name], now[name]] for name in now if saved.get(name, now[name]) != now[name]}
+    if changed:
+        listed = ", ".join(f"{name} {before} (now {after})" for name, (before, after) in changed.items())
+        warn(
+            f"the checkpoint was written with {listed}: the run may not continue bit for bit",
+            code="resume-inputs",
+            versions=changed,
+        )
 
 
 def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
@@ -310,15 +358,15 @@ def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
 
 
 def _load_optimizers(engine: Engine, tensors: dict[str, Tensor], expected: dict[str, int], file: Path) -> None:
-    """Put AdamW's moments in their place. Raises Tdmr1Error where there are fewer than expected, or of other shapes."""
+    """Load AdamW's moments. Raises Tdmr1Error for fewer than `expected` (by role) or for other shapes."""
     for role_name, role in engine.trained.items():
         role.optimizer.state.clear()
         for name, weight in role.parameters.items():
-            own = {kind: tensors.get(f"{role_name}/{name}/{kind}") for kind in KINDS}
-            state: dict[str, Any] = {kind: value for kind, value in own.items() if value is not None}
-            if not state:  # as of a weight that has never had a gradient
+            saved = {kind: tensors.get(f"{role_name}/{name}/{kind}") for kind in KINDS}
+            state: dict[str, Any] = {kind: value for kind, value in saved.items() if value is not None}
+            if not state:  # a parameter that never had a gradient has no moments
                 continue
-            _check_moments(state, weight, f"{file} does not fit: the moments of {role_name}/{name}")
+            _check_moments(state, weight, file, f"{role_name}/{name}")
             for kind, value in state.items():
                 state[kind] = value.to(weight) if kind.startswith("exp_avg") else value.to(weight.device)
             state["step"] = state["step"].cpu() if "exp_avg" in state else int(state["step"])
@@ -326,18 +374,28 @@ def _load_optimizers(engine: Engine, tensors: dict[str, Tensor], expected: dict[
         found, wanted = len(role.optimizer.state), expected[role_name]
         if found < wanted:
             raise Tdmr1Error(
-                f"{file} does not fit: it has moments of {found} weights of the {role_name}, not of {wanted}",
-                "use a checkpoint that tdmr1 has written",
+                f"{file} does not fit: it has moments of {found} parameters of the {role_name}, expected {wanted}",
+                "use a checkpoint that tdmr1 wrote",
+                code="checkpoint-mismatch",
+                values={"path": str(file), "role": role_name, "found": found, "expected": wanted},
             )
 
 
-def _check_moments(state: dict[str, Tensor], weight: Tensor, what: str) -> None:
+def _check_moments(state: dict[str, Tensor], weight: Tensor, file: Path, name: str) -> None:
     moments = [kind for pair in MOMENTS if state.keys() >= {"step", *pair} for kind in pair]
     if not moments:
-        raise Tdmr1Error(f"{what} are not whole", "use a checkpoint that tdmr1 has written")
+        raise Tdmr1Error(
+            f"{file} does not fit: the moments of {name} are incomplete",
+            "use a checkpoint that tdmr1 wrote",
+            code="checkpoint-mismatch",
+            values={"path": str(file), "parameter": name, "found": sorted(state)},
+        )
     for kind in moments:
-        if state[kind].shape != weight.shape or state["step"].numel() != 1:
+        shape, expected = tuple(state[kind].shape), tuple(weight.shape)
+        if shape != expected or state["step"].numel() != 1:
             raise Tdmr1Error(
-                f"{what} are {tuple(state[kind].shape)}, the weight is {tuple(weight.shape)}",
+                f"{file} does not fit: the moments of {name} have shape {shape}, the parameter has shape {expected}",
                 "use a checkpoint of the same model and LoRA",
+                code="checkpoint-mismatch",
+                values={"path": str(file), "parameter": name, "shape": list(shape), "expected": list(expected)},
             )

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: size and SHA-256 of every file and of itself, so that damage is known before use."""
+"""The manifest of a checkpoint: size and SHA-256 of every file and of the list itself, to detect damage."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def describe(files: Mapping[str, bytes]) -> bytes:
 
 
 def read_intact(folder: Path, names: Collection[str], optional: Collection[str] = ()) -> dict[str, bytes]:
-    """The named files of a folder, if each is what the manifest says; `optional` ones only if it lists them.
+    """The named files of a folder, checked against the manifest; `optional` files only if the manifest lists them.
 
-    Raises Tdmr1Error that names one that is not.
+    Raises Tdmr1Error for a file that is missing or does not match.
     """
     listed = _listed(folder, names)
     wanted = (*names, *(name for name in optional if name in listed))
@@ -35,7 +35,7 @@ def read_intact(folder: Path, names: Collection[str], optional: Collection[str] 
 
 
 def check_intact(folder: Path, names: Collection[str], optional: Collection[str] = ()) -> None:
-    """Raise Tdmr1Error as `read_intact`, without keeping the files in memory."""
+    """Check files as `read_intact` does, without keeping them in memory. Raises the same Tdmr1Error."""
     listed = _listed(folder, names)
     for name in (*names, *(name for name in optional if name in listed)):
         with _opened(folder / name) as file:
@@ -47,19 +47,19 @@ def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]
     path = folder / MANIFEST
     try:
         document = json.loads(_read(path))
-        listed = {str(name): dict(told) for name, told in document["files"].items()}
+        listed = {str(name): dict(entry) for name, entry in document["files"].items()}
         if document["sha256"] == _hash_of_list(listed) and set(names) <= listed.keys():
             return listed
     except MALFORMED:
         pass
-    raise _damaged(f"{path} is damaged")
+    raise _damaged(path, "is damaged: it is not a complete manifest")
 
 
 def _check(path: Path, listed: Mapping[str, object], size: int, digest: str) -> None:
     if size != listed.get("bytes"):
-        raise _damaged(f"{path} has {size} bytes, not {listed.get('bytes')}")
+        raise _damaged(path, f"has {size} bytes, expected {listed.get('bytes')}")
     if digest != listed.get("sha256"):
-        raise _damaged(f"{path} is damaged: its content is not what was written")
+        raise _damaged(path, "is damaged: its SHA-256 is not the one in the manifest")
 
 
 def _read(path: Path) -> bytes:
@@ -69,18 +69,18 @@ def _read(path: Path) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A file of a checkpoint. Raises Tdmr1Error for one that is missing, a link, no file or can't be read."""
+    """Open a file of a checkpoint. Raises Tdmr1Error if it is missing, unreadable, a link or not a regular file."""
     if path.is_symlink():
-        raise _damaged(f"{path} is a link")
+        raise _damaged(path, "is a link")
     if path.exists() and not path.is_file():
-        raise _damaged(f"{path} is no file")
+        raise _damaged(path, "is not a regular file")
     try:
         with path.open("rb") as file:
             yield file
     except FileNotFoundError as error:
-        raise _damaged(f"{path} is missing") from error
+        raise _damaged(path, "is missing") from error
     except OSError as error:
-        raise _damaged(f"{path} can't be read: {error.strerror}") from error
+        raise _damaged(path, f"cannot be read: {error.strerror}") from error
 
 
 def _hash(content: bytes) -> str:
@@ -91,5 +91,10 @@ def _hash_of_list(listed: object) -> str:
     return _hash(json.dumps(listed, sort_keys=True).encode())
 
 
-def _damaged(message: str) -> Tdmr1Error:
-    return Tdmr1Error(message, "use an earlier checkpoint: write its name into `checkpoints/latest`")
+def _damaged(path: Path, reason: str) -> Tdmr1Error:
+    return Tdmr1Error(
+        f"{path} {reason}",
+        "use an earlier checkpoint: write its name into `checkpoints/latest`",
+        code="checkpoint-damaged",
+        values={"path": str(path), "reason": reason},
+    )
