@@ -1,4 +1,4 @@
-"""An engine on the tiny random SD3 network of `helpers_naive`, with the product's own backbone, roles and stages."""
+"""An engine on the tiny random SD3 network of `support.naive`, with the product's own backbone, roles and stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages against `helpers_naive`: losses, gradients and whole iterations, in float64."""
+"""The stages against `support.naive`: losses, gradients and whole iterations, in float64."""
 
 from __future__ import annotations
 

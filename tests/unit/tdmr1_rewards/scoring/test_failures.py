@@ -337,7 +337,7 @@ def test_closing_leaves_a_call_without_a_limit_behind(quick):
 
 def test_a_hanging_thread_does_not_keep_the_program_from_ending():
     script = (
-        "from reward_batches import *; from tdmr1_rewards.scoring.runner import RewardRunner; import time\n"
+        "from support.reward_batches import *; from tdmr1_rewards.scoring.runner import RewardRunner; import time\n"
         "runner = RewardRunner([active(lambda b: time.sleep(60), timeout='none')], 'weighted_sum', 1)\n"
         "runner.submit(make_batch('a')); time.sleep(0.1)"
     )
