@@ -41,7 +41,7 @@ CODES = {
     "prompt-invalid": "A line of a prompt file is not a prompt.",
     # Models
     "model-unknown": "A model with this name is not registered.",
-    "model-invalid": "A model entry or a pipeline directory has parts that do not fit together.",
+    "model-invalid": "A model entry or pipeline directory has parts that do not fit, or two plugins register its name.",
     "model-incomplete": "A pipeline directory lacks files.",
     "model-unsupported": "No family supports this pipeline, or the family does not support this use.",
     "teacher-mismatch": "The teacher does not have the text encoders or the decoder of the few-step model.",
@@ -86,7 +86,7 @@ CODES = {
     # Feedback
     "feedback-store": "The store of human feedback cannot be used, or another program uses it.",
     "feedback-item": "An image or answer does not fit the feedback store.",
-    "feedback-answers": "There are too few answers.",
+    "feedback-empty": "There are no images to judge, or there are no answers yet.",
     # Runs
     "run-folder-used": "The run folder already holds files.",
     "run-folder-locked": "Another process uses the run folder.",

@@ -1,1 +1,1 @@
-"""People's likes and dislikes: the store of answers, and the page that asks for them. Nothing here needs torch."""
+"""Human feedback: the store of answers, the labelling page, and the reward `human`. None of it needs torch."""

@@ -1,4 +1,4 @@
-"""How far people agree about the same items."""
+"""Agreement between people: how often they give equal answers to the same item."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tdmr1_rewards.feedback.records import GivenAnswer
 
 @dataclass(frozen=True)
 class Agreement:
-    """`share` of the pairs of answers to one item that are the same, of `pairs`; None without any.
+    """Agreement in likes and dislikes, over the items with two or more of them.
 
-    `alpha` is Krippendorff's for nominal data: 1 is full agreement, 0 what chance would bring; None where it is not
-    defined, which is without pairs and where everybody said the same of everything.
+    `pairs` counts the pairs of answers to the same item; `share` is the fraction of them that are equal, None without
+    pairs. `alpha` is Krippendorff's alpha for nominal data: 1 is full agreement, 0 is chance level. It is undefined,
+    and None, without pairs and when all answers are equal.
     """
 
     share: float | None
@@ -23,7 +24,7 @@ class Agreement:
 
 
 def agreement(answers: Iterable[GivenAnswer]) -> Agreement:
-    """The agreement in likes and dislikes; skips are no opinion, and an item with one opinion tells nothing."""
+    """The agreement of these answers. Skips, and items with only one like or dislike, are ignored."""
     likes, dislikes = Counter[int](), Counter[int]()
     for given in answers:
         if given.answer != "skip":
@@ -32,19 +33,19 @@ def agreement(answers: Iterable[GivenAnswer]) -> Agreement:
 
 
 def agreement_of(tallies: Iterable[tuple[int, int]]) -> Agreement:
-    """The agreement of items of which so many likes and so many dislikes are known."""
+    """The agreement of items, each given as (likes, dislikes)."""
     pairs = same = 0
     all_likes = all_dislikes = 0
     disagreement = 0.0
     for liked, disliked in tallies:
-        judges = liked + disliked
-        if judges < 2:
+        answers = liked + disliked
+        if answers < 2:
             continue
-        pairs += judges * (judges - 1) // 2
+        pairs += answers * (answers - 1) // 2
         same += (liked * (liked - 1) + disliked * (disliked - 1)) // 2
         all_likes += liked
         all_dislikes += disliked
-        disagreement += liked * disliked / (judges - 1)
-    by_chance = all_likes * all_dislikes
-    alpha = 1 - (all_likes + all_dislikes - 1) * disagreement / by_chance if by_chance else None
+        disagreement += liked * disliked / (answers - 1)
+    chance = all_likes * all_dislikes
+    alpha = 1 - (all_likes + all_dislikes - 1) * disagreement / chance if chance else None
     return Agreement(same / pairs if pairs else None, pairs, alpha)

@@ -1,4 +1,4 @@
-"""The SQLite file of the answers: its tables, its version, and transactions that are on disk when they end."""
+"""The SQLite file of the feedback store: its tables, its version, and durable transactions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 FILE = "answers.sqlite"
 VERSION = 1
-"""Of the tables below; it rises when they change."""
+"""Version of the tables below. Increase it when they change."""
 APPLICATION = 0x74646D31
-"""Marks the file as ours."""
-PATIENCE = 30.0
-"""Seconds that a transaction waits for that of another process."""
+"""SQLite application id that marks the file as a feedback store of tdmr1."""
+LOCK_TIMEOUT = 30.0
+"""Seconds that a transaction waits for a transaction of another process."""
 
 TABLES = """
 CREATE TABLE items (
@@ -81,19 +81,19 @@ CREATE TABLE notes (
 
 
 class Database:
-    """One connection, for any number of threads; other processes may have the same file open.
+    """One connection, safe for several threads. Other processes may have the same file open.
 
-    Raises Tdmr1Error if the file can't be opened, isn't ours or is of another version, and later if it can't be
-    read or written.
+    Raises Tdmr1Error if the file cannot be opened, is not a feedback store or has another version. Every method raises
+    it if the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        with self._telling():
-            self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
+        with self._translated_errors():
+            self._connection = sqlite3.connect(path, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
-            with self._telling():
+            with self._translated_errors():
                 self._check()
                 self._write_ahead()
                 with self.transaction() as cursor:
@@ -106,8 +106,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
-        """A cursor whose changes are on disk together at the end, or, after an error, not at all."""
-        with self._lock, self._telling():
+        """A cursor in a write transaction: durable when the block ends, undone if it raises."""
+        with self._lock, self._translated_errors():
             cursor = self._connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
@@ -119,8 +119,8 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
-        """A cursor that sees one state of the file, and never waits for who writes."""
-        with self._lock, self._telling():
+        """A cursor in a read transaction. It sees one state of the file and never waits for writers."""
+        with self._lock, self._translated_errors():
             cursor = self._connection.cursor()
             cursor.execute("BEGIN")
             try:
@@ -129,45 +129,54 @@ class Database:
                 self._connection.rollback()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the connection."""
         with self._lock:
             self._connection.close()
 
     def _check(self) -> None:
-        """Raise Tdmr1Error for a file that has something else in it."""
+        """Raise Tdmr1Error if another program wrote the file, or if it has another version."""
         found = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         application = self._connection.execute("PRAGMA application_id").fetchone()[0]
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found and application != APPLICATION:
-            raise Tdmr1Error(f"{self._path} is a database of something else", "move it, or name another folder")
+            raise Tdmr1Error(
+                f"{self._path} is a database of another program",
+                "move the file, or use another folder",
+                code="feedback-store",
+                values={"path": str(self._path), "application_id": application},
+            )
         if found and version != VERSION:
             raise Tdmr1Error(
-                f"{self._path} is in version {version} of its format, and this tdmr1 knows version {VERSION}",
-                "use the version of tdmr1 that wrote it, or move the file",
+                f"{self._path} has format version {version}; this tdmr1 reads version {VERSION}",
+                "use the tdmr1 version that wrote it, or move the file",
+                code="feedback-store",
+                values={"path": str(self._path), "version": version, "expected": VERSION},
             )
 
     def _write_ahead(self) -> None:
-        """Switch to the write-ahead log, which SQLite refuses without waiting while another process is just opening."""
-        patience = time.monotonic() + PATIENCE
+        """Use a write-ahead log. Retries, because SQLite refuses at once while another process opens the file."""
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 break
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.execute("PRAGMA foreign_keys=ON")
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise Tdmr1Error(
-                f"the answers in {self._path} can't be read or written: {error}",
-                "look whether the disk is full or read-only, and whether the file is a database",
+                f"cannot read or write the answers in {self._path}: {error}",
+                "check that the disk is not full or read-only, and that the file is a database",
+                code="feedback-store",
+                values={"path": str(self._path), "error": str(error)},
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Answers as a file that other tools read: JSON lines or CSV, one answer a line."""
+"""Exports answers to JSON Lines or CSV, one answer per line."""
 
 from __future__ import annotations
 
@@ -20,27 +20,47 @@ SUFFIXES = (".jsonl", ".csv")
 
 
 def export_answers(store: FeedbackStore, path: Path) -> int:
-    """Write every standing answer, the oldest first, and return how many there are; `time` is ISO 8601 in UTC.
+    """Write all valid answers, oldest first, and return their number. `time` is ISO 8601 in UTC.
 
-    A file that is there is replaced, whole. Raises Tdmr1Error for another suffix and where it can't be written.
+    Undone and replaced answers are omitted. An existing file is replaced atomically. Raises Tdmr1Error if the suffix of
+    `path` is not .jsonl or .csv, or if the file cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise Tdmr1Error(f"{path} is neither .jsonl nor .csv", "name a file with one of these endings")
+        raise Tdmr1Error(
+            f"cannot export to {path}: the file name must end in .jsonl or .csv",
+            "rename the file, for example to answers.csv",
+            code="argument-invalid",
+            values={"path": str(path), "expected": list(SUFFIXES)},
+        )
     rows = [_row(store, given) for given in store.answers()]
     text = _csv(rows) if path.suffix.lower() == ".csv" else "".join(_json_line(row) for row in rows)
-    building = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        building.write_text(text, encoding="utf-8", newline="")
-        os.replace(building, path)
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
     except OSError as error:
-        raise Tdmr1Error(f"{path} can't be written: {error.strerror}", "choose another --export") from error
+        raise Tdmr1Error(
+            f"cannot write {path}: {error.strerror}",
+            "choose another file for --export",
+            code="not-writable",
+            values={"path": str(path), "reason": error.strerror},
+        ) from error
     return len(rows)
 
 
 def _row(store: FeedbackStore, given: GivenAnswer) -> dict[str, Any]:
-    when = datetime.fromtimestamp(given.time, UTC).isoformat(timespec="milliseconds")
-    values = (given.item.hash, given.item.prompt, given.answer, given.person, given.name, when, given.run, given.step)
+    timestamp = datetime.fromtimestamp(given.time, UTC).isoformat(timespec="milliseconds")
+    values = (
+        given.item.hash,
+        given.item.prompt,
+        given.answer,
+        given.person,
+        given.name,
+        timestamp,
+        given.run,
+        given.step,
+    )
     return dict(zip(COLUMNS, (*values, str(store.image_path(given.item.hash) or "")), strict=True))
 
 

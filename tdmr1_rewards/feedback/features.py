@@ -1,4 +1,4 @@
-"""What a preference model looks at in a picture: colours and shading, or the embedding of a CLIP."""
+"""Image features for the preference model: colors and edges, or a CLIP embedding."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ if TYPE_CHECKING:
 
 Features = Literal["pixels", "clip"]
 Extractor = Callable[[Sequence["Image"]], np.ndarray]
-"""N RGB images to float64 (N, D), one row an image, whatever the others are."""
+"""Maps N RGB images to float64 features (N, D). A row depends on its own image only."""
 
 GRID = 6
-"""Cells a side that colours are averaged over."""
+"""Mean colors are computed on a grid of GRID x GRID cells."""
 LEVELS = 4
-"""Bins a channel of the colour histogram."""
+"""Bins per channel of the color histogram."""
 ORIENTATIONS = 8
-"""Bins of the edges' directions."""
+"""Bins of the histogram of edge directions."""
 WORKING_SIZE = 96
-"""Pictures are looked at in this many pixels a side."""
+"""Images are resized to this many pixels per side first."""
 
 
 def extractor(kind: Features, clip: str, device: str) -> Extractor:
-    """The features of that kind; `clip` names the transformers CLIP of "clip". Raises Tdmr1Error if it can't be had."""
+    """The extractor of a kind of features; `clip` is the CLIP model of kind "clip", by hub name or folder.
+
+    Raises Tdmr1Error if the CLIP model cannot be loaded.
+    """
     if kind == "pixels":
         return pixel_features
     from tdmr1_rewards.builtin.clip_models import TransformersClip
@@ -35,7 +38,7 @@ def extractor(kind: Features, clip: str, device: str) -> Extractor:
 
 
 def pixel_features(images: Sequence[Image]) -> np.ndarray:
-    """Colour histogram (64), mean colours on a 6 x 6 grid (108), edge directions and strength (9): (N, 181)."""
+    """Color histogram (64), mean colors on a 6 x 6 grid (108), edge directions and strength (9): (N, 181)."""
     return np.stack([_describe(image) for image in images])
 
 
@@ -47,14 +50,14 @@ def _describe(image: Image) -> np.ndarray:
     bins = np.minimum((pixels * LEVELS).astype(int), LEVELS - 1) @ (LEVELS**2, LEVELS, 1)
     histogram = np.bincount(bins.ravel(), minlength=LEVELS**3) / bins.size
     cell = WORKING_SIZE // GRID
-    means = pixels.reshape(GRID, cell, GRID, cell, 3).mean(axis=(1, 3))
+    means = pixels.reshape(GRID, cell, GRID, cell, 3).mean(axis=(1, 3))  # (GRID, GRID, 3)
     return np.concatenate([np.sqrt(histogram), means.ravel(), _edges(pixels.mean(axis=2))])
 
 
-def _edges(shade: np.ndarray) -> np.ndarray:
-    """Shares of edge strength by direction (8), and the mean strength."""
-    down, right = np.gradient(shade)
+def _edges(brightness: np.ndarray) -> np.ndarray:
+    """Edge strength of a brightness image (S, S): fractions by direction (8), then the mean (1)."""
+    down, right = np.gradient(brightness)
     strength = np.hypot(down, right)
     direction = ((np.arctan2(down, right) / np.pi % 1) * ORIENTATIONS).astype(int) % ORIENTATIONS
-    shares = np.bincount(direction.ravel(), weights=strength.ravel(), minlength=ORIENTATIONS)
-    return np.append(shares / max(float(shares.sum()), 1e-9), strength.mean())
+    by_direction = np.bincount(direction.ravel(), weights=strength.ravel(), minlength=ORIENTATIONS)
+    return np.append(by_direction / max(float(by_direction.sum()), 1e-9), strength.mean())

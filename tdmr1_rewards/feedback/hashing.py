@@ -1,4 +1,4 @@
-"""The name of a picture: a hash of its pixels, so that a file of another format or another compression keeps it."""
+"""Names images by a hash of their pixels, which does not depend on file format or compression."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 
 def image_hash(image: Any) -> str:
-    """SHA-256, as 64 hex digits, over "{width}x{height}:" and the RGB bytes, row by row.
+    """SHA-256, as 64 hex digits, of "{width}x{height}:" followed by the RGB bytes, row by row.
 
-    `image` is a PIL image or a uint8 array (H, W, 3). Raises Tdmr1Error for another array.
+    `image` is a PIL image or a uint8 array (H, W, 3). Raises Tdmr1Error for any other type or shape.
     """
     if hasattr(image, "convert"):
         width, height = image.size
@@ -20,8 +20,10 @@ def image_hash(image: Any) -> str:
         shape, kind = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", type(image).__name__))
         if len(shape) != 3 or shape[2] != 3 or kind != "uint8":
             raise Tdmr1Error(
-                f"a picture is {kind} of shape {shape}, not uint8 of (height, width, 3)",
-                "give PIL images or uint8 RGB arrays",
+                f"an image must be uint8 of shape (height, width, 3), not {kind} of shape {shape}",
+                "use PIL images or uint8 RGB arrays",
+                code="feedback-item",
+                values={"dtype": kind, "shape": [int(size) for size in shape]},
             )
         height, width, _ = shape
         pixels = image.tobytes()

@@ -1,8 +1,10 @@
-"""The pictures of a folder, with their prompts, as groups to be judged.
+"""Collects the images of a folder and their prompts, in groups for labelling.
 
-Prompts come from `metadata.jsonl` or `metadata.csv` (Hugging Face's imagefolder: `file_name`, and `text` or `prompt`),
-or else from the document that `tdmr1 sample --json` prints, saved in the folder as any .json file. Where there is
-neither, every picture in the folder and below counts, without a prompt.
+The list of images comes from the first of these that exists:
+
+1. `metadata.jsonl` or `metadata.csv` (Hugging Face imagefolder: `file_name`, and `text` or `prompt`)
+2. a .json file in the folder with the output of `tdmr1 sample --json`
+3. all images in the folder and its subfolders, without prompts
 """
 
 from __future__ import annotations
@@ -18,69 +20,80 @@ from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.records import NewItem
 
 FEEDBACK = "feedback"
-"""The folder of the answers, inside the folder that is judged."""
+"""Name of the feedback folder, inside a run folder or a folder of images."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PROMPT_KEYS = ("text", "prompt")
 GROUP_SIZE = 8
-"""Pictures that can be compared side by side; a prompt with more has several groups."""
+"""Most images in a group. The images of one prompt form several groups if there are more."""
 
 
 def group_images(folder: Path, *, shuffle: bool = True) -> list[list[NewItem]]:
-    """Groups of pictures of one prompt each; shuffled the same way each time, or as listed.
+    """The images of a folder in groups; all images of a group have the same prompt.
 
-    Raises Tdmr1Error where there is no picture, or metadata names one that isn't in the folder.
+    The order is random but the same for each call, or as listed if `shuffle` is false. Raises Tdmr1Error if the folder
+    has no images, or if its metadata cannot be read or names a file that is not in the folder.
     """
     if not folder.is_dir():
-        raise Tdmr1Error(f"{folder} is not a folder", "name a run folder or a folder of pictures")
+        raise Tdmr1Error(
+            f"{folder} is not a folder",
+            "name a run folder or a folder of images",
+            code="file-missing",
+            values={"path": str(folder)},
+        )
     by_prompt: dict[str, list[Path]] = {}
-    for path, prompt in _listed(folder):
+    for path, prompt in _images_with_prompts(folder):
         by_prompt.setdefault(prompt, []).append(path)
     if not by_prompt:
         raise Tdmr1Error(
-            f"there are no pictures in {folder}",
-            "draw some: `tdmr1 sample RUN --prompt … --output DIR`, then label DIR",
+            f"the folder {folder} contains no images",
+            "generate images with `tdmr1 sample RUN --prompt … --output DIR`, then run `tdmr1 label DIR`",
+            code="feedback-empty",
+            values={"path": str(folder)},
         )
-    chance = random.Random(0)
+    rng = random.Random(0)
     groups = []
     for prompt, paths in by_prompt.items():
         if shuffle:
-            chance.shuffle(paths)
-        parts = range(0, len(paths), GROUP_SIZE)
-        groups += [[NewItem(path, prompt) for path in paths[start : start + GROUP_SIZE]] for start in parts]
+            rng.shuffle(paths)
+        starts = range(0, len(paths), GROUP_SIZE)
+        groups += [[NewItem(path, prompt) for path in paths[start : start + GROUP_SIZE]] for start in starts]
     if shuffle:
-        chance.shuffle(groups)
+        rng.shuffle(groups)
     return groups
 
 
-def _listed(folder: Path) -> list[tuple[Path, str]]:
-    """Picture files with their prompts."""
-    for name, read in (("metadata.jsonl", _json_lines), ("metadata.csv", _csv_lines)):
+def _images_with_prompts(folder: Path) -> list[tuple[Path, str]]:
+    """Image files with their prompts."""
+    for name, read in (("metadata.jsonl", _json_rows), ("metadata.csv", _csv_rows)):
         if (folder / name).is_file():
-            return [_named(folder, row, f"{folder / name}, line {line}") for line, row in read(folder / name)]
+            return [_row_image(folder, row, folder / name, line) for line, row in read(folder / name)]
     for path in sorted(folder.glob("*.json")):
-        if images := _sampled(path):
-            return [
-                (_inside(folder, Path(image["file"]).name, str(path)), str(image.get("prompt", ""))) for image in images
-            ]
+        if images := _sample_document(path):
+            return [(_inside(folder, Path(image["file"]).name, path), str(image.get("prompt", ""))) for image in images]
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [(path, "") for path in found if not _apart(path.relative_to(folder))]
+    return [(path, "") for path in found if not _ignored(path.relative_to(folder))]
 
 
-def _apart(path: Path) -> bool:
-    """Whether a path is hidden, or part of the answers."""
+def _ignored(path: Path) -> bool:
+    """Whether a relative path is hidden or inside the feedback folder."""
     return path.parts[0] == FEEDBACK or any(part.startswith(".") for part in path.parts)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except ValueError as error:
-                raise Tdmr1Error(f"{path}, line {number}, is not JSON", "write one JSON object a line") from error
+                raise Tdmr1Error(
+                    f"line {number} of {path} is not valid JSON",
+                    "write one JSON object per line",
+                    code="file-unreadable",
+                    values={"path": str(path), "line": number},
+                ) from error
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(_text(path).splitlines(keepends=True))
     for row in reader:
         yield reader.line_num, row
@@ -90,29 +103,52 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise Tdmr1Error(f"{path} can't be read as UTF-8 text", "save it as UTF-8") from error
+        raise Tdmr1Error(
+            f"cannot read {path} as UTF-8 text",
+            "save the file as UTF-8",
+            code="file-unreadable",
+            values={"path": str(path), "encoding": "UTF-8"},
+        ) from error
 
 
-def _named(folder: Path, row: Any, where: str) -> tuple[Path, str]:
+def _row_image(folder: Path, row: Any, metadata: Path, line: int) -> tuple[Path, str]:
+    """The image file and prompt of a metadata row."""
     name = row.get("file_name") if isinstance(row, Mapping) else None
     if not isinstance(name, str) or not name:
-        raise Tdmr1Error(f"{where}, has no file_name", 'write {"file_name": "a.png", "text": "a cat"}')
+        raise Tdmr1Error(
+            f"line {line} of {metadata} has no file_name",
+            'write a line like {"file_name": "a.png", "text": "a cat"}',
+            code="file-unreadable",
+            values={"path": str(metadata), "line": line, "missing": "file_name"},
+        )
     prompts = [row[key] for key in PROMPT_KEYS if isinstance(row.get(key), str)]
-    return _inside(folder, name, where), prompts[0] if prompts else ""
+    return _inside(folder, name, metadata, line), prompts[0] if prompts else ""
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """A picture of the folder. Raises Tdmr1Error for one that lies elsewhere, or isn't there."""
+def _inside(folder: Path, name: str, source: Path, line: int | None = None) -> Path:
+    """The image `name` of the folder, as named by `source`. Raises Tdmr1Error if it is outside or missing."""
     path = folder / name
+    where = str(source) if line is None else f"line {line} of {source}"
+    values = {"path": str(source), "line": line, "file_name": name}
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise Tdmr1Error(f"{where}, names {name!r}, which lies outside the folder", "name pictures of the folder only")
+        raise Tdmr1Error(
+            f"{where} names {name!r}, which is outside the folder",
+            "name only images inside the folder",
+            code="feedback-item",
+            values=values,
+        )
     if not path.is_file():
-        raise Tdmr1Error(f"{where}, names {name!r}, which is not there", "name pictures of the folder only")
+        raise Tdmr1Error(
+            f"{where} names {name!r}, which does not exist",
+            "name only images inside the folder",
+            code="file-missing",
+            values=values,
+        )
     return path
 
 
-def _sampled(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The images of a document of `tdmr1 sample --json`; none for any other file."""
+def _sample_document(path: Path) -> Sequence[Mapping[str, Any]]:
+    """The images in the output of `tdmr1 sample --json`; empty for any other file."""
     try:
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
         return images if all(isinstance(image["file"], str) for image in images) else []

@@ -1,4 +1,4 @@
-"""The pictures of a store: one PNG file for each, named by the hash of its pixels."""
+"""The image files of a store: one PNG file per image, named by the hash of its pixels."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class ImageFolder:
-    """Pictures as `<hash>.png` in one folder."""
+    """Images stored as `<hash>.png` in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, images: Iterable[Any]) -> list[str]:
-        """Write those that are not there yet, and return the hash of each. Raises Tdmr1Error for what is no picture.
+        """Store images and return their hashes. An image is a PIL image, a uint8 array (H, W, 3) or a file's path.
 
-        A file appears whole or not at all, and is on disk before its hash is returned.
+        New files are written atomically, and are durable when the hashes are returned. Raises Tdmr1Error for anything
+        that is not an image.
         """
         hashes = []
         for image in images:
-            picture = read_image(image) if isinstance(image, str | os.PathLike) else image
-            hashes.append(image_hash(picture))
+            loaded = read_image(image) if isinstance(image, str | os.PathLike) else image
+            hashes.append(image_hash(loaded))
             target = self._path(hashes[-1])
             if not target.exists():
-                self._write(picture, target)
+                self._write(loaded, target)
         _flush(self._folder)
         return hashes
 
     def find(self, name: str) -> Path | None:
-        """The file of a hash; None for one that isn't there, and for anything that is no hash."""
+        """The file of the image with this hash; None if there is none, or if `name` is not a hash."""
         if not HASH.fullmatch(name):
             return None
         path = self._path(name)
@@ -53,32 +54,37 @@ class ImageFolder:
     def _write(self, image: Any, target: Path) -> None:
         from PIL import Image
 
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        handle, building = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")
+        loaded = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                picture.convert("RGB").save(file, format="PNG", compress_level=1)
+                loaded.convert("RGB").save(file, format="PNG", compress_level=1)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(building, target)
+            os.replace(temporary, target)
         except BaseException:
-            Path(building).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """A picture file as RGB, turned the way its camera was held. Raises Tdmr1Error if it is none."""
+    """An image file as RGB, rotated as its EXIF data says. Raises Tdmr1Error if it cannot be read."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise Tdmr1Error(f"{path} can't be read as a picture", "give PNG, JPEG or WebP files") from error
+        raise Tdmr1Error(
+            f"cannot read {path} as an image",
+            "use a PNG, JPEG or WebP file",
+            code="file-unreadable",
+            values={"path": str(path)},
+        ) from error
 
 
 def _flush(folder: Path) -> None:
-    """Make new names in a folder last; where folders can't be opened (Windows) the system does it by itself."""
+    """Make new file names durable. On Windows folders cannot be opened, and this does nothing."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

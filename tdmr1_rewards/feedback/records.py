@@ -1,4 +1,4 @@
-"""What the store takes and gives. Times are seconds as `time.time()` counts them."""
+"""Records of the feedback store. Times are seconds since the epoch, as in `time.time()`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ANSWERS: tuple[str, ...] = get_args(Answer)
 
 
 class UnknownItem(Tdmr1Error):
-    """An answer to something that its round does not ask."""
+    """The item of an answer is not in the round that the answer names."""
 
 
 @dataclass(frozen=True)
 class NewItem:
-    """A picture to be judged: a PIL image, a uint8 array (H, W, 3) or the path of a picture file; and its prompt."""
+    """An image to judge and its prompt. The image is a PIL image, a uint8 array (H, W, 3) or a file's path."""
 
     image: Any
     prompt: str
@@ -26,7 +26,7 @@ class NewItem:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture with its prompt, which is what people judge: the same picture for another prompt is another item."""
+    """A stored image with its prompt. The same image with another prompt is another item."""
 
     id: int
     hash: str
@@ -35,7 +35,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Round:
-    """What is put before people together; `run` and `step` say who asks, `judges` how many people see each item."""
+    """Items that are opened for judging together.
+
+    `run` and `step` name the run and iteration that opened the round; `judges` is the number of people who judge each
+    item.
+    """
 
     id: int
     title: str
@@ -48,7 +52,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Offer:
-    """An item that a person may judge now, in which round, and the number of its group there."""
+    """An item that a person may judge now, with its round and the number of its group in that round."""
 
     item: Item
     round: Round
@@ -57,7 +61,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """A person's answer; `name` is what the person last called themselves, `run` and `step` those of the round."""
+    """A person's answer. `name` is the name that the person last entered; `run` and `step` are those of the round."""
 
     item: Item
     answer: Answer
@@ -70,7 +74,7 @@ class GivenAnswer:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a round is: its different items, those that have all their answers (skips count), and all answers."""
+    """Counts of a round: its distinct items, the items with all their answers (skips count), and all answers."""
 
     items: int
     done: int
@@ -78,6 +82,6 @@ class Progress:
 
 
 def like_fraction(answers: Iterable[GivenAnswer]) -> float | None:
-    """Likes / (likes + dislikes), 0 to 1; None without any of them."""
+    """Likes / (likes + dislikes), 0 to 1; None without likes and dislikes."""
     given = [answer.answer for answer in answers if answer.answer != "skip"]
     return given.count("like") / len(given) if given else None

@@ -1,15 +1,15 @@
-"""The page that asks people, as an ASGI app.
+"""The labelling page, as an ASGI app.
 
-    GET  /  /page.js  …                the page itself: it holds no data, and needs no token
-    GET  /api/state?person=&name=      what is asked, how far it is, who is there
-    GET  /api/items?person=&limit=     what this person may judge next; groups=1 completes the last group
-    GET  /api/images/HASH              a picture of the store
+    GET  /  /page.js  …                the files of the page; they contain no data and need no token
+    GET  /api/state?person=&name=      the open rounds, their progress, and who is present
+    GET  /api/items?person=&limit=     the next items for this person; groups=1 completes the last group
+    GET  /api/images/HASH              an image of the store
     POST /api/answers                  {"key", "item", "round", "person", "name", "answer"}
     POST /api/undo                     {"key", "person"}
 
-Everything under /api/ needs `Authorization: Bearer TOKEN`. No cookie exists, so another site's page can make a browser
-send nothing that would be believed; besides, a foreign Origin and a foreign Host are refused. Every refusal is
-{"error": a sentence, "hint": … or null}, and is told to the log in one line.
+Every path under /api/ needs `Authorization: Bearer TOKEN`. There are no cookies, so the page of another site cannot
+make a browser send an authorized request; requests with the Origin or Host of another site are refused as well. A
+refused request gets {"error": a sentence, "hint": … or null}, and one line in the log.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from tdmr1_rewards.serving.addresses import ANY_HOST, is_loopback
 from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, refusal_response
 
 MAX_BODY = 64 * 1024
-"""Bytes of a request; a larger one is refused unread."""
-MOST_ITEMS = 64
-"""Items that one request may ask for."""
+"""Largest request body in bytes. A larger one is refused before it is read."""
+MAX_ITEMS = 64
+"""Largest `limit` of /api/items."""
 PRESENCE = 15.0
-"""Seconds after which somebody who asked for nothing is no longer there."""
+"""Seconds after their last request for which a person counts as present."""
 PAGE = Path(__file__).with_name("page")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-TOKEN_HINT = "open the whole link that tdmr1 printed, with what follows the #"
+TOKEN_HINT = "open the complete link that tdmr1 printed, including the part after the #"
 SECURITY = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -59,18 +59,16 @@ SECURITY = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-Tell = Callable[[str], None]
-"""Takes a line for the log."""
+Log = Callable[[str], None]
+"""Writes a line to the log."""
 Name = Annotated[str, StringConstraints(max_length=60, strip_whitespace=True)]
 Id = Annotated[str, StringConstraints(pattern=r"^[\w-]{1,64}$")]
-
-
 Number = Annotated[int, Field(ge=1, lt=2**63)]
 Body = TypeVar("Body", bound=BaseModel)
 
 
 class AnswerBody(BaseModel):
-    """What POST /api/answers takes."""
+    """The body of POST /api/answers."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     key: Id
@@ -82,7 +80,7 @@ class AnswerBody(BaseModel):
 
 
 class UndoBody(BaseModel):
-    """What POST /api/undo takes."""
+    """The body of POST /api/undo."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     key: Id
@@ -90,34 +88,35 @@ class UndoBody(BaseModel):
 
 
 class People:
-    """Who has asked for something lately, and what they call themselves."""
+    """The people who sent a request lately, with the names that they entered."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, str]] = {}
 
     def see(self, person: str, name: str) -> None:
-        """Note that somebody is there."""
+        """Record that a person is present."""
         self._seen[person] = (time.monotonic(), name)
 
     def names(self) -> list[str]:
-        """One name for each who is there; it may be empty."""
+        """The name of each person who is present; it may be empty."""
         limit = time.monotonic() - PRESENCE
         return [name for seen, name in list(self._seen.values()) if seen > limit]
 
 
-def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell: Tell) -> FastAPI:
-    """The app; `host` is where it listens, and `tell` hears of each refusal.
+def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", log: Log) -> FastAPI:
+    """The app. `host` is the address it listens on; `log` gets a line for each refused request.
 
-    `app.state.people` says who is there. Raises Tdmr1Error for a token that no header can carry.
+    `app.state.people` holds the people who are present. Raises Tdmr1Error if `token` contains characters that an HTTP
+    header cannot carry.
     """
     check_token(token)
     people = People()
 
     async def refuse(request: Request, error: Any) -> JSONResponse:
         refusal = _as_refusal(request, error)
-        tell(_log_line(request, refusal))
+        log(_log_line(request, refusal))
         response = await refusal_response(request, refusal)
-        if request.method == "POST":  # what was not read of its body never shall be
+        if request.method == "POST":  # the rest of its body is not read
             response.headers["Connection"] = "close"
         return response
 
@@ -125,7 +124,7 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
     app.state.people = people
     for kind in (Refusal, HTTPException, RequestValidationError, Tdmr1Error, Exception):
         app.add_exception_handler(kind, refuse)
-    app.add_middleware(Guard, token=token, host=host, refuse=refuse)
+    app.add_middleware(RequestFilter, token=token, host=host, refuse=refuse)
     _add_page(app)
 
     @app.get("/api/state")
@@ -136,7 +135,7 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
     @app.get("/api/items")
     def items(
         person: Annotated[Id, Query()],
-        limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 8,
+        limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = 8,
         groups: Annotated[bool, Query()] = False,
     ) -> list[dict[str, Any]]:
         return [_offer(offer) for offer in store.next_items(person, limit, whole_groups=groups)]
@@ -145,15 +144,15 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
     def image(hash: str) -> FileResponse:
         path = store.image_path(hash)
         if path is None:
-            raise Refusal(404, "there is no such picture")
-        kept = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
-        return FileResponse(path, media_type="image/png", headers=kept)
+            raise Refusal(404, "there is no image with this hash")
+        caching = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
+        return FileResponse(path, media_type="image/png", headers=caching)
 
     @app.post("/api/answers")
     async def answers(request: Request) -> dict[str, Any]:
         given = _parsed(AnswerBody, await read_body(request, MAX_BODY))
         people.see(given.person, given.name)
-        kept = await run_in_threadpool(
+        stored = await run_in_threadpool(
             store.give,
             key=given.key,
             item_id=given.item,
@@ -162,19 +161,19 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", tell
             answer=given.answer,
             name=given.name,
         )
-        return {"item": kept.item.id, "answer": kept.answer}
+        return {"item": stored.item.id, "answer": stored.answer}
 
     @app.post("/api/undo")
     async def undo(request: Request) -> dict[str, Any]:
-        wanted = _parsed(UndoBody, await read_body(request, MAX_BODY))
-        offer = await run_in_threadpool(store.undo, wanted.person, key=wanted.key)
+        given = _parsed(UndoBody, await read_body(request, MAX_BODY))
+        offer = await run_in_threadpool(store.undo, given.person, key=given.key)
         return {"undone": _offer(offer) if offer else None}
 
     return app
 
 
-class Guard:
-    """Refuses what does not come from our own page, before anything of it is read, and marks every answer."""
+class RequestFilter:
+    """Refuses requests of other sites before they are read, and adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, token: str, host: str, refuse: Callable[..., Any]) -> None:
         self._app = app
@@ -183,12 +182,12 @@ class Guard:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def marked(message: Message) -> None:
+        async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY)
@@ -200,25 +199,26 @@ class Guard:
             self._check(request)
         except Refusal as refusal:
             response = await self._refuse(request, refusal)
-            await response(scope, receive, marked)
+            await response(scope, receive, send_secured)
             return
-        await self._app(scope, receive, marked)
+        await self._app(scope, receive, send_secured)
 
     def _check(self, request: Request) -> None:
         host = request.headers.get("host", "")
-        if not is_own_host(host, self._host):
-            raise Refusal(421, f"the request is for the host {host!r}, which this is not", TOKEN_HINT)
+        if not names_this_server(host, self._host):
+            raise Refusal(421, f"the request is for the host {host!r}, not for this server", TOKEN_HINT)
         origin = request.headers.get("origin")
         if origin is not None and origin.lower() != f"http://{host}".lower():
-            raise Refusal(403, f"the request comes from a page of {origin!r}", TOKEN_HINT)
+            raise Refusal(403, f"the request comes from a page of another site, {origin!r}", TOKEN_HINT)
         if request.scope["path"].startswith("/api/"):
             check_bearer(request, self._token, TOKEN_HINT)
 
 
-def is_own_host(header: str, host: str) -> bool:
-    """Whether a Host header names the server that listens at `host`, or an address, which no foreign name leads to.
+def names_this_server(header: str, host: str) -> bool:
+    """Whether a Host header names the server that listens on `host`.
 
-    The port may be any: that of a tunnel is another.
+    A server that listens on all addresses accepts any IP address, because a foreign domain name cannot be one. The port
+    is not compared: a tunnel has another one.
     """
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
     name = name.strip("[]").lower()
@@ -236,7 +236,7 @@ def is_own_host(header: str, host: str) -> bool:
 
 
 def _add_page(app: FastAPI) -> None:
-    """The files of the page, read once."""
+    """Add a route for each file of the page. The files are read once."""
 
     def add(path: str, body: bytes, media_type: str) -> None:
         @app.get(path)
@@ -286,7 +286,7 @@ def _parsed(kind: type[Body], body: bytes) -> Body:
 
 
 def _wrong_values(errors: Any) -> Refusal:
-    """The first mistake of a request in a sentence, without the value that was given."""
+    """A refusal that describes the first invalid field, without the value that was sent."""
     first = errors[0]
     if first["type"] == "json_invalid":
         return Refusal(400, "the request is not JSON")
@@ -305,11 +305,11 @@ def _as_refusal(request: Request, error: Any) -> Refusal:
         return _wrong_values(error.errors())
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, f"{request.method} {request.scope['path'][:100]!r}: {error.detail}")
-    return Refusal(500, f"something unexpected happened: {describe_error(error)}", "please report it")
+    return Refusal(500, f"internal error: {describe_error(error)}", "please report it")
 
 
 def _log_line(request: Request, refusal: Refusal) -> str:
-    """Who, what and why, without the query and in one line whatever the path holds."""
+    """One log line: client, request and reason. It has no query, and control characters in the path are escaped."""
     client = request.client.host if request.client else "unknown"
     return (
         f"{client} {request.method} {request.scope['path'][:100]!r} refused ({refusal.status}): {refusal.error[:200]}"

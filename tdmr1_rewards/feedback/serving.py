@@ -1,9 +1,10 @@
-"""The page as a process: in the foreground of `tdmr1 label`, or as the child of a training.
+"""Runs the labelling page: in the process of `tdmr1 label`, or in a child process of a training run.
 
     python -m tdmr1_rewards.feedback.serving --folder F [--host H] [--port P] --with-parent
 
-says {"url": …} (or {"error", "hint"}) in one line on stdout, and ends when its stdin is closed: when its parent has
-died. Token and port are kept in the folder, so that a link outlives its server. `FeedbackPage` is the parent's side.
+prints one line of JSON on stdout: {"url": …}, or {"error", "hint", "code", "values"} if it cannot start. It exits when
+its stdin is closed, and so when its parent has died. Token and port are kept in the folder, so that the same link works
+after a restart. `FeedbackPage` starts and stops the child process.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
 
 TOKEN, PORT, LOG = "token", "port", "server.log"
 LOG_SIZE = 1 << 20
-"""Bytes of the log; one older log is kept."""
+"""Bytes of the log file; one older file is kept."""
 STARTING_LIMIT = 60.0
-"""Seconds that a child may take until it listens."""
+"""Seconds that the child process may take until it listens."""
 STOPPING_LIMIT = 5
-"""Seconds that a stopping server gives to the requests it has begun."""
+"""Seconds that a stopping server allows for requests in progress."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page that is about to be served; `names` says who has it open (a name may be empty)."""
+    """A page that is ready to be served. `names` returns the names of the people present (a name may be empty)."""
 
     url: str
     store: FeedbackStore
@@ -53,7 +54,7 @@ class Page:
     _socket: socket.socket
 
     def run(self) -> None:
-        """Answer until SIGINT, SIGTERM or `stop`."""
+        """Serve the page until SIGINT, SIGTERM or `stop`."""
         try:
             self._server.run(sockets=[self._socket])
         finally:
@@ -61,15 +62,16 @@ class Page:
             self.store.close()
 
     def stop(self) -> None:
-        """End `run`, from any thread."""
+        """Make `run` return. May be called from any thread."""
         self._server.should_exit = True
 
 
-def open_page(folder: Path, host: str, port: int, tell: Callable[[str], None] | None = None) -> Page:
-    """Listen for the page of a feedback folder; port 0 takes the one it last had, if that is free, or else any.
+def open_page(folder: Path, host: str, port: int, log: Callable[[str], None] | None = None) -> Page:
+    """Listen on `host` and `port` for the page of a feedback folder.
 
-    Refusals go to `server.log` in the folder, and to `tell`. Raises Tdmr1Error where it can't listen, for a folder that
-    isn't ours, and where the extra isn't installed.
+    Port 0 means the last port of this folder if it is free, and otherwise any free port. Refused requests are logged to
+    `server.log` in the folder and to `log`. Raises Tdmr1Error if the port cannot be used, if the folder is not a
+    feedback store, or if the extra `human` is not installed.
     """
     try:
         import uvicorn
@@ -77,7 +79,10 @@ def open_page(folder: Path, host: str, port: int, tell: Callable[[str], None] | 
         from tdmr1_rewards.feedback.server import build_app
     except ModuleNotFoundError as error:
         raise Tdmr1Error(
-            f"the page needs {error.name}, which is not installed", "pip install 'tdmr1[human]'"
+            f"the labelling page needs {error.name}, which is not installed",
+            "pip install 'tdmr1[human]'",
+            code="dependency-missing",
+            values={"package": error.name, "install": "tdmr1[human]"},
         ) from error
     from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -88,7 +93,7 @@ def open_page(folder: Path, host: str, port: int, tell: Callable[[str], None] | 
     except BaseException:
         store.close()
         raise
-    app = build_app(store, token, host=host, tell=_log(folder / LOG, tell))
+    app = build_app(store, token, host=host, log=_file_log(folder / LOG, log))
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -102,7 +107,7 @@ def open_page(folder: Path, host: str, port: int, tell: Callable[[str], None] | 
 
 
 class FeedbackPage:
-    """The page of a feedback folder in a child process, which ends with this one."""
+    """The page of a feedback folder in a child process, which ends when this process ends."""
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         self._folder = folder
@@ -111,23 +116,23 @@ class FeedbackPage:
 
     @classmethod
     def start(cls, folder: Path, host: str = "127.0.0.1", port: int = 0) -> Self:
-        """Start it and wait until it listens. Raises Tdmr1Error if it can't."""
+        """Start the page and wait until it listens. Raises Tdmr1Error if it cannot start."""
         return cls(Path(folder), host, port)
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """The process id of the child."""
         return self._process.pid
 
     def ensure(self) -> None:
-        """Start it again, at the same URL, if it has died. Raises Tdmr1Error if it can't."""
+        """Restart the page at the same URL if its process has died. Raises Tdmr1Error if it cannot start."""
         if self._process.poll() is not None:
             self.stop()
             port = int(self.url.rpartition("/#")[0].rpartition(":")[2])
             self._process, self.url = _start(self._folder, self._host, port)
 
     def stop(self) -> None:
-        """End it and wait for its end."""
+        """Stop the page and wait until its process has exited."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):
@@ -140,14 +145,14 @@ class FeedbackPage:
 
 
 def _start(folder: Path, host: str, port: int) -> tuple[subprocess.Popen[bytes], str]:
-    """A child that listens, and its URL."""
-    words = ["--folder", str(folder), "--host", host, "--port", str(port), "--with-parent"]
+    """Start a child process; return it and its URL once it listens."""
+    arguments = ["--folder", str(folder), "--host", host, "--port", str(port), "--with-parent"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOG).open("ab") as log:
-            # In a session of its own it does not hear the terminal's Ctrl-C, after which the training goes on a while.
+            # A session of its own: Ctrl-C in the terminal must not stop the page while the training run still needs it.
             process = subprocess.Popen(
-                [sys.executable, "-m", "tdmr1_rewards.feedback.serving", *words],
+                [sys.executable, "-m", "tdmr1_rewards.feedback.serving", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -155,7 +160,12 @@ def _start(folder: Path, host: str, port: int) -> tuple[subprocess.Popen[bytes],
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
     except OSError as error:
-        raise Tdmr1Error(f"the page of {folder} can't be started: {error.strerror}") from error
+        raise Tdmr1Error(
+            f"cannot start the labelling page of {folder}: {error.strerror}",
+            "check that the folder can be written",
+            code="feedback-store",
+            values={"path": str(folder), "error": error.strerror},
+        ) from error
     assert process.stdout is not None
     timer = threading.Timer(STARTING_LIMIT, process.kill)
     timer.start()
@@ -164,43 +174,48 @@ def _start(folder: Path, host: str, port: int) -> tuple[subprocess.Popen[bytes],
     finally:
         timer.cancel()
     try:
-        said = json.loads(line)
+        started = json.loads(line)
     except ValueError:
-        said = {"error": f"the page of {folder} ended before it listened", "hint": f"{folder / LOG} says more"}
-    if "url" not in said:
+        started = {
+            "error": f"the process of the labelling page of {folder} exited before it listened",
+            "hint": f"see {folder / LOG}",
+            "code": "process-failed",
+            "values": {"path": str(folder), "log": str(folder / LOG)},
+        }
+    if "url" not in started:
         process.kill()
         process.communicate()
-        raise Tdmr1Error(said["error"], said["hint"])
-    return process, said["url"]
+        raise Tdmr1Error(started["error"], started["hint"], code=started["code"], values=started["values"])
+    return process, started["url"]
 
 
 def _token(folder: Path) -> str:
-    """The folder's token, made at first; only its owner may read the file."""
+    """The token of the folder, created if it is missing. Only the owner can read the file."""
     path = folder / TOKEN
     if not path.exists():
-        # A temporary file is its owner's alone, and a link is made whole or not at all: nobody else sees half of it.
-        handle, building = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+        # mkstemp makes a file that only its owner can read, and link() makes it appear with its full content.
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")
         with suppress(FileExistsError):
-            os.link(building, path)
-        os.unlink(building)
+            os.link(temporary, path)
+        os.unlink(temporary)
     return path.read_text().strip()
 
 
 def _listen(folder: Path, host: str, port: int) -> socket.socket:
-    """The port that is asked for; for 0 the one that the folder last had, if it is free, or else any."""
-    kept = folder / PORT
+    """Listen on `port`; for 0 on the last port of the folder if it is free, and otherwise on any free port."""
+    port_file = folder / PORT
     listening = None
     if port == 0:
         with suppress(OSError, ValueError, Tdmr1Error):
-            listening = listen(host, int(kept.read_text()))
+            listening = listen(host, int(port_file.read_text()))
     listening = listening or listen(host, port)
-    kept.write_text(f"{listening.getsockname()[1]}\n")
+    port_file.write_text(f"{listening.getsockname()[1]}\n")
     return listening
 
 
-def _log(path: Path, tell: Callable[[str], None] | None) -> Callable[[str], None]:
+def _file_log(path: Path, log: Callable[[str], None] | None) -> Callable[[str], None]:
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.Logger("tdmr1.feedback")
@@ -208,8 +223,8 @@ def _log(path: Path, tell: Callable[[str], None] | None) -> Callable[[str], None
 
     def both(line: str) -> None:
         logger.warning("%s", line)
-        if tell is not None:
-            tell(line)
+        if log is not None:
+            log(line)
 
     return both
 
@@ -221,8 +236,8 @@ def _stop_with_parent(page: Page) -> None:
 
 
 def main() -> None:
-    """The child's process."""
-    parser = argparse.ArgumentParser(description="Serve the page of a feedback folder.")
+    """Run the child process."""
+    parser = argparse.ArgumentParser(description="Serve the labelling page of a feedback folder.")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
@@ -231,7 +246,8 @@ def main() -> None:
     try:
         page = open_page(options.folder, options.host, options.port)
     except Tdmr1Error as error:
-        print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)
+        failure = {"error": error.message, "hint": error.hint, "code": error.code, "values": error.values}
+        print(json.dumps(failure, default=str), flush=True)
         sys.exit(2)
     if options.with_parent:
         threading.Thread(target=_stop_with_parent, args=(page,), daemon=True).start()

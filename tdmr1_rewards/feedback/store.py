@@ -1,7 +1,6 @@
-"""The store of people's answers: `answers.sqlite` and `images/` in one folder, shared by trainers and pages.
+"""The feedback store: `answers.sqlite` and `images/` in one folder, shared by training processes and labelling pages.
 
-Every method is one transaction: when it returns, what it did is on disk. Several threads and processes may use the
-same folder at once.
+Every method is one durable transaction. Several threads and processes may use the same folder at once.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tdmr1_rewards.feedback.records import (
 __all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "like_fraction"]
 
 LOAN = 60.0
-"""Seconds for which an item that was offered to one person is kept from the next, unless more judges are wanted."""
+"""Seconds for which an item that one person was offered counts as answered when items are offered to others."""
 ITEM = "items.id, items.hash, items.prompt"
 ROUND = "rounds.id, rounds.title, rounds.run, rounds.step, rounds.judges, rounds.deadline, rounds.opened"
 GIVEN = (
@@ -40,17 +39,17 @@ GIVEN = (
     "JOIN items ON items.id = answers.item JOIN rounds ON rounds.id = answers.round "
     "JOIN people ON people.id = answers.person "
 )
-STANDING = "SELECT count(*) FROM answers WHERE item = items.id AND withdrawn IS NULL"
+ANSWER_COUNT = "SELECT count(*) FROM answers WHERE item = items.id AND withdrawn IS NULL"
 UNANSWERED = (
     "NOT EXISTS (SELECT 1 FROM answers WHERE item = items.id AND person = :person AND withdrawn IS NULL) "
-    f"AND ({STANDING}) < rounds.judges"
+    f"AND ({ANSWER_COUNT}) < rounds.judges"
 )
 OPEN_ITEMS = (
     "FROM rounds JOIN round_items ON round_items.round = rounds.id JOIN items ON items.id = round_items.item "
     "WHERE rounds.closed IS NULL "
 )
 OFFERS = (
-    f"SELECT {ITEM}, {ROUND}, round_items.team {OPEN_ITEMS} AND {UNANSWERED} AND ({STANDING}) + "
+    f"SELECT {ITEM}, {ROUND}, round_items.team {OPEN_ITEMS} AND {UNANSWERED} AND ({ANSWER_COUNT}) + "
     "(SELECT count(*) FROM loans WHERE item = items.id AND person <> :person AND ends > :now) < rounds.judges "
     "ORDER BY (SELECT max(withdrawn) FROM answers WHERE item = items.id AND person = :person AND reason = 'undone') "
     "DESC NULLS LAST, rounds.opened DESC, rounds.id DESC, round_items.position"
@@ -58,9 +57,10 @@ OFFERS = (
 
 
 class FeedbackStore:
-    """Items, rounds and answers of one folder, which is made if it is missing.
+    """Items, rounds and answers in one folder, which is created if it is missing.
 
-    Raises Tdmr1Error if the folder or its database can't be opened, isn't ours or is of another version.
+    Raises Tdmr1Error if the folder or its database cannot be opened, or if the database belongs to another program or
+    version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,9 +70,12 @@ class FeedbackStore:
             images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Tdmr1Error(
-                f"{images} can't be made: {error.strerror}", "name a folder that can be written"
+                f"cannot create the folder {images}: {error.strerror}",
+                "use a folder that you can write to",
+                code="not-writable",
+                values={"path": str(images), "reason": error.strerror},
             ) from error
-        self._pictures = ImageFolder(images)
+        self._images = ImageFolder(images)
         self._database = Database(self.folder / FILE)
 
     def open_round(
@@ -85,15 +88,20 @@ class FeedbackStore:
         judges: int = 1,
         deadline: float | None = None,
     ) -> Round:
-        """Put groups of pictures before people, until the round is closed; `judges` people see each.
+        """Open a round of `groups` of images; `judges` people judge each image.
 
-        The same items of the same run and step are the same round, which is opened anew with its answers. Raises
-        Tdmr1Error for what is no picture, and for fewer than one judge.
+        The same groups, run and step always give the same round: it is opened again and keeps its answers. Raises
+        Tdmr1Error for an item that is not an image, and for fewer than one judge.
         """
         if judges < 1:
-            raise Tdmr1Error(f"a round with {judges} judges would ask nobody", "give 1 or more")
+            raise Tdmr1Error(
+                f"a round needs at least 1 judge per image, not {judges}",
+                "set judges to 1 or more",
+                code="argument-invalid",
+                values={"judges": judges},
+            )
         listed = [(team, new) for team, group in enumerate(groups) for new in group]
-        hashes = self._add_pictures([new.image for _, new in listed])
+        hashes = self._add_images([new.image for _, new in listed])
         rows = [(team, name, new.prompt) for (team, new), name in zip(listed, hashes, strict=True)]
         content = hashlib.sha256(json.dumps([run, step, rows]).encode()).hexdigest()
         with self._database.transaction() as cursor:
@@ -115,7 +123,7 @@ class FeedbackStore:
         return opened
 
     def close_round(self, round_id: int) -> None:
-        """Offer its items to nobody any more; its answers stay."""
+        """Stop offering the items of a round; its answers are kept."""
         with self._database.transaction() as cursor:
             cursor.execute("UPDATE rounds SET closed = ? WHERE id = ? AND closed IS NULL", (time.time(), round_id))
 
@@ -125,13 +133,13 @@ class FeedbackStore:
             cursor.execute("UPDATE rounds SET closed = ? WHERE run = ? AND closed IS NULL", (time.time(), run))
 
     def open_rounds(self) -> list[Round]:
-        """The open rounds, the newest first."""
+        """The open rounds, newest first."""
         with self._database.reading() as cursor:
             found = cursor.execute(f"SELECT {ROUND} FROM rounds WHERE closed IS NULL ORDER BY opened DESC, id DESC")
             return [Round(*row) for row in found]
 
     def items_of(self, round_id: int) -> list[Item]:
-        """The items of a round in the order they were given; a picture that was given twice is there twice."""
+        """The items of a round in the order of `open_round`, including duplicates."""
         with self._database.reading() as cursor:
             found = cursor.execute(
                 f"SELECT {ITEM} FROM round_items JOIN items ON items.id = round_items.item WHERE round = ? "
@@ -141,19 +149,19 @@ class FeedbackStore:
             return [Item(*row) for row in found]
 
     def items(self) -> list[Item]:
-        """Every item that was ever in a round, the oldest first."""
+        """The items of all rounds, oldest first."""
         with self._database.reading() as cursor:
             return [Item(*row) for row in cursor.execute(f"SELECT {ITEM} FROM items ORDER BY id")]
 
     def answers(self, items: Sequence[Item] | None = None) -> list[GivenAnswer]:
-        """The standing answers to these items, or to all, the oldest first."""
+        """The valid answers (not undone or replaced) to these items, or to all items, oldest first."""
         if items is None:
             return self._given("", ())
         chosen = json.dumps([item.id for item in items])
         return self._given("AND answers.item IN (SELECT value FROM json_each(?)) ", (chosen,))
 
     def answers_by_hash(self, hashes: Sequence[str]) -> dict[str, list[GivenAnswer]]:
-        """The standing answers to each picture, whatever its prompt, the oldest first."""
+        """The valid answers to each image, for all of its prompts, oldest first."""
         found: dict[str, list[GivenAnswer]] = {name: [] for name in hashes}
         chosen = json.dumps(list(found))
         for given in self._given("AND items.hash IN (SELECT value FROM json_each(?)) ", (chosen,)):
@@ -161,11 +169,11 @@ class FeedbackStore:
         return found
 
     def progress(self, round_id: int) -> Progress:
-        """How far a round is; answers given to its items in other rounds count."""
+        """The progress of a round. Answers given to its items in other rounds count."""
         with self._database.reading() as cursor:
             row = cursor.execute(
                 f"SELECT count(*), coalesce(sum(given >= judges), 0), coalesce(sum(given), 0) FROM "
-                f"(SELECT DISTINCT items.id, rounds.judges, ({STANDING}) AS given FROM rounds "
+                f"(SELECT DISTINCT items.id, rounds.judges, ({ANSWER_COUNT}) AS given FROM rounds "
                 "JOIN round_items ON round_items.round = rounds.id JOIN items ON items.id = round_items.item "
                 "WHERE rounds.id = ?)",
                 (round_id,),
@@ -173,7 +181,7 @@ class FeedbackStore:
             return Progress(*row)
 
     def tallies(self, round_id: int) -> list[tuple[int, int]]:
-        """How many likes and dislikes each answered item of a round has."""
+        """(likes, dislikes) of each answered item of a round."""
         with self._database.reading() as cursor:
             found = cursor.execute(
                 "SELECT sum(answer = 'like'), sum(answer = 'dislike') FROM answers WHERE withdrawn IS NULL "
@@ -183,15 +191,16 @@ class FeedbackStore:
             return list(found)
 
     def remaining(self, person: str) -> int:
-        """How many items of open rounds a person could still judge."""
+        """The number of items of open rounds that a person can still judge."""
         with self._database.reading() as cursor:
             found = cursor.execute(f"SELECT count(DISTINCT items.id) {OPEN_ITEMS} AND {UNANSWERED}", {"person": person})
             return int(found.fetchone()[0])
 
     def next_items(self, person: str, limit: int, *, whole_groups: bool = False) -> list[Offer]:
-        """What a person may judge next, lent to them for LOAN seconds; what they have just undone comes first.
+        """The items that a person may judge next, reserved for them for LOAN seconds.
 
-        With `whole_groups` the last group is complete, even beyond the limit.
+        Items that the person has undone come first. With `whole_groups` the last group is complete,
+        even beyond `limit`.
         """
         now = time.time()
         offers: dict[int, Offer] = {}
@@ -211,19 +220,30 @@ class FeedbackStore:
     def give(
         self, *, key: str, item_id: int, round_id: int, person: str, answer: Answer, name: str | None = None
     ) -> GivenAnswer:
-        """Keep a person's answer, in place of any former one of theirs to that item.
+        """Store a person's answer. It replaces an earlier answer of the same person to the item.
 
-        `key` is of the answer: given again, it changes nothing. `name` is what the person wants to be called, None to
-        leave it as it is. Raises Tdmr1Error for an item that isn't in the round, and for an unknown answer.
+        `key` identifies the answer: a second call with the same key changes nothing. `name` is the person's display
+        name; None keeps the present one. Raises Tdmr1Error for an unknown answer, and UnknownItem for an item that is
+        not in the round.
         """
         if answer not in ANSWERS:
-            raise Tdmr1Error(f"{answer!r} is no answer", f"known: {', '.join(ANSWERS)}")
+            raise Tdmr1Error(
+                f"{answer!r} is not an answer",
+                f"use one of {', '.join(ANSWERS)}",
+                code="feedback-item",
+                values={"answer": answer, "expected": list(ANSWERS)},
+            )
         now = time.time()
         with self._database.transaction() as cursor:
             if not cursor.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone():
-                there = "SELECT 1 FROM round_items WHERE round = ? AND item = ?"
-                if not cursor.execute(there, (round_id, item_id)).fetchone():
-                    raise UnknownItem(f"round {round_id} has no picture {item_id}", "reload the page")
+                in_round = "SELECT 1 FROM round_items WHERE round = ? AND item = ?"
+                if not cursor.execute(in_round, (round_id, item_id)).fetchone():
+                    raise UnknownItem(
+                        f"round {round_id} has no item {item_id}",
+                        "reload the page",
+                        code="feedback-item",
+                        values={"round": round_id, "item": item_id},
+                    )
                 cursor.execute("INSERT OR IGNORE INTO people (id, name) VALUES (?, '')", (person,))
                 if name is not None:
                     cursor.execute("UPDATE people SET name = ? WHERE id = ?", (name, person))
@@ -240,9 +260,9 @@ class FeedbackStore:
             return _answer(cursor.execute(f"{GIVEN} WHERE answers.key = ?", (key,)).fetchone())
 
     def undo(self, person: str, *, key: str | None = None) -> Offer | None:
-        """Withdraw a person's newest standing answer to an item of an open round, and offer them the item again.
+        """Withdraw a person's newest valid answer in the open rounds, and return its item as an offer.
 
-        `key` is of this undoing: given again, it changes nothing. None where there is nothing to undo.
+        `key` identifies this undo: a second call with the same key changes nothing. None if there is nothing to undo.
         """
         now = time.time()
         with self._database.transaction() as cursor:
@@ -269,31 +289,33 @@ class FeedbackStore:
             return offer
 
     def image_path(self, hash: str) -> Path | None:
-        """The PNG file of a picture of this store; None for anything else."""
-        return self._pictures.find(hash)
+        """The PNG file of the image with this hash; None if the store has no such image."""
+        return self._images.find(hash)
 
     def set_message(self, message: str) -> None:
-        """Say to people at the page what the run is doing; an empty message says nothing."""
+        """Set the message about the run that the page shows; an empty message shows nothing."""
         with self._database.transaction() as cursor:
             cursor.execute("INSERT OR REPLACE INTO notes (name, text) VALUES ('message', ?)", (message,))
 
     def message(self) -> str:
-        """What the run last said it is doing."""
+        """The message about the run; empty if none was set."""
         with self._database.reading() as cursor:
             row = cursor.execute("SELECT text FROM notes WHERE name = 'message'").fetchone()
             return row[0] if row else ""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database."""
         self._database.close()
 
-    def _add_pictures(self, images: Sequence[object]) -> list[str]:
+    def _add_images(self, images: Sequence[object]) -> list[str]:
         try:
-            return self._pictures.add(images)
+            return self._images.add(images)
         except OSError as error:
             raise Tdmr1Error(
-                f"pictures can't be written to {self.folder / 'images'}: {error.strerror}",
-                "look whether the disk is full or read-only",
+                f"cannot write images to {self.folder / 'images'}: {error.strerror}",
+                "check that the disk is not full or read-only",
+                code="not-writable",
+                values={"path": str(self.folder / "images"), "reason": error.strerror},
             ) from error
 
     def _given(self, condition: str, values: Sequence[object]) -> list[GivenAnswer]:

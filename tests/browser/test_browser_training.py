@@ -81,12 +81,12 @@ def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
     def listen():
         for line in process.stderr:
             said.append(line)
-            if line.startswith("people judge at "):
+            if line.startswith("labelling page: "):
                 found.set()
 
     threading.Thread(target=listen, daemon=True).start()
     assert found.wait(180), "".join(said)
-    url = next(line for line in said if line.startswith("people judge at ")).split()[-1]
+    url = next(line for line in said if line.startswith("labelling page: ")).split()[-1]
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     pages = [context.new_page()]
     pages[0].goto(url)

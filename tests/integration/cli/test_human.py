@@ -43,7 +43,7 @@ class Training:
 
     def url(self):
         """The page's address, once it is told."""
-        return wait_for(lambda: next(iter(re.findall(r"people judge at (\S+)", "".join(self.reason))), None))
+        return wait_for(lambda: next(iter(re.findall(r"labelling page: (\S+)", "".join(self.reason))), None))
 
     def signal(self, number):
         self._process.send_signal(number)
@@ -192,7 +192,7 @@ def test_ctrl_c_does_not_wait_for_people(packaged_model, tmp_path):
 def test_nobody_comes_and_the_training_says_so_and_goes_on(packaged_model, tmp_path):
     folder = tmp_path / "run"
     done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.02", iterations=2))
-    assert "waiting for people: 0 of 6 pictures judged" in done.stderr
+    assert "waiting for people: 0 of 6 images judged" in done.stderr
     assert "no group has two different rewards" in done.stderr
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/human/unjudged"] for row in rows] == [IMAGES, IMAGES]

@@ -1,4 +1,4 @@
-"""Agreement against numbers worked out by hand."""
+"""Agreement, compared with values computed by hand."""
 
 import pytest
 
@@ -11,7 +11,7 @@ WORDS = {"+": "like", "-": "dislike", "0": "skip"}
 
 
 def answers(*items):
-    """Answers from strings like "++-", one an item, one letter a person."""
+    """Answers from strings like "++-": one string per item, one character per person."""
     return [
         GivenAnswer(Item(number, f"{number:064}", ""), WORDS[sign], f"p{person}", "", 0.0, "r", None)
         for number, signs in enumerate(items)
@@ -32,25 +32,25 @@ def answers(*items):
         (["+0+", "+-"], 1 / 2, 2),
     ],
 )
-def test_the_share_of_pairs(items, share, pairs):
+def test_share_is_the_fraction_of_equal_answer_pairs(items, share, pairs):
     found = agreement(answers(*items))
     assert (found.share, found.pairs) == (pytest.approx(share) if share is not None else None, pairs)
 
 
-def test_alpha_of_a_textbook_case():
-    """Krippendorff's own binary example (two observers, ten units): 0.095 with n = 20, 14 and 6 of each, 4 differ."""
+def test_alpha_of_a_textbook_example():
+    """Krippendorff's binary example: two observers, ten units, 14 and 6 answers of each kind, 4 units differ: 0.095."""
     found = agreement(answers("-+", "++", "-+", "--", "--", "--", "--", "--", "+-", "--"))
     assert found.alpha == pytest.approx(1 - 19 * 3 / (15 * 5))
     found = agreement(answers("-+", "++", "-+", "--", "--", "--", "--", "+-", "+-", "--"))
     assert found.alpha == pytest.approx(0.095, abs=5e-4)
 
 
-def test_alpha_of_full_agreement_and_of_its_absence():
+def test_alpha_of_full_agreement_of_disagreement_and_where_it_is_undefined():
     assert agreement(answers("++", "--", "+++")).alpha == pytest.approx(1.0)
     assert agreement(answers("+-", "+-")).alpha == pytest.approx(-0.5)
     assert agreement(answers("++", "++")).alpha is None
     assert agreement(answers("+")).alpha is None
 
 
-def test_an_item_with_one_opinion_changes_nothing():
+def test_items_with_a_single_like_or_dislike_are_ignored():
     assert agreement(answers("++", "+-", "-0", "+")) == agreement(answers("++", "+-"))

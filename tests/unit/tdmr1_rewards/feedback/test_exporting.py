@@ -1,12 +1,12 @@
-"""What comes out of an export reads back as what was answered."""
+"""Exported files contain all valid answers."""
 
 import csv
 import json
 
 import pytest
+from support.errors import raises
 from support.feedback_images import open_round
 
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.exporting import COLUMNS, export_answers
 from tdmr1_rewards.feedback.store import FeedbackStore, NewItem
 
@@ -60,7 +60,7 @@ def test_csv_has_the_same_rows(store, tmp_path):
     assert rows == [{key: "" if value is None else str(value) for key, value in row.items()} for row in expected]
 
 
-def test_an_export_replaces_the_former_whole(store, tmp_path):
+def test_an_export_replaces_an_existing_file(store, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("old\n" * 999)
     export_answers(store, file)
@@ -68,7 +68,7 @@ def test_an_export_replaces_the_former_whole(store, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-def test_no_answers_are_an_empty_file_or_a_heading(tmp_path):
+def test_without_answers_jsonl_is_empty_and_csv_has_a_header_only(tmp_path):
     store = FeedbackStore(tmp_path / "f")
     assert export_answers(store, tmp_path / "a.jsonl") == 0
     export_answers(store, tmp_path / "a.csv")
@@ -77,9 +77,9 @@ def test_no_answers_are_an_empty_file_or_a_heading(tmp_path):
     assert (tmp_path / "a.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
-def test_another_ending_and_a_place_that_can_not_be_written_are_told(store, tmp_path):
-    with pytest.raises(Tdmr1Error, match=r"neither \.jsonl nor \.csv"):
+def test_an_unknown_suffix_and_an_unwritable_path_are_errors(store, tmp_path):
+    with raises("argument-invalid", path=str(tmp_path / "a.parquet"), expected=[".jsonl", ".csv"]):
         export_answers(store, tmp_path / "a.parquet")
     (tmp_path / "file").write_text("")
-    with pytest.raises(Tdmr1Error, match="can't be written"):
+    with raises("not-writable", path=str(tmp_path / "file" / "a.csv")):
         export_answers(store, tmp_path / "file" / "a.csv")

@@ -1,4 +1,4 @@
-"""The reward `human` in each of its modes; the page is a stand-in that answers through the store."""
+"""The reward `human` in each mode. The page is replaced by a visitor that answers through the store."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from support.errors import raises
 
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.calling import interrupts
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback import human
 from tdmr1_rewards.feedback.human import Human, HumanOptions
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -23,7 +23,7 @@ RED, BLUE = (200, 20, 20), (20, 20, 200)
 
 
 def batch_of(colours, run_folder, iteration=0, group_size=2, shade=0):
-    """Images of one colour, no two alike, in groups."""
+    """A batch of plain images, all different, in groups."""
     images = []
     for index, colour in enumerate(colours):
         image = Image.new("RGB", (8, 8), colour)
@@ -42,7 +42,7 @@ def batch_of(colours, run_folder, iteration=0, group_size=2, shade=0):
 
 
 class Visitor:
-    """A page whose only visitor likes red: `limit` answers are given, by one of `people`, as soon as it opens."""
+    """A page whose visitors, `people`, like red. They begin at once and give `limit` answers in total."""
 
     opened: list[Visitor]
     limit: int | None
@@ -102,29 +102,29 @@ def judge(tmp_path, batch, **options):
         reward.close()
 
 
-def test_wait_scores_what_people_say(tmp_path, visitor):
-    heard = []
-    with interrupts.listening(heard.append):
+def test_wait_returns_the_answers_as_scores(tmp_path, visitor):
+    reports = []
+    with interrupts.listening(reports.append):
         result = judge(tmp_path, batch_of([RED, BLUE, BLUE, RED], tmp_path))
     assert result.scores == [1.0, 0.0, 0.0, 1.0]
     assert result.details[0] == {"like": 1}
-    assert heard[0] == "people judge at http://127.0.0.1:1/#token"
-    assert any("of 4 pictures judged" in text and "left; judge at http" in text for text in heard)
+    assert reports[0].endswith("http://127.0.0.1:1/#token")
+    assert any("of 4" in text and "http://127.0.0.1:1/#token" in text for text in reports)
     assert visitor.opened[0].stopped == 1
     store = FeedbackStore(tmp_path / "feedback")
     assert store.open_rounds() == []
-    assert "goes on" in store.message()
+    assert store.message()
     assert {(each.run, each.step) for each in store.answers()} == {(tmp_path.name, 0)}
 
 
-def test_wait_shares_a_picture_among_several_people(tmp_path, visitor):
+def test_several_people_judge_each_image(tmp_path, visitor):
     visitor.people = ("ada", "bob", "eve")
     result = judge(tmp_path, batch_of([RED, BLUE], tmp_path), judges=3)
     assert result.scores == [1.0, 0.0]
     assert list(result.details) == [{"like": 3}, {"dislike": 3}]
 
 
-def test_the_time_is_over_and_what_is_unanswered_has_no_score(tmp_path, visitor):
+def test_images_without_answers_have_no_score_when_the_time_is_over(tmp_path, visitor):
     visitor.limit = 3
     started = time.monotonic()
     result = judge(tmp_path, batch_of([RED, BLUE, BLUE, RED, RED, RED], tmp_path), minutes=0.5 / 60)
@@ -132,22 +132,22 @@ def test_the_time_is_over_and_what_is_unanswered_has_no_score(tmp_path, visitor)
     assert result.scores == [1.0, 0.0, 0.0, None, None, None]
 
 
-def test_enough_answers_end_the_waiting(tmp_path, visitor):
+def test_waiting_ends_when_enough_images_are_judged(tmp_path, visitor):
     visitor.limit = 4
     result = judge(tmp_path, batch_of([RED] * 6, tmp_path), enough=0.6, minutes=5)
     assert result.scores.count(1.0) == 4
 
 
-def test_the_same_pictures_again_find_their_answers(tmp_path, visitor):
+def test_stored_answers_are_found_for_the_same_images(tmp_path, visitor):
     batch = batch_of([RED, BLUE], tmp_path)
     judge(tmp_path, batch)
     visitor.limit = 0
-    assert judge(tmp_path, batch).scores == [1.0, 0.0]  # as a run that was killed and continued asks
+    assert judge(tmp_path, batch).scores == [1.0, 0.0]  # as after a kill and a resume
     assert judge(tmp_path, batch, mode="stored").scores == [1.0, 0.0]
     assert len(visitor.opened) == 2  # stored opens no page
 
 
-def test_an_interrupted_wait_keeps_the_answers(tmp_path, visitor):
+def test_answers_are_kept_when_the_wait_is_interrupted(tmp_path, visitor):
     visitor.limit = 1
     batch = batch_of([RED, BLUE], tmp_path)
     listening = interrupts.listening(lambda text: interrupts.interrupt() if "1 of 2" in text else None)
@@ -163,20 +163,20 @@ def test_stored_reads_other_folders(tmp_path):
     new = batch_of([RED, BLUE, RED], tmp_path / "run")
     answers = [tmp_path / "other"]
     assert judge(tmp_path, new, mode="stored", answers=answers).scores == [1.0, 0.0, None]
-    with pytest.raises(Tdmr1Error, match="holds no answers of people"):
+    with raises("feedback-empty", path=str(tmp_path / "nowhere")):
         judge(tmp_path, new, mode="stored", answers=[tmp_path / "nowhere"])
 
 
-def test_model_is_silent_until_it_knows_enough_and_then_judges(tmp_path, visitor):
+def test_the_model_scores_images_only_when_it_is_accurate_enough(tmp_path, visitor):
     run = tmp_path / "run"
     reward = Human(HumanOptions(mode="model", show=30, least_answers=40))
     colours = [RED, BLUE] * 20
     first = reward(batch_of(colours, run, iteration=0, group_size=8))
-    assert first.scores.count(None) >= 10  # at most what was shown can have a score
+    assert first.scores.count(None) >= 10  # at most the 30 shown images have a score
     assert "model_accuracy" not in first.details[0]["metrics"]
     reached = 0
     for iteration in range(1, 6):
-        visitor_idle(visitor.opened[0], run)
+        wait_for_visitor(visitor.opened[0], run)
         result = reward(batch_of(colours, run, iteration=iteration, group_size=8))
         reached = result.details[0]["metrics"]["model_answers"]
         if None not in result.scores:
@@ -188,8 +188,8 @@ def test_model_is_silent_until_it_knows_enough_and_then_judges(tmp_path, visitor
     reward.close()
 
 
-def visitor_idle(page, run):
-    """Wait until the visitor has answered all that is shown."""
+def wait_for_visitor(page, run):
+    """Wait until the visitor has judged all shown images."""
     store = FeedbackStore(run / "feedback")
     deadline = time.monotonic() + 20
     while store.remaining("ada") and time.monotonic() < deadline:
@@ -198,7 +198,7 @@ def visitor_idle(page, run):
     store.close()
 
 
-def test_mixed_asks_people_for_a_share_of_each_group(tmp_path, visitor):
+def test_in_mixed_mode_people_judge_a_fraction_of_each_group(tmp_path, visitor):
     labelled = batch_of([RED, BLUE] * 40, tmp_path / "labelled", shade=100)
     judge(tmp_path, labelled)
     batch = batch_of([RED, RED, BLUE, BLUE] * 2, tmp_path / "run", group_size=4)
@@ -206,17 +206,17 @@ def test_mixed_asks_people_for_a_share_of_each_group(tmp_path, visitor):
     by_people = [bool(set(detail) & {"like", "dislike"}) for detail in result.details]
     assert by_people[:4].count(True) == by_people[4:].count(True) == 2
     assert [score > 0.5 for score in result.scores] == [True, True, False, False] * 2
-    assert all(0 < score < 1 for score, asked in zip(result.scores, by_people, strict=True) if not asked)
+    assert all(0 < score < 1 for score, judged in zip(result.scores, by_people, strict=True) if not judged)
 
 
-def test_outside_a_run_a_folder_is_needed(tmp_path):
+def test_outside_a_run_the_option_folder_is_required(tmp_path):
     batch = batch_of([RED], None)
-    with pytest.raises(Tdmr1Error, match="no run whose folder"):
+    with raises("reward-options", option="folder"):
         judge(tmp_path, batch)
     assert judge(tmp_path, batch, folder=tmp_path / "here").scores == [1.0]
 
 
-def test_a_clock_that_jumps_ends_no_waiting_and_makes_none_longer(visitor, tmp_path, monkeypatch):
+def test_a_change_of_the_system_clock_does_not_change_the_waiting_time(visitor, tmp_path, monkeypatch):
     now, jumps = time.time, itertools.cycle([0, 9e7, -9e7])
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     visitor.limit = 1
@@ -226,7 +226,7 @@ def test_a_clock_that_jumps_ends_no_waiting_and_makes_none_longer(visitor, tmp_p
     assert [score is None for score in result.scores] == [False, True]
 
 
-def test_folders_are_kept_as_absolute_paths(tmp_path, monkeypatch):
+def test_folders_become_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = human.with_absolute_paths(HumanOptions(answers=["a"], folder="b"))
     assert options.answers == (tmp_path / "a",)

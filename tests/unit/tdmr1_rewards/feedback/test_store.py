@@ -1,4 +1,4 @@
-"""The store's promises: what is on disk, who is offered what, and what an answer given twice does."""
+"""The feedback store: durability, offers to several people, repeated answers, undo and damaged files."""
 
 import sqlite3
 import threading
@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from support.errors import raises
 from support.feedback_images import new_items, offered, open_round, solid_image
 
 from tdmr1_rewards.errors import Tdmr1Error
@@ -25,7 +26,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The store's time, in a list that tests may change."""
+    """The time that the store sees, in a list that tests may change."""
     now = [1000.0]
     monkeypatch.setattr(store_module.time, "time", lambda: now[0])
     return now
@@ -44,12 +45,12 @@ def words(store):
 
 
 def history(store):
-    """Every answer that was ever given, with why it no longer stands."""
+    """Every answer that was ever given, and why it was withdrawn."""
     with sqlite3.connect(store.folder / "answers.sqlite") as connection:
         return connection.execute("SELECT person, answer, reason FROM answers ORDER BY id").fetchall()
 
 
-def test_a_round_holds_its_items_in_order_and_their_pictures(store):
+def test_a_round_keeps_its_items_in_order_and_their_images(store):
     opened = store.open_round(
         "t", [new_items(3, 1), new_items(2, prompt="a dog")], run="r", step=7, judges=2, deadline=9.5
     )
@@ -81,7 +82,7 @@ def test_images_may_be_pil_images_arrays_and_files(store, tmp_path):
     assert len(list((store.folder / "images").iterdir())) == 1
 
 
-def test_a_photo_is_turned_the_way_its_camera_was_held(store, tmp_path):
+def test_a_photo_is_rotated_according_to_its_exif_data(store, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "photo.jpg", exif=exif)
@@ -89,19 +90,26 @@ def test_a_photo_is_turned_the_way_its_camera_was_held(store, tmp_path):
     assert Image.open(store.image_path(item.hash)).size == (4, 8)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((2, 2)), "no/such/file.png", b"bytes"])
-def test_what_is_no_picture_opens_no_round(store, wrong):
-    with pytest.raises(Tdmr1Error):
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (np.zeros((2, 2)), "feedback-item"),
+        ("no/such/file.png", "file-unreadable"),
+        (b"bytes", "feedback-item"),
+    ],
+)
+def test_an_item_that_is_not_an_image_opens_no_round(store, wrong, code):
+    with raises(code):
         store.open_round("t", [[NewItem(wrong, "p")]], run="r", step=1)
     assert store.open_rounds() == []
 
 
-def test_no_judges_are_refused(store):
-    with pytest.raises(Tdmr1Error, match="0 judges"):
+def test_a_round_without_judges_is_refused(store):
+    with raises("argument-invalid", judges=0):
         open_round(store, [1], judges=0)
 
 
-def test_an_answer_has_all_that_is_known_of_it(store, clock):
+def test_an_answer_is_stored_with_person_name_time_run_and_step(store, clock):
     opened = open_round(store, [1], run="runs/a", step=12)
     (item,) = store.items_of(opened.id)
     given = give(store, opened, item, "p1", "dislike", name="Ada")
@@ -113,7 +121,7 @@ def test_an_answer_has_all_that_is_known_of_it(store, clock):
     assert store.answers_by_hash([item.hash, "0" * 64]) == {item.hash: [given], "0" * 64: []}
 
 
-def test_a_name_stays_until_another_is_given(store):
+def test_a_name_is_kept_until_it_is_changed(store):
     opened = open_round(store, [1, 2])
     one, two = store.items_of(opened.id)
     assert give(store, opened, one, "p").name == ""
@@ -122,7 +130,7 @@ def test_a_name_stays_until_another_is_given(store):
     assert [given.name for given in store.answers()] == ["Ada", "Ada"]
 
 
-def test_everything_is_there_for_the_next_who_opens_it(store):
+def test_a_second_store_of_the_folder_reads_everything(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     given = give(store, opened, item, "p")
@@ -134,7 +142,7 @@ def test_everything_is_there_for_the_next_who_opens_it(store):
     again.close()
 
 
-def test_the_same_key_is_one_answer(store):
+def test_the_same_key_gives_one_answer(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     first = give(store, opened, item, "p", "like", key="k")
@@ -144,7 +152,7 @@ def test_the_same_key_is_one_answer(store):
     assert len(history(store)) == 1
 
 
-def test_the_same_key_after_an_undo_brings_nothing_back(store):
+def test_the_same_key_after_an_undo_does_not_restore_the_answer(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     give(store, opened, item, "p", "like", key="k")
@@ -153,7 +161,7 @@ def test_the_same_key_after_an_undo_brings_nothing_back(store):
     assert store.answers() == []
 
 
-def test_a_newer_answer_replaces_the_former_which_is_kept_as_history(store):
+def test_a_newer_answer_replaces_the_older_which_is_kept_as_history(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     give(store, opened, item, "p", "like")
@@ -163,7 +171,7 @@ def test_a_newer_answer_replaces_the_former_which_is_kept_as_history(store):
     assert store.progress(opened.id).answers == 1
 
 
-def test_undo_withdraws_the_newest_of_that_person_and_offers_it_first(store):
+def test_undo_withdraws_the_newest_answer_of_the_person_and_offers_its_item_first(store):
     opened = open_round(store, [1, 2, 3], judges=2)
     one, two, _ = store.items_of(opened.id)
     give(store, opened, one, "a")
@@ -180,7 +188,7 @@ def test_undo_withdraws_the_newest_of_that_person_and_offers_it_first(store):
     assert history(store) == [("a", "like", "undone"), ("a", "dislike", "undone"), ("b", "like", None)]
 
 
-def test_an_undo_that_is_sent_twice_undoes_once(store):
+def test_an_undo_sent_twice_undoes_once(store):
     opened = open_round(store, [1, 2])
     for item in store.items_of(opened.id):
         give(store, opened, item, "p")
@@ -189,7 +197,7 @@ def test_an_undo_that_is_sent_twice_undoes_once(store):
     assert len(store.answers()) == 1
 
 
-def test_an_undone_item_is_kept_for_who_undid_it(store):
+def test_an_undone_item_is_reserved_for_the_same_person(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     give(store, opened, item, "a")
@@ -198,7 +206,7 @@ def test_an_undone_item_is_kept_for_who_undid_it(store):
     assert offered(store, "a") == [1]
 
 
-def test_answers_to_a_closed_round_can_not_be_undone(store):
+def test_answers_to_a_closed_round_cannot_be_undone(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
     give(store, opened, item, "a")
@@ -207,7 +215,7 @@ def test_answers_to_a_closed_round_can_not_be_undone(store):
     assert words(store) == [("a", "like")]
 
 
-def test_one_judge_is_asked_once_and_two_judges_twice(store):
+def test_each_item_is_judged_by_the_requested_number_of_people(store):
     once = open_round(store, [1], step=1)
     twice = open_round(store, [2], step=2, judges=2)
     give(store, once, store.items_of(once.id)[0], "a", "skip")
@@ -220,7 +228,7 @@ def test_one_judge_is_asked_once_and_two_judges_twice(store):
     assert store.remaining("c") == 0
 
 
-def test_progress_counts_items_that_have_all_their_answers(store):
+def test_progress_counts_items_with_all_their_answers(store):
     opened = open_round(store, [1, 2, 3], judges=2)
     one, two, _ = store.items_of(opened.id)
     progress = store.progress(opened.id)
@@ -232,7 +240,7 @@ def test_progress_counts_items_that_have_all_their_answers(store):
     assert (progress.items, progress.done, progress.answers) == (3, 1, 3)
 
 
-def test_what_one_person_has_on_loan_is_not_offered_to_another(store, clock):
+def test_items_reserved_for_one_person_are_not_offered_to_another(store, clock):
     open_round(store, [1, 2, 3, 4, 5])
     assert offered(store, "a", 2) == [1, 2]
     assert offered(store, "b", 2) == [3, 4]
@@ -242,12 +250,12 @@ def test_what_one_person_has_on_loan_is_not_offered_to_another(store, clock):
     assert offered(store, "c") == [1, 2, 3, 4, 5]
 
 
-def test_a_loan_leaves_room_for_the_other_judges(store):
+def test_a_reserved_item_is_offered_to_as_many_people_as_must_judge_it(store):
     open_round(store, [1], judges=2)
     assert [offered(store, person) for person in "abc"] == [[1], [1], []]
 
 
-def test_the_newest_round_comes_first(store, clock):
+def test_items_of_the_newest_round_are_offered_first(store, clock):
     open_round(store, [1], step=1)
     clock[0] += 1
     open_round(store, [2], step=2)
@@ -257,7 +265,7 @@ def test_the_newest_round_comes_first(store, clock):
     assert offered(store, "a") == [1, 2]
 
 
-def test_whole_groups_are_offered_whole(store):
+def test_groups_can_be_offered_completely(store):
     open_round(store, [1, 2, 3], [4, 5], [6])
     assert offered(store, "a", 1, whole_groups=True) == [1, 2, 3]
     assert offered(store, "b", 1, whole_groups=True) == [4, 5]
@@ -265,7 +273,7 @@ def test_whole_groups_are_offered_whole(store):
     assert [offer.group for offer in store.next_items("a", 9)] == [0, 0, 0, 2]
 
 
-def test_a_picture_that_was_given_twice_is_asked_once(store):
+def test_an_image_that_occurs_twice_is_judged_once(store):
     opened = open_round(store, [1, 1], [1])
     assert len(store.items_of(opened.id)) == 3
     assert offered(store, "a") == [1]
@@ -273,7 +281,7 @@ def test_a_picture_that_was_given_twice_is_asked_once(store):
     assert store.progress(opened.id).done == store.progress(opened.id).items == 1
 
 
-def test_the_same_picture_of_another_prompt_is_another_item(store):
+def test_the_same_image_with_another_prompt_is_another_item(store):
     opened = store.open_round("t", [new_items(1), new_items(1, prompt="a dog")], run="r", step=1)
     one, two = store.items_of(opened.id)
     assert one.hash == two.hash
@@ -302,7 +310,7 @@ def test_all_rounds_of_a_run_are_closed_together(store):
     assert store.open_rounds() == [other]
 
 
-def test_a_round_that_is_opened_again_has_its_answers(store):
+def test_a_round_that_is_opened_again_keeps_its_answers(store):
     first = open_round(store, [1, 2], deadline=5.0)
     one, _ = store.items_of(first.id)
     give(store, first, one, "a")
@@ -318,17 +326,17 @@ def test_a_round_that_is_opened_again_has_its_answers(store):
     assert open_round(store, [1], [2]).id != first.id
 
 
-def test_an_item_of_another_round_is_refused(store):
+def test_an_item_of_another_round_and_an_unknown_answer_are_refused(store):
     one, two = open_round(store, [1], step=1), open_round(store, [2], step=2)
-    with pytest.raises(Tdmr1Error, match="has no picture"):
+    with raises("feedback-item", round=two.id, item=store.items_of(one.id)[0].id):
         give(store, two, store.items_of(one.id)[0], "a")
-    with pytest.raises(Tdmr1Error, match="'maybe' is no answer"):
+    with raises("feedback-item", answer="maybe"):
         give(store, one, store.items_of(one.id)[0], "a", "maybe")
     assert store.answers() == []
 
 
 @pytest.mark.parametrize("name", ["", "..", "../answers.sqlite", "/etc/passwd", "0" * 64, "G" * 64, "a" * 63 + "\n"])
-def test_only_pictures_of_the_store_are_given_out(store, name):
+def test_image_path_finds_only_images_of_the_store(store, name):
     open_round(store, [1])
     assert store.image_path(name) is None
 
@@ -351,21 +359,21 @@ def test_likes_share(store):
     assert like_fraction(store.answers()) == pytest.approx(2 / 3)
 
 
-def test_many_threads_and_stores_lose_and_double_nothing(store):
+def test_concurrent_answers_are_neither_lost_nor_duplicated(store):
     opened = open_round(store, list(range(40)), judges=4)
     items = store.items_of(opened.id)
     failures = []
 
     def judge(person):
-        own = FeedbackStore(store.folder)
+        mine = FeedbackStore(store.folder)
         try:
             for item in items:
                 for _ in range(2):
-                    give(own, opened, item, person, key=f"{person}-{item.id}")
+                    give(mine, opened, item, person, key=f"{person}-{item.id}")
         except Exception as error:
             failures.append(error)
         finally:
-            own.close()
+            mine.close()
 
     threads = [threading.Thread(target=judge, args=(f"p{n}",)) for n in range(4)]
     for thread in threads:
@@ -377,7 +385,7 @@ def test_many_threads_and_stores_lose_and_double_nothing(store):
     assert len(history(store)) == 160
 
 
-def test_many_open_a_new_folder_at_once(tmp_path):
+def test_several_threads_can_create_the_same_folder(tmp_path):
     opened, failures = [], []
 
     def begin():
@@ -398,7 +406,7 @@ def test_many_open_a_new_folder_at_once(tmp_path):
         store.close()
 
 
-def test_after_an_error_everything_is_as_before_and_goes_on(store):
+def test_a_failed_transaction_changes_nothing(store):
     opened = open_round(store, [1])
     (item,) = store.items_of(opened.id)
 
@@ -413,46 +421,46 @@ def test_after_an_error_everything_is_as_before_and_goes_on(store):
     assert words(store) == [("p", "like")]
 
 
-def refused(folder):
-    with pytest.raises(Tdmr1Error) as caught:
+def refused(folder, code="feedback-store", **values):
+    """Check the error of opening a folder, and that it has a hint."""
+    with raises(code, **values) as caught:
         FeedbackStore(folder)
     assert caught.value.hint
-    return caught.value.message
 
 
 def test_another_version_is_refused(store):
     with sqlite3.connect(store.folder / "answers.sqlite") as connection:
         connection.execute("PRAGMA user_version = 99")
-    assert "version 99" in refused(store.folder)
+    refused(store.folder, version=99, path=str(store.folder / "answers.sqlite"))
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
+def test_a_file_that_is_not_a_database_is_refused_and_unchanged(tmp_path):
     path = tmp_path / "answers.sqlite"
     path.write_text("these are my notes, and they are longer than a header of SQLite would be" * 9)
     before = path.read_bytes()
-    assert "answers.sqlite" in refused(tmp_path)
+    refused(tmp_path, path=str(path))
     assert path.read_bytes() == before
 
 
-def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
+def test_a_database_of_another_program_is_refused_and_unchanged(tmp_path):
     path = tmp_path / "answers.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE mine (x)")
     before = path.read_bytes()
-    assert "something else" in refused(tmp_path)
+    refused(tmp_path, path=str(path), application_id=0)
     assert path.read_bytes() == before
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "f").write_text("")
-    assert "can't be made" in refused(tmp_path / "f")
+    refused(tmp_path / "f", "not-writable", path=str(tmp_path / "f" / "images"))
 
 
-def test_a_disk_that_can_not_be_written_is_told(store, monkeypatch):
+def test_a_full_disk_is_an_error(store, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(Tdmr1Error, match="No space left"):
+    with raises("not-writable", reason="No space left on device"):
         open_round(store, [1])
     assert list((store.folder / "images").iterdir()) == []
