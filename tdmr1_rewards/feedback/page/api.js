@@ -1,29 +1,29 @@
-// The server's side of things: the token of the link, requests that carry it, and pictures.
+// Access to the server: the token of the link, requests with the token, and images.
 
-const KEPT = "tdmr1.token";
+const TOKEN_KEY = "tdmr1.token";
 let token = "";
 
-// Take the token from what follows the # in the link, or from this tab's memory.
+// Read the token from the part of the URL after #, or from the session storage of this tab.
 export function readToken() {
-  token = location.hash.slice(1) || sessionStorage.getItem(KEPT) || "";
-  if (token) sessionStorage.setItem(KEPT, token);
+  token = location.hash.slice(1) || sessionStorage.getItem(TOKEN_KEY) || "";
+  if (token) sessionStorage.setItem(TOKEN_KEY, token);
 }
 
-// A short name for what the link leads to: what is kept here for one folder must never be sent to another.
-export function place() {
+// A short hash of the token, and so of the feedback folder: answers to one folder must not be sent to another.
+export function folderId() {
   let hash = 2166136261;
   for (const letter of token) hash = Math.imul(hash ^ letter.codePointAt(0), 16777619);
   return (hash >>> 0).toString(36);
 }
 
-// The server understood a request and refused it; a lost connection is any other error.
+// The server answered a request with an error. A lost connection raises other errors.
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
   }
 
-  // Whether sending the same again can't help.
+  // Whether sending the same request again cannot succeed.
   get final() {
     return this.status >= 400 && this.status < 500 && ![401, 408, 421, 429].includes(this.status);
   }
@@ -37,26 +37,26 @@ async function request(path, body) {
     signal: AbortSignal.timeout(15_000),
   });
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  throw new Refused(response.status, told.error ?? response.statusText);
+  const document = await response.json().catch(() => ({}));
+  throw new Refused(response.status, document.error ?? response.statusText);
 }
 
-export const ask = async (path, body) => (await request(path, body)).json();
+export const requestJson = async (path, body) => (await request(path, body)).json();
 
-const pictures = new Map(); // hash → { element, or a promise of it }
+const images = new Map(); // hash → { element }, without element while it is loading
 
-// The picture's element if it is here already; else null, and `arrived` is called when it is.
-export function picture(hash, arrived) {
-  const known = pictures.get(hash);
+// The element of an image if it is loaded; otherwise null, and `onLoad` is called when it is.
+export function imageElement(hash, onLoad) {
+  const known = images.get(hash);
   if (known) return known.element ?? null;
   const entry = {};
-  pictures.set(hash, entry);
+  images.set(hash, entry);
   load(hash)
     .then((element) => {
       entry.element = element;
-      arrived();
+      onLoad();
     })
-    .catch(() => pictures.delete(hash));
+    .catch(() => images.delete(hash));
   return null;
 }
 
@@ -75,12 +75,12 @@ async function load(hash) {
   }
 }
 
-// Forget all pictures but these.
-export function keepPictures(hashes) {
-  for (const [hash, { element }] of pictures) {
+// Release all images except these.
+export function keepImages(hashes) {
+  for (const [hash, { element }] of images) {
     if (element && !hashes.has(hash)) {
       if (element.src) URL.revokeObjectURL(element.src);
-      pictures.delete(hash);
+      images.delete(hash);
     }
   }
 }

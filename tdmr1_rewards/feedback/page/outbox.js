@@ -1,8 +1,8 @@
-// Answers on their way: kept in this browser, one entry each, until the server says that it has them.
+// Unsent answers, stored in this browser until the server confirms them. One storage entry per request.
 
-import { ask, Refused } from "./api.js";
+import { requestJson, Refused } from "./api.js";
 
-// localStorage, or memory where a browser has none to give.
+// localStorage, or a replacement in memory if the browser blocks it.
 export const storage = (() => {
   try {
     localStorage.setItem("tdmr1.try", "");
@@ -26,26 +26,26 @@ export function randomId() {
 
 export class Outbox {
   #prefix;
-  #heard;
+  #onResult;
   #sending = false;
   #count = 0;
   #last = 0;
 
-  // `heard(entry, reply, refusal)` is told what became of each entry.
-  constructor(place, heard) {
-    this.#prefix = `tdmr1.${place}.outbox.`;
-    this.#heard = heard;
+  // `onResult(entry, reply, refusal)` is called for each entry that was confirmed or refused.
+  constructor(folder, onResult) {
+    this.#prefix = `tdmr1.${folder}.outbox.`;
+    this.#onResult = onResult;
   }
 
-  // Keep a request; the entry's name sorts by time, and its body gets a key that makes it one request if sent twice.
+  // Store a request. Entry names sort by time. The key in the body lets the server recognize a repeated request.
   add(path, body) {
-    this.#last = Math.max(this.#last, Date.now()); // a clock that is set back changes no order
+    this.#last = Math.max(this.#last, Date.now()); // keeps the order if the clock is set back
     const order = `${String(this.#last).padStart(15, "0")}.${String(this.#count++).padStart(6, "0")}`;
     const key = randomId();
     storage.setItem(`${this.#prefix}${order}.${key}`, JSON.stringify({ path, body: { ...body, key } }));
   }
 
-  // What waits, oldest first. Other tabs of this browser share it.
+  // The unsent entries, oldest first, including those of other tabs of this browser.
   entries() {
     const names = [];
     for (let i = 0; i < storage.length; i++) {
@@ -54,29 +54,29 @@ export class Outbox {
     return names.sort().map((name) => ({ name, ...this.read(name, storage.getItem(name)) }));
   }
 
-  // The entry of a name and value of the storage; null if it isn't one of ours.
+  // The entry for a name and value of the storage; null if it is not an entry of this outbox.
   read(name, value) {
     return name?.startsWith(this.#prefix) && value ? JSON.parse(value) : null;
   }
 
-  // Send what waits, in order, until there is nothing left or no connection. Two tabs take turns where they can; where
-  // they can't, the keys make what is sent twice count once.
+  // Send the entries in order until none is left or the connection is lost. Tabs take turns if the browser supports
+  // locks; otherwise an entry may be sent twice, and the server ignores the second request because of its key.
   async send() {
     if (this.#sending) return;
     this.#sending = true;
     try {
-      const alone = navigator.locks ? (work) => navigator.locks.request(this.#prefix, work) : (work) => work();
-      await alone(async () => {
+      const withLock = navigator.locks ? (work) => navigator.locks.request(this.#prefix, work) : (work) => work();
+      await withLock(async () => {
         for (let entry; (entry = this.entries()[0]); ) {
           let reply = null, refusal = null;
           try {
-            reply = await ask(entry.path, entry.body);
+            reply = await requestJson(entry.path, entry.body);
           } catch (error) {
             if (!(error instanceof Refused && error.final)) return;
             refusal = error;
           }
           storage.removeItem(entry.name);
-          this.#heard(entry, reply, refusal);
+          this.#onResult(entry, reply, refusal);
         }
       });
     } finally {

@@ -1,30 +1,30 @@
-// People judge pictures here: what is asked comes from the server, what is answered goes through the outbox.
+// The labelling page: gets items from the server and sends answers through the outbox.
 
-import { ask, keepPictures, picture, place, readToken, Refused } from "./api.js";
+import { folderId, imageElement, keepImages, readToken, Refused, requestJson } from "./api.js";
 import { Outbox, randomId, storage } from "./outbox.js";
 import * as view from "./view.js";
 
-const POLL = 2000; // milliseconds between two looks at the state
-const AHEAD = 6; // pictures that are fetched before they are needed
-const STALE = 45_000; // milliseconds after which what is ahead is asked for anew, since others may have judged it
-const GUARD = 300; // milliseconds after a picture changed by itself in which a key was meant for the one before
+const POLL = 2000; // milliseconds between two requests for the state
+const AHEAD = 6; // images that are loaded before they are needed
+const STALE = 45_000; // milliseconds after which the next items are requested again, since other people may have judged them
+const GUARD = 300; // milliseconds without input after the image changed by itself: a key was meant for the image before
 const WORDS = { like: "liked", dislike: "disliked", skip: "skipped" };
 
 readToken();
-const outbox = new Outbox(place(), heard);
+const outbox = new Outbox(folderId(), onResult);
 const me = { id: storage.getItem("tdmr1.person") ?? randomId(), name: storage.getItem("tdmr1.name") ?? "" };
 storage.setItem("tdmr1.person", me.id);
 
-let offers = []; // what this person may judge, in order; the first (group) is on the stage
-let answered = new Set(outbox.entries().map((entry) => entry.body.item)); // items that must not be shown again
-let marks = new Map(); // item → like or dislike, in the group on the stage
-let steps = []; // how many answers each of the last actions gave
+let offers = []; // the items that this person may judge, in order; the first item, or its group, is shown
+let answered = new Set(outbox.entries().map((entry) => entry.body.item)); // items that are not shown again
+let marks = new Map(); // item → like or dislike, for the group that is shown
+let steps = []; // number of answers of each past action, for undo
 let side = storage.getItem("tdmr1.side") === "1";
-let state = null, clock = 0; // the server's state, and how far its clock is ahead in milliseconds
+let state = null, clock = 0; // the state from the server, and server clock minus local clock in milliseconds
 let online = true, refused = "", filling = false, wanted = null;
-let askedAt = 0, guardedUntil = 0;
+let requestedAt = 0, guardedUntil = 0;
 
-// ---- what is on the stage ----
+// ---- the shown image or group ----
 
 function current() {
   const [first] = offers;
@@ -34,11 +34,11 @@ function current() {
 
 function render() {
   const batch = current();
-  const elements = batch.map((offer) => picture(offer.hash, render));
-  for (const offer of offers) picture(offer.hash, render);
-  keepPictures(new Set(offers.map((offer) => offer.hash)));
+  const elements = batch.map((offer) => imageElement(offer.hash, render));
+  for (const offer of offers) imageElement(offer.hash, render);
+  keepImages(new Set(offers.map((offer) => offer.hash)));
   if (refused) view.showNotice("This link does not work", refused);
-  else if (batch.length) view.showPictures(batch, elements, { side, marks, onPick: pick });
+  else if (batch.length) view.showImages(batch, elements, { side, marks, onPick: pick });
   else view.showNotice(...emptyNotice());
   const marked = batch.filter((offer) => marks.has(offer.item)).length;
   view.showButtons({ side, marked, count: batch.length, usable: batch.length > 0 && elements.every(Boolean) });
@@ -46,17 +46,17 @@ function render() {
 }
 
 function emptyNotice() {
-  if (!state) return online ? ["One moment", "The pictures are on their way."] : ["No connection", "Is tdmr1 still running? It is asked again every two seconds."];
-  if (!state.round) return ["Nothing to judge right now", state.message || "New pictures appear here by themselves."];
-  if (state.remaining > outbox.entries().length) return ["One moment", "Others are judging the last pictures; what they leave comes to you."];
-  return ["Thank you, that is all", state.message || "You have judged everything there is. Press z to change your last answer."];
+  if (!state) return online ? ["One moment", "The pictures are loading."] : ["No connection", "Is tdmr1 still running? This page tries again every two seconds."];
+  if (!state.round) return ["Nothing to judge right now", state.message || "New pictures appear here automatically."];
+  if (state.remaining > outbox.entries().length) return ["One moment", "Others are judging the last pictures. Pictures that they do not judge appear here."];
+  return ["Thank you, that is all", state.message || "You have judged all pictures. Press z to change your last answer."];
 }
 
 // ---- answering ----
 
 function judge(answer) {
   const batch = current();
-  if (!batch.length || Date.now() < guardedUntil || !batch.every((offer) => picture(offer.hash, render))) return;
+  if (!batch.length || Date.now() < guardedUntil || !batch.every((offer) => imageElement(offer.hash, render))) return;
   for (const offer of batch) {
     const { item, round } = offer;
     outbox.add("answers", { item, round, person: me.id, name: me.name, answer: marks.get(item) ?? answer });
@@ -66,10 +66,10 @@ function judge(answer) {
   offers = offers.filter((offer) => !batch.includes(offer));
   marks.clear();
   view.press(answer);
-  view.say(batch.length > 1 ? `${batch.length} pictures answered` : WORDS[answer]);
+  view.announce(batch.length > 1 ? `${batch.length} pictures answered` : WORDS[answer]);
   render();
   send();
-  if (offers.length < 3 || (side && offers.length <= current().length) || Date.now() - askedAt > STALE) fill();
+  if (offers.length < 3 || (side && offers.length <= current().length) || Date.now() - requestedAt > STALE) fill();
 }
 
 function undo() {
@@ -86,7 +86,7 @@ function pick(index) {
   const next = { undefined: "like", like: "dislike" }[marks.get(offer.item)];
   if (next) marks.set(offer.item, next);
   else marks.delete(offer.item);
-  view.say(`picture ${index + 1} ${WORDS[next] ?? "not marked"}`);
+  view.announce(`picture ${index + 1} ${WORDS[next] ?? "not marked"}`);
   render();
 }
 
@@ -103,8 +103,8 @@ async function send() {
   render();
 }
 
-// What became of an entry of the outbox.
-function heard({ path, body }, reply, refusal) {
+// The result of an outbox entry: the reply of the server, or its refusal.
+function onResult({ path, body }, reply, refusal) {
   online = true;
   if (refusal) {
     answered.delete(body.item);
@@ -112,32 +112,32 @@ function heard({ path, body }, reply, refusal) {
   } else if (path === "undo" && reply.undone) {
     answered.delete(reply.undone.item);
     offers = [reply.undone, ...offers.filter((offer) => offer.item !== reply.undone.item)];
-    view.say("undone");
+    view.announce("undone");
   } else if (path === "undo") {
     view.toast("There is nothing to undo");
   }
   render();
 }
 
-// Another tab of this browser answered: its picture need not be asked here.
+// Another tab of this browser answered an item: remove it here.
 addEventListener("storage", (event) => {
   const item = outbox.read(event.key, event.newValue)?.body.item;
   if (item === undefined) return;
   answered.add(item);
-  change(offers.filter((offer) => offer.item !== item));
+  replaceOffers(offers.filter((offer) => offer.item !== item));
 });
 
-// ---- asking the server ----
+// ---- requests to the server ----
 
-// New offers that nobody asked for: what is on the stage may change under a finger.
-function change(fresh) {
+// Replace the offers. If this changes the shown image, input is ignored for a moment.
+function replaceOffers(fresh) {
   const before = current()[0]?.item;
   offers = fresh;
   if (before !== undefined && current()[0]?.item !== before) guardedUntil = Date.now() + GUARD;
   render();
 }
 
-// Ask what comes next; unless `all` is asked for anew, what is on the stage stays.
+// Request the next items. The shown items stay, unless `all` is true.
 async function fill(all = false) {
   if (filling) {
     wanted ||= all;
@@ -147,11 +147,11 @@ async function fill(all = false) {
   try {
     const limit = Math.min(64, AHEAD + current().length + outbox.entries().length);
     const query = new URLSearchParams({ person: me.id, limit, groups: side ? 1 : 0 });
-    const given = await ask(`items?${query}`);
-    askedAt = Date.now();
+    const received = await requestJson(`items?${query}`);
+    requestedAt = Date.now();
     const kept = all ? [] : current();
     const held = new Set(kept.map((offer) => offer.item));
-    change([...kept, ...given.filter((offer) => !answered.has(offer.item) && !held.has(offer.item))]);
+    replaceOffers([...kept, ...received.filter((offer) => !answered.has(offer.item) && !held.has(offer.item))]);
   } catch (error) {
     lost(error);
   } finally {
@@ -165,7 +165,7 @@ async function fill(all = false) {
 async function poll() {
   try {
     const sent = Date.now();
-    const fresh = await ask(`state?${new URLSearchParams({ person: me.id, name: me.name })}`);
+    const fresh = await requestJson(`state?${new URLSearchParams({ person: me.id, name: me.name })}`);
     clock = fresh.time * 1000 - (sent + Date.now()) / 2;
     const changed = String(fresh.rounds) !== String(state?.rounds);
     state = fresh;
@@ -174,7 +174,7 @@ async function poll() {
     view.showState(state, me);
     if (outbox.entries().length) send();
     if (changed) {
-      change(offers.filter((offer) => state.rounds.includes(offer.round)));
+      replaceOffers(offers.filter((offer) => state.rounds.includes(offer.round)));
       await fill(true);
     } else if (!offers.length && state.remaining) await fill();
   } catch (error) {
@@ -185,7 +185,7 @@ async function poll() {
 }
 
 function lost(error) {
-  if (error instanceof Refused && error.status === 401) refused = "Its key is missing or wrong. Open the whole link that tdmr1 printed, with what follows the #, or ask for a new one.";
+  if (error instanceof Refused && error.status === 401) refused = "Its token is missing or wrong. Open the complete link that tdmr1 printed, including the part after the #.";
   else online = false;
 }
 
@@ -194,7 +194,7 @@ function tick() {
   view.showCountdown(deadline === null ? null : deadline - (Date.now() + clock) / 1000);
 }
 
-// ---- keys, clicks and fingers ----
+// ---- keys, clicks and touch ----
 
 const actions = {
   like: () => judge("like"),
@@ -221,7 +221,7 @@ addEventListener("keydown", (event) => {
 for (const [id, action] of Object.entries(actions)) {
   document.getElementById(id).addEventListener("click", (event) => {
     action();
-    if (event.detail) event.currentTarget.blur(); // after a mouse or finger the space bar must mean skip, not this again
+    if (event.detail) event.currentTarget.blur(); // after a click or touch, the space bar must mean skip instead of pressing this button again
   });
 }
 

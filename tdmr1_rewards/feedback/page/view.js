@@ -1,17 +1,17 @@
-// What is on the screen. It knows nothing of the server.
+// Draws the page. It does not use the server.
 
 const find = (id) => document.getElementById(id);
 const stage = find("stage");
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
-const SMALLEST_CELL = 132; // pixels; where cells would be smaller, the group scrolls
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+const SMALLEST_CELL = 132; // pixels; if the cells would be smaller, the group scrolls
 const GAP = 12;
-const LARGEST_PIXEL = 20; // how far a tiny picture is enlarged
+const LARGEST_PIXEL = 20; // largest enlargement factor of a small image
 
-let shown = []; // elements of the pictures on the stage
-let drawn = ""; // what the stage was last drawn for
+let shown = []; // elements of the shown images
+let drawn = ""; // key of the last drawing, to skip redrawing
 
-// One picture, or a group with its marks; `elements` has null for a picture that is still on its way.
-export function showPictures(offers, elements, { side, marks, onPick }) {
+// Show one image, or a group with its marks. `elements` has null for an image that is still loading.
+export function showImages(offers, elements, { side, marks, onPick }) {
   const wanted = JSON.stringify([side, offers.map(({ item }, index) => [item, marks.get(item), Boolean(elements[index])])]);
   if (wanted === drawn) return;
   drawn = wanted;
@@ -23,7 +23,7 @@ export function showPictures(offers, elements, { side, marks, onPick }) {
   cells[focused]?.focus();
   shown = elements.filter(Boolean);
   arrange();
-  if (fresh.length && !calm.matches) {
+  if (fresh.length && !reducedMotion.matches) {
     stage.animate([{ opacity: 0.4, transform: "scale(.985)" }, { opacity: 1, transform: "none" }], 120);
   }
   text("prompt", offers[0].prompt);
@@ -80,11 +80,11 @@ function scaled(element, alt) {
 function spinner() {
   const turning = document.createElement("span");
   turning.className = "spinner";
-  turning.setAttribute("aria-label", "the picture is on its way");
+  turning.setAttribute("aria-label", "the picture is loading");
   return turning;
 }
 
-// As many columns as make the cells of a group largest.
+// Choose the number of columns that makes the cells of a group largest.
 function arrange() {
   if (!stage.classList.contains("side")) return;
   const count = stage.childElementCount, { clientWidth: width, clientHeight: height } = stage;
@@ -147,15 +147,15 @@ export function showButtons({ side, marked, count, usable }) {
 }
 
 export function press(id) {
-  if (!calm.matches) find(id).animate([{ filter: "brightness(1.5)" }, { filter: "none" }], 200);
+  if (!reducedMotion.matches) find(id).animate([{ filter: "brightness(1.5)" }, { filter: "none" }], 200);
 }
 
-// Words for those who listen.
-export const say = (words) => text("status", words);
+// Text for screen readers.
+export const announce = (words) => text("status", words);
 
 let fading = 0;
 
-// Words for all, for a while.
+// A text that is shown for five seconds.
 export function toast(words) {
   text("toast", words);
   find("toast").hidden = false;

@@ -146,13 +146,13 @@ def test_waiting_for_people_is_told_now_and_then(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("tdmr1_cli.progress.time.monotonic", lambda: now[0])
     observer = Lines(Path("run"))
-    for seconds, text in [(0, "people judge at http://h/#t"), (0, "waiting: 0 of 6"), (1, "waiting: 1 of 6")]:
+    for seconds, text in [(0, "labelling page: http://h/#t"), (0, "waiting: 0 of 6"), (1, "waiting: 1 of 6")]:
         now[0] += seconds
         observer.waiting(text)
     now[0] += 30
     observer.waiting("waiting: 5 of 6")
     assert capsys.readouterr().err.splitlines() == [
-        "people judge at http://h/#t",
+        "labelling page: http://h/#t",
         "waiting: 0 of 6",
         "waiting: 5 of 6",
     ]
