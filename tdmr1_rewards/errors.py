@@ -73,7 +73,7 @@ CODES = {
     "reward-result": "A reward returned something else than one finite score or None for each image.",
     "reward-metadata": "A prompt or its metadata lacks what the reward needs.",
     "reward-state": "The state of a reward cannot be saved or restored.",
-    "reward-images": "Images do not have the shape or type that rewards take.",
+    "reward-images": "Images, or the examples of a reward, have a wrong type or shape.",
     "reward-combined": "The combined reward is not a finite number.",
     "reward-closed": "The rewards of this run are already closed.",
     "human-processes": "A reward that asks people needs a single process.",

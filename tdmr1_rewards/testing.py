@@ -1,13 +1,18 @@
-"""The contract kit: is a reward fit to train with? For a plugin's own tests, and for `tdmr1 rewards check`.
+"""Checks whether a reward is suitable for training, for the tests of plugins and for `tdmr1 rewards check`.
 
     from tdmr1_rewards.testing import check_reward
 
     def test_contract():
         check_reward("my_reward")
 
-Checks, in order: it answers as the contract says; the same scores again, in another order, and in other batches; it
-gets by without metadata; its scores differ; it prefers good examples to bad ones; and what a generator could cheat with
-(a blank picture, noise, tiling, the negative, strong JPEG artefacts) does not score as well as the best good example.
+The checks, in order:
+
+1. the reward keeps the contract: one finite score or None for each image
+2. the scores are the same in a second call, in another order and in other batches
+3. it works without metadata
+4. its scores differ between images
+5. good examples score higher than bad examples
+6. corrupted images (blank, noise, tiling, negative, JPEG artifacts) score lower than the best good example
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ __all__ = ["Check", "Report", "RewardUnfit", "check_reward", "examine", "examine
 
 
 class RewardUnfit(AssertionError):
-    """A reward is not fit to train with; the message is its whole report."""
+    """A reward is not suitable for training. The message is the full report."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(f"{report.verdict}\n\n{report}")
@@ -44,11 +49,11 @@ def check_reward(
     examples: Sequence[RewardExample] | None = None,
     device: str = "cpu",
 ) -> Report:
-    """Examine a reward and raise RewardUnfit, an AssertionError, unless it is fit to train with.
+    """Check a reward, and raise RewardUnfit (an AssertionError) if a check fails.
 
-    `reward` is a source (a registered name, file.py:fn …), or the object itself, of any known convention, of which
-    `spec` tells the batch size and image format. `examples` stand in for those that its spec names. A report that
-    warns of something is returned like any other. Raises Tdmr1Error for what cannot be found or built.
+    `reward` is a source (a registered name, file.py:fn …) or a callable or class of any supported convention. `spec`
+    replaces its spec, for example to set batch size and image format; `examples` replace the examples of its spec.
+    Warnings do not raise; they are in the report. Raises Tdmr1Error if the reward cannot be found or built.
     """
     report = examine(reward, options=options, spec=spec, examples=examples, device=device)
     if not report.fit:
@@ -64,7 +69,7 @@ def examine(
     examples: Sequence[RewardExample] | None = None,
     device: str = "cpu",
 ) -> Report:
-    """The report of `check_reward`, whatever it says."""
+    """Like `check_reward`, but return the report even if a check fails."""
     found, built = _build(reward, options or {}, spec)
     return examine_built(found, built, examples=examples, device=device)
 
@@ -72,27 +77,32 @@ def examine(
 def examine_built(
     found: RegisteredReward, reward: Reward, *, examples: Sequence[RewardExample] | None = None, device: str = "cpu"
 ) -> Report:
-    """The report on a reward that is built but not yet set up; it is closed afterwards."""
+    """Check a reward that is built but not set up. It is closed afterwards."""
     given = list(examples) if examples is not None else load_examples(found)
-    with SingleReward(found.spec, reward, found.provenance, device) as judge:
-        return Report(found.spec.name, tuple(RewardChecks(judge, given, groupwise=found.spec.groupwise).checks()))
+    with SingleReward(found.spec, reward, found.provenance, device) as single:
+        return Report(found.spec.name, tuple(RewardChecks(single, given, groupwise=found.spec.groupwise).checks()))
 
 
 def load_examples(registered: RegisteredReward) -> list[RewardExample]:
-    """The examples that a reward's spec names; none without. Raises Tdmr1Error if they cannot be had."""
+    """The examples of a reward's spec; empty if it has none. Raises Tdmr1Error if they cannot be loaded."""
     if registered.spec.examples is None:
         return []
-    made = resolve(registered.spec.examples, str(registered))()
-    if not isinstance(made, list) or not all(isinstance(example, RewardExample) for example in made):
-        raise Tdmr1Error(f"{registered}: {registered.spec.examples} answers no list of RewardExample")
-    return made
+    examples = resolve(registered.spec.examples, str(registered))()
+    if not isinstance(examples, list) or not all(isinstance(example, RewardExample) for example in examples):
+        raise Tdmr1Error(
+            f"{registered}: {registered.spec.examples} returned {type(examples).__name__}, not a list of RewardExample",
+            "return a list of RewardExample",
+            code="reward-images",
+            values={"reward": registered.spec.name, "examples": registered.spec.examples},
+        )
+    return examples
 
 
 def _build(reward: Any, options: Mapping[str, Any], spec: RewardSpec | None) -> tuple[RegisteredReward, Reward]:
-    """The reward with what is known of it."""
+    """Find or adapt a reward and build it."""
     if isinstance(reward, str):
         found = find_reward(load_plugins().rewards, reward)
         return found if spec is None else replace(found, spec=spec), create_reward(found, options)
     name = snake_case(str(getattr(reward, "__name__", type(reward).__name__)))
-    known = spec or RewardSpec(name=name, summary="", factory="here:reward", default_prompts="")
-    return RegisteredReward(known, Provenance("test", "this test", None, "")), adapt(reward, options, owner=name)
+    used_spec = spec or RewardSpec(name=name, summary="", factory="here:reward", default_prompts="")
+    return RegisteredReward(used_spec, Provenance("test", "this test", None, "")), adapt(reward, options, owner=name)

@@ -1,11 +1,11 @@
-"""A reward for other machines: `tdmr1 rewards serve NAME`. JSON and PNG over HTTP with a token; nothing is unpickled.
+"""Serves a reward to other machines, for `tdmr1 rewards serve NAME`: JSON and PNG over HTTP with a token, no pickle.
 
     POST /score    {"protocol": 1, "batch": {…}}    → {"protocol": 1, "scores": […], "details": […]}
     GET /info                                       → {"protocol": 1, "name": …, "batch_size": …, …}
     GET /health    (without a token)                → {"status": "ok"}
 
-Every answer that is not 200 is {"error": a sentence, "hint": … or null}: 4xx for a request that is wrong, 500 for a
-reward that failed, 503 for a server that has no room. `tdmr1_rewards.sources.remote` is the other end.
+Errors are {"error": a sentence, "hint": … or null} with status 4xx for an invalid request, 500 for a failed reward and
+503 for a full queue. The client is `tdmr1_rewards.sources.remote`.
 """
 
 from __future__ import annotations
@@ -40,51 +40,51 @@ from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, refusal_
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 256 * 1024 * 1024
-"""Bytes of a request; a larger one is refused unread."""
+"""Largest request body in bytes. A larger one is refused before it is read."""
 MAX_WAITING = 64
-"""Requests that may wait for the reward; a further one is asked to come back."""
+"""Largest number of waiting requests. Further requests get status 503."""
 LOGGED = 300
-"""Characters of a refusal that are logged."""
+"""Largest number of characters of a logged error."""
 STOPPING_LIMIT = 10
-"""Seconds that a stopping server gives to the requests it has begun."""
+"""Seconds that a stopping server allows for requests in progress."""
 TOKEN_HINT = "set TDMR1_REWARD_TOKEN to the token that the server printed"
-SIZE_HINT = "send fewer images a call (batch_size)"
+SIZE_HINT = "send fewer images per request (option batch_size)"
 
 
 class RequestBatcher:
-    """Asks one reward on behalf of many requests: those that wait together share a call, up to its batch size.
+    """Joins waiting requests into calls of one reward, up to the batch size of the reward.
 
-    Only requests that one iteration of one run could have made share it (the same context and picture size, no group
-    or image twice), so a reward that looks at these sees nothing that it would not see in the run itself.
+    Requests share a call only if they could be one batch of a run: the same context and image size, and no group or
+    image id in two of them. A reward therefore sees only batches that it could also see in a run.
     """
 
     def __init__(self, reward: Reward, spec: RewardSpec, provenance: Provenance, device: str) -> None:
         entry = ActiveReward(spec.name, 1.0, spec, reward, provenance)
         self._name = spec.name
-        self._most = spec.batch_size
+        self._max_images = spec.batch_size
         self._runner = RewardRunner([entry], "weighted_sum", 1, device)
         self._waiting: deque[tuple[RewardBatch, Future[RewardResult]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
     def set_up(self) -> None:
-        """Load what the reward needs before the first request. Raises Tdmr1Error if it cannot be had."""
+        """Set up the reward before the first request. Raises Tdmr1Error if this fails."""
         self._runner.set_up()
 
     def submit(self, batch: RewardBatch) -> Future[RewardResult]:
-        """The future of the reward's checked answer. Raises Refusal where too many wait, or the batcher is closed."""
+        """Queue a batch; returns the future of its checked result. Raises Refusal if the queue is full or closed."""
         future: Future[RewardResult] = Future()
         with self._changed:
             if self._closed or len(self._waiting) >= MAX_WAITING:
-                raise Refusal(503, "the server has no room for the request", "try again in a moment")
+                raise Refusal(503, "too many requests are waiting", "try again in a moment")
             self._waiting.append((batch, future))
             self._changed.notify()
         return future
 
     def close(self) -> None:
-        """Turn away who waits, and close the reward. Raises Tdmr1Error if that fails."""
+        """Refuse all waiting requests and close the reward. Raises Tdmr1Error if closing the reward fails."""
         with self._changed:
             self._closed = True
             for _, future in self._waiting:
@@ -94,43 +94,43 @@ class RequestBatcher:
             self._changed.notify()
         self._runner.close()
 
-    def _work(self) -> None:
-        while chosen := self._next():
-            begun = [item for item in chosen if item[1].set_running_or_notify_cancel()]
-            if begun:
-                self._answer([batch for batch, _ in begun], [future for _, future in begun])
+    def _run(self) -> None:
+        while requests := self._next_call():
+            running = [item for item in requests if item[1].set_running_or_notify_cancel()]
+            if running:
+                self._answer([batch for batch, _ in running], [future for _, future in running])
 
-    def _next(self) -> list[tuple[RewardBatch, Future[RewardResult]]]:
-        """The first request and all others that can share its call, as soon as there is one; none when closed."""
+    def _next_call(self) -> list[tuple[RewardBatch, Future[RewardResult]]]:
+        """Wait for a request; returns it and all requests that can share its call. Empty when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
                 return []
             chosen = [self._waiting.popleft()]
             for item in list(self._waiting):
-                if _can_share([batch for batch, _ in chosen], item[0], self._most):
+                if _can_share([batch for batch, _ in chosen], item[0], self._max_images):
                     chosen.append(item)
                     self._waiting.remove(item)
         return chosen
 
     def _answer(self, batches: Sequence[RewardBatch], futures: Sequence[Future[RewardResult]]) -> None:
         try:
-            result = self._scored(_joined(batches))
+            result = self._score(_joined(batches))
         except BaseException as error:
             if len(batches) == 1:
                 futures[0].set_exception(_stopping() if isinstance(error, CancelledError) else error)
-            else:  # one of them may be to blame: the others must not suffer for it
+            else:  # repeat one by one, so that a request that makes the reward fail does not affect the others
                 for batch, future in zip(batches, futures, strict=True):
                     self._answer([batch], [future])
             return
         start = 0
         for batch, future in zip(batches, futures, strict=True):
-            own = slice(start, start + len(batch))
+            rows = slice(start, start + len(batch))
             assert result.details is not None
-            future.set_result(RewardResult(result.scores[own], result.details[own]))
+            future.set_result(RewardResult(result.scores[rows], result.details[rows]))
             start += len(batch)
 
-    def _scored(self, batch: RewardBatch) -> RewardResult:
+    def _score(self, batch: RewardBatch) -> RewardResult:
         scored = self._runner.score(batch)
         return RewardResult(scored.per_reward[self._name], [entry.get(self._name, {}) for entry in scored.details])
 
@@ -148,10 +148,10 @@ def build_app(
     device: str = "cpu",
     max_body: int = MAX_BODY,
 ) -> FastAPI:
-    """The server as an ASGI app; `app.state.batcher.set_up()` loads the reward before the first request does.
+    """The server as an ASGI app. Call `app.state.batcher.set_up()` to load the reward before the first request.
 
-    `token` is what requests must carry as `Authorization: Bearer TOKEN`, `max_body` the bytes that one may have. Raises
-    Tdmr1Error for a token that no header can carry.
+    Requests need the header `Authorization: Bearer TOKEN` and at most `max_body` bytes. Raises Tdmr1Error if `token`
+    contains characters that an HTTP header cannot carry.
     """
     check_token(token)
     module = spec.factory.partition(":")[0]
@@ -165,7 +165,7 @@ def build_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.batcher = batcher
     app.add_exception_handler(Refusal, _log_refusal)
-    app.add_exception_handler(HTTPException, _told_http)
+    app.add_exception_handler(HTTPException, _http_error)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -174,8 +174,8 @@ def build_app(
     @app.get("/info")
     async def info(request: Request) -> dict[str, Any]:
         check_bearer(request, token, TOKEN_HINT)
-        named = ("name", "summary", "batch_size", "groupwise", "score_range", "timeout")
-        return {"protocol": PROTOCOL, "max_body": max_body, **{name: getattr(spec, name) for name in named}}
+        shown = ("name", "summary", "batch_size", "groupwise", "score_range", "timeout")
+        return {"protocol": PROTOCOL, "max_body": max_body, **{name: getattr(spec, name) for name in shown}}
 
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
@@ -191,7 +191,7 @@ def build_app(
 
 
 def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Load the reward, say that it is `ready`, and answer until SIGINT or SIGTERM.
+    """Set up the reward, call `ready`, and serve until SIGINT or SIGTERM.
 
     Raises Tdmr1Error if the reward cannot be set up.
     """
@@ -211,7 +211,7 @@ def _read_batch(body: bytes) -> RewardBatch:
     if document.get("protocol") != PROTOCOL:
         raise Refusal(
             400,
-            f"the request is in version {document.get('protocol')} of the protocol, and this server speaks {PROTOCOL}",
+            f"the request has protocol version {document.get('protocol')}; this server needs version {PROTOCOL}",
             "install the same version of tdmr1 on both machines",
         )
     try:
@@ -220,15 +220,15 @@ def _read_batch(body: bytes) -> RewardBatch:
         raise Refusal(422, error.message, error.hint) from error
     if not len(batch):
         raise Refusal(422, "the request has no images")
-    # A folder of another machine means nothing here, and must not be written to.
+    # The run folder is on another machine: a reward must not write to this path here.
     return replace(batch, context=replace(batch.context, run_folder=None))
 
 
-def _can_share(batches: Sequence[RewardBatch], other: RewardBatch, most: int) -> bool:
-    """Whether a further request fits into the call that these have."""
+def _can_share(batches: Sequence[RewardBatch], other: RewardBatch, max_images: int) -> bool:
+    """Whether the batch `other` can be added to a call with these batches."""
     first = batches[0]
     return (
-        sum(map(len, batches)) + len(other) <= most
+        sum(map(len, batches)) + len(other) <= max_images
         and other.context == first.context
         and other.images.shape[1:] == first.images.shape[1:]
         and all(set(other.image_ids).isdisjoint(batch.image_ids) for batch in batches)
@@ -254,15 +254,13 @@ def _joined(batches: Sequence[RewardBatch]) -> RewardBatch:
 
 
 async def _log_refusal(request: Request, refusal: Any) -> JSONResponse:
-    """Tell whoever serves, too: in one line of no great length, as a refusal may quote the request."""
-    sender = request.client.host if request.client else "somebody"
+    """Log a refusal as one short line, since it may quote the request, and respond to it."""
+    sender = request.client.host if request.client else "unknown"
     error = " ".join(refusal.error.split())[:LOGGED]
     logger.warning("refused a %s from %s (%d): %s", request.method, sender, refusal.status, error)
     return await refusal_response(request, refusal)
 
 
-async def _told_http(request: Request, error: Any) -> JSONResponse:
-    told = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(
-        {"error": told, "hint": "POST /score, GET /info and GET /health are what there is"}, error.status_code
-    )
+async def _http_error(request: Request, error: Any) -> JSONResponse:
+    sentence = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse({"error": sentence, "hint": "use POST /score, GET /info or GET /health"}, error.status_code)

@@ -1,4 +1,4 @@
-"""What the servers have in common: tokens, the size of requests, and refusals in sentences."""
+"""Shared by both servers: token check, size limit of requests, and JSON error responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 
 class Refusal(Exception):
-    """A request that is not answered: the HTTP status, a sentence and a hint."""
+    """A refused request: HTTP status, error sentence and hint."""
 
     def __init__(self, status: int, error: str, hint: str | None = None) -> None:
         super().__init__(error)
@@ -26,21 +26,21 @@ def check_bearer(request: Request, token: str, hint: str) -> None:
         raise Refusal(401, "the request has no valid token" if given else "the request has no token", hint)
 
 
-async def read_body(request: Request, most: int, hint: str | None = None) -> bytes:
-    """The whole body. Raises Refusal as soon as it is known to have more than `most` bytes."""
-    too_large = Refusal(413, f"the request is larger than {most} bytes", hint)
+async def read_body(request: Request, max_bytes: int, hint: str | None = None) -> bytes:
+    """The body of a request. Raises Refusal as soon as it exceeds `max_bytes`, without reading the rest."""
+    too_large = Refusal(413, f"the request is larger than {max_bytes} bytes", hint)
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
+    if declared.isdigit() and int(declared) > max_bytes:
         raise too_large
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > most:
+        if len(body) > max_bytes:
             raise too_large
     return bytes(body)
 
 
 async def refusal_response(_: Request, refusal: Any) -> JSONResponse:
-    """A refusal as {"error": …, "hint": …}."""
+    """The response to a refused request: {"error": …, "hint": …}."""
     headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
     return JSONResponse({"error": refusal.error, "hint": refusal.hint}, refusal.status, headers)
