@@ -106,7 +106,7 @@ def lock_run(folder: Path) -> FileLock:
                 f"the run folder {folder} is locked by another process",
                 "wait until that process ends, or stop it: two processes cannot write to the same run",
                 code="run-folder-locked",
-                values={"path": str(folder)},
+                values={"folder": str(folder)},
             ) from error
     return lock
 
