@@ -1,4 +1,4 @@
-"""Files of lines, one JSON object a line: what can't be read among them is told, and the rest is read all the same."""
+"""JSONL files: one JSON object per line. A warning names unreadable lines; all other lines are read."""
 
 from __future__ import annotations
 
@@ -13,77 +13,78 @@ from tdmr1_core.errors import Tdmr1Error, warn
 T = TypeVar("T")
 Row = dict[str, Any]
 DAMAGED = ".damaged"
-"""What is put after the name of a file for the one that holds its lines that could not be read."""
-LARGEST = 2**53
-"""Whole numbers up to this one are exact as a float too."""
-MOST_NAMED = 5
+"""The suffix of the file that unreadable lines are moved to."""
+LARGEST_COUNT = 2**53
+"""Integers up to this one are exact as a float."""
+MAX_LISTED = 5
+"""At most this many line numbers are listed in a warning."""
 
 
-def read_lines(path: Path, take: Callable[[Row], T]) -> list[T]:
-    """What `take` makes of each object in a file; a line that nothing can be made of is left out, and told.
+def read_lines(path: Path, convert: Callable[[Row], T]) -> list[T]:
+    """The objects in a file, each converted; none for a missing file. Warns of unreadable lines and skips them.
 
-    A last line without its end is what a crash leaves: it isn't told. No file has no lines. Raises Tdmr1Error for one
-    that can't be read.
+    A last line without a newline is what a crash leaves: if it is unreadable, it is skipped without a warning. Raises
+    Tdmr1Error for a file that cannot be read.
     """
-    taken: list[T] = []
-    unread: list[int] = []
-    for number, line, is_last in _lines(path):
+    converted: list[T] = []
+    unreadable: list[int] = []
+    for number, line, is_cut in _lines(path):
         try:
-            taken.append(take(_parse(line)))
+            converted.append(convert(_parse(line)))
         except MALFORMED:
-            unread += [] if is_last else [number]
-    if unread:
-        warn(f"{_told(path, unread)}: left out")
-    return taken
+            unreadable += [] if is_cut else [number]
+    if unreadable:
+        _warn_unreadable(path, unreadable, "skipped")
+    return converted
 
 
 def keep_lines(path: Path, is_kept: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    """Keep the objects of a file that are to be kept, and return them; the file is a whole one at any time.
+    """Remove all other objects from a file, atomically, and return the kept ones.
 
-    Lines that can't be read are moved to a file beside it, and told; a last one that a crash has cut short is dropped.
-    Raises Tdmr1Error for a file that can't be read, OSError for one that can't be written.
+    Unreadable lines are moved to a file beside it, with a warning. An unreadable last line without a newline is
+    deleted. Raises Tdmr1Error for a file that cannot be read, OSError for one that cannot be written.
     """
     rows: list[Row] = []
     kept: list[bytes] = []
-    unread: dict[int, bytes] = {}
-    for number, line, is_last in _lines(path):
+    unreadable: dict[int, bytes] = {}
+    for number, line, is_cut in _lines(path):
         try:
             row = _parse(line)
             if is_kept(row):
                 rows.append(row)
                 kept.append(line)
         except MALFORMED:
-            unread |= {} if is_last else {number: line}
-    if unread:
+            unreadable |= {} if is_cut else {number: line}
+    if unreadable:
         aside = path.with_name(path.name + DAMAGED)
-        append_durable(aside, _join(list(unread.values())))
-        warn(f"{_told(path, list(unread))}: moved to {aside.name}")
+        append_durable(aside, _join(list(unreadable.values())))
+        _warn_unreadable(path, list(unreadable), f"moved to {aside.name}")
     if path.exists() and _content(path) != _join(kept):
         replace_durable(path, _join(kept))
     return rows
 
 
 def step_of(row: Row) -> int:
-    """The iteration that a row tells of. Raises KeyError or ValueError if it names none."""
+    """The iteration of a row, its key `step`. Raises KeyError or ValueError if it has none."""
     return whole_number(row["step"])
 
 
 def whole_number(value: Any) -> int:
-    """A count from JSON. Raises ValueError for anything else."""
-    if type(value) is not int or not 0 <= value <= LARGEST:
+    """An integer from 0 to LARGEST_COUNT, read from JSON. Raises ValueError for anything else."""
+    if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
         raise ValueError(f"{value!r} is not a count")
     return value
 
 
 def number(value: Any) -> float:
-    """A number from JSON, which may be NaN or infinite. Raises TypeError or OverflowError for anything else."""
+    """A float read from JSON; NaN and infinity are allowed. Raises TypeError or OverflowError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return float(value)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
-    """Number from 1, line, and whether it is a last one without its end; empty ones are none."""
+    """Each line that is not empty: its number from 1, its content, and whether it is a last line without a newline."""
     lines = _content(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -97,7 +98,10 @@ def _content(path: Path) -> bytes:
         return b""
     except OSError as error:
         raise Tdmr1Error(
-            f"{path} can't be read: {error.strerror}", "see what stands there, and move it away"
+            f"{path} cannot be read: {error.strerror}",
+            "check the permissions, or move away what is in the place of the file",
+            code="record-damaged",
+            values={"path": str(path), "reason": error.strerror},
         ) from error
 
 
@@ -106,7 +110,7 @@ def _parse(line: bytes) -> Row:
     if not isinstance(row, dict):
         raise TypeError("not an object")
     if b"\\ud" in line.lower():
-        json.dumps(row, ensure_ascii=False).encode()  # raises for half a character, which nothing could show
+        json.dumps(row, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which cannot be printed
     return row
 
 
@@ -114,8 +118,7 @@ def _join(lines: Sequence[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def _told(path: Path, numbers: Sequence[int]) -> str:
-    listed = ", ".join(map(str, numbers[:MOST_NAMED])) + (", …" if len(numbers) > MOST_NAMED else "")
-    if len(numbers) == 1:
-        return f"line {listed} of {path} can't be read"
-    return f"{len(numbers)} lines of {path} can't be read ({listed})"
+def _warn_unreadable(path: Path, numbers: Sequence[int], consequence: str) -> None:
+    listed = ", ".join(map(str, numbers[:MAX_LISTED])) + (", …" if len(numbers) > MAX_LISTED else "")
+    what = f"line {listed} of {path}" if len(numbers) == 1 else f"{len(numbers)} lines of {path} ({listed})"
+    warn(f"{what} cannot be read: {consequence}", code="record-damaged", path=str(path), lines=list(numbers))

@@ -1,4 +1,4 @@
-"""What a run writes line by line: metrics, evaluations, and the same numbers for TensorBoard."""
+"""The log files of a run: metrics, evaluations and guard readings as JSONL, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ALARMS = "guard/alarms"
 
 
 class Tracker:
-    """Appends to a run folder's files; the disk has every line before anything goes on, so that a crash loses none.
+    """Appends to the log files of a run folder. Every line is flushed to the disk, so that a crash loses none.
 
-    `go_back` comes first, in a new folder too.
+    Call `go_back` before anything else, also in a new folder.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
@@ -26,19 +26,19 @@ class Tracker:
         self._board: Any = None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """One iteration's numbers."""
+        """Write the metrics of one iteration."""
         self._append(METRICS, [{"step": step, **values}])
         self._scalars(step, values, "")
 
     def evaluations(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All that was evaluated after an iteration, at once; text in a row names role and prompt set."""
+        """Write all evaluations after an iteration at once. A row names its role and prompt set as text."""
         self._append(EVALUATIONS, [{"step": step, **row} for row in rows])
         for row in rows:
             numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
             self._scalars(step, numbers, f"evaluation/{row.get('role', '')}/{row.get('prompts', '')}/")
 
     def guard(self, step: int, values: Mapping[str, Any]) -> None:
-        """What the guard saw at an evaluation; how many alarms also stands with the metrics of the iteration before."""
+        """Write a reading of the guard, and the number of its alarms into the metrics of the same iteration."""
         self._append(GUARD, [{"step": step, **values}])
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         self._scalars(step, {**numbers, "alarms": len(values["alarms"])}, "guard/")
@@ -51,9 +51,9 @@ class Tracker:
                 replace_durable(path, b"".join(line + b"\n" for line in lines))
 
     def go_back(self, step: int, *, evaluated: int) -> None:
-        """Drop the metrics after one iteration and the evaluations after another: a resumed run writes them again.
+        """Delete the metrics after iteration `step` and the evaluations after iteration `evaluated`.
 
-        So does TensorBoard, which is written from here on.
+        A resumed run writes them again. TensorBoard's log starts after `evaluated`, too.
         """
         with translate_write_errors(self._folder):
             kept = keep_lines(self._folder / METRICS, lambda row: step_of(row) <= step)
@@ -70,7 +70,7 @@ class Tracker:
                 self._scalars(row["step"], {name: row[name] for name in row if name != "step"}, "")
 
     def close(self) -> None:
-        """Finish TensorBoard's file."""
+        """Close the TensorBoard log."""
         if self._board is not None:
             with translate_write_errors(self._folder):
                 self._board.close()

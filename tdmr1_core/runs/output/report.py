@@ -17,7 +17,7 @@ from tdmr1_core.runs.checkpoints.fingerprints import read_header
 from tdmr1_core.runs.checkpoints.resume import RESUMES, find_changes, load_run_config
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.evaluation.guard import Drift, GuardReading, drifts, first_reading, is_too_far
-from tdmr1_core.runs.jsonl import LARGEST, Row, number, read_lines, step_of
+from tdmr1_core.runs.jsonl import LARGEST_COUNT, Row, number, read_lines, step_of
 from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS
 
 ALWAYS = ("kind", "model.name", "seed", "iterations", "batch.groups", "batch.group_size", "rollout.steps")
@@ -100,7 +100,7 @@ class Report:
 
     def _total(self, name: str) -> int:
         """The sum of a metric that counts something."""
-        return round(sum(count for row in self.metrics if 0 <= (count := row.get(name, 0)) <= LARGEST))
+        return round(sum(count for row in self.metrics if 0 <= (count := row.get(name, 0)) <= LARGEST_COUNT))
 
 
 def read_report(folder: Path) -> Report:
