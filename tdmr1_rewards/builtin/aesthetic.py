@@ -1,9 +1,9 @@
-"""How beautiful people find a picture: LAION's aesthetic predictors, a small head on CLIP ViT-L/14 image embeddings.
+"""Aesthetic score of an image: LAION's aesthetic predictors, a small head on CLIP ViT-L/14 image embeddings.
 
-Two published heads are known, and told apart by their state dict: the first predictor's `Linear(768, 1)`
-(LAION-AI/aesthetic-predictor), and the improved one's layers 768-1024-128-64-16-1 without activations
-(christophschuhmann/improved-aesthetic-predictor), which DDPO and flow_grpo reward. Both take embeddings of unit length
-and give about 1 to 10, usual pictures 4 to 7. The prompt is not looked at.
+Two published heads are supported; the keys of the state dict decide which one it is: `Linear(768, 1)` of the first
+predictor (LAION-AI/aesthetic-predictor), and the layers 768-1024-128-64-16-1 without activations of the improved one
+(christophschuhmann/improved-aesthetic-predictor), which DDPO and flow_grpo use as a reward. Both take embeddings of
+unit length. Scores range from about 1 to 10; typical images score 4 to 7. The prompt is not used.
 """
 
 from __future__ import annotations
@@ -26,48 +26,52 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEADS = {"linear": ("",), "mlp": tuple(f"layers.{i}." for i in (0, 2, 4, 6, 7))}
-"""The layouts of a head: where in its state dict each linear layer's `weight` and `bias` stand, in order."""
+"""For each supported head, the key prefixes of its linear layers in the state dict, first layer first."""
 
 
 class AestheticOptions(RewardOptions):
-    """Which embedding is judged by which head."""
+    """The CLIP model that embeds the images, and the head that scores the embeddings."""
 
     head: str = Field(
         "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth",
-        description="the head's weights: a file (.pth or .safetensors), or one on the hub as ORG/REPO/FILE",
+        description="weights of the head: a file (.pth or .safetensors), or a file on the hub as ORG/REPO/FILE",
     )
     model: str = Field(
-        "ViT-L-14-quickgelu", description="open_clip model that embeds: a name, local-dir:DIR or hf-hub:ORG/REPO"
+        "ViT-L-14-quickgelu",
+        description="open_clip model that embeds the images: a name, local-dir:DIR or hf-hub:ORG/REPO",
     )
-    weights: str | None = Field("openai", description="open_clip weights: a tag or a file; none: those of the folder")
+    weights: str | None = Field(
+        "openai", description="open_clip weights: a tag or a file; null: the weights of the folder or repository"
+    )
     precision: Precision = Field("fp32", description=PRECISION_HELP)
 
 
 class Head:
-    """A head of linear layers that follow each other: unit embeddings (N, D) to N scores.
+    """Linear layers applied one after the other: unit embeddings (N, D) to N scores.
 
-    `layout` is a key of HEADS, `sha256` the hash of its file. Raises Tdmr1Error for a file that is no such head.
+    `layout` is a key of HEADS, `sha256` the hash of the file, `width` is D. Raises Tdmr1Error if the file is not a
+    supported head.
     """
 
     def __init__(self, path: Path, device: str) -> None:
         state = _read_state(path)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.layout = _layout(state, path)
+        self.layout = _find_layout(state, path)
         self._layers = [
-            (state[f"{place}weight"].float().to(device), state[f"{place}bias"].float().to(device))
-            for place in HEADS[self.layout]
+            (state[f"{prefix}weight"].float().to(device), state[f"{prefix}bias"].float().to(device))
+            for prefix in HEADS[self.layout]
         ]
         self.width = self._layers[0][0].shape[1]
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Float32 (N, D) to (N,)."""
+        """Float32 embeddings (N, D) to scores (N,)."""
         for weight, bias in self._layers:
-            embeddings = embeddings @ weight.T + bias
+            embeddings = embeddings @ weight.T + bias  # (N, width of the layer)
         return embeddings[:, 0]
 
 
 class Aesthetic:
-    """Scores N pictures; details tell the head's layout and the first digits of its hash."""
+    """Scores N images. The details hold the layout of the head and the first 12 digits of its SHA-256."""
 
     def __init__(self, options: AestheticOptions) -> None:
         self._options = options
@@ -75,15 +79,22 @@ class Aesthetic:
         self.head: Head | None = None
 
     def setup(self, device: str) -> None:
-        """Load head and model. Raises Tdmr1Error where they can't be had or don't fit."""
+        """Load the head and the model. Raises Tdmr1Error if either cannot be loaded or their widths differ."""
         options = self._options
         head = Head(find_file(options.head), device)
         model = OpenClip(options.model, options.weights, device=device, precision=options.precision)
         if head.width != model.width:
             raise Tdmr1Error(
-                f"the head {options.head} is for embeddings of {head.width} numbers, and {options.model} gives"
-                f" {model.width}",
-                "use the model that the head was trained on; LAION's heads belong to ViT-L-14",
+                f"the head {options.head} takes embeddings of width {head.width}, but {options.model} produces"
+                f" width {model.width}",
+                "use the model that the head was trained on; LAION's heads were trained on ViT-L-14",
+                code="reward-weights",
+                values={
+                    "head": options.head,
+                    "head_width": head.width,
+                    "model": options.model,
+                    "model_width": model.width,
+                },
             )
         self.head, self._model = head, model
 
@@ -93,12 +104,13 @@ class Aesthetic:
             self.setup("cpu")
         assert self._model is not None
         assert self.head is not None
-        scores = self.head(self._model.embed_images(batch.images))
-        told = {"head": self.head.layout, "head_sha256": self.head.sha256[:12]}
-        return RewardResult([float(score) for score in scores], [told] * len(batch))
+        scores = self.head(self._model.embed_images(batch.images))  # (N,)
+        details = {"head": self.head.layout, "head_sha256": self.head.sha256[:12]}
+        return RewardResult([float(score) for score in scores], [details] * len(batch))
 
 
 def _read_state(path: Path) -> dict[str, Any]:
+    """The state dict in a file, empty if the file holds something else. Raises Tdmr1Error if it cannot be read."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -109,21 +121,26 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise Tdmr1Error(
-            f"the aesthetic head {path} can't be read: {first_line(error)}",
-            "it must be a state dict that holds tensors alone, or a safetensors file",
+            f"the aesthetic head {path} cannot be read: {first_line(error)}",
+            "use a safetensors file, or a state dict that contains only tensors",
+            code="reward-weights",
+            values={"path": str(path), "error": first_line(error)},
         ) from error
     return dict(state) if isinstance(state, dict) else {}
 
 
-def _layout(state: dict[str, Any], path: Path) -> str:
-    """Which of HEADS the state dict is, its shapes included."""
-    for layout, places in HEADS.items():
-        if set(state) == {f"{place}{part}" for place in places for part in ("weight", "bias")}:
-            weights = [state[f"{place}weight"] for place in places]
+def _find_layout(state: dict[str, Any], path: Path) -> str:
+    """The key of HEADS whose keys and shapes the state dict has. Raises Tdmr1Error if there is none."""
+    for layout, prefixes in HEADS.items():
+        if set(state) == {f"{prefix}{part}" for prefix in prefixes for part in ("weight", "bias")}:
+            weights = [state[f"{prefix}weight"] for prefix in prefixes]
             chained = all(after.shape[1] == before.shape[0] for before, after in pairwise(weights))
             if chained and weights[-1].shape[0] == 1:
                 return layout
+    keys = sorted(state)[:6]
     raise Tdmr1Error(
-        f"{path} is no aesthetic head that is known: it holds {', '.join(sorted(state)[:6]) or 'no state dict'}",
-        "known are LAION's Linear(768, 1) and the improved predictor's five layers without activations",
+        f"{path} is not a supported aesthetic head; its first keys: {', '.join(keys) or 'none, not a state dict'}",
+        "supported are LAION's Linear(768, 1) and the five layers without activations of the improved predictor",
+        code="reward-weights",
+        values={"path": str(path), "keys": keys},
     )

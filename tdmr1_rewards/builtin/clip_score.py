@@ -1,7 +1,7 @@
-"""How well a picture fits its prompt: the cosine of their CLIP embeddings (CLIPScore, arXiv 2104.08718, without its
-factor and its floor at 0: only differences within a group count here).
+"""How well an image matches its prompt: the cosine of their CLIP embeddings (CLIPScore, arXiv 2104.08718).
 
-Scores are `scale` times a cosine, so -1 to 1 by default; real pictures of their prompt lie around 0.2 to 0.35.
+Unlike CLIPScore, the cosine is not multiplied by 2.5 and not clipped at 0: only differences within a group matter.
+The score is `scale` times the cosine, so -1 to 1 by default; real images score about 0.2 to 0.35 for their captions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tdmr1_rewards.options import RewardOptions
 
 
 class ClipScoreOptions(RewardOptions):
-    """Which CLIP judges."""
+    """The CLIP model and the scale of the score."""
 
     library: Literal["transformers", "open_clip"] = Field("transformers", description="the library that runs the model")
     model: str = Field(
@@ -30,14 +30,14 @@ class ClipScoreOptions(RewardOptions):
         description="transformers: a hub name or folder; open_clip: a model's name, local-dir:DIR or hf-hub:ORG/REPO",
     )
     weights: str | None = Field(
-        None, description="open_clip: a tag or a file; none takes those that lie with the folder or repository"
+        None, description="open_clip: a tag or a file; by default the weights of the folder or repository"
     )
-    scale: float = Field(1.0, gt=0, description="factor of the cosine; CLIPScore's is 2.5, torchmetrics' is 100")
+    scale: float = Field(1.0, gt=0, description="factor of the cosine; CLIPScore uses 2.5, torchmetrics 100")
     precision: Precision = Field("fp32", description=PRECISION_HELP)
 
 
 class ClipScore(CosineReward):
-    """Scores N pictures by `scale` · cosine(picture, prompt)."""
+    """Scores N images by `scale` · cosine(image, prompt)."""
 
     def __init__(self, options: ClipScoreOptions) -> None:
         super().__init__()
@@ -51,5 +51,5 @@ class ClipScore(CosineReward):
         return TransformersClip(options.model, device=device, precision=options.precision)
 
     def factor(self, model: ClipModel) -> float:
-        """The options' own."""
+        """The option `scale`."""
         return self._options.scale

@@ -1,4 +1,4 @@
-"""Pictures that the built-in rewards should find good, or bad, for a prompt; drawn here, so nothing is fetched."""
+"""Good and bad examples for the built-in rewards, drawn by this code, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE = 256
+"""Side of an image in pixels."""
 
 
-def written_words() -> list[RewardExample]:
-    """Shop signs with the right text, with another one, and with none."""
+def shop_signs() -> list[RewardExample]:
+    """Shop signs with the requested text, with another text, and without text."""
     examples = []
     for word, other in (("OPEN", "CLOSED"), ("Fresh Bread", "Old Shoes"), ("Gate 42", "Platform")):
         prompt = f'A shop sign that says "{word}"'
@@ -26,10 +27,10 @@ def written_words() -> list[RewardExample]:
 
 
 def smooth_and_noisy() -> list[RewardExample]:
-    """A plain area and a smooth gradient, which make small files, and noise, which makes a large one."""
+    """A plain area and a smooth gradient, whose JPEG files are small, and noise, whose file is large."""
     from PIL import Image
 
-    prompt = "a picture"
+    prompt = "an image"
     plain = Image.new("RGB", (SIZE, SIZE), (90, 140, 200))
     gradient = Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB")
     noise = Image.effect_noise((SIZE, SIZE), 120).convert("RGB")
@@ -40,25 +41,25 @@ def smooth_and_noisy() -> list[RewardExample]:
     ]
 
 
-def shapes_of_their_prompt() -> list[RewardExample]:
-    """A shape with a prompt that describes it, and with one that describes another shape."""
+def shapes_with_prompts() -> list[RewardExample]:
+    """Shapes with a prompt that describes them, and with a prompt that describes another shape."""
     circle, square = _draw_shape("ellipse", (220, 30, 30)), _draw_shape("rectangle", (30, 60, 220))
-    of_circle, of_square = "a red circle on a white background", "a blue square on a white background"
+    circle_prompt, square_prompt = "a red circle on a white background", "a blue square on a white background"
     return [
-        RewardExample(image=circle, prompt=of_circle, good=True),
-        RewardExample(image=square, prompt=of_square, good=True),
-        RewardExample(image=square, prompt=of_circle, good=False),
-        RewardExample(image=circle, prompt=of_square, good=False),
+        RewardExample(image=circle, prompt=circle_prompt, good=True),
+        RewardExample(image=square, prompt=square_prompt, good=True),
+        RewardExample(image=square, prompt=circle_prompt, good=False),
+        RewardExample(image=circle, prompt=square_prompt, good=False),
     ]
 
 
 def draw_text(text: str) -> Image:
-    """Dark text in the middle of a light RGB picture of SIZE by SIZE / 2 pixels."""
+    """Dark text in the middle of a light RGB image, SIZE pixels wide and SIZE / 2 high."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", (SIZE, SIZE // 2), (245, 245, 240))
-    middle = (SIZE / 2, SIZE / 4)
-    ImageDraw.Draw(image).text(middle, text, fill=(20, 20, 40), font=ImageFont.load_default(34), anchor="mm")
+    center = (SIZE / 2, SIZE / 4)
+    ImageDraw.Draw(image).text(center, text, fill=(20, 20, 40), font=ImageFont.load_default(34), anchor="mm")
     return image
 
 

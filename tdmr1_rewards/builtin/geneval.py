@@ -1,11 +1,11 @@
-"""GenEval's protocol (arXiv 2310.11513): is a picture composed as its prompt asks, thing by thing?
+"""GenEval (arXiv 2310.11513): does an image show the objects, counts, colors and positions that its prompt requests?
 
-What is asked for comes from the prompt's metadata in GenEval's layout: `include` lists objects with a `class`, a
-`count` and perhaps a `color` and a `position` ("left of", index of another entry), `exclude` classes of which there
-must be fewer than their `count`. Six tasks are told apart by the `tag`.
+The request is the prompt's metadata in GenEval's layout. `include` lists objects with `class`, `count`, and optionally
+`color` and `position` (a relation such as "left of", and the index of another entry). `exclude` lists classes of which
+the image must show fewer objects than their `count`. `tag` is the task, one of TASKS.
 
-Where GenEval leaves a case open, this is done: a class that several entries of `include` name (GenEval never asks so)
-is shared out among them, to each the objects of its own colour first.
+GenEval does not define what happens if several entries of `include` name one class, and its prompts never do. Here the
+objects of the class are divided among these entries, those of the requested color first.
 """
 
 from __future__ import annotations
@@ -30,37 +30,48 @@ from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
 DEFAULT_CHECKPOINT = "facebook/mask2former-swin-small-coco-instance"
-"""Mask2Former with a Swin-S backbone on COCO, the architecture that GenEval's published scores were taken with.
+"""Mask2Former with a Swin-S backbone on COCO, the architecture behind GenEval's published scores.
 
-Its page on the hub gives the licence of the weights as "other"; the detectors of `object_count` are alternatives.
+The hub lists the license of the weights as "other"; the detectors of `object_count` are alternatives.
 """
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
-MIN_SHARE = 0.5
-"""A direction counts where its share of the offset's length is above this: two can."""
+MIN_FRACTION = 0.5
+"""A relation holds if its component of the reduced offset is more than this fraction of the full offset's length."""
+NO_REQUEST = "the metadata requests no objects: it has no list `include` or `exclude` in GenEval's layout"
 
 
 class GenEvalOptions(DetectorOptions):
-    """How objects are found and the score is made; the defaults are GenEval's."""
+    """How objects are detected and how the score is computed. The defaults of the detection are GenEval's."""
 
     score: Literal["strict", "graded", "mixed"] = Field(
         "mixed",
-        description="strict: 1 if all is as asked, else 0, as GenEval reports it; graded: the mean over the conditions "
-        "of how far each is met; mixed: the mean of both",
+        description="strict: 1 if all conditions are met, else 0, as GenEval reports; graded: the mean over the "
+        "conditions of how far each is met (0 to 1); mixed: the mean of both",
     )
-    threshold: float = Field(0.3, ge=0, lt=1, description="objects that the detector is no surer of are not there")
-    counting_threshold: float = Field(0.9, ge=0, lt=1, description="the same for prompts of the counting task")
-    max_per_class: int = Field(16, ge=1, description="only so many objects of a class are looked at, the surest")
+    threshold: float = Field(0.3, ge=0, lt=1, description="objects count above this confidence")
+    counting_threshold: float = Field(
+        0.9, ge=0, lt=1, description="objects count above this confidence in prompts of the counting task"
+    )
+    max_per_class: int = Field(
+        16, ge=1, description="use at most this many objects of each class, the most confident ones"
+    )
     position_margin: float = Field(
-        0.1, ge=0, description="an offset counts beyond this share of both objects' sizes added up, along each axis"
+        0.1,
+        ge=0,
+        description="margin of a relation along each axis, as a fraction of the summed sizes of the two boxes; a "
+        "smaller offset is ignored",
     )
     colour_model: str = Field(
-        DEFAULT_CLIP, description="CLIP that tells a checkpoint's objects' colours; blobs have theirs from hue"
+        DEFAULT_CLIP, description="CLIP model that classifies the color of a checkpoint's objects; blobs use their hue"
     )
 
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of `include`: at least `count` (1 or more) of a class, of a colour, in a relation to another entry."""
+    """One entry of `include`: at least `count` (1 or more) objects of the class `thing`.
+
+    `position` is one of RELATIONS and the index of another entry.
+    """
 
     thing: str
     count: int
@@ -70,7 +81,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Request:
-    """What a picture must hold; `limits` says of which classes there must be fewer than how many."""
+    """What an image must show. `limits` maps a class to a number: the image must show fewer objects of the class."""
 
     tag: str
     include: tuple[Item, ...]
@@ -79,32 +90,37 @@ class Request:
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing that was asked for, what was found instead or not, and how far that meets it, 0 to 1."""
+    """One condition of a request: what is requested, what was found, and how far the condition is met (0 to 1)."""
 
     kind: Literal["count", "colour", "position", "exclude"]
     thing: str
-    asked: str
+    requested: str
     found: str
     met: float
 
-    @property
-    def told(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """The condition as plain data."""
-        return {"condition": self.kind, "class": self.thing, "asked": self.asked, "found": self.found, "met": self.met}
+        return {
+            "condition": self.kind,
+            "class": self.thing,
+            "asked": self.requested,
+            "found": self.found,
+            "met": self.met,
+        }
 
 
 Objects = Mapping[str, Sequence[Detection]]
-"""The objects that count of each class, surest first; classes are named as in the request."""
-ColourNamer = Callable[[Sequence[Detection], str], list[str]]
-"""The colours of some objects of a class."""
+"""The detected objects of each class of the request, highest confidence first."""
+ColourClassifier = Callable[[Sequence[Detection], str], list[str]]
+"""A function from objects and the name of their class to the color of each."""
 
 
 class GenEval:
-    """Judges composition by GenEval's rules. Scores are 0 to 1, and None where the request can't be judged.
+    """Scores images by GenEval's rules: 0 to 1, or None if the request cannot be checked.
 
-    That is so where a prompt has no metadata, where the detector doesn't know a class, and where a blob's colour is
-    asked for that is no hue. `details` hold the task (`tag`), whether all is right (`correct`), every condition, and
-    the boxes that were looked at.
+    A request cannot be checked if the prompt has no metadata, if the detector does not know a class, or if the color
+    of a blob is requested that hue does not determine. The details of an image hold the task (`tag`), whether all
+    conditions are met (`correct`), every condition, and the boxes of the objects.
     """
 
     def __init__(self, options: GenEvalOptions) -> None:
@@ -112,60 +128,48 @@ class GenEval:
         floor = min(options.threshold, options.counting_threshold)
         self._detectors = DetectorChoice(options, DEFAULT_CHECKPOINT, floor)
         self._clip = ClipColours(options.colour_model)
-        self._knows_some = False
+        self._any_class_known = False
 
     def setup(self, device: str) -> None:
-        """Load the checkpoint that the options name; the one of `auto` waits for a large picture."""
+        """Load the checkpoint if the options name one; `auto` loads its checkpoint at the first large image."""
         self._detectors.set_up(device)
         self._clip.set_up(device)
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
         """Score images of any size.
 
-        Raises Tdmr1Error for metadata that are not in GenEval's layout, if a network can't be loaded, or if the
-        detector knows no class of the batch and none of any before it.
+        Raises Tdmr1Error if metadata is not in GenEval's layout, if a network cannot be loaded, or if the detector
+        knows the classes of no request in this batch or an earlier one.
         """
         detector = self._detectors.for_images(batch.images)
         requests = [read_request(*pair) for pair in zip(batch.metadata, batch.prompts, strict=True)]
-        judged = [self._judgeable(detector, request) for request in requests]
-        self._refuse_unknown([answer for answer in judged if isinstance(answer, Tdmr1Error)], judged)
-        classes = [list(answer.values()) if isinstance(answer, dict) else [] for answer in judged]
+        matches = [_match_classes(detector, request) for request in requests]
+        self._check_known(matches)
+        classes = [list(match.values()) if isinstance(match, dict) else [] for match in matches]
         found = detector.detect(batch.images, classes)
         scores: list[float | None] = []
         details: list[dict[str, Any]] = []
-        for image, request, answer, detections in zip(batch.images, requests, judged, found, strict=True):
-            if request is None or not isinstance(answer, dict):
+        for image, request, match, detections in zip(batch.images, requests, matches, found, strict=True):
+            if request is None or not isinstance(match, dict):
                 scores.append(None)
-                details.append({"reason": answer.message if isinstance(answer, Tdmr1Error) else NO_REQUEST})
+                details.append({"reason": str(match)})
                 continue
-            score, told = self._judge(image, request, answer, detections)
+            score, image_details = self._score(image, request, match, detections)
             scores.append(score)
-            details.append(told)
+            details.append(image_details)
         return RewardResult(scores, details)
 
-    def _judgeable(self, detector: Detector, request: Request | None) -> dict[str, str] | Tdmr1Error | None:
-        """The detector's class for each that the request names; or why it can't be judged."""
-        if request is None:
-            return None
-        try:
-            classes = {name: detector.class_of(name) for name in _classes(request)}
-        except UnknownClassError as error:
-            return error
-        colours = [item.colour for item in request.include if item.colour is not None]
-        for colour in colours:
-            if isinstance(detector, BlobDetector) and colour not in HUE_RANGES:
-                return Tdmr1Error(f"hue cannot tell {colour}")
-        return classes
+    def _check_known(self, matches: Sequence[object]) -> None:
+        """Raise the first UnknownClassError unless a request of this batch or an earlier one could be checked."""
+        self._any_class_known |= any(isinstance(match, dict) for match in matches)
+        for match in matches:
+            if isinstance(match, UnknownClassError) and not self._any_class_known:
+                raise match
 
-    def _refuse_unknown(self, problems: Sequence[Tdmr1Error], judged: Sequence[object]) -> None:
-        self._knows_some |= any(isinstance(answer, dict) for answer in judged)
-        for problem in problems:
-            if isinstance(problem, UnknownClassError) and not self._knows_some:
-                raise problem
-
-    def _judge(
+    def _score(
         self, image: Any, request: Request, classes: Mapping[str, str], detections: Sequence[Detection]
     ) -> tuple[float, dict[str, Any]]:
+        """The score and the details of one image; `classes` maps the request's class names to the detector's."""
         options = self._options
         kept = strongest(
             detections,
@@ -174,211 +178,246 @@ class GenEval:
             max_overlap=options.max_overlap,
         )
         objects = {name: kept.get(label, []) for name, label in classes.items()}
-        conditions = judge(request, objects, self._colour_namer(image), options.position_margin)
+        conditions = check_conditions(request, objects, self._colour_classifier(image), options.position_margin)
         correct = all(condition.met >= 1 for condition in conditions)
         graded = fmean(condition.met for condition in conditions)
         score = {"strict": float(correct), "graded": graded, "mixed": (correct + graded) / 2}[options.score]
         return score, {
             "tag": request.tag,
             "correct": correct,
-            "conditions": [condition.told for condition in conditions],
-            "boxes": [detection.told for members in objects.values() for detection in members],
+            "conditions": [condition.document() for condition in conditions],
+            "boxes": [detection.document() for members in objects.values() for detection in members],
         }
 
-    def _colour_namer(self, image: Any) -> ColourNamer:
-        def name(objects: Sequence[Detection], thing: str) -> list[str]:
+    def _colour_classifier(self, image: Any) -> ColourClassifier:
+        """Returns the colors that the detector determined, or else CLIP's, for objects of a PIL image or an array."""
+
+        def classify(objects: Sequence[Detection], thing: str) -> list[str]:
             known = [item.colour for item in objects if item.colour is not None]
             if len(known) == len(objects):
                 return known
             from PIL import Image
 
-            picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-            return self._clip.name(picture, objects, thing)
+            converted = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            return self._clip.classify(converted, objects, thing)
 
-        return name
-
-
-NO_REQUEST = "the prompt's metadata ask for nothing: GenEval's layout has a list `include`"
+        return classify
 
 
-def judge(request: Request, objects: Objects, name_colours: ColourNamer, position_margin: float) -> list[Condition]:
-    """Every condition of a request, met from 0 to 1; GenEval calls a picture correct where all are wholly met.
+def check_conditions(
+    request: Request, objects: Objects, classify_colours: ColourClassifier, position_margin: float
+) -> list[Condition]:
+    """Every condition of a request, with how far it is met (0 to 1). GenEval requires that all are fully met.
 
-    - count, of each class in `include`: 1 - (objects missing or too many) / asked, at least 0, where asked is the sum
-      of its counts, and too many are those that `exclude` forbids;
-    - colour, of each entry with one: of the `count` surest objects, how many have it / asked;
-    - position, of each entry with one: of the pairs of its `count` surest objects and those of the other entry, the
-      share that lie so; 0 where either entry has too few objects;
-    - exclude, of each class that is in `exclude` only: 1 or 0.
+    - count, for each class in `include`: 1 - (missing or surplus objects) / requested, at least 0. `requested` is the
+      sum of the class's counts; objects are surplus only from the limit in `exclude` on.
+    - colour, for each entry with a color: the objects of that color among its `count` most confident ones / `count`.
+    - position, for each entry with a position: the fraction of pairs in the requested relation, over all pairs of the
+      `count` most confident objects of this entry and of the other one; 0 if either entry has too few objects.
+    - exclude, for each class that only `exclude` names: 1 if the image shows fewer objects than the limit, else 0.
     """
-    groups, colours = _share_out(request.include, objects, name_colours)
-    asked = Counter[str]()
+    groups, colours = _assign_objects(request.include, objects, classify_colours)
+    requested = Counter[str]()
     for item in request.include:
-        asked[item.thing] += item.count
-    conditions = [_count(thing, number, objects, request.limits.get(thing)) for thing, number in asked.items()]
+        requested[item.thing] += item.count
+    conditions = [_check_count(thing, count, objects, request.limits.get(thing)) for thing, count in requested.items()]
     for index, item in enumerate(request.include):
         if item.colour is not None:
-            right = colours[index].count(item.colour)
-            found = ", ".join(f"{number} {name}" for name, number in sorted(Counter(colours[index]).items()))
-            conditions.append(
-                Condition("colour", item.thing, f"{item.count} {item.colour}", found or "none", right / item.count)
-            )
+            conditions.append(_check_colour(item, colours[index]))
         if item.position is not None:
-            conditions.append(_position(index, request.include, groups, position_margin))
+            conditions.append(_check_position(index, request.include, groups, position_margin))
     for thing, limit in request.limits.items():
-        if thing not in asked:
+        if thing not in requested:
             number = len(objects.get(thing, []))
             conditions.append(Condition("exclude", thing, f"fewer than {limit}", str(number), float(number < limit)))
     return conditions
 
 
 def relations(a: Box, b: Box, margin: float) -> set[str]:
-    """How box `a` lies to box `b`: none, one or two of RELATIONS.
+    """The relations of box `a` to box `b`: none, one or two of RELATIONS.
 
-    The offset of the centres is shortened along each axis by `margin` times both boxes' sizes added up; a direction
-    counts where what is left is more than half of the whole offset's length.
+    The offset of the centers is reduced along each axis by `margin` times the summed sizes of the boxes. A relation
+    holds if its component of the reduced offset is more than half of the length of the full offset.
     """
     offsets = []
     for axis in (0, 1):
         offset = (a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2
         sizes = abs(a[axis + 2] - a[axis]) + abs(b[axis + 2] - b[axis])
         offsets.append((offset, np.sign(offset) * max(abs(offset) - margin * sizes, 0.0)))
-    (x, x_left), (y, y_left) = offsets
-    if max(abs(x_left), abs(y_left)) < 1e-3:
+    (x, x_reduced), (y, y_reduced) = offsets
+    if max(abs(x_reduced), abs(y_reduced)) < 1e-3:
         return set()
     length = np.hypot(x, y)
-    shares = {"left of": -x_left, "right of": x_left, "above": -y_left, "below": y_left}
-    return {relation for relation, part in shares.items() if part / length > MIN_SHARE}
+    components = {"left of": -x_reduced, "right of": x_reduced, "above": -y_reduced, "below": y_reduced}
+    return {relation for relation, component in components.items() if component / length > MIN_FRACTION}
 
 
 def task_means(scores: Sequence[float | None], details: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean score of each task among judged images, in GenEval's order, and `overall`: the mean of those means.
+    """The mean score of each task in GenEval's order, and `overall`, the mean of these means.
 
-    `details` are those of the reward, one an image. Without a judged image the answer is empty.
+    `scores` and `details` are those of a RewardResult of GenEval. Images without a score are skipped; if no image has
+    a score, the result is empty.
     """
     by_task: dict[str, list[float]] = {}
-    for score, told in zip(scores, details, strict=True):
+    for score, image_details in zip(scores, details, strict=True):
         if score is not None:
-            by_task.setdefault(told["tag"], []).append(score)
+            by_task.setdefault(image_details["tag"], []).append(score)
     tags = [tag for tag in TASKS if tag in by_task] + sorted(by_task.keys() - set(TASKS))
     means = {tag: fmean(by_task[tag]) for tag in tags}
     return {**means, "overall": fmean(means.values())} if means else {}
 
 
 def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:
-    """What metadata in GenEval's layout ask for, or None where they ask for nothing.
+    """The request in metadata in GenEval's layout, or None if `include` and `exclude` are missing or empty.
 
-    Raises Tdmr1Error, naming the prompt, for entries that are not in the layout.
+    Raises Tdmr1Error, with the prompt in the message, if an entry does not follow the layout.
     """
     include, exclude = metadata.get("include") or [], metadata.get("exclude") or []
     if not include and not exclude:
         return None
     try:
-        items = tuple(_item(entry, len(include), index) for index, entry in enumerate(include))
+        items = tuple(_read_item(entry, len(include), index) for index, entry in enumerate(include))
         limits: dict[str, int] = {}
         for entry in exclude:
-            limits[str(entry["class"])] = min(_number(entry), limits.get(str(entry["class"]), 1 << 30))
+            limits[str(entry["class"])] = min(_read_count(entry), limits.get(str(entry["class"]), 1 << 30))
         _check_limits(items, limits)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise Tdmr1Error(
-            f"the metadata of prompt {prompt!r} are not in GenEval's layout: {problem}",
-            'write {"include": [{"class": "dog", "count": 1, "color": "red", "position": ["left of", 0]}], …}',
+            f"prompt {prompt!r}: the metadata does not follow GenEval's layout: {problem}",
+            'write {"include": [{"class": "dog", "count": 1, "color": "red", "position": ["left of", 1]}, …], …}',
+            code="reward-metadata",
+            values={"prompt": prompt, "problem": problem},
         ) from error
     return Request(str(metadata.get("tag", "unknown")), items, limits)
 
 
 def examples() -> list[RewardExample]:
-    """A red disc left of a blue square, and what it is not."""
+    """An image of a red disc left of a blue square, with metadata that matches it and with the opposite relation."""
     image = np.full((32, 32, 3), 230, np.uint8)
     y, x = np.mgrid[:32, :32] + 0.5
     image[np.hypot(x - 8, y - 16) <= 5] = (220, 35, 35)
     image[12:20, 20:28] = (35, 65, 220)
-    things = {"circle": "red", "square": "blue"}
-    asked = [("circle", "left of", "square", True), ("circle", "right of", "square", False)]
     made = []
-    for first, relation, second, good in asked:
+    for relation, good in (("left of", True), ("right of", False)):
         include = [
-            {"class": second, "count": 1, "color": things[second]},
-            {"class": first, "count": 1, "color": things[first], "position": [relation, 0]},
+            {"class": "square", "count": 1, "color": "blue"},
+            {"class": "circle", "count": 1, "color": "red", "position": [relation, 0]},
         ]
-        prompt = f"a {things[first]} {first} {relation} a {things[second]} {second}"
+        prompt = f"a red circle {relation} a blue square"
         metadata = {"tag": "position", "include": include, "exclude": [], "prompt": prompt}
         made.append(RewardExample(image=image, prompt=prompt, good=good, metadata=metadata))
     return made
 
 
-def _classes(request: Request) -> list[str]:
-    return list(dict.fromkeys([*(item.thing for item in request.include), *request.limits]))
+def _match_classes(detector: Detector, request: Request | None) -> dict[str, str] | UnknownClassError | str:
+    """The detector's name of each class of a request; or, if the request cannot be checked, the reason."""
+    if request is None:
+        return NO_REQUEST
+    names = dict.fromkeys([*(item.thing for item in request.include), *request.limits])
+    try:
+        classes = {name: detector.class_of(name) for name in names}
+    except UnknownClassError as error:
+        return error
+    if isinstance(detector, BlobDetector):
+        for item in request.include:
+            if item.colour is not None and item.colour not in HUE_RANGES:
+                return f"hue does not determine the color {item.colour}"
+    return classes
 
 
-def _share_out(
-    include: Sequence[Item], objects: Objects, name_colours: ColourNamer
+def _assign_objects(
+    include: Sequence[Item], objects: Objects, classify_colours: ColourClassifier
 ) -> tuple[list[list[Detection]], list[list[str]]]:
-    """The objects that each entry is judged by, at most its count, and their colours where one is asked for."""
+    """For each entry, the objects that it is checked with, at most its count, and their colors.
+
+    The colors are empty if no entry of the class has a color. If several entries name one class, each first takes the
+    objects of its own color, then they take the remaining objects in order.
+    """
     groups: list[list[Detection]] = [[] for _ in include]
     colours: list[list[str]] = [[] for _ in include]
     for thing in dict.fromkeys(item.thing for item in include):
-        sharers = [index for index, item in enumerate(include) if item.thing == thing]
-        coloured = any(include[index].colour for index in sharers)
-        # An entry that has its class for itself gets the surest objects, whatever their colour.
-        pool = list(objects.get(thing, []))[: include[sharers[0]].count if len(sharers) == 1 else None]
-        left = list(zip(pool, name_colours(pool, thing) if coloured and pool else [""] * len(pool), strict=True))
+        entries = [index for index, item in enumerate(include) if item.thing == thing]
+        coloured = any(include[index].colour for index in entries)
+        # The only entry of a class takes the most confident objects, whatever their color.
+        pool = list(objects.get(thing, []))[: include[entries[0]].count if len(entries) == 1 else None]
+        left = list(zip(pool, classify_colours(pool, thing) if coloured and pool else [""] * len(pool), strict=True))
         taken: dict[int, list[tuple[Detection, str]]] = {}
-        for index in sharers:
-            own = [pair for pair in left if pair[1] == include[index].colour]
-            taken[index] = own[: include[index].count]
+        for index in entries:
+            matching = [pair for pair in left if pair[1] == include[index].colour]
+            taken[index] = matching[: include[index].count]
             left = [pair for pair in left if pair not in taken[index]]
         rest = iter(left)
-        for index in sharers:
+        for index in entries:
             taken[index] += islice(rest, include[index].count - len(taken[index]))
             groups[index] = [detection for detection, _ in taken[index]]
             colours[index] = [colour for _, colour in taken[index] if coloured]
     return groups, colours
 
 
-def _count(thing: str, asked: int, objects: Objects, limit: int | None) -> Condition:
+def _check_count(thing: str, requested: int, objects: Objects, limit: int | None) -> Condition:
+    """The condition on the number of objects of a class in `include`; `limit` is its count in `exclude`."""
     found = len(objects.get(thing, []))
-    wrong = asked - found if found < asked else max(0, found - limit + 1) if limit is not None else 0
-    told = f"at least {asked}" + (f" and fewer than {limit}" if limit is not None else "")
-    return Condition("count", thing, told, str(found), max(0.0, 1 - wrong / asked))
+    surplus = 0 if limit is None else max(0, found - limit + 1)
+    wrong = requested - found if found < requested else surplus
+    text = f"at least {requested}" + (f" and fewer than {limit}" if limit is not None else "")
+    return Condition("count", thing, text, str(found), max(0.0, 1 - wrong / requested))
 
 
-def _position(index: int, include: Sequence[Item], groups: Sequence[Sequence[Detection]], margin: float) -> Condition:
+def _check_colour(item: Item, colours: Sequence[str]) -> Condition:
+    """The condition on the color of an entry, whose objects have these `colours`."""
+    found = ", ".join(f"{number} {name}" for name, number in sorted(Counter(colours).items()))
+    met = sum(colour == item.colour for colour in colours) / item.count
+    return Condition("colour", item.thing, f"{item.count} {item.colour}", found or "none", met)
+
+
+def _check_position(
+    index: int, include: Sequence[Item], groups: Sequence[Sequence[Detection]], margin: float
+) -> Condition:
+    """The condition on the position of entry `index`; `groups` are the objects of all entries."""
     item = include[index]
     assert item.position is not None
     relation, target = item.position
-    asked = f"{relation} {include[target].thing}"
+    requested = f"{relation} {include[target].thing}"
     if len(groups[index]) < item.count or len(groups[target]) < include[target].count:
-        return Condition("position", item.thing, asked, "too few objects", 0.0)
-    seen = [relations(one.box, other.box, margin) for one in groups[index] for other in groups[target]]
-    found = "; ".join(sorted({" and ".join(sorted(each)) or "no relation" for each in seen}))
-    return Condition("position", item.thing, asked, found, fmean(relation in each for each in seen))
+        return Condition("position", item.thing, requested, "too few objects", 0.0)
+    pairs = [relations(one.box, other.box, margin) for one in groups[index] for other in groups[target]]
+    found = "; ".join(sorted({" and ".join(sorted(pair)) or "no relation" for pair in pairs}))
+    return Condition("position", item.thing, requested, found, fmean(relation in pair for pair in pairs))
 
 
-def _item(entry: Mapping[str, Any], entries: int, index: int) -> Item:
+def _read_item(entry: Mapping[str, Any], entries: int, index: int) -> Item:
+    """Entry `index` of the `entries` in `include`. Raises ValueError or KeyError if it does not follow the layout."""
     colour = entry.get("color")
     if colour is not None and colour not in COLOUR_WORDS:
-        raise ValueError(f"'color' is {colour!r} ({close_match_hint(str(colour), COLOUR_WORDS)})")
+        raise ValueError(f"entry {index}: 'color' is {colour!r} ({close_match_hint(str(colour), COLOUR_WORDS)})")
     position = entry.get("position")
     if position is not None:
         relation, target = position
         if relation not in RELATIONS:
-            raise ValueError(f"'position' is {relation!r}, which is none of {', '.join(RELATIONS)}")
+            raise ValueError(f"entry {index}: 'position' is {relation!r}, expected one of {', '.join(RELATIONS)}")
         if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < entries or target == index:
-            raise ValueError(f"'position' refers to entry {target!r} of {entries}, and is itself entry {index}")
+            raise ValueError(
+                f"entry {index}: 'position' refers to entry {target!r}, expected the index of another of the "
+                f"{entries} entries, from 0"
+            )
         position = (relation, target)
-    return Item(str(entry["class"]), _number(entry), colour, position)
+    return Item(str(entry["class"]), _read_count(entry), colour, position)
 
 
-def _number(entry: Mapping[str, Any]) -> int:
+def _read_count(entry: Mapping[str, Any]) -> int:
+    """The count of an entry, by default 1. Raises ValueError if it is not an integer of at least 1."""
     count = entry.get("count", 1)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"a count of {count!r} {entry['class']!r}, which is no whole number of at least 1")
+        raise ValueError(f"the 'count' of {entry['class']!r} is {count!r}, expected an integer of at least 1")
     return count
 
 
 def _check_limits(items: Sequence[Item], limits: Mapping[str, int]) -> None:
+    """Raise ValueError if `include` requests as many objects of a class as `exclude` forbids."""
     for item in items:
         if item.count >= limits.get(item.thing, item.count + 1):
-            raise ValueError(f"{item.count} {item.thing!r} are asked for and fewer than {limits[item.thing]}")
+            raise ValueError(
+                f"'include' requests {item.count} {item.thing!r}, but 'exclude' requires fewer than "
+                f"{limits[item.thing]}"
+            )

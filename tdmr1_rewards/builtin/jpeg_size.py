@@ -1,7 +1,7 @@
-"""How small, or large, a picture is as a JPEG file: the reward of DDPO's compressibility tasks (arXiv 2305.13301).
+"""Size of an image as a JPEG file: the reward of DDPO's compressibility tasks (arXiv 2305.13301).
 
-The score is minus the size in kB (1,000 bytes), or the size itself, at JPEG quality 95. It looks at no prompt, so it
-needs no network and works everywhere; what it does to pictures is plain to see.
+The score is minus the size in kB (1,000 bytes), or the size itself, by default at JPEG quality 95. The reward uses
+neither the prompt nor a network, so it runs on every machine, and its effect on images is easy to see.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
 
 class JpegSizeOptions(RewardOptions):
-    """What is rewarded, and how the file is written."""
+    """The preferred file size, and the JPEG quality."""
 
     prefer: Literal["small", "large"] = Field(
-        "small", description="small: compressibility, minus the size; large: incompressibility, the size"
+        "small",
+        description="small: the score is minus the size (compressibility); large: the size (incompressibility)",
     )
-    quality: int = Field(95, ge=1, le=100, description="JPEG quality; DDPO's is 95")
+    quality: int = Field(95, ge=1, le=100, description="JPEG quality; DDPO uses 95")
 
 
 class JpegSize:
-    """Scores pictures by their size as JPEG in kB: below 0 where small ones are preferred, else above 0."""
+    """Scores images by their JPEG size in kB: negative if small files are preferred, else positive."""
 
     def __init__(self, options: JpegSizeOptions) -> None:
         self._options = options

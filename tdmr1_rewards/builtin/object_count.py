@@ -1,4 +1,4 @@
-"""Does a picture hold exactly as many of a thing as were asked for?"""
+"""Does an image show exactly the requested number of objects?"""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ from tdmr1_rewards.errors import Tdmr1Error
 NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DEFAULT_CHECKPOINT = "PekingU/rtdetr_v2_r50vd"
 """RT-DETRv2 (Apache-2.0, 172 MB, the 80 classes of COCO)."""
+NO_NUMBER = "neither the prompt nor its metadata requests a number"
 
 
 class ObjectCountOptions(DetectorOptions):
-    """How objects are found and the score is made."""
+    """How objects are detected and how the score is computed."""
 
     score: Literal["exact", "graded", "mixed"] = Field(
         "mixed",
-        description="exact: 1 if the count is right, else 0; graded: 1 - |found - asked| / asked, at least 0; "
+        description="exact: 1 if the count is right, else 0; graded: 1 - |found - requested| / requested, at least 0; "
         "mixed: the mean of both",
     )
-    threshold: float = Field(
-        0.5, ge=0, lt=1, description="objects that a checkpoint is no surer of than this are not counted"
+    threshold: float = Field(0.5, ge=0, lt=1, description="a checkpoint's objects count above this confidence")
+    max_per_class: int = Field(
+        100, ge=1, description="checkpoint: count at most this many objects, the most confident ones; blobs: no limit"
     )
-    max_per_class: int = Field(100, ge=1, description="most objects counted, the surest; blobs are all counted")
 
 
 @dataclass(frozen=True)
 class Request:
-    """How many objects (at least 1), of which colour and class; None is any, or not told in the metadata."""
+    """The requested number of objects (at least 1), their color and their class.
+
+    A `colour` of None stands for any color; a `thing` of None means that the metadata names no class.
+    """
 
     count: int
     colour: str | None
@@ -46,29 +50,30 @@ class Request:
 
 
 class ObjectCount:
-    """Counts objects of the asked kind: blobs by their colour, a checkpoint's objects by their class.
+    """Counts the objects of the requested kind: blobs by their color, objects of a checkpoint by their class.
 
-    The request is GenEval's metadata, `include[0]` with its `count`, `color` and `class`, or else the first number
-    and the first colour word of the prompt, and the first class that it names. Scores are 0 to 1, and None where no
-    number is asked for or the thing can't be told: a colour that is no hue, a class that the checkpoint doesn't know.
+    The request is `include[0]` of GenEval's metadata with `count`, `color` and `class`; without a count there, the
+    first number, the first color word and the first class in the prompt. Scores are 0 to 1, or None if no number is
+    requested, if hue does not determine the color, or if the checkpoint does not know the class.
 
-    Blobs of other colours are not counted, and without a colour all are; their shape makes no difference, and touching
-    ones of one colour are one. A checkpoint's objects are counted whatever their colour.
+    Blobs of other colors are not counted; if no color is requested, all blobs are. The shape of blobs is ignored, and
+    touching blobs of one color count as one. Objects of a checkpoint are counted whatever their color.
     """
 
     def __init__(self, options: ObjectCountOptions) -> None:
         self._options = options
         self._detectors = DetectorChoice(options, DEFAULT_CHECKPOINT, options.threshold)
-        self._knows_some = False
+        self._any_class_known = False
 
     def setup(self, device: str) -> None:
-        """Load the checkpoint that the options name; the one of `auto` waits for a large picture."""
+        """Load the checkpoint if the options name one; `auto` loads its checkpoint at the first large image."""
         self._detectors.set_up(device)
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
         """Score uint8 images (N, H, W, 3).
 
-        Raises Tdmr1Error if the detector can't be loaded, or knows no class of the batch and none of any before it.
+        Raises Tdmr1Error if the metadata has a wrong count, if the detector cannot be loaded, or if it knows no class
+        of this batch or of an earlier one.
         """
         requests = [
             read_request(metadata, prompt) for metadata, prompt in zip(batch.metadata, batch.prompts, strict=True)
@@ -79,16 +84,17 @@ class ObjectCount:
         return self._count_detections(detector, batch, requests)
 
     def _count_blobs(self, images: np.ndarray, requests: Sequence[Request | None]) -> RewardResult:
-        found = count_objects(images, [_hues(request) for request in requests], self._options.min_area)
+        """The result for uint8 images (N, H, W, 3), by blobs."""
+        found = count_objects(images, [_colours_to_count(request) for request in requests], self._options.min_area)
         scores: list[float | None] = []
         details: list[dict[str, Any]] = []
         for request, count in zip(requests, found, strict=True):
             if request is None:
                 scores.append(None)
-                details.append({"reason": "no number is asked for"})
-            elif not _hues(request):
+                details.append({"reason": NO_NUMBER})
+            elif not _colours_to_count(request):
                 scores.append(None)
-                details.append({"asked": request.count, "reason": f"hue cannot tell {request.colour}"})
+                details.append({"asked": request.count, "reason": f"hue does not determine the color {request.colour}"})
             else:
                 scores.append(self._score(request.count, count))
                 details.append({"asked": request.count, "found": count})
@@ -97,8 +103,9 @@ class ObjectCount:
     def _count_detections(
         self, detector: Detector, batch: RewardBatch, requests: Sequence[Request | None]
     ) -> RewardResult:
+        """The result by the detections of a checkpoint."""
         options = self._options
-        classes, reasons = self._classes(detector, batch.prompts, requests)
+        classes, reasons = self._find_classes(detector, batch.prompts, requests)
         found = detector.detect(batch.images, [[name] if name else [] for name in classes])
         scores: list[float | None] = []
         details: list[dict[str, Any]] = []
@@ -114,46 +121,55 @@ class ObjectCount:
                 max_overlap=options.max_overlap,
             ).get(name, [])
             scores.append(self._score(request.count, len(counted)))
-            boxes = [detection.told for detection in counted]
+            boxes = [detection.document() for detection in counted]
             details.append({"asked": request.count, "class": name, "found": len(counted), "boxes": boxes})
         return RewardResult(scores, details)
 
-    def _classes(
+    def _find_classes(
         self, detector: Detector, prompts: Sequence[str], requests: Sequence[Request | None]
     ) -> tuple[list[str | None], list[str]]:
-        """The detector's class for each request, or None and the reason."""
+        """For each request the detector's class, or None and the reason.
+
+        Raises UnknownClassError if the detector knows no class of this batch or of an earlier one.
+        """
         classes: list[str | None] = []
         reasons: list[str] = []
-        unknown: Tdmr1Error | None = None
+        unknown: UnknownClassError | None = None
         for request, prompt in zip(requests, prompts, strict=True):
-            name, reason = None, "no number is asked for"
+            name, reason = None, NO_NUMBER
             if request is not None:
                 try:
-                    name = _class(detector, request, prompt)
+                    name = _find_class(detector, request, prompt)
                 except UnknownClassError as error:
                     unknown, reason = error, error.message
             classes.append(name)
             reasons.append(reason)
-        self._knows_some |= any(classes)
-        if unknown is not None and not self._knows_some:
+        self._any_class_known |= any(classes)
+        if unknown is not None and not self._any_class_known:
             raise unknown
         return classes, reasons
 
-    def _score(self, asked: int, found: int) -> float:
-        exact = float(found == asked)
-        graded = max(0.0, 1 - abs(found - asked) / asked)
+    def _score(self, requested: int, found: int) -> float:
+        """The score of one image, 0 to 1."""
+        exact = float(found == requested)
+        graded = max(0.0, 1 - abs(found - requested) / requested)
         return {"exact": exact, "graded": graded, "mixed": (exact + graded) / 2}[self._options.score]
 
 
 def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:
-    """What is asked for, or None where no number is. Raises Tdmr1Error for a count that is none."""
+    """The request of a prompt and its metadata, or None if they request no number.
+
+    Raises Tdmr1Error if the metadata's count is not an integer of at least 1.
+    """
     include = metadata.get("include") or [{}]
     if "count" in include[0]:
         count = include[0]["count"]
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise Tdmr1Error(
-                f"the metadata of prompt {prompt!r} ask for a count of {count!r}",
-                "include[0]['count'] is a whole number of at least 1",
+                f"prompt {prompt!r}: the metadata's include[0]['count'] is {count!r}, not an integer of at least 1",
+                "correct the count in the prompt file",
+                code="reward-metadata",
+                values={"prompt": prompt, "key": "include[0]['count']", "found": count},
             )
         return Request(count, include[0].get("color"), include[0].get("class"))
     number = re.search(rf"\b(?:{'|'.join(NUMBER_WORDS)}|[1-9]\d*)\b", prompt, re.IGNORECASE)
@@ -167,28 +183,30 @@ def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:
 
 
 def examples() -> list[RewardExample]:
-    """Two red squares, and prompts that they fit and don't."""
+    """An image of two red squares, with a prompt that matches it and two that do not."""
     image = np.full((32, 32, 3), 230, np.uint8)
     image[4:12, 4:12] = image[18:26, 18:26] = (220, 35, 35)
-    asked = [("two red squares", True), ("three red squares", False), ("one blue square", False)]
-    return [RewardExample(image=image, prompt=prompt, good=good) for prompt, good in asked]
+    prompts = [("two red squares", True), ("three red squares", False), ("one blue square", False)]
+    return [RewardExample(image=image, prompt=prompt, good=good) for prompt, good in prompts]
 
 
-def _class(detector: Detector, request: Request, prompt: str) -> str:
-    """The detector's class for a request. Raises UnknownClassError where there is none."""
+def _find_class(detector: Detector, request: Request, prompt: str) -> str:
+    """The detector's class for a request. Raises UnknownClassError if it has none."""
     if request.thing is not None:
         return detector.class_of(request.thing)
     found = detector.class_in(prompt)
     if found is None:
         raise UnknownClassError(
-            f"the prompt {prompt!r} names no class that the detector knows",
-            "name it in the prompt's metadata: include[0]['class']",
+            f"the prompt {prompt!r} mentions no class that the detector knows",
+            "name the class in the prompt's metadata: include[0]['class']",
+            code="reward-metadata",
+            values={"prompt": prompt},
         )
     return found
 
 
-def _hues(request: Request | None) -> tuple[str, ...]:
-    """The colours to count for a request: none where there is nothing to count or hue cannot tell it."""
+def _colours_to_count(request: Request | None) -> tuple[str, ...]:
+    """The colors of the blobs to count; empty if there is no request or hue does not determine its color."""
     if request is None:
         return ()
     if request.colour is None:

@@ -1,4 +1,4 @@
-"""Engines that read the text in a picture, behind one call: an RGB image in, lines with their confidence out."""
+"""OCR engines behind one interface: an RGB image in, lines of text with their confidence out."""
 
 from __future__ import annotations
 
@@ -24,46 +24,50 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Line:
-    """A piece of text as the engine found it, with its confidence (0 to 1)."""
+    """A piece of text that an engine found, with its confidence (0 to 1)."""
 
     text: str
     confidence: float
 
 
 class OcrEngine(Protocol):
-    """Reads pictures. `name` is that of the `engine` option; `min_confidence` (0 to 1) is what it is known to need."""
+    """Reads images. `name` is a value of the option `engine`; `min_confidence` (0 to 1) is the engine's default."""
 
     name: str
     min_confidence: float
 
     def read(self, image: Image) -> list[Line]:
-        """The text of an RGB image, in reading order; none where nothing is found."""
+        """The text of an RGB image in reading order; an empty list if there is none."""
 
 
 class OcrOptions(RewardOptions):
-    """Which engine reads, and how."""
+    """The engine and its settings."""
 
     engine: Literal["auto", "easyocr", "rapidocr", "tesseract"] = Field(
         "auto",
-        description="auto: easyocr where it is installed and its weights can be had, else rapidocr; chosen once",
+        description="auto: easyocr if it is installed and its weights are available, else rapidocr; chosen once a run",
     )
     detect: bool = Field(
-        True, description="look for text anywhere; false: take the picture (or `crop`) as one line, which is faster"
+        True, description="locate text first; false: read the whole image (or `crop`) as one line, which is faster"
     )
-    languages: tuple[str, ...] = Field(("en",), min_length=1, description="easyocr: codes of the languages to read")
-    model_storage_directory: Path | None = Field(None, description="easyocr: where its weights lie or are put")
-    user_network_directory: Path | None = Field(None, description="easyocr: where a network of your own lies")
-    recog_network: str = Field("standard", description="easyocr: the recognition network, such as one of your own")
-    download_enabled: bool = Field(True, description="easyocr: fetch weights that are missing (about 100 MB)")
+    languages: tuple[str, ...] = Field(("en",), min_length=1, description="easyocr: language codes to read")
+    model_storage_directory: Path | None = Field(
+        None, description="easyocr: folder of its weights; missing weights are downloaded to it"
+    )
+    user_network_directory: Path | None = Field(None, description="easyocr: folder of a custom recognition network")
+    recog_network: str = Field("standard", description="easyocr: name of the recognition network, built-in or custom")
+    download_enabled: bool = Field(True, description="easyocr: download missing weights (about 100 MB)")
     detect_side: int = Field(
-        320, ge=32, description="rapidocr: enlarge until the shorter side has this many pixels before looking for text"
+        320,
+        ge=32,
+        description="rapidocr: before text is located, enlarge the image to at least this shorter side in pixels",
     )
-    threads: int | None = Field(None, ge=1, description="rapidocr: CPU threads; all of them by default")
-    tesseract_language: str = Field("eng", description="tesseract: the language data to use, such as eng+deu")
+    threads: int | None = Field(None, ge=1, description="rapidocr: number of CPU threads; all cores by default")
+    tesseract_language: str = Field("eng", description="tesseract: language data, such as eng+deu")
 
 
 class RapidOcr:
-    """PP-OCR through rapidocr and onnxruntime; the networks come with rapidocr, so it works offline."""
+    """PP-OCR through rapidocr and onnxruntime. The package includes the networks, so it works offline."""
 
     name = "rapidocr"
 
@@ -72,7 +76,7 @@ class RapidOcr:
         onnxruntime = import_optional("onnxruntime", RAPIDOCR_INSTALL)
         on_cuda = device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         self._detect = options.detect
-        # PaddleOCR drops what it is less sure of by default; one line that is known to be there is always taken.
+        # 0.5 is the default of PaddleOCR. Without detection the image is known to be one line of text, so it is kept.
         self.min_confidence = 0.5 if options.detect else 0.0
         self._engine = rapidocr.RapidOCR(
             params={
@@ -93,10 +97,10 @@ class RapidOcr:
 
 
 class EasyOcr:
-    """easyocr with its own weights, or with a recognition network of the user's.
+    """easyocr with its standard weights or with a custom recognition network.
 
-    The standard weights are compared with their published MD5 by easyocr; a network of the user's is Python code that
-    is run, and of its weights only tensors are taken.
+    easyocr checks the standard weights against their published MD5. The Python code of a custom network is executed,
+    but its weights file may contain only tensors.
     """
 
     name = "easyocr"
@@ -105,13 +109,13 @@ class EasyOcr:
     def __init__(self, options: OcrOptions, device: str) -> None:
         easyocr = import_optional("easyocr", INSTALL)
         self._detect = options.detect
-        _refuse_pickles(easyocr, options)
+        _check_custom_weights(easyocr, options)
         try:
             self._reader = easyocr.Reader(
                 list(options.languages),
                 gpu=False if device == "cpu" else device,
-                model_storage_directory=_text(options.model_storage_directory),
-                user_network_directory=_text(options.user_network_directory),
+                model_storage_directory=_path_text(options.model_storage_directory),
+                user_network_directory=_path_text(options.user_network_directory),
                 recog_network=options.recog_network,
                 download_enabled=options.download_enabled,
                 detector=options.detect,
@@ -120,27 +124,29 @@ class EasyOcr:
             )
         except Exception as error:
             raise Tdmr1Error(
-                f"easyocr can't be made ready: {first_line(error)}",
-                "put its weights into `model_storage_directory`, or read with `engine: rapidocr`, which brings its own",
+                f"easyocr cannot be loaded: {first_line(error)}",
+                "put its weights into `model_storage_directory`, or use `engine: rapidocr`, which includes its weights",
+                code="reward-weights",
+                values={"engine": "easyocr", "error": first_line(error)},
             ) from error
-        # easyocr spreads its networks over all GPUs, which fails on any but the first.
+        # easyocr wraps its networks in DataParallel, which fails on any GPU but the first.
         for part in ("recognizer", "detector"):
             network = getattr(self._reader, part, None)
             setattr(self._reader, part, getattr(network, "module", network))
 
     def read(self, image: Image) -> list[Line]:
         """See OcrEngine."""
-        grey = np.asarray(image.convert("L"))
+        gray = np.asarray(image.convert("L"))  # (H, W)
         boxes: tuple[Any, Any] = (None, None)
         if self._detect:
-            upright, slanted = self._reader.detect(np.asarray(image), reformat=False)
-            boxes = (upright[0], slanted[0])
-        found = self._reader.recognize(grey, *boxes, reformat=False)
+            horizontal, free = self._reader.detect(np.asarray(image), reformat=False)
+            boxes = (horizontal[0], free[0])
+        found = self._reader.recognize(gray, *boxes, reformat=False)
         return [Line(text, float(confidence)) for _, text, confidence in found]
 
 
 class Tesseract:
-    """The program `tesseract` through pytesseract: calm on clean print, poor on anything else."""
+    """The program `tesseract` through pytesseract: reliable on clean print only."""
 
     name = "tesseract"
     min_confidence = 0.0
@@ -153,7 +159,10 @@ class Tesseract:
             self._pytesseract.get_tesseract_version()
         except Exception as error:
             raise Tdmr1Error(
-                "the program tesseract is not installed", "install it, for instance with `apt install tesseract-ocr`"
+                "the program tesseract is not installed",
+                "install it, for instance with `apt install tesseract-ocr`",
+                code="dependency-missing",
+                values={"program": "tesseract"},
             ) from error
 
     def read(self, image: Image) -> list[Line]:
@@ -161,9 +170,9 @@ class Tesseract:
         found = self._pytesseract.image_to_data(
             image, lang=self._language, config=self._config, output_type=self._pytesseract.Output.DICT
         )
-        # Rows that hold no word (pages, blocks, lines) have the confidence -1.
-        words = [(text, float(sure)) for text, sure in zip(found["text"], found["conf"], strict=True)]
-        return [Line(text, sure / 100) for text, sure in words if sure >= 0 and text.strip()]
+        # Confidence is 0 to 100, and -1 in rows for pages, blocks and lines, which hold no word.
+        words = [(text, float(percent)) for text, percent in zip(found["text"], found["conf"], strict=True)]
+        return [Line(text, percent / 100) for text, percent in words if percent >= 0 and text.strip()]
 
 
 ENGINES: dict[str, type[RapidOcr] | type[EasyOcr] | type[Tesseract]] = {
@@ -172,9 +181,9 @@ ENGINES: dict[str, type[RapidOcr] | type[EasyOcr] | type[Tesseract]] = {
 
 
 def open_engine(options: OcrOptions, device: str) -> OcrEngine:
-    """The engine that `options` name, ready on `device`; for `auto` the first that can be made ready.
+    """The engine that `options` name, loaded on `device`; for `auto`, easyocr if it can be loaded, else rapidocr.
 
-    Raises Tdmr1Error where an engine or its weights are missing.
+    Raises Tdmr1Error if the engine or its weights are missing.
     """
     if options.engine != "auto":
         return ENGINES[options.engine](options, device)
@@ -185,14 +194,17 @@ def open_engine(options: OcrOptions, device: str) -> OcrEngine:
             engine = RapidOcr(options, device)
         except Tdmr1Error as error:
             raise Tdmr1Error(
-                f"no OCR engine can be used: {easyocr_error.message}; {error.message}", error.hint
+                f"no OCR engine can be used: {easyocr_error.message}; {error.message}",
+                error.hint,
+                code="dependency-missing",
+                values={"easyocr": easyocr_error.document(), "rapidocr": error.document()},
             ) from error
-        logger.info("text is read with rapidocr: %s", easyocr_error.message)
+        logger.info("`engine: auto` uses rapidocr: %s", easyocr_error.message)
     return engine
 
 
-def _refuse_pickles(easyocr: Any, options: OcrOptions) -> None:
-    """easyocr unpickles whatever a network of the user's own holds: let none pass that is more than tensors."""
+def _check_custom_weights(easyocr: Any, options: OcrOptions) -> None:
+    """Raise Tdmr1Error if a custom network has no weights file, or one with more than tensors: easyocr unpickles it."""
     known = easyocr.config.recognition_models
     if options.recog_network in ("standard", *known["gen1"], *known["gen2"]):
         return
@@ -200,8 +212,10 @@ def _refuse_pickles(easyocr: Any, options: OcrOptions) -> None:
     weights = folder / f"{options.recog_network}.pth"
     if not weights.is_file():
         raise Tdmr1Error(
-            f"the weights of the recognition network {options.recog_network!r} are not at {weights}",
-            "they belong into `model_storage_directory`, its .py and .yaml into `user_network_directory`",
+            f"the recognition network {options.recog_network!r} has no weights file {weights}",
+            "put the weights into `model_storage_directory`, and its .py and .yaml into `user_network_directory`",
+            code="reward-weights",
+            values={"network": options.recog_network, "path": str(weights)},
         )
     import torch
 
@@ -209,15 +223,17 @@ def _refuse_pickles(easyocr: Any, options: OcrOptions) -> None:
         torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:
         raise Tdmr1Error(
-            f"{weights} holds more than tensors, so it is not loaded: {first_line(error)}",
-            "save a state dict, `torch.save(network.state_dict(), path)`",
+            f"{weights} is not loaded, because it must contain only tensors: {first_line(error)}",
+            "save a state dict: `torch.save(network.state_dict(), path)`",
+            code="reward-weights",
+            values={"path": str(weights), "error": first_line(error)},
         ) from error
 
 
 def _device_index(device: str) -> int:
-    """1 for "cuda:1"; 0 where no index is told."""
+    """The index of a torch device name: 1 for "cuda:1", 0 if the name has none."""
     return int(device.rpartition(":")[2]) if ":" in device else 0
 
 
-def _text(path: Path | None) -> str | None:
+def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path.expanduser())

@@ -1,10 +1,10 @@
-"""Is the text that the prompt quotes in the picture?
+"""Does the image contain the text that the prompt quotes?
 
-The convention is that of flow_grpo's OCR reward, which TDM-R1's authors use (arXiv 2603.07700): the target is the first
-text between straight double quotes; target and reading are compared in lower case and without spaces; the score is
-1 - min(distance, length) / length with the Levenshtein distance and the target's length, and 1 where the target is
-contained in the reading. Scores are 0 to 1, and None where the prompt names nothing to write. What people understand,
-the share of pictures that are read exactly, is the option `score: exact`.
+The score follows the OCR reward of flow_grpo, which TDM-R1 uses (arXiv 2603.07700). The target is the first text
+between straight double quotes. Target and OCR output are compared in lower case and without spaces. The score is
+1 - min(distance, length) / length, with the Levenshtein distance and the length of the target, and 1 if the OCR output
+contains the target. Scores are 0 to 1, or None if the prompt quotes no text. With the option `score: exact`, the mean
+score is the fraction of images whose text is exactly the target.
 """
 
 from __future__ import annotations
@@ -26,50 +26,53 @@ if TYPE_CHECKING:
 
 
 class OcrMatchOptions(OcrOptions):
-    """What is compared, and how the picture is read."""
+    """How texts are compared, and how the image is read."""
 
     score: Literal["graded", "exact"] = Field(
         "graded",
-        description="graded: how near the reading comes, more around the target being no fault; exact: 1 where what is "
-        "asked for is read and nothing else, else 0",
+        description="graded: similarity of the OCR output and the target, with additional text allowed; exact: 1 if "
+        "the OCR output is the target and nothing else, else 0",
     )
     target: Literal["first", "all"] = Field(
-        "first", description="first: the first quoted text; all: the mean of the scores of every quoted text"
+        "first", description="first: the first quoted text; all: every quoted text (graded: the mean of their scores)"
     )
     min_confidence: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="drop what the engine is less sure of; its own by default (rapidocr with `detect`: 0.5, others: 0)",
+        description="ignore lines below this confidence; by default that of the engine (rapidocr with `detect`: 0.5, "
+        "others: 0)",
     )
     upscale: float = Field(
-        1.0, ge=1, le=32, description="enlarge the picture this many times first (bicubic); tiny pictures need it"
+        1.0, ge=1, le=32, description="factor by which the image is enlarged first (bicubic); needed for tiny images"
     )
     crop: tuple[float, float, float, float] | None = Field(
-        None, description="read only this part: left, top, right, bottom as shares of the picture (0 to 1)"
+        None, description="read only this part: left, top, right, bottom as fractions of width and height (0 to 1)"
     )
 
     @field_validator("crop")
     @classmethod
     def _check_crop(cls, crop: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
         if crop is not None and not (0 <= crop[0] < crop[2] <= 1 and 0 <= crop[1] < crop[3] <= 1):
-            raise ValueError("should be left, top, right, bottom, with 0 <= left < right <= 1 and likewise in height")
+            raise ValueError(
+                "should be left, top, right, bottom with 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
+            )
         return crop
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The texts to find, normalised and none of them empty; or the reason why there is nothing to find."""
+    """The texts to find, normalized and not empty; or, if there is none, the reason."""
 
     texts: tuple[str, ...] = ()
     reason: str = ""
 
 
 class OcrMatch:
-    """Scores how well the text read from each picture matches the text that was asked for.
+    """Scores how well the text in each image matches the target.
 
-    The target is metadata `text`, or else what the prompt quotes. `engine` names the engine that reads: `auto` becomes
-    a definite one in `setup`. Details tell engine, target and reading.
+    The target is the metadata's `text`, else the text that the prompt quotes. The details hold the engine, the target
+    and the OCR output, both normalized. Raises Tdmr1Error if rapidfuzz is not installed.
     """
 
     def __init__(self, options: OcrMatchOptions) -> None:
@@ -79,42 +82,44 @@ class OcrMatch:
 
     @property
     def engine(self) -> str:
-        """The engine that reads; `auto` as long as none is chosen."""
+        """The name of the engine; the option `engine` until `setup` has loaded one."""
         return self._engine.name if self._engine else self._options.engine
 
     def setup(self, device: str) -> None:
-        """Make the engine ready. Raises Tdmr1Error where it or its weights are missing."""
+        """Load the engine. Raises Tdmr1Error if it or its weights are missing."""
         self._engine = open_engine(self._options, device)
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
-        """Score N RGB images."""
+        """Score N RGB images. Raises Tdmr1Error if the metadata's `text` is not a string."""
         if self._engine is None:
             self.setup("cpu")
-        judged = [
-            self._judge(image, find_targets(prompt, metadata, self._options.target))
+        scored = [
+            self._score(image, find_targets(prompt, metadata, self._options.target))
             for image, prompt, metadata in zip(batch.images, batch.prompts, batch.metadata, strict=True)
         ]
-        return RewardResult([score for score, _ in judged], [told for _, told in judged])
+        return RewardResult([score for score, _ in scored], [details for _, details in scored])
 
-    def _judge(self, image: Image, targets: Targets) -> tuple[float | None, dict[str, Any]]:
+    def _score(self, image: Image, targets: Targets) -> tuple[float | None, dict[str, Any]]:
+        """The score and the details of one image."""
         if not targets.texts:
             return None, {"reason": targets.reason}
-        reading = self._read(image)
-        told = {"engine": self.engine, "target": " ".join(targets.texts), "read": reading}
+        text = self._read(image)
+        details = {"engine": self.engine, "target": " ".join(targets.texts), "read": text}
         if self._options.score == "exact":
-            return float(reading == "".join(targets.texts)), told
-        scores = [match_score(target, reading) for target in targets.texts]
-        return sum(scores) / len(scores), told
+            return float(text == "".join(targets.texts)), details
+        scores = [match_score(target, text) for target in targets.texts]
+        return sum(scores) / len(scores), details
 
     def _read(self, image: Image) -> str:
-        """All text of the picture, normalised."""
+        """The text in the image, normalized."""
         assert self._engine is not None
-        least = self._options.min_confidence
-        least = self._engine.min_confidence if least is None else least
-        lines = self._engine.read(self._prepared(image))
-        return normalise("".join(line.text for line in lines if line.confidence >= least))
+        threshold = self._options.min_confidence
+        threshold = self._engine.min_confidence if threshold is None else threshold
+        lines = self._engine.read(self._prepare(image))
+        return normalize("".join(line.text for line in lines if line.confidence >= threshold))
 
-    def _prepared(self, image: Image) -> Image:
+    def _prepare(self, image: Image) -> Image:
+        """The image in RGB, cropped and enlarged according to the options."""
         from PIL import Image as pillow
 
         image = image.convert("RGB")
@@ -130,9 +135,10 @@ class OcrMatch:
 
 
 def resolve_engine(options: OcrMatchOptions) -> OcrMatchOptions:
-    """The options with `auto` replaced by the engine that it stands for here, to be kept in a run's settings.
+    """The options with `engine: auto` replaced by the engine that it selects on this machine.
 
-    It is found by making the engine ready once, so easyocr may fetch its weights. Raises Tdmr1Error where none can be.
+    A run stores the result in its settings. The engine is loaded once to find out, so easyocr may download its
+    weights. Raises Tdmr1Error if no engine can be loaded.
     """
     if options.engine != "auto":
         return options
@@ -140,36 +146,39 @@ def resolve_engine(options: OcrMatchOptions) -> OcrMatchOptions:
 
 
 def find_targets(prompt: str, metadata: Mapping[str, Any], which: Literal["first", "all"] = "first") -> Targets:
-    """What should be written in the picture: metadata `text`, or else what straight double quotes enclose.
+    """The texts that the image should contain: the metadata's `text`, else what straight double quotes enclose.
 
-    Raises Tdmr1Error where metadata `text` is no text.
+    `which` selects the first quoted text or all of them. Raises Tdmr1Error if the metadata's `text` is not a string.
     """
     if "text" in metadata:
         text = metadata["text"]
         if not isinstance(text, str):
             raise Tdmr1Error(
-                f"the metadata of prompt {prompt!r} ask for the text {text!r}", "`text` is what should be written"
+                f"prompt {prompt!r}: the metadata's `text` is {text!r}, not a string",
+                "set `text` to the text that the image should contain",
+                code="reward-metadata",
+                values={"prompt": prompt, "key": "text", "found": text},
             )
-        return Targets((normalise(text),)) if normalise(text) else Targets(reason="the text of the metadata is empty")
-    quoted = [normalise(text) for text in re.findall(r'"([^"]*)"', prompt)]
+        return Targets((normalize(text),)) if normalize(text) else Targets(reason="the metadata's `text` is empty")
+    quoted = [normalize(text) for text in re.findall(r'"([^"]*)"', prompt)]
     if not quoted:
         return Targets(reason="the prompt has no text between straight double quotes")
     texts = tuple(text for text in (quoted if which == "all" else quoted[:1]) if text)
     return Targets(texts) if texts else Targets(reason="the quoted text is empty")
 
 
-def normalise(text: str) -> str:
-    """Lower case, without any space."""
+def normalize(text: str) -> str:
+    """The text in lower case and without white space."""
     return "".join(text.lower().split())
 
 
-def match_score(target: str, reading: str) -> float:
-    """1 - min(distance, length) / length of two normalised texts, 1 where the target is contained: 0 to 1.
+def match_score(target: str, text: str) -> float:
+    """1 - min(distance, length) / length of a target that is not empty, or 1 if `text` contains it; 0 to 1.
 
-    `target` is not empty.
+    Both are normalized; distance is Levenshtein's, length that of the target.
     """
     from rapidfuzz.distance import Levenshtein
 
-    if target in reading:
+    if target in text:
         return 1.0
-    return 1 - min(Levenshtein.distance(target, reading), len(target)) / len(target)
+    return 1 - min(Levenshtein.distance(target, text), len(target)) / len(target)

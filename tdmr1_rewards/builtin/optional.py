@@ -1,8 +1,9 @@
-"""Modules and files that a reward needs and that may not be there, with the sentence that says what to do."""
+"""Optional modules and weight files of the built-in rewards, with errors that name the fix."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +11,92 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 
 def import_optional(module: str, install: str) -> Any:
-    """The module of this name; `install` is what brings it, such as "tdmr1[ocr]".
+    """Import `module`; `install` is the pip requirement that provides it, such as "tdmr1[ocr]".
 
-    Raises Tdmr1Error where it isn't installed, or is and can't be imported.
+    Raises Tdmr1Error if the module is not installed, or if its import fails.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        raise Tdmr1Error(f"{missing} is not installed", f"pip install '{install}'") from error
+        raise Tdmr1Error(
+            f"the Python package {missing} is not installed",
+            f"pip install '{install}'",
+            code="dependency-missing",
+            values={"module": missing, "install": install},
+        ) from error
     except Exception as error:
         raise Tdmr1Error(
-            f"{module} is installed but can't be imported: {first_line(error)}",
-            "it does not fit what else is installed: run the reward in an environment of its own (`python:`)",
+            f"{module} is installed but cannot be imported: {first_line(error)}",
+            "it may conflict with another installed package; "
+            "run the reward in a separate Python environment (`python:`)",
+            code="reward-environment",
+            values={"module": module, "error": first_line(error)},
         ) from error
 
 
 def find_file(reference: str) -> Path:
-    """The file that `reference` names: a path, or ORG/REPO/FILE on the Hugging Face hub, which is fetched once.
+    """The file of a reference: a local path, or ORG/REPO/FILE on the Hugging Face hub, downloaded once.
 
-    Raises Tdmr1Error where there is no such path and the hub can't give it.
+    Raises Tdmr1Error if there is no such path and the hub cannot provide the file.
     """
     path = Path(reference).expanduser()
     if path.is_file():
         return path
     parts = reference.split("/")
     if path.is_absolute() or len(parts) < 3 or not all(parts):
-        raise Tdmr1Error(f"there is no file {reference!r}", "name a file, or one on the hub as ORG/REPO/FILE")
+        raise Tdmr1Error(
+            f"there is no file {reference!r}",
+            "give a file, or a file on the hub as ORG/REPO/FILE",
+            code="file-missing",
+            values={"path": reference},
+        )
     hub = import_optional("huggingface_hub", "huggingface_hub")
     try:
         return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except Exception as error:
-        raise Tdmr1Error(
-            f"{reference} can't be had from the hub: {first_line(error)}",
-            "download it where there is a connection, and name the file",
-        ) from error
+        hint = "download it on a machine that has a connection, and give the path of the file"
+        raise download_error(reference, error, hint) from error
+
+
+def download_error(name: str, error: BaseException, offline_hint: str) -> Tdmr1Error:
+    """The error for a failed download of `name` from the hub; `offline_hint` is the fix without a connection.
+
+    The code is "hub-denied" if the repository is gated, private or missing, else "hub-unavailable".
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    causes = list(_causes(error))
+    # GatedRepoError is a subclass of RepositoryNotFoundError.
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return Tdmr1Error(
+            f"{name} cannot be downloaded: its hub repository is gated",
+            "accept its terms on its web page, then log in with `hf auth login`",
+            code="hub-denied",
+            values={"name": name},
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return Tdmr1Error(
+            f"{name} cannot be downloaded: its hub repository does not exist or is private",
+            "check the name; if the repository is private, log in with `hf auth login`",
+            code="hub-denied",
+            values={"name": name},
+        )
+    return Tdmr1Error(
+        f"{name} is not in the local cache and cannot be downloaded from the hub: {first_line(error)}",
+        offline_hint,
+        code="hub-unavailable",
+        values={"name": name, "error": first_line(error)},
+    )
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line: what it says first, or else its type."""
+    """The first line of an exception's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,8 +1,8 @@
-"""A vision-language model as judge: any endpoint that speaks OpenAI's chat completions, here or on the net.
+"""Scores by a vision-language model behind any endpoint that implements OpenAI's chat completions API.
 
-It is shown one picture, asked by a template, and must answer one JSON object with a number `score` from `minimum` to
-`maximum`; the score is that number brought to 0 to 1. Any other answer is a failure of that picture and never a number.
-Answers are kept in a folder, so that a repeated or resumed evaluation asks nothing twice.
+Each request contains one image and a question from a template. The model must answer with one JSON object that has a
+number `score` from `minimum` to `maximum`; it is rescaled to 0 to 1. After any other answer
+the image has no score. Answers are cached in a folder, so a repeated or resumed evaluation sends no request twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.builtin.optional import first_line, import_optional
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.errors import Tdmr1Error, one_line
 from tdmr1_rewards.options import RewardOptions
 
 if TYPE_CHECKING:
@@ -40,63 +40,69 @@ You judge pictures that were generated from a text. The text stands between the 
 ---
 How well does the picture show what the text describes, in every detail, and how well is it made? Answer one JSON object
 and nothing else: {"reason": "<one sentence>", "score": <a number from {minimum} to {maximum}, higher is better>}"""
+"""The default question. Changing it changes the keys of the cache, so earlier answers are not found."""
 RETRIED = (408, 409, 429, 500, 502, 503, 504)
-"""HTTP answers that are worth another try."""
+"""HTTP status codes after which a request is sent again."""
 LONGEST_WAIT = 60
-"""Seconds that a server's Retry-After is followed at most."""
+"""Upper limit, in seconds, of the wait that a server requests with Retry-After."""
 
 
 class VlmJudgeOptions(RewardOptions):
-    """Which model is asked what, and how hard."""
+    """The endpoint, the question, the expected answer, and limits of the requests."""
 
     base_url: str = Field(
-        pattern="^https?://", description="the endpoint without /chat/completions, such as http://127.0.0.1:8000/v1"
+        pattern="^https?://",
+        description="URL of the endpoint without /chat/completions, such as http://127.0.0.1:8000/v1",
     )
-    model: str = Field(min_length=1, description="the model's name there")
+    model: str = Field(min_length=1, description="name of the model at the endpoint")
     api_key_env: str | None = Field(
-        None, description="NAME of the environment variable that holds the key; no key is sent by default"
+        None, description="NAME of the environment variable that holds the API key; by default no key is sent"
     )
     template: str = Field(
-        DEFAULT_TEMPLATE, description="the question; {prompt}, {minimum} and {maximum} are filled in, other braces stay"
+        DEFAULT_TEMPLATE,
+        description="the question; {prompt}, {minimum} and {maximum} are replaced, other braces are kept",
     )
-    minimum: float = Field(0.0, description="worst number of an answer")
-    maximum: float = Field(10.0, description="best number of an answer")
+    minimum: float = Field(0.0, description="the lowest number of an answer, scored 0")
+    maximum: float = Field(10.0, description="the highest number of an answer, scored 1")
     on_bad_answer: Literal["raise", "none"] = Field(
-        "raise", description="an answer without such a number: raise, or none, which leaves that picture unjudged"
+        "raise", description="after an invalid answer: raise an error, or none: the image has no score"
     )
-    max_tokens: int = Field(256, ge=1, description="longest answer")
-    temperature: float = Field(0.0, ge=0, description="0 asks for the likeliest answer")
-    concurrency: int = Field(4, ge=1, description="requests at a time")
-    requests_per_minute: float | None = Field(None, gt=0, description="most requests a minute; no limit by default")
-    request_timeout: float = Field(60.0, gt=0, description="seconds to wait for one answer")
-    retries: int = Field(4, ge=0, description="further tries of a request that failed, each after a longer wait")
+    max_tokens: int = Field(256, ge=1, description="maximum length of an answer in tokens")
+    temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 selects the most likely answer")
+    concurrency: int = Field(4, ge=1, description="number of concurrent requests")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="maximum number of requests per minute; no limit by default"
+    )
+    request_timeout: float = Field(60.0, gt=0, description="time limit of one request in seconds")
+    retries: int = Field(4, ge=0, description="how often a failed request is sent again, each time after a longer wait")
     cache: Path | None = Field(
-        None, description="folder that keeps answers; by default vlm_judge/ in the run's folder, and none outside a run"
+        None, description="folder of cached answers; by default vlm_judge/ in the run folder; outside a run, no cache"
     )
 
     @model_validator(mode="after")
     def _check_range(self) -> VlmJudgeOptions:
         if not self.minimum < self.maximum:
-            raise ValueError("minimum must be below maximum")
+            raise ValueError("`minimum` should be below `maximum`")
         return self
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A number in the stated range, with the whole text it was found in."""
+    """The number in an answer, within the range of the options, and the full text of the answer."""
 
     number: float
     text: str
 
 
 class BadAnswer(Exception):
-    """The model answered something else than was asked for; the message tells what."""
+    """The answer of the model is not valid. The message describes the problem."""
 
 
 class VlmJudge:
-    """Scores pictures 0 to 1 by a model's answers; details hold its number and its reason.
+    """Scores images 0 to 1 by the answers of a model. The details hold the number and the full text of the answer.
 
-    Raises Tdmr1Error where the endpoint can't be reached or refuses, once all tries are used up.
+    A call raises Tdmr1Error if, after all retries, the endpoint cannot be reached or refuses a request; and if an
+    answer is not valid and `on_bad_answer` is "raise".
     """
 
     def __init__(self, options: VlmJudgeOptions) -> None:
@@ -104,7 +110,7 @@ class VlmJudge:
         self._endpoint: _Endpoint | None = None
 
     def setup(self, device: str) -> None:
-        """Read the key. Raises Tdmr1Error where it is not there."""
+        """Read the API key. Raises Tdmr1Error if its environment variable is not set."""
         self._endpoint = _Endpoint(self._options)
 
     def close(self) -> None:
@@ -121,41 +127,44 @@ class VlmJudge:
         if folder is None and batch.context.run_folder is not None:
             folder = batch.context.run_folder / "vlm_judge"
         with ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="vlm-judge") as pool:
-            judged = list(pool.map(partial(self._judge, folder=folder), batch.images, batch.prompts))
-        return RewardResult([score for score, _ in judged], [told for _, told in judged])
+            scored = list(pool.map(partial(self._score, folder=folder), batch.images, batch.prompts))
+        return RewardResult([score for score, _ in scored], [details for _, details in scored])
 
-    def _judge(self, image: Image, prompt: str, folder: Path | None) -> tuple[float | None, dict[str, Any]]:
+    def _score(self, image: Image, prompt: str, folder: Path | None) -> tuple[float | None, dict[str, Any]]:
+        """The score and the details of one image; `folder` is the cache."""
         options = self._options
         try:
-            answer = self._ask(_png(image), prompt, folder)
+            answer = self._answer(_encode_png(image), prompt, folder)
         except BadAnswer as error:
             if options.on_bad_answer == "raise":
                 raise Tdmr1Error(
-                    f"{options.model} judged no picture of {prompt!r}: {error}",
-                    "ask more plainly (`template`), or leave such pictures unjudged with `on_bad_answer: none`",
+                    f"the model {options.model} gave no valid score for an image of {prompt!r}: {error}",
+                    "make the question clearer (`template`), or accept images without a score (`on_bad_answer: none`)",
+                    code="reward-result",
+                    values={"model": options.model, "prompt": prompt, "problem": str(error)},
                 ) from error
             return None, {"reason": str(error)}
         score = (answer.number - options.minimum) / (options.maximum - options.minimum)
         return score, {"number": answer.number, "answer": answer.text}
 
-    def _ask(self, png: bytes, prompt: str, folder: Path | None) -> Answer:
-        """The kept answer, or a new one, which is kept if it is good."""
+    def _answer(self, png: bytes, prompt: str, folder: Path | None) -> Answer:
+        """The cached answer, or a new one, which is cached if it is valid. Raises BadAnswer if it is not."""
         assert self._endpoint is not None
         options = self._options
         body = request_body(options, png, prompt)
-        path = None if folder is None else folder / f"{_digest(options.base_url, body)}.json"
-        kept = None if path is None else _read_kept(path)
-        if kept is not None:
-            return parse_answer(kept, options.minimum, options.maximum)
+        path = None if folder is None else folder / f"{_cache_key(options.base_url, body)}.json"
+        cached = None if path is None else _read_cached(path)
+        if cached is not None:
+            return parse_answer(cached, options.minimum, options.maximum)
         text = _content(self._endpoint.post(body))
         answer = parse_answer(text, options.minimum, options.maximum)
         if path is not None:
-            _keep(path, text)
+            _write_cached(path, text)
         return answer
 
 
 class _Endpoint:
-    """The connection to the server: key, retries and rate."""
+    """The connection to the server, with the API key, retries and the rate limit."""
 
     def __init__(self, options: VlmJudgeOptions) -> None:
         requests = import_optional("requests", "requests")
@@ -165,7 +174,7 @@ class _Endpoint:
         self._timeout = options.request_timeout
         self._key = _read_key(options.api_key_env)
         self._pace = Pace(options.requests_per_minute)
-        self._failures = requests.RequestException
+        self._connection_error = requests.RequestException
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(
@@ -173,45 +182,61 @@ class _Endpoint:
             )
 
     def post(self, body: Mapping[str, Any]) -> Any:
-        """The server's JSON. Raises Tdmr1Error where it can't be reached, refuses, or answers no JSON."""
+        """The JSON response to a request body.
+
+        Raises Tdmr1Error if the server cannot be reached, refuses the request, or responds with something else.
+        """
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._pace.wait()
         try:
             response = self._session.post(
                 self._url, json=body, headers=headers, timeout=self._timeout, allow_redirects=False
             )
-        except self._failures as error:
+        except self._connection_error as error:
+            # Not chained: the original error may contain the key.
+            problem = self._mask_key(first_line(error))
             raise Tdmr1Error(
-                f"{self._url} can't be reached: {self._without_key(first_line(error))}", "is the server running there?"
+                f"{self._url} cannot be reached: {problem}",
+                "start the server, or correct `base_url`",
+                code="server-unreachable",
+                values={"url": self._url, "error": problem},
             ) from None
         if response.status_code != 200:
-            said = self._without_key(" ".join(response.text.split())[:200])
+            text = self._mask_key(one_line(response.text))[:200]
             raise Tdmr1Error(
-                f"{self._url} answered HTTP {response.status_code}: {said or response.reason}",
+                f"{self._url} responded with HTTP status {response.status_code}: {text or response.reason}",
                 _HINTS.get(response.status_code),
+                code="server-refused",
+                values={"url": self._url, "status": response.status_code, "response": text},
             )
         try:
             return response.json()
         except ValueError as error:
-            raise Tdmr1Error(f"{self._url} answered something that is not JSON", "does base_url end in /v1?") from error
+            raise Tdmr1Error(
+                f"the response of {self._url} is not JSON",
+                "check `base_url`; for most servers it ends in /v1",
+                code="server-protocol",
+                values={"url": self._url},
+            ) from error
 
     def close(self) -> None:
         self._session.close()
 
-    def _without_key(self, text: str) -> str:
+    def _mask_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
 
 _HINTS = {
-    401: "name the variable that holds a valid key with `api_key_env`",
-    403: "name the variable that holds a valid key with `api_key_env`",
+    401: "set `api_key_env` to the name of an environment variable that holds a valid key",
+    403: "set `api_key_env` to the name of an environment variable that holds a valid key",
     404: "check `base_url` and `model`",
-    429: "ask more slowly with `requests_per_minute`",
+    429: "limit the rate with `requests_per_minute`",
 }
+"""Hints by HTTP status code."""
 
 
 class Pace:
-    """Lets requests of all threads pass at most `per_minute` times a minute, evenly; None lets all pass."""
+    """Rate limit shared by all threads: `per_minute` requests per minute, evenly spaced; None means no limit."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._interval = 60 / per_minute if per_minute else 0.0
@@ -219,7 +244,7 @@ class Pace:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Return when it is this caller's turn."""
+        """Block until the caller may send its request."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
@@ -228,12 +253,12 @@ class Pace:
 
 
 def request_body(options: VlmJudgeOptions, png: bytes, prompt: str) -> dict[str, Any]:
-    """The chat completion that asks for one picture, as OpenAI's API takes it."""
+    """The body of a chat completion request for one image, in the format of OpenAI's API."""
     filled = {"prompt": prompt, "minimum": f"{options.minimum:g}", "maximum": f"{options.maximum:g}"}
-    # One pass, so that braces within the prompt stay what they are.
+    # One pass, so that braces in the prompt are not replaced.
     question = re.sub(r"\{(prompt|minimum|maximum)\}", lambda found: filled[found[1]], options.template)
-    picture = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": picture}}]
+    image_url = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": image_url}}]
     return {
         "model": options.model,
         "messages": [{"role": "user", "content": content}],
@@ -243,9 +268,9 @@ def request_body(options: VlmJudgeOptions, png: bytes, prompt: str) -> dict[str,
 
 
 def parse_answer(text: str, minimum: float, maximum: float) -> Answer:
-    """The number of an answer: one JSON object, which may stand in a code fence, whose `score` is in the range.
+    """The answer in a text: one JSON object, with or without a code fence, whose `score` is in the range.
 
-    Raises BadAnswer for anything else, a number in quotes or out of range too.
+    Raises BadAnswer for any other text, for a number in quotes, and for a number outside the range.
     """
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL)
     try:
@@ -256,56 +281,62 @@ def parse_answer(text: str, minimum: float, maximum: float) -> Answer:
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise BadAnswer(f"the answer has no number `score`: {text[:80]!r}")
     if not (math.isfinite(number) and minimum <= number <= maximum):
-        raise BadAnswer(f"the answer's score {number} is not from {minimum:g} to {maximum:g}")
+        raise BadAnswer(f"the answer's score {number} is not between {minimum:g} and {maximum:g}")
     return Answer(float(number), text)
 
 
 def _content(document: Any) -> str:
-    """The text of the first choice. Raises BadAnswer where there is none, as after a refusal."""
+    """The text of the first choice in a response. Raises BadAnswer if it has none, for instance after a refusal."""
     try:
         content = document["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
-        raise BadAnswer("the answer has no choices[0].message.content") from error
+        raise BadAnswer("the response has no choices[0].message.content") from error
     if not isinstance(content, str):
-        raise BadAnswer("the model answered no text")
+        raise BadAnswer("choices[0].message.content of the response is not a text")
     return content
 
 
-def _retry(tries: int) -> Any:
-    """Further tries after 0.5, 1, 2 … seconds, or as long as the server's Retry-After asks, within reason."""
+def _retry(retries: int) -> Any:
+    """The retry policy: waits of 0.5, 1, 2, … seconds, or the server's Retry-After, limited to LONGEST_WAIT."""
     from urllib3.util import Retry
 
-    class PatientRetry(Retry):
+    class LimitedRetry(Retry):
         def parse_retry_after(self, retry_after: str) -> float:
             return min(super().parse_retry_after(retry_after), LONGEST_WAIT)
 
-    return PatientRetry(
-        total=tries, backoff_factor=0.5, status_forcelist=RETRIED, allowed_methods=["POST"], raise_on_status=False
+    return LimitedRetry(
+        total=retries, backoff_factor=0.5, status_forcelist=RETRIED, allowed_methods=["POST"], raise_on_status=False
     )
 
 
 def _read_key(variable: str | None) -> str | None:
+    """The API key in an environment variable. Raises Tdmr1Error if the variable is not set."""
     if variable is None:
         return None
     key = os.environ.get(variable)
     if not key:
-        raise Tdmr1Error(f"the environment variable {variable} is not set", f"export {variable}=…, or omit api_key_env")
+        raise Tdmr1Error(
+            f"the environment variable {variable}, which should hold the API key, is not set",
+            f"export {variable}=…, or omit the option `api_key_env`",
+            code="token-invalid",
+            values={"variable": variable},
+        )
     return key
 
 
-def _png(image: Image) -> bytes:
+def _encode_png(image: Image) -> bytes:
     file = io.BytesIO()
     image.convert("RGB").save(file, "PNG")
     return file.getvalue()
 
 
-def _digest(base_url: str, body: Mapping[str, Any]) -> str:
-    """Of all that decides an answer: picture, prompt, template, model and server; the key is not part of it."""
+def _cache_key(base_url: str, body: Mapping[str, Any]) -> str:
+    """SHA-256 of the server and the request body (image, question, model, sampling); without the API key."""
     return hashlib.sha256(json.dumps([base_url, body], sort_keys=True).encode()).hexdigest()
 
 
-def _read_kept(path: Path) -> str | None:
-    """A kept answer; None where there is none, or a damaged one."""
+def _read_cached(path: Path) -> str | None:
+    """The cached answer, or None if the file is missing or damaged."""
     try:
         text = json.loads(path.read_text(encoding="utf-8"))["answer"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -313,8 +344,8 @@ def _read_kept(path: Path) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _keep(path: Path, text: str) -> None:
-    """Written whole or not at all, whoever else writes it."""
+def _write_cached(path: Path, text: str) -> None:
+    """Write an answer to the cache, atomically, so that other threads and processes may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     unfinished.write_text(json.dumps({"answer": text}, ensure_ascii=False), encoding="utf-8")

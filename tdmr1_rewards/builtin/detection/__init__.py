@@ -1,1 +1,1 @@
-"""Detectors, and what their boxes are compared with."""
+"""Object detectors: colored blobs and checkpoints of transformers, with class names and colors."""

@@ -1,29 +1,29 @@
-"""Object detectors of transformers, closed-set, segmenting or zero-shot, behind one call."""
+"""Object detectors of transformers behind one interface: closed-set (boxes or masks) and zero-shot."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tdmr1_rewards.builtin.detection.class_names import find_class, match_class, singular
-from tdmr1_rewards.builtin.detection.detections import Detection, UnknownClassError
-from tdmr1_rewards.builtin.optional import first_line
+from tdmr1_rewards.builtin.detection.detections import Box, Detection, UnknownClassError
+from tdmr1_rewards.builtin.optional import download_error, first_line
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 
 SEGMENTERS = ("mask2former", "maskformer")
-"""Model types whose instances are masks, which boxes are drawn around."""
+"""Model types that predict masks; boxes are computed from them."""
 ZERO_SHOT = ("grounding-dino", "mm-grounding-dino", "owlv2", "owlvit")
-"""Model types that are asked in words."""
-NO_LABEL = "N/A"
-"""What COCO's label files call the numbers that they don't use."""
+"""Model types that take class names as text."""
+UNUSED_LABEL = "N/A"
+"""The name of unused class numbers in the label files of COCO."""
 
 
 class CheckpointDetector(ABC):
-    """A loaded detector; `floor` is the confidence, 0 to 1, below which nothing need be answered."""
+    """A loaded detector. It processes `batch_size` images at once and omits confidences below `floor` (0 to 1)."""
 
     def __init__(self, model: Any, processor: Any, *, device: str, batch_size: int, floor: float) -> None:
         self._model, self._processor = model, processor
@@ -35,13 +35,14 @@ class CheckpointDetector(ABC):
 
     @abstractmethod
     def class_in(self, prompt: str) -> str | None:
-        """The detector's own name of what a prompt speaks of first, or None where that can't be told."""
+        """The detector's own name of the first class that a prompt mentions, or None if there is none."""
 
     @abstractmethod
     def detect(self, images: Any, classes: Sequence[Sequence[str]]) -> list[list[Detection]]:
         """See Detector."""
 
     def _run(self, **inputs: Any) -> Any:
+        """The outputs of the network for the inputs of its processor."""
         import torch
 
         with torch.inference_mode():
@@ -49,139 +50,146 @@ class CheckpointDetector(ABC):
 
 
 class ClosedSetDetector(CheckpointDetector):
-    """Finds the classes of its own list."""
+    """Finds the classes of a fixed list."""
 
     def __init__(self, model: Any, processor: Any, *, device: str, batch_size: int, floor: float) -> None:
         super().__init__(model, processor, device=device, batch_size=batch_size, floor=floor)
         labels = model.config.id2label.items()
-        self._labels = {int(index): str(label) for index, label in labels if label != NO_LABEL}
+        self._labels = {int(index): str(label) for index, label in labels if label != UNUSED_LABEL}
 
     def class_of(self, name: str) -> str:
-        """The checkpoint's own label of a class. Raises UnknownClassError if it has none."""
+        """The checkpoint's label of a class. Raises UnknownClassError if it has none."""
         found = match_class(name, self._labels.values())
         if found is None:
             raise UnknownClassError(
-                f"the detector has no {name!r} among its {len(self._labels)} classes",
+                f"the detector does not know the class {name!r} (it knows {len(self._labels)} classes)",
                 close_match_hint(name, self._labels.values()),
+                code="reward-metadata",
+                values={"class": name, "known": sorted(self._labels.values())},
             )
         return found
 
     def class_in(self, prompt: str) -> str | None:
-        """The label of what a prompt speaks of first, or None."""
+        """The label of the first class that a prompt mentions, or None."""
         return find_class(prompt, self._labels.values())
 
     def detect(self, images: Any, classes: Sequence[Sequence[str]]) -> list[list[Detection]]:
         """See Detector."""
-        pictures = [_picture(image) for image in images]
+        converted = [_to_pil(image) for image in images]
         found: list[list[Detection]] = []
-        for start in range(0, len(pictures), self._batch_size):
-            found += self._found(pictures[start : start + self._batch_size])
+        for start in range(0, len(converted), self._batch_size):
+            found += self._detect_all(converted[start : start + self._batch_size])
         return [
             [detection for detection in detections if detection.label in wanted]
             for detections, wanted in zip(found, classes, strict=True)
         ]
 
     @abstractmethod
-    def _found(self, pictures: list[Any]) -> list[list[Detection]]:
-        """Everything in one batch of pictures, surest first."""
+    def _detect_all(self, images: list[Any]) -> list[list[Detection]]:
+        """The objects of all classes in PIL images that are processed at once, highest confidence first."""
 
 
 class BoxDetector(ClosedSetDetector):
     """DETR, RT-DETR, YOLOS and the like: boxes of a fixed list of classes."""
 
-    def _found(self, pictures: list[Any]) -> list[list[Detection]]:
-        outputs = self._run(images=pictures)
-        answers = self._processor.post_process_object_detection(
-            outputs, threshold=self._floor, target_sizes=_sizes(pictures)
+    def _detect_all(self, images: list[Any]) -> list[list[Detection]]:
+        outputs = self._run(images=images)
+        results = self._processor.post_process_object_detection(
+            outputs, threshold=self._floor, target_sizes=_sizes(images)
         )
         return [
             _sorted(
                 Detection(self._labels[label], score, _box(box))
                 for label, score, box in zip(
-                    *(answer[key].tolist() for key in ("labels", "scores", "boxes")), strict=True
+                    *(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True
                 )
                 if label in self._labels
             )
-            for answer in answers
+            for result in results
         ]
 
 
 class MaskDetector(ClosedSetDetector):
-    """Mask2Former and MaskFormer: masks of instances of a fixed list of classes, with boxes drawn around them."""
+    """Mask2Former and MaskFormer: masks of instances of a fixed list of classes, and the boxes around them."""
 
-    def _found(self, pictures: list[Any]) -> list[list[Detection]]:
-        outputs = self._run(images=pictures)
-        answers = self._processor.post_process_instance_segmentation(
-            outputs, threshold=self._floor, target_sizes=_sizes(pictures), return_binary_maps=True
+    def _detect_all(self, images: list[Any]) -> list[list[Detection]]:
+        outputs = self._run(images=images)
+        results = self._processor.post_process_instance_segmentation(
+            outputs, threshold=self._floor, target_sizes=_sizes(images), return_binary_maps=True
         )
-        return [_sorted(self._instances(answer)) for answer in answers]
+        return [_sorted(self._instances(result)) for result in results]
 
-    def _instances(self, answer: Any) -> Iterator[Detection]:
-        # Without any instance, what is called the segmentation is one empty map.
-        for mask, segment in zip(answer["segmentation"], answer["segments_info"], strict=False):
+    def _instances(self, result: Any) -> Iterator[Detection]:
+        """The objects of one post-processed image."""
+        # strict=False: without instances, `segmentation` is one map (H, W) and `segments_info` is empty.
+        for mask, segment in zip(result["segmentation"], result["segments_info"], strict=False):
             if segment["label_id"] in self._labels:
-                inside = mask.cpu().numpy() > 0
+                inside = mask.cpu().numpy() > 0  # (H, W)
                 yield Detection(self._labels[segment["label_id"]], segment["score"], _box_around(inside), mask=inside)
 
 
 class ZeroShotDetector(CheckpointDetector):
-    """Grounding DINO and OWL-ViT: boxes of whatever is named; every class of a picture is asked for by itself."""
+    """Grounding DINO and OWL-ViT: boxes of any class that is given as text. One query for each image and class."""
 
     def class_of(self, name: str) -> str:
-        """The class in the singular: any words will do."""
+        """The name in the singular and in lower case. Every name is a class."""
         return singular(name.strip().lower())
 
     def class_in(self, prompt: str) -> str | None:
-        """None: what a prompt speaks of is not guessed."""
+        """None: there is no list of classes to search the prompt for."""
         return None
 
     def detect(self, images: Any, classes: Sequence[Sequence[str]]) -> list[list[Detection]]:
         """See Detector."""
-        pictures = [_picture(image) for image in images]
-        asked = [(index, name) for index, names in enumerate(classes) for name in dict.fromkeys(names)]
-        found: list[list[Detection]] = [[] for _ in pictures]
-        for start in range(0, len(asked), self._batch_size):
-            chunk = asked[start : start + self._batch_size]
-            for (index, name), answer in zip(chunk, self._answers(pictures, chunk), strict=True):
-                pairs = zip(answer["scores"].tolist(), answer["boxes"].tolist(), strict=True)
+        converted = [_to_pil(image) for image in images]
+        queries = [(index, name) for index, names in enumerate(classes) for name in dict.fromkeys(names)]
+        found: list[list[Detection]] = [[] for _ in converted]
+        for start in range(0, len(queries), self._batch_size):
+            chunk = queries[start : start + self._batch_size]
+            for (index, name), result in zip(chunk, self._process(converted, chunk), strict=True):
+                pairs = zip(result["scores"].tolist(), result["boxes"].tolist(), strict=True)
                 found[index] += [Detection(name, score, _box(box)) for score, box in pairs]
         return [_sorted(detections) for detections in found]
 
-    def _answers(self, pictures: list[Any], asked: Sequence[tuple[int, str]]) -> list[Any]:
-        shown = [pictures[index] for index, _ in asked]
+    def _process(self, images: list[Any], queries: Sequence[tuple[int, str]]) -> list[Any]:
+        """The post-processed result of each query, an index in `images` and a class name."""
+        selected = [images[index] for index, _ in queries]
         if self._model.config.model_type.startswith("owl"):
-            outputs = self._run(images=shown, text=[[f"a photo of a {name}"] for _, name in asked])
+            outputs = self._run(images=selected, text=[[f"a photo of a {name}"] for _, name in queries])
         else:
-            outputs = self._run(images=shown, text=[[name] for _, name in asked], padding=True)
-        answers: list[Any] = self._processor.post_process_grounded_object_detection(
-            outputs, threshold=self._floor, target_sizes=_sizes(shown)
+            outputs = self._run(images=selected, text=[[name] for _, name in queries], padding=True)
+        results: list[Any] = self._processor.post_process_grounded_object_detection(
+            outputs, threshold=self._floor, target_sizes=_sizes(selected)
         )
-        return answers
+        return results
 
 
 def load_detector(source: str, *, device: str, batch_size: int, floor: float = 0.0) -> CheckpointDetector:
-    """A detector of transformers by hub name or folder, on `device`; its kind is told from its config.
+    """The transformers detector with this hub name or folder, on `device`; its config determines the class.
 
-    `batch_size` is how many pictures it sees at once, and `floor` the least confidence that is of interest.
-    Raises Tdmr1Error where the checkpoint can't be had, is no detector, or lacks weights.
+    It processes `batch_size` images at once and omits confidences below `floor`. Raises Tdmr1Error if the checkpoint
+    cannot be loaded, is not a detector, or lacks weights.
     """
     _check_folder(source)
     import transformers
 
-    config = _fetched(transformers.AutoConfig, source)
-    kind, loader, processor = _kind(config, source)
-    model, told = _fetched(loader, source, output_loading_info=True)
-    missing = sorted(key for key in told["missing_keys"] if not key.endswith("num_batches_tracked"))
+    config = _load(transformers.AutoConfig, source)
+    detector_class, model_loader, processor_loader = _classes_for(config, source)
+    model, loaded = _load(model_loader, source, output_loading_info=True)
+    missing = sorted(key for key in loaded["missing_keys"] if not key.endswith("num_batches_tracked"))
     if missing:
         raise Tdmr1Error(
-            f"the detector {source} has no weights for {len(missing)} of its parts, such as {missing[0]}",
+            f"the detector {source} lacks {len(missing)} weights, such as {missing[0]}",
             f"name a checkpoint that was trained as a {type(model).__name__}",
+            code="reward-weights",
+            values={"source": source, "missing": missing},
         )
-    return kind(model.eval().to(device), _fetched(processor, source), device=device, batch_size=batch_size, floor=floor)
+    processor = _load(processor_loader, source)
+    return detector_class(model.eval().to(device), processor, device=device, batch_size=batch_size, floor=floor)
 
 
-def _kind(config: Any, source: str) -> tuple[type[CheckpointDetector], Any, Any]:
-    """The class for a config, and what its model and its processor are loaded with."""
+def _classes_for(config: Any, source: str) -> tuple[type[CheckpointDetector], Any, Any]:
+    """The detector class for a config, and the transformers classes that load its model and its processor."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
@@ -192,71 +200,76 @@ def _kind(config: Any, source: str) -> tuple[type[CheckpointDetector], Any, Any]
     if config.model_type in SEGMENTERS:
         return MaskDetector, transformers.AutoModelForUniversalSegmentation, transformers.AutoImageProcessor
     raise Tdmr1Error(
-        f"{source} is a {config.model_type} model, which finds no objects",
+        f"{source} is a {config.model_type} model, not a supported object detector",
         "name an object detector such as DETR, RT-DETR, YOLOS, Mask2Former, Grounding DINO or OWLv2",
+        code="reward-weights",
+        values={"source": source, "model_type": config.model_type},
     )
 
 
 def _check_folder(source: str) -> None:
+    """Raise Tdmr1Error if `source` is a folder without a config, or a path that is no folder."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise Tdmr1Error(f"the folder {source} holds no config.json", "name what save_pretrained has written")
+            raise Tdmr1Error(
+                f"the detector folder {source} has no config.json",
+                "name a folder that was written by save_pretrained",
+                code="reward-weights",
+                values={"source": source},
+            )
     elif path.exists() or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise Tdmr1Error(f"there is no folder {source!r} with a detector", "check the path, or give a hub name")
+        raise Tdmr1Error(
+            f"there is no folder {source!r} with a detector",
+            "check the path, or give a hub name",
+            code="file-missing",
+            values={"path": source},
+        )
 
 
-def _fetched(loader: Any, source: str, **settings: Any) -> Any:
-    """What a loader of transformers makes of a source; what goes wrong is told as a sentence."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
+def _load(loader: Any, source: str, **settings: Any) -> Any:
+    """Call `loader.from_pretrained` for a hub name or folder. Raises Tdmr1Error if it fails."""
     path = Path(source).expanduser()
     try:
         return loader.from_pretrained(str(path) if path.is_dir() else source, **settings)
     except Exception as error:
         if path.is_dir():
             raise Tdmr1Error(
-                f"the detector in {source} can't be loaded: {first_line(error)}", "save model and processor together"
+                f"the detector in {source} cannot be loaded: {first_line(error)}",
+                "save the model and its processor to the same folder with save_pretrained",
+                code="reward-weights",
+                values={"source": source, "error": first_line(error)},
             ) from error
-        causes = list(_causes(error))
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            raise Tdmr1Error(f"the hub gives {source} to members only", "accept its terms and log in") from error
-        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            raise Tdmr1Error(
-                f"the hub has no model {source!r}", "check the name, or log in if it is private"
-            ) from error
-        raise Tdmr1Error(
-            f"the detector {source} is not on this machine and can't be fetched: {first_line(error)}",
-            "connect once, or name a folder with the option 'detector'; small worlds need none (`detector: blobs`)",
-        ) from error
+        hint = (
+            "run once with a connection, or name a folder with the option 'detector'; "
+            "`detector: blobs` needs no checkpoint"
+        )
+        raise download_error(source, error, hint) from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _picture(image: Any) -> Any:
+def _to_pil(image: Any) -> Any:
+    """A PIL image from a PIL image or a uint8 array (H, W, 3)."""
     from PIL import Image
 
     return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
-def _sizes(pictures: Sequence[Any]) -> list[tuple[int, int]]:
-    return [(picture.height, picture.width) for picture in pictures]
+def _sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
+    """The height and width of PIL images."""
+    return [(image.height, image.width) for image in images]
 
 
-def _sorted(detections: Any) -> list[Detection]:
+def _sorted(detections: Iterable[Detection]) -> list[Detection]:
+    """Highest confidence first."""
     return sorted(detections, key=lambda detection: -detection.score)
 
 
-def _box(edges: Sequence[float]) -> tuple[float, float, float, float]:
+def _box(edges: Sequence[float]) -> Box:
     left, top, right, bottom = edges
     return left, top, right, bottom
 
 
-def _box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """The box around the pixels of a mask (H, W) that holds at least one."""
+def _box_around(mask: np.ndarray) -> Box:
+    """The box around the pixels of a mask (H, W) that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

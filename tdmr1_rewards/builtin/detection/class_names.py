@@ -1,4 +1,4 @@
-"""One class of objects under its many names: case, plurals, spaces, and what COCO's label files call it."""
+"""Matches names of object classes: case, plurals, spaces, and synonyms in the label files of datasets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SYNONYMS = (
     ("bicycle", "bike"),
     ("shape", "object"),
 )
-"""Names of one thing: GenEval's first, then those of COCO's, VOC's and other label files."""
+"""Names of one class: GenEval's first, then those in the label files of COCO, VOC and other datasets."""
 IRREGULAR = {
     "people": "person",
     "knives": "knife",
@@ -43,29 +43,29 @@ IRREGULAR = {
     "men": "man",
     "women": "woman",
 }
-"""Plurals that are more than an added s, and names that look like plurals."""
-MOST_WORDS = 4
-"""Of a class's name, where one is looked for in a text."""
-MIN_LIKENESS = 0.9
-"""How like a known name (difflib's ratio, 0 to 1) a misspelt one must be to be taken for it: "motorcyle", not "bat"."""
+"""Singular forms that the rules of `singular` do not produce."""
+MAX_WORDS = 4
+"""The longest class name, in words, that is searched for in a text."""
+MIN_SIMILARITY = 0.9
+"""The lowest similarity (difflib's ratio, 0 to 1) of a misspelled name and a known one, such as "motorcyle"."""
 
 
 def match_class(name: str, known: Iterable[str]) -> str | None:
-    """The one of the `known` names that means the same class, or None.
+    """The name among `known` that means the same class, or None.
 
-    Case, plural, spaces and hyphens make no difference; a known name may be a list of synonyms ("tv, television").
-    Failing that, a synonym from SYNONYMS, and last the known name that is nearly spelt like it.
+    Case, plural, spaces and hyphens are ignored. A known name may be a list of synonyms ("tv, television"). An equal
+    name is preferred, then a synonym from SYNONYMS, then the most similar spelling (see MIN_SIMILARITY).
     """
     names = _by_key(known)
-    alike = difflib.get_close_matches(_key(name), names, n=1, cutoff=MIN_LIKENESS)
-    return names.get(_key(name)) or (names[alike[0]] if alike else None)
+    similar = difflib.get_close_matches(_key(name), names, n=1, cutoff=MIN_SIMILARITY)
+    return names.get(_key(name)) or (names[similar[0]] if similar else None)
 
 
 def find_class(text: str, known: Iterable[str]) -> str | None:
-    """The first class that a text names, as one of the `known` names; of two at one place, that of more words."""
+    """The name among `known` of the first class that a text mentions, or None; at one position, the longest name."""
     names, words = _by_key(known), re.findall(r"[a-z0-9]+", text.lower())
     for start in range(len(words)):
-        for end in range(min(start + MOST_WORDS, len(words)), start, -1):
+        for end in range(min(start + MAX_WORDS, len(words)), start, -1):
             found = names.get(_key(" ".join(words[start:end])))
             if found is not None:
                 return found
@@ -73,7 +73,7 @@ def find_class(text: str, known: Iterable[str]) -> str | None:
 
 
 def singular(name: str) -> str:
-    """An English noun in the singular, by its last word: rules and the exceptions in IRREGULAR."""
+    """The singular of an English noun. The last word decides, by IRREGULAR and then by rules."""
     first, space, last = name.rpartition(" ")
     if last in IRREGULAR:
         last = IRREGULAR[last]
@@ -85,20 +85,20 @@ def singular(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """A name without case, plural, spaces and hyphens."""
+    """The name in lower case and singular, without spaces, hyphens and other punctuation."""
     words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
     return singular(words).replace(" ", "")
 
 
 def _by_key(known: Iterable[str]) -> dict[str, str]:
-    """Each of the names by its key, and by those of its synonyms that are no name of their own."""
+    """Maps keys to the known names: the key of each name, and the keys of its synonyms that are not known names."""
     names: dict[str, str] = {}
     for entry in known:
         for part in (entry, *entry.split(",")):
             names.setdefault(_key(part), entry)
     for synonyms in SYNONYMS:
         keys = [_key(synonym) for synonym in synonyms]
-        own = [names[key] for key in keys if key in names]
-        if own:
-            names = {**dict.fromkeys(keys, own[0]), **names}
+        present = [names[key] for key in keys if key in names]
+        if present:
+            names = {**dict.fromkeys(keys, present[0]), **names}
     return names

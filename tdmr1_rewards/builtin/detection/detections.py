@@ -1,4 +1,4 @@
-"""What a detector answers, and which of its answers count: plain records and GenEval's filters."""
+"""Records of detected objects, the interface of a detector, and GenEval's filters of detections."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from tdmr1_rewards.errors import Tdmr1Error
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the image, y downwards."""
+"""Left, top, right, bottom in pixels of the image; y points down."""
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object that was found: its class as the detector calls it, how sure it is (0 to 1), and where it lies.
+    """One detected object: the detector's name of its class, the confidence (0 to 1), and the box.
 
-    `mask` is a bool array (H, W) of the object's pixels if the detector draws one, and `colour` one of GenEval's
-    ten colours if the detector tells it.
+    `mask` is a bool array (H, W) of the object's pixels if the detector segments objects. `colour` is one of GenEval's
+    ten colors if the detector determines it.
     """
 
     label: str
@@ -28,30 +28,29 @@ class Detection:
     mask: np.ndarray | None = None
     colour: str | None = None
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """The detection as plain data, for people and for drawing: box, label and score."""
-        drawn: dict[str, Any] = {"box": [round(float(edge), 2) for edge in self.box], "label": self.label}
+    def document(self) -> dict[str, Any]:
+        """The detection as plain data, without the mask."""
+        data: dict[str, Any] = {"box": [round(float(edge), 2) for edge in self.box], "label": self.label}
         if self.colour is not None:
-            drawn["colour"] = self.colour
-        return {**drawn, "score": round(float(self.score), 4)}
+            data["colour"] = self.colour
+        return {**data, "score": round(float(self.score), 4)}
 
 
 class UnknownClassError(Tdmr1Error):
-    """A class of objects that a detector was not made for."""
+    """The detector does not know the class of objects that a prompt or its metadata names."""
 
 
 class Detector(Protocol):
-    """Finds objects of named classes in pictures."""
+    """Finds objects of given classes in images."""
 
     def class_of(self, name: str) -> str:
         """The detector's own name of a class. Raises UnknownClassError if it has none."""
 
     def class_in(self, prompt: str) -> str | None:
-        """The detector's own name of what a prompt speaks of first, or None where that can't be told."""
+        """The detector's own name of the first class that a prompt mentions, or None if there is none."""
 
     def detect(self, images: Any, classes: Sequence[Sequence[str]]) -> list[list[Detection]]:
-        """All objects of each image's `classes`, named as `class_of` does, surest first.
+        """For each image, all objects of its `classes` (names from `class_of`), highest confidence first.
 
         `images` are N PIL RGB images, or one uint8 array (N, H, W, 3).
         """
@@ -60,10 +59,10 @@ class Detector(Protocol):
 def strongest(
     detections: Iterable[Detection], *, threshold: float, limit: int, max_overlap: float = 1.0
 ) -> dict[str, list[Detection]]:
-    """By class, surest first: those above `threshold`, of these the `limit` surest, less those that overlap.
+    """The filtered detections of each class, highest confidence first.
 
-    With `max_overlap` below 1, an object is dropped if its overlap (intersection over union) with a surer one of its
-    class that is kept is that much or more. The order of the three steps is GenEval's (arXiv 2310.11513).
+    Three steps, in GenEval's order (arXiv 2310.11513): keep those above `threshold`, keep the `limit` most confident of
+    each class, apply non-maximum suppression with `max_overlap` (see `suppress`).
     """
     by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda item: -item.score):
@@ -75,7 +74,10 @@ def strongest(
 
 
 def suppress(detections: Sequence[Detection], max_overlap: float) -> list[Detection]:
-    """Non-maximum suppression: in the given order, what overlaps no kept one by `max_overlap` or more; 1 is off."""
+    """Non-maximum suppression of detections in descending confidence.
+
+    A detection is dropped if its overlap with a kept one is `max_overlap` or more; at 1, all are kept.
+    """
     if max_overlap >= 1:
         return list(detections)
     kept: list[Detection] = []
@@ -89,6 +91,6 @@ def overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, 0 to 1; 0 if both are empty."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union > 0 else 0.0
+    intersection = max(width, 0.0) * max(height, 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    return intersection / union if union > 0 else 0.0

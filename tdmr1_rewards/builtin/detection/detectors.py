@@ -1,4 +1,4 @@
-"""Which detector judges a picture: blobs in small worlds, a checkpoint of transformers elsewhere."""
+"""Selects the detector for a batch: blobs for small images, else a checkpoint of transformers."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ BLOBS = "blobs"
 
 
 class DetectorOptions(RewardOptions):
-    """Options of every reward that looks for objects."""
+    """Options shared by all rewards that detect objects."""
 
     detector: str = Field(
         AUTO,
         min_length=1,
-        description="blobs: connected areas of one hue on a grey background; or a detector of transformers by hub name "
-        f"or folder; auto: blobs for pictures of at most {MAX_SIDE} pixels a side, else the reward's own checkpoint",
+        description="blobs: connected areas of one hue on a gray background; or hub name or folder of a transformers "
+        f"detector; auto: blobs if no side of an image is longer than {MAX_SIDE} pixels, else the default checkpoint "
+        "of the reward",
     )
-    min_area: float = Field(6.0, gt=0, description="smallest blob, in pixels at the image's own size")
+    min_area: float = Field(6.0, gt=0, description="blobs: smallest area of an object, in pixels")
     max_overlap: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="boxes of one class that share this part of their union are one object (the surer one); 1: never",
+        description="two boxes of one class whose intersection over union reaches this count as one object, the more "
+        "confident one; 1: never",
     )
-    batch_size: int = Field(8, ge=1, description="pictures that a checkpoint sees at once; sets the memory it takes")
+    batch_size: int = Field(
+        8, ge=1, description="images in one forward pass of a checkpoint; a smaller value needs less memory"
+    )
 
 
 class DetectorChoice:
-    """The detector for each batch of pictures; a checkpoint is loaded once, when it is first needed.
+    """Selects the detector for each batch of images. A checkpoint is loaded once, when it is first needed.
 
-    `default` is the checkpoint that `auto` means for large pictures, `floor` the least confidence of interest.
+    `default` is the checkpoint that `auto` uses for large images, `floor` the lowest confidence that is reported.
     """
 
     def __init__(self, options: DetectorOptions, default: str, floor: float) -> None:
@@ -49,19 +53,20 @@ class DetectorChoice:
         self._checkpoint: Detector | None = None
 
     def set_up(self, device: str) -> None:
-        """Note the device, and load the checkpoint if it is sure to be needed. Raises Tdmr1Error if that fails."""
+        """Set the torch device; load the checkpoint if the options name one. Raises Tdmr1Error if loading fails."""
         self._device = device
         if self._options.detector not in (AUTO, BLOBS):
-            self._loaded()
+            self._load()
 
     def for_images(self, images: Any) -> Detector:
-        """The detector for N PIL images or one uint8 array (N, H, W, 3). Raises Tdmr1Error if it can't be loaded."""
+        """The detector for N PIL images or one uint8 array (N, H, W, 3). Raises Tdmr1Error if loading it fails."""
         small = all(max(_size(image)) <= MAX_SIDE for image in images)
         if self._options.detector == BLOBS or (self._options.detector == AUTO and small):
             return self._blobs
-        return self._loaded()
+        return self._load()
 
-    def _loaded(self) -> Detector:
+    def _load(self) -> Detector:
+        """The checkpoint, loaded at the first call."""
         if self._checkpoint is None:
             from tdmr1_rewards.builtin.detection.checkpoints import load_detector
 

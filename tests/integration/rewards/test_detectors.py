@@ -1,4 +1,4 @@
-"""Rewards with genuine detectors of transformers: one that has learnt to see, and one of every other kind."""
+"""Rewards with transformers detectors: one that is trained here, and an untrained one of every kind."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import tiny_checkpoints, tiny_detector
+from support.errors import raises
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.builtin.detection.checkpoints import load_detector
-from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS, ClipColours, cut_out
+from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS, ClipColours, crop_object
 from tdmr1_rewards.builtin.detection.detections import Detection, UnknownClassError, overlap, strongest
 from tdmr1_rewards.builtin.geneval import GenEval, GenEvalOptions
-from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.builtin.object_count import NO_NUMBER, ObjectCount, ObjectCountOptions
 
 pytestmark = pytest.mark.integration
 
 STEPS = 300
-"""Of the learned detector's training: about half a minute of one core."""
+"""Training steps of the detector: about half a minute on one core."""
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """The folder of a detector of red, green, blue and yellow shapes."""
-    folder = tmp_path_factory.mktemp("learned")
+def trained(tmp_path_factory):
+    """The folder of a trained detector of red, green, blue and yellow shapes."""
+    folder = tmp_path_factory.mktemp("trained")
     tiny_detector.train(folder, steps=STEPS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    """300 scenes that it was not trained on, and their pictures."""
+    """300 scenes that are not in the training data, and their images."""
     return tiny_detector.scenes_and_images(300, seed=7)
 
 
@@ -51,46 +51,46 @@ def batch_of(images, metadata, prompts=None):
     )
 
 
-def asking(thing, count):
+def request(thing, count):
     return {"include": [{"class": thing, "count": count}]}
 
 
-def test_a_learned_detector_counts(learned, scenes):
+def test_a_trained_detector_counts(trained, scenes):
     images = scenes[1]
     first = [scene.objects[0].colour for scene in scenes[0]]
     truth = [
         sum(item.colour == colour for item in scene.objects) for colour, scene in zip(first, scenes[0], strict=True)
     ]
-    reward = ObjectCount(ObjectCountOptions(detector=str(learned), score="exact", batch_size=64))
+    reward = ObjectCount(ObjectCountOptions(detector=str(trained), score="exact", batch_size=64))
     reward.setup("cpu")
 
     def right(counts):
-        return reward(batch_of(images, [asking(f"{c} shapes", n) for c, n in zip(first, counts, strict=True)]))
+        return reward(batch_of(images, [request(f"{c} shapes", n) for c, n in zip(first, counts, strict=True)]))
 
     result = right(truth)
     by_count = {n: np.mean([s for s, m in zip(result.scores, truth, strict=True) if m == n]) for n in range(1, 5)}
     print(f"count right in {np.mean(result.scores):.3f} of {len(truth)};", {n: f"{v:.2f}" for n, v in by_count.items()})
-    # Chance: one object is asked for most often, in 47 % of the scenes.
+    # Chance level: 0.47, the fraction of scenes with the most frequent count, one object.
     assert np.mean(result.scores) >= 0.8
-    assert all(told["found"] == len(told["boxes"]) for told in result.details)
+    assert all(details["found"] == len(details["boxes"]) for details in result.details)
     assert np.mean(right([count % 4 + 1 for count in truth]).scores) <= 0.15
 
 
-def test_its_boxes_lie_where_the_objects_are(learned, scenes):
-    detector = load_detector(str(learned), device="cpu", batch_size=64)
+def test_its_boxes_overlap_the_objects(trained, scenes):
+    detector = load_detector(str(trained), device="cpu", batch_size=64)
     overlaps = []
     for scene, found in zip(scenes[0], detector.detect(scenes[1], [tiny_detector.CLASSES] * 300), strict=True):
-        sure = [item for members in strongest(found, threshold=0.5, limit=100).values() for item in members]
+        confident = [item for members in strongest(found, threshold=0.5, limit=100).values() for item in members]
         for item in scene.objects:
             box = tiny_detector.box_of(item)
-            overlaps.append(max((overlap(box, seen.box) for seen in sure), default=0.0))
+            overlaps.append(max((overlap(box, seen.box) for seen in confident), default=0.0))
     print(f"mean overlap with the truth {np.mean(overlaps):.3f} of {len(overlaps)} objects")
     assert np.mean(overlaps) >= 0.4
 
 
-def test_geneval_judges_positions_with_it(learned, scenes):
+def test_geneval_checks_positions_with_it(trained, scenes):
     pairs = [(i, scene) for i, scene in enumerate(scenes[0]) if scene.relation]
-    reward = GenEval(GenEvalOptions(detector=str(learned), score="strict", batch_size=64))
+    reward = GenEval(GenEvalOptions(detector=str(trained), score="strict", batch_size=64))
 
     def scores(opposite):
         metadata = []
@@ -107,19 +107,19 @@ def test_geneval_judges_positions_with_it(learned, scenes):
     assert wrong <= 0.05
 
 
-def test_what_the_detector_does_not_know(learned, scenes):
-    reward = ObjectCount(ObjectCountOptions(detector=str(learned)))
-    with pytest.raises(Tdmr1Error, match="no 'dog' among its 4 classes") as caught:
-        reward(batch_of(scenes[1][:1], [asking("dog", 1)]))
+def test_a_class_that_the_detector_does_not_know(trained, scenes):
+    reward = ObjectCount(ObjectCountOptions(detector=str(trained)))
+    with raises("reward-metadata", **{"class": "dog"}) as caught:
+        reward(batch_of(scenes[1][:1], [request("dog", 1)]))
     assert caught.value.hint == "known: blue shape, green shape, red shape, yellow shape"
-    result = reward(batch_of(scenes[1][:3], [asking("dog", 1), asking("Red Shape", 1), {}], ["", "", "no number"]))
+    result = reward(batch_of(scenes[1][:3], [request("dog", 1), request("Red Shape", 1), {}], ["", "", "no number"]))
     assert result.scores[0] is None
     assert "'dog'" in result.details[0]["reason"]
     assert result.details[1]["class"] == "red shape"
-    assert result.details[2] == {"reason": "no number is asked for"}
+    assert result.details[2] == {"reason": NO_NUMBER}
     words = reward(batch_of(scenes[1][:2], [{}, {}], ["three red shapes", "two dogs"]))
     assert (words.details[0]["asked"], words.details[0]["class"]) == (3, "red shape")
-    assert "names no class" in words.details[1]["reason"]
+    assert "mentions no class" in words.details[1]["reason"]
 
 
 KINDS = ("yolos", "rt_detr_v2", "mask2former", "owlv2", "grounding_dino")
@@ -127,38 +127,40 @@ KINDS = ("yolos", "rt_detr_v2", "mask2former", "owlv2", "grounding_dino")
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """One untrained directory of every kind."""
+    """One untrained checkpoint of every kind."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return {kind: getattr(tiny_checkpoints, kind)(folder / kind) for kind in (*KINDS, "clip")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_detector_answers(checkpoints, scenes, kind):
+def test_every_kind_of_detector_returns_detections(checkpoints, scenes, kind):
     reward = ObjectCount(ObjectCountOptions(detector=str(checkpoints[kind]), threshold=0.001, batch_size=2))
     reward.setup("cpu")
     images = [Image.fromarray(image).resize((40, 30)) for image in scenes[1][:3]]
-    result = reward(batch_of(images, [asking("circle", 1), asking("square", 2), {}], ["", "", "a picture"]))
+    result = reward(batch_of(images, [request("circle", 1), request("square", 2), {}], ["", "", "an image"]))
     assert result.scores[2] is None
-    boxes = [box for told in result.details[:2] for box in told["boxes"]]
-    assert boxes, "an untrained detector is sure of nothing, but the threshold is next to nothing"
+    boxes = [box for details in result.details[:2] for box in details["boxes"]]
+    assert boxes, "an untrained detector has low confidence, but the threshold is almost 0"
     assert {box["label"] for box in boxes} <= {"circle", "square"}
     assert all(0 < box["score"] <= 1 for box in boxes)
-    again = reward(batch_of(images, [asking("circle", 1), asking("square", 2), {}], ["", "", "a picture"]))
+    again = reward(batch_of(images, [request("circle", 1), request("square", 2), {}], ["", "", "an image"]))
     assert again.scores == result.scores
 
 
-def test_a_pictures_answer_does_not_depend_on_its_neighbours(checkpoints, scenes):
+def test_the_detections_of_an_image_do_not_depend_on_the_batch(checkpoints, scenes):
     for kind in KINDS:
         alone = load_detector(str(checkpoints[kind]), device="cpu", batch_size=1)
         together = load_detector(str(checkpoints[kind]), device="cpu", batch_size=4)
-        asked = [["circle", "square"], ["square"], ["triangle"], []]
-        for one, other in zip(alone.detect(scenes[1][:4], asked), together.detect(scenes[1][:4], asked), strict=True):
+        classes = [["circle", "square"], ["square"], ["triangle"], []]
+        for one, other in zip(
+            alone.detect(scenes[1][:4], classes), together.detect(scenes[1][:4], classes), strict=True
+        ):
             assert [item.label for item in one] == [item.label for item in other]
             assert np.allclose([item.score for item in one], [item.score for item in other], atol=1e-5)
             assert np.allclose([item.box for item in one], [item.box for item in other], atol=1e-3)
 
 
-def test_masks_come_with_the_boxes_around_them(checkpoints, scenes):
+def test_the_boxes_of_masks_enclose_them(checkpoints, scenes):
     detector = load_detector(str(checkpoints["mask2former"]), device="cpu", batch_size=2, floor=0.001)
     found = [item for items in detector.detect(scenes[1][:2], [world.SHAPES] * 2) for item in items]
     assert found
@@ -170,7 +172,7 @@ def test_masks_come_with_the_boxes_around_them(checkpoints, scenes):
         assert item.mask[:, right - 1].any()
 
 
-def test_a_zero_shot_detector_is_asked_in_any_words(checkpoints):
+def test_a_zero_shot_detector_takes_any_class_name(checkpoints):
     detector = load_detector(str(checkpoints["owlv2"]), device="cpu", batch_size=2)
     assert detector.class_of("Red Circles") == "red circle"
     assert detector.class_in("three circles") is None
@@ -178,19 +180,16 @@ def test_a_zero_shot_detector_is_asked_in_any_words(checkpoints):
         load_detector(str(checkpoints["yolos"]), device="cpu", batch_size=2).class_of("red circle")
 
 
-def test_what_cannot_be_loaded_is_told_in_a_sentence(checkpoints, tmp_path):
-    def problem(source):
-        with pytest.raises(Tdmr1Error) as caught:
+def test_a_detector_that_cannot_be_loaded_is_an_error(checkpoints, tmp_path):
+    def check(source, code, **values):
+        with raises(code, **values) as caught:
             ObjectCount(ObjectCountOptions(detector=str(source))).setup("cpu")
         assert caught.value.hint
-        return caught.value.message
 
-    assert problem(tmp_path / "nothing") == f"there is no folder '{tmp_path / 'nothing'}' with a detector"
-    assert problem(tmp_path) == f"the folder {tmp_path} holds no config.json"
-    assert problem(checkpoints["clip"]) == f"{checkpoints['clip']} is a clip model, which finds no objects"
-    assert problem("nobody/nothing").startswith(
-        "the detector nobody/nothing is not on this machine and can't be fetched"
-    )
+    check(tmp_path / "nothing", "file-missing", path=str(tmp_path / "nothing"))
+    check(tmp_path, "reward-weights", source=str(tmp_path))
+    check(checkpoints["clip"], "reward-weights", source=str(checkpoints["clip"]), model_type="clip")
+    check("nobody/nothing", "hub-unavailable", name="nobody/nothing")
     partial = tmp_path / "partial"
     partial.mkdir()
     for file in checkpoints["yolos"].iterdir():
@@ -198,11 +197,11 @@ def test_what_cannot_be_loaded_is_told_in_a_sentence(checkpoints, tmp_path):
     weights = load_file(partial / "model.safetensors")
     dropped = next(name for name in weights if name.startswith("bbox_predictor"))
     save_file({k: v for k, v in weights.items() if k != dropped}, partial / "model.safetensors", {"format": "pt"})
-    assert problem(partial) == f"the detector {partial} has no weights for 1 of its parts, such as {dropped}"
+    check(partial, "reward-weights", source=str(partial), missing=[dropped])
     (partial / "model.safetensors").unlink()
-    assert problem(partial).startswith(f"the detector in {partial} can't be loaded: ")
+    check(partial, "reward-weights", source=str(partial))
     (partial / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
-    assert problem(partial).startswith(f"the detector in {partial} can't be loaded: ")
+    check(partial, "reward-weights", source=str(partial))
 
 
 INKS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -210,7 +209,7 @@ EMBEDDINGS = dict(zip(COLOUR_WORDS, torch.eye(10), strict=True))
 
 
 class PaletteClip:
-    """Stands for a CLIP that embeds a picture as the nearest ink to its mean colour, and a text as its colour word."""
+    """A fake CLIP: the embedding of an image is the color nearest to its mean, that of a text its color word."""
 
     logit_scale = 1.0
 
@@ -223,7 +222,7 @@ class PaletteClip:
         return torch.stack([EMBEDDINGS[min(INKS, key=lambda name: np.abs(mean - INKS[name]).sum())] for mean in means])
 
 
-def test_colours_are_those_of_the_crops():
+def test_colours_are_classified_by_crops():
     image = np.full((20, 40, 3), 255, np.uint8)
     image[5:15, 2:12] = (255, 0, 0)
     image[5:15, 22:32] = (0, 0, 255)
@@ -231,29 +230,29 @@ def test_colours_are_those_of_the_crops():
     clip = PaletteClip()
     colours = ClipColours("unused")
     colours._model = clip
-    assert colours.name(Image.fromarray(image), found * 7, "car") == ["red", "blue", "white"] * 7
+    assert colours.classify(Image.fromarray(image), found * 7, "car") == ["red", "blue", "white"] * 7
     assert clip.texts[:3] == ["a photo of a red car", "a photo of a red-colored car", "a photo of a red object"]
     assert len(clip.texts) == 30
 
 
-def test_what_is_not_the_object_is_grey():
+def test_pixels_outside_the_mask_are_gray():
     image = np.full((10, 10, 3), 255, np.uint8)
     mask = np.zeros((10, 10), bool)
     mask[2:6, 3:5] = True
-    cut = np.asarray(cut_out(Image.fromarray(image), Detection("car", 0.9, (3, 2, 7, 6), mask)))
+    cut = np.asarray(crop_object(Image.fromarray(image), Detection("car", 0.9, (3, 2, 7, 6), mask)))
     assert cut.shape == (4, 4, 3)
     assert (cut[:, :2] == 255).all()
     assert (cut[:, 2:] == 0x99).all()
 
 
-def test_a_clip_of_transformers_names_colours_for_geneval(checkpoints, scenes):
+def test_a_transformers_clip_classifies_colours_for_geneval(checkpoints, scenes):
     options = GenEvalOptions(
         detector=str(checkpoints["mask2former"]), colour_model=str(checkpoints["clip"]), threshold=0.001
     )
     reward = GenEval(options)
     reward.setup("cpu")
-    asked = {"tag": "colors", "include": [{"class": shape, "count": 1, "color": "red"} for shape in world.SHAPES]}
-    (told,) = reward(batch_of(scenes[1][:1], [asked])).details
-    seen = {entry["found"].split(" ", 1)[-1] for entry in told["conditions"] if entry["condition"] == "colour"}
+    metadata = {"tag": "colors", "include": [{"class": shape, "count": 1, "color": "red"} for shape in world.SHAPES]}
+    (details,) = reward(batch_of(scenes[1][:1], [metadata])).details
+    seen = {entry["found"].split(" ", 1)[-1] for entry in details["conditions"] if entry["condition"] == "colour"}
     assert seen <= {*COLOUR_WORDS, "none"}
     assert seen != {"none"}

@@ -8,7 +8,7 @@ import pytest
 from support.rendered_words import KINDS, WORDS, rendered_words
 
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.builtin.example_images import draw_text, written_words
+from tdmr1_rewards.builtin.example_images import draw_text, shop_signs
 from tdmr1_rewards.builtin.ocr_match import OcrMatch, OcrMatchOptions
 
 pytestmark = pytest.mark.integration
@@ -57,7 +57,7 @@ def test_an_empty_picture_scores_nothing():
 
 
 def test_the_shipped_examples_are_told_apart():
-    examples = written_words()
+    examples = shop_signs()
     texts = [example.prompt.split('"')[1] for example in examples]
     scores = read([example.image for example in examples], texts).scores
     assert min(s for s, e in zip(scores, examples, strict=True) if e.good) == 1.0

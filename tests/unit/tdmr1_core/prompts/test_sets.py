@@ -1,11 +1,12 @@
-"""Generated prompts: stable, distinct, with nothing of the held-out ones among the training ones."""
+"""Prompt sets: stable, distinct, without overlap of training and held-out prompts; prompt files."""
 
 import hashlib
 
 import pytest
+from support.errors import raises
 
 from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts
-from tdmr1_rewards.builtin.ocr_match import find_targets, normalise
+from tdmr1_rewards.builtin.ocr_match import find_targets, normalize
 
 pytestmark = pytest.mark.unit
 
@@ -15,11 +16,11 @@ STABLE = {
     "scenes": (1920, "7b6cddf1cc02"),
     "scenes-held-out": (256, "74fdeb8060e3"),
 }
-"""How many prompts, and the first digits of the hash of all of them: a run's prompts must not change by themselves."""
+"""The number of prompts and the start of a hash of all of them: the prompts of a run must never change."""
 
 
 @pytest.mark.parametrize("name", STABLE)
-def test_prompts_are_distinct_and_stay_what_they_are(name):
+def test_prompts_are_distinct_and_never_change(name):
     texts = [prompt.text for prompt in load_prompts(name, "photo")]
     assert len(set(texts)) == len(texts)
     assert (len(texts), hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]) == STABLE[name]
@@ -27,20 +28,20 @@ def test_prompts_are_distinct_and_stay_what_they_are(name):
 
 
 @pytest.mark.parametrize("name", ["ocr", "scenes"])
-def test_the_held_out_companion_shares_no_prompt(name):
+def test_the_held_out_set_shares_no_prompt(name):
     assert held_out_companion(name, "photo") == f"{name}-held-out"
     training, held_out = ({p.text for p in load_prompts(s, "photo")} for s in (name, f"{name}-held-out"))
     assert not training & held_out
 
 
-def test_the_reward_finds_the_text_in_the_prompt_as_in_the_metadata():
+def test_the_reward_finds_the_same_text_in_prompt_and_metadata():
     for name, domain in (("ocr", "photo"), ("ocr-held-out", "photo"), ("ocr", "words")):
         for prompt in load_prompts(name, domain):
-            assert find_targets(prompt.text, {}).texts == (normalise(prompt.metadata["text"]),)
-            assert find_targets(prompt.text, prompt.metadata).texts == (normalise(prompt.metadata["text"]),)
+            assert find_targets(prompt.text, {}).texts == (normalize(prompt.metadata["text"]),)
+            assert find_targets(prompt.text, prompt.metadata).texts == (normalize(prompt.metadata["text"]),)
 
 
-def test_texts_and_scenes_of_the_held_out_set_are_not_trained_on():
+def test_held_out_texts_and_scenes_occur_in_no_training_prompt():
     def parts(name):
         prompts = load_prompts(name, "photo")
         texts = {p.metadata["text"] for p in prompts}
@@ -80,7 +81,30 @@ def test_each_domain_has_its_own_sets():
     assert "ocr" not in PROMPT_SETS["tiny"]
 
 
-def test_the_words_of_the_embedded_world_are_three_quarters_trained_on():
+def test_a_quarter_of_the_words_of_the_embedded_world_is_held_out():
     trained, held_out = (load_prompts(name, "words") for name in ("ocr", held_out_companion("ocr", "words")))
     assert (len(trained), len(held_out)) == (384, 128)
     assert not {prompt.text for prompt in trained} & {prompt.text for prompt in held_out}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "values"),
+    [
+        ("a.txt", b"\n \n", "prompts-empty", {}),
+        ("a.txt", b"a cat\n\xff\xfe", "prompts-unreadable", {"where": "byte 6"}),
+        ("a.txt", b"a cat\na\0dog\n", "prompts-unreadable", {"where": "line 2"}),
+        ("a.jsonl", b'{"prompt": "a cat"}\n{"text": "a dog"}\n', "prompt-invalid", {"line": 2}),
+        ("a.jsonl", b"[]\n", "prompt-invalid", {"line": 1}),
+    ],
+)
+def test_wrong_prompt_files(tmp_path, name, content, code, values):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with raises(code, path=str(path), **values):
+        load_prompts(str(path), "photo")
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch.txt"])
+def test_unknown_prompt_sets(name):
+    with raises("prompts-unknown", name=name, domain="tiny"):
+        load_prompts(name, "tiny")

@@ -1,4 +1,4 @@
-"""Every built-in reward is described in full, and describing it loads nothing heavy."""
+"""Every built-in reward has a complete spec, and its modules import no large package."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_spec_is_complete(spec):
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if s.examples], ids=lambda spec: spec.name)
-def test_examples_are_good_and_bad_pictures(spec):
+def test_examples_are_good_and_bad_rgb_images(spec):
     examples = pkgutil.resolve_name(spec.examples)()
     assert all(isinstance(example, RewardExample) for example in examples)
     assert {example.good for example in examples} == {True, False}
@@ -46,7 +46,7 @@ def test_examples_are_good_and_bad_pictures(spec):
         assert (pixels.dtype, pixels.ndim, pixels.shape[-1]) == (np.uint8, 3, 3)
 
 
-def test_the_rewards_modules_load_nothing_heavy():
+def test_the_modules_of_rewards_import_no_large_package():
     modules = sorted({spec.factory.partition(":")[0] for spec in SPECS})
     code = f"import {', '.join(modules)}, sys; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

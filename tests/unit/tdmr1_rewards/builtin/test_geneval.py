@@ -1,4 +1,4 @@
-"""GenEval's rules against layouts worked out by hand, a naive judge, and scenes of the tiny world."""
+"""GenEval's rules compared with results by hand, a naive implementation, and scenes of the tiny world."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import time
 
 import numpy as np
 import pytest
+from support.errors import raises
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.builtin import geneval
 from tdmr1_rewards.builtin.detection.detections import Detection
-from tdmr1_rewards.builtin.geneval import GenEval, GenEvalOptions, Item, Request, judge, relations, task_means
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.builtin.geneval import (
+    NO_REQUEST,
+    GenEval,
+    GenEvalOptions,
+    Item,
+    Request,
+    check_conditions,
+    relations,
+    task_means,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +29,7 @@ COLOURS = ("red", "blue", "green")
 
 
 def thing(label, x, y, score=0.95, colour="red", side=2.0):
-    """A square object around a centre."""
+    """A square object with its center at (x, y)."""
     half = side / 2
     return Detection(label, score, (x - half, y - half, x + half, y + half), colour=colour)
 
@@ -29,7 +38,7 @@ def batch_of(images, metadata, prompts=None):
     count = len(metadata)
     return RewardBatch(
         images=np.asarray(images),
-        prompts=prompts or ["a picture"] * count,
+        prompts=prompts or ["an image"] * count,
         metadata=metadata,
         group_ids=[0] * count,
         image_ids=list(range(count)),
@@ -38,7 +47,7 @@ def batch_of(images, metadata, prompts=None):
 
 
 class FakeDetector:
-    """Answers the same detections for every picture; knows dogs, cats and birds."""
+    """Returns the same detections for every image; knows dogs, cats and birds."""
 
     def __init__(self, detections):
         self.detections = detections
@@ -62,12 +71,12 @@ def conditions(request, detections, margin=0.1):
     objects = {}
     for item in sorted(detections, key=lambda item: -item.score):
         objects.setdefault(item.label, []).append(item)
-    told = judge(request, objects, lambda found, _: [item.colour for item in found], margin)
-    return {(condition.kind, condition.thing): condition.met for condition in told}
+    checked = check_conditions(request, objects, lambda found, _: [item.colour for item in found], margin)
+    return {(condition.kind, condition.thing): condition.met for condition in checked}
 
 
 CENTRE = (10.0, 10.0, 12.0, 12.0)
-"""The other box: centre (11, 11), 2 x 2. With a 2 x 2 box, 0.1 x 4 = 0.4 is taken off each axis."""
+"""The other box: center (11, 11), 2 x 2. With a 2 x 2 box, each axis of the offset is reduced by 0.1 x 4 = 0.4."""
 
 
 @pytest.mark.parametrize(
@@ -94,14 +103,14 @@ def test_relations_by_hand(box, expected):
     assert relations(CENTRE, box, 0.1) == {opposite[relation] for relation in expected}
 
 
-def test_a_share_of_exactly_a_half_does_not_count():
-    # Offset (3, 4), length 5. Widths 2 + 3 take 0.5 off x: 2.5 / 5 is a half; heights 2 + 2 leave 3.6 / 5.
+def test_a_component_of_exactly_half_the_length_is_no_relation():
+    # Offset (3, 4), length 5. Widths 2 + 3 reduce x by 0.5: 2.5 / 5 is one half. Heights 2 + 2 reduce y to 3.6.
     other = (-1.5, -1.0, 1.5, 1.0)
     assert relations((2.0, 3.0, 4.0, 5.0), other, 0.1) == {"below"}
     assert relations((2.0, 3.0, 4.0, 5.0), (-1.4, -1.0, 1.4, 1.0), 0.1) == {"right of", "below"}
 
 
-def test_large_boxes_must_lie_further_apart():
+def test_large_boxes_need_a_larger_offset():
     assert relations((0, 0, 60, 60), (15, 0, 65, 60), 0.1) == set()  # offset -10, margin 11
     assert relations((0, 0, 60, 60), (35, 0, 85, 60), 0.1) == {"left of"}  # offset -30: 19 / 30
     assert relations((0, 0, 60, 60), (20, 0, 70, 60), 0.0) == {"left of"}
@@ -115,19 +124,19 @@ def test_counting_by_hand(found, met):
     assert conditions(TWO_DOGS, [thing("dog", 10 * i, 0) for i in range(found)]) == {("count", "dog"): met}
 
 
-def test_without_exclude_more_are_as_good():
+def test_without_exclude_surplus_objects_do_not_matter():
     request = Request("single_object", (Item("dog", 1),), {})
     assert conditions(request, [thing("dog", 10 * i, 0) for i in range(5)]) == {("count", "dog"): 1.0}
 
 
 @pytest.mark.parametrize(("cats", "met"), [(0, 1.0), (1, 1.0), (2, 0.0), (3, 0.0)])
-def test_exclude_fails_from_its_count_on(cats, met):
+def test_exclude_is_not_met_from_its_count_on(cats, met):
     request = Request("two_object", (Item("dog", 1),), {"cat": 2})
     found = conditions(request, [thing("dog", 0, 0), *(thing("cat", 10 * i, 9) for i in range(cats))])
     assert found == {("count", "dog"): 1.0, ("exclude", "cat"): met}
 
 
-def test_colour_looks_at_the_surest_only():
+def test_colour_uses_only_the_most_confident_objects():
     request = Request("colors", (Item("dog", 1, "red"),), {})
     sure_blue, unsure_red = thing("dog", 0, 0, 0.9, "blue"), thing("dog", 9, 0, 0.8, "red")
     assert conditions(request, [sure_blue, unsure_red])["colour", "dog"] == 0.0
@@ -136,18 +145,18 @@ def test_colour_looks_at_the_surest_only():
     assert conditions(two, [sure_blue, unsure_red, thing("dog", 20, 0, 0.7)])["colour", "dog"] == 0.5
 
 
-def test_position_looks_at_the_surest_and_at_every_pair():
+def test_position_uses_every_pair_of_the_most_confident_objects():
     request = Request("position", (Item("dog", 1), Item("cat", 1, position=("left of", 0))), {})
     dog, left, right = thing("dog", 20, 0), thing("cat", 5, 0, 0.9), thing("cat", 40, 0, 0.8)
     assert conditions(request, [dog, left, right])["position", "cat"] == 1.0
     assert conditions(request, [dog, thing("cat", 5, 0, 0.7), right])["position", "cat"] == 0.0
     both = Request("position", (Item("dog", 1), Item("cat", 2, position=("left of", 0))), {})
     assert conditions(both, [dog, left, right])["position", "cat"] == 0.5
-    assert conditions(both, [dog, left])["position", "cat"] == 0.0  # one cat too few
+    assert conditions(both, [dog, left])["position", "cat"] == 0.0  # one cat is missing
     assert conditions(request, [left])["position", "cat"] == 0.0  # no dog
 
 
-def test_binding_by_hand():
+def test_colour_binding_by_hand():
     request = Request("color_attr", (Item("dog", 1, "red"), Item("cat", 1, "blue")), {})
     right = [thing("dog", 0, 0, colour="red"), thing("cat", 20, 0, colour="blue")]
     swapped = [thing("dog", 0, 0, colour="blue"), thing("cat", 20, 0, colour="red")]
@@ -160,41 +169,41 @@ def test_binding_by_hand():
     }
 
 
-def test_a_class_asked_for_twice_is_shared_out_by_colour():
+def test_objects_of_a_class_that_is_requested_twice_are_assigned_by_colour():
     include = (Item("dog", 1, "blue"), Item("dog", 1, "red", ("left of", 0)))
     request = Request("position", include, {})
 
     def met(*found):
         objects = {"dog": list(found)}
-        told = judge(request, objects, lambda items, _: [item.colour for item in items], 0.1)
-        return [(condition.kind, condition.asked, condition.met) for condition in told]
+        checked = check_conditions(request, objects, lambda items, _: [item.colour for item in items], 0.1)
+        return [(condition.kind, condition.requested, condition.met) for condition in checked]
 
     counted, blue = ("count", "at least 2", 1.0), ("colour", "1 blue", 1.0)
     red, left = ("colour", "1 red", 1.0), ("position", "left of dog", 1.0)
     red_left, blue_right = thing("dog", 0, 0, 0.9, "red"), thing("dog", 20, 0, 0.8, "blue")
     assert met(red_left, blue_right) == [counted, blue, red, left]
-    # The surer one is not of the first entry's colour: each still goes where it belongs.
+    # The more confident dog does not have the first entry's color: both are still assigned by color.
     assert met(thing("dog", 0, 0, 0.8, "red"), thing("dog", 20, 0, 0.9, "blue")) == [counted, blue, red, left]
-    # A green one stands in for the blue one: only the colour is wrong.
+    # A green dog instead of the blue one: only the color is wrong.
     assert met(red_left, thing("dog", 20, 0, 0.8, "green")) == [counted, ("colour", "1 blue", 0.0), red, left]
-    # One dog only, red.
+    # Only one dog, red.
     assert met(red_left) == [("count", "at least 2", 0.5), ("colour", "1 blue", 0.0), red, (*left[:2], 0.0)]
 
 
 def naively_correct(request, detections, margin):
-    """GenEval's verdict from its description, by other means: pass or fail, with boxes as centre and size."""
+    """GenEval's correct or not, written independently from its description, with boxes as center and size."""
 
     def centre_and_size(item):
         x0, y0, x1, y1 = item.box
         return np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.array([x1 - x0, y1 - y0])
 
-    def lies(one, relation, other):
+    def has_relation(one, relation, other):
         (c1, s1), (c2, s2) = centre_and_size(one), centre_and_size(other)
         axis = 0 if relation in ("left of", "right of") else 1
         sign = -1 if relation in ("left of", "above") else 1
         along = sign * (c1 - c2)[axis]
-        share = (along - margin * (s1 + s2)[axis]) / max(np.linalg.norm(c1 - c2), 1e-12)
-        return along > 0 and share > 0.5
+        fraction = (along - margin * (s1 + s2)[axis]) / max(np.linalg.norm(c1 - c2), 1e-12)
+        return along > 0 and fraction > 0.5
 
     groups = []
     for item in request.include:
@@ -207,12 +216,12 @@ def naively_correct(request, detections, margin):
     for item, members in zip(request.include, groups, strict=True):
         if item.position:
             relation, target = item.position
-            if not all(lies(one, relation, other) for one in members for other in groups[target]):
+            if not all(has_relation(one, relation, other) for one in members for other in groups[target]):
                 return False
     return all(sum(d.label == name for d in detections) < limit for name, limit in request.limits.items())
 
 
-def test_a_picture_is_correct_where_a_naive_judge_says_so():
+def test_all_conditions_are_met_exactly_if_the_naive_implementation_passes():
     rng = np.random.default_rng(4)
     correct = 0
     for case in range(3000):
@@ -243,14 +252,14 @@ def conditions_list(request, detections):
     objects = {}
     for item in sorted(detections, key=lambda item: -item.score):
         objects.setdefault(item.label, []).append(item)
-    told = judge(request, objects, lambda found, _: [item.colour for item in found], 0.1)
-    return [condition.met for condition in told]
+    checked = check_conditions(request, objects, lambda found, _: [item.colour for item in found], 0.1)
+    return [condition.met for condition in checked]
 
 
 DOGS = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}]}
 
 
-def test_thresholds_are_those_of_the_task():
+def test_the_task_decides_the_threshold():
     found = [thing("dog", 0, 0, 0.95), thing("dog", 20, 0, 0.9), thing("dog", 40, 0, 0.5)]
     assert score(found, DOGS, score="strict").scores == [0.0]  # 0.9 is not above 0.9
     assert score(found, DOGS, score="graded").scores == [0.5]
@@ -259,13 +268,13 @@ def test_thresholds_are_those_of_the_task():
     assert score(found, DOGS, score="strict", counting_threshold=0.6).scores == [1.0]
 
 
-def test_only_the_sixteen_surest_are_seen():
+def test_only_the_16_most_confident_objects_are_used():
     found = [thing("dog", 9 * i, 0, 0.99) for i in range(40)]
     assert score(found, DOGS).details[0]["conditions"][0]["found"] == "16"
     assert len(score(found, DOGS, max_per_class=3).details[0]["boxes"]) == 3
 
 
-def test_doubles_count_unless_overlap_is_limited():
+def test_duplicate_detections_count_unless_the_overlap_is_limited():
     found = [thing("dog", 0, 0, 0.95), thing("dog", 20, 0, 0.94), thing("dog", 0.1, 0, 0.93)]
     assert score(found, DOGS, score="strict").scores == [0.0]
     assert score(found, DOGS, score="strict", max_overlap=0.8).scores == [1.0]
@@ -284,20 +293,20 @@ def test_scores_and_details_by_hand():
     assert score(found, metadata, score="graded").scores == [0.8]
     result = score(found, metadata)
     assert result.scores == [0.4]
-    (told,) = result.details
-    assert (told["tag"], told["correct"]) == ("position", False)
-    assert [(entry["condition"], entry["class"], entry["met"]) for entry in told["conditions"]] == [
+    (details,) = result.details
+    assert (details["tag"], details["correct"]) == ("position", False)
+    assert [(entry["condition"], entry["class"], entry["met"]) for entry in details["conditions"]] == [
         ("count", "dog", 1.0),
         ("count", "cat", 1.0),
         ("colour", "dog", 1.0),
         ("colour", "cat", 0.0),
         ("position", "cat", 1.0),
     ]
-    assert told["conditions"][3]["found"] == "1 green"
-    assert told["boxes"][1] == {"box": [19.0, 9.0, 21.0, 11.0], "label": "cat", "colour": "green", "score": 0.95}
+    assert details["conditions"][3]["found"] == "1 green"
+    assert details["boxes"][1] == {"box": [19.0, 9.0, 21.0, 11.0], "label": "cat", "colour": "green", "score": 0.95}
 
 
-def test_what_cannot_be_judged_is_none_and_says_why():
+def test_a_request_that_cannot_be_checked_has_no_score_but_a_reason():
     reward = GenEval(GenEvalOptions())
     image = np.full((24, 24, 3), 230, np.uint8)
     circle = {"include": [{"class": "circle", "count": 1}]}
@@ -305,15 +314,15 @@ def test_what_cannot_be_judged_is_none_and_says_why():
     dog = {"include": [{"class": "dog", "count": 1}]}
     result = reward(batch_of([image] * 4, [circle, {}, pink, dog]))
     assert result.scores == [0.0, None, None, None]
-    reasons = [told.get("reason", "") for told in result.details]
-    assert "include" in reasons[1]
-    assert reasons[2] == "hue cannot tell pink"
+    reasons = [details.get("reason", "") for details in result.details]
+    assert reasons[1] == NO_REQUEST
+    assert reasons[2] == "hue does not determine the color pink"
     assert "'dog'" in reasons[3]
     assert reward(batch_of([image], [dog])).scores == [None]
 
 
-def test_a_detector_that_knows_nothing_of_what_is_asked_is_an_error():
-    with pytest.raises(Tdmr1Error, match="not as 'dog'"):
+def test_a_detector_that_knows_no_requested_class_is_an_error():
+    with raises("reward-metadata", **{"class": "dog"}):
         GenEval(GenEvalOptions())(batch_of(np.zeros((1, 24, 24, 3), np.uint8), [{"include": [{"class": "dog"}]}]))
 
 
@@ -321,23 +330,32 @@ def test_a_detector_that_knows_nothing_of_what_is_asked_is_an_error():
     ("entries", "problem"),
     [
         ({"include": [{"count": 1}]}, "'class' is missing"),
-        ({"include": [{"class": "dog", "count": 0}]}, "a count of 0"),
-        ({"include": [{"class": "dog", "count": True}]}, "a count of True"),
+        ({"include": [{"class": "dog", "count": 0}]}, "'count' of 'dog' is 0"),
+        ({"include": [{"class": "dog", "count": True}]}, "'count' of 'dog' is True"),
         ({"include": [{"class": "dog", "color": "blu"}]}, "did you mean 'blue'"),
-        ({"include": [{"class": "dog", "position": ["left of", 0]}]}, "refers to entry 0 of 1, and is itself"),
-        ({"include": [{"class": "dog"}, {"class": "cat", "position": ["beside", 0]}]}, "'beside', which is none of"),
-        ({"include": [{"class": "dog"}, {"class": "cat", "position": ["above", 2]}]}, "refers to entry 2 of 2"),
+        (
+            {"include": [{"class": "dog", "position": ["left of", 0]}]},
+            "entry 0: 'position' refers to entry 0, expected the index of another of the 1",
+        ),
+        (
+            {"include": [{"class": "dog"}, {"class": "cat", "position": ["beside", 0]}]},
+            "entry 1: 'position' is 'beside', expected one of left of",
+        ),
+        (
+            {"include": [{"class": "dog"}, {"class": "cat", "position": ["above", 2]}]},
+            "entry 1: 'position' refers to entry 2, expected the index of another of the 2",
+        ),
         ({"include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 2}]}, "fewer than 2"),
-        ({"include": ["dog"]}, "not in GenEval's layout"),
+        ({"include": ["dog"]}, "'str' object has no attribute"),
     ],
 )
-def test_metadata_that_are_not_in_the_layout_are_an_error_that_names_the_prompt(entries, problem):
-    with pytest.raises(Tdmr1Error, match=r"prompt 'some dogs'.*") as caught:
+def test_metadata_that_do_not_follow_the_layout_are_an_error_that_names_the_prompt(entries, problem):
+    with raises("reward-metadata", prompt="some dogs") as caught:
         GenEval(GenEvalOptions())(batch_of(np.zeros((1, 24, 24, 3), np.uint8), [entries], ["some dogs"]))
-    assert problem in caught.value.message
+    assert problem in caught.value.values["problem"]
 
 
-def test_means_of_the_tasks_by_hand():
+def test_task_means_by_hand():
     details = [{"tag": tag} for tag in ("counting", "position", "counting", "colors")] + [{"reason": "none"}]
     means = task_means([1.0, 0.5, 0.0, 1.0, None], details)
     assert means == {"counting": 0.5, "colors": 1.0, "position": 0.5, "overall": pytest.approx(2 / 3)}
@@ -350,7 +368,7 @@ def other(choices, value):
 
 
 def requests_of(scene):
-    """What the scene shows in GenEval's layout, and the same with one thing wrong, by what is wrong."""
+    """Metadata that matches a scene (key "right"), and metadata with one error, by the kind of error."""
     if scene.relation is None:
         item, number = scene.objects[0], len(scene.objects)
 
@@ -374,17 +392,17 @@ def requests_of(scene):
     }
 
 
-def test_agrees_with_the_worlds_scenes():
+def test_verdicts_agree_with_the_scenes():
     rng = np.random.default_rng(8)
     scenes = [world.sample_scene(rng, pair_share=0.5) for _ in range(800)]
     images = np.stack([world.render(scene, rng) for scene in scenes])
     reward = GenEval(GenEvalOptions(score="strict"))
-    asked = [
+    cases = [
         (index, kind, metadata) for index, scene in enumerate(scenes) for kind, metadata in requests_of(scene).items()
     ]
-    result = reward(batch_of(images[[index for index, _, _ in asked]], [metadata for _, _, metadata in asked]))
+    result = reward(batch_of(images[[index for index, _, _ in cases]], [metadata for _, _, metadata in cases]))
     verdicts = {}
-    for (_, kind, _), verdict in zip(asked, result.scores, strict=True):
+    for (_, kind, _), verdict in zip(cases, result.scores, strict=True):
         verdicts.setdefault(kind, []).append(verdict == float(kind == "right"))
     for kind, agreed in verdicts.items():
         print(f"{kind}: {np.mean(agreed):.4f} of {len(agreed)}")
@@ -392,7 +410,7 @@ def test_agrees_with_the_worlds_scenes():
     assert sum(map(len, verdicts.values())) == 3200
 
 
-def test_a_batch_takes_less_than_two_milliseconds_a_picture():
+def test_a_batch_takes_less_than_2_ms_per_image():
     rng = np.random.default_rng(2)
     scenes = [world.sample_scene(rng, pair_share=0.5) for _ in range(96)]
     batch = batch_of(
@@ -406,7 +424,7 @@ def test_a_batch_takes_less_than_two_milliseconds_a_picture():
     assert min(times) / len(batch) < 0.002
 
 
-def test_the_examples_tell_good_from_bad():
+def test_good_examples_score_1_and_bad_ones_less():
     given = geneval.examples()
     result = GenEval(GenEvalOptions())(batch_of([each.image for each in given], [each.metadata for each in given]))
     assert [value == 1.0 for value in result.scores] == [each.good for each in given]

@@ -1,4 +1,4 @@
-"""More detail makes a larger file; the sign follows what is preferred."""
+"""More detail makes a larger file; the option `prefer` sets the sign of the score."""
 
 import io
 
@@ -15,10 +15,10 @@ LADDER = [Image.new("RGB", (64, 64), "grey"), *(NOISE.filter(ImageFilter.Gaussia
 
 
 def score(images, **options):
-    return JpegSize(JpegSizeOptions(**options))(batch_of(images, ["a picture"] * len(images)))
+    return JpegSize(JpegSizeOptions(**options))(batch_of(images, ["an image"] * len(images)))
 
 
-def test_sizes_rise_with_detail():
+def test_the_size_increases_with_detail():
     small, large = score(LADDER).scores, score(LADDER, prefer="large").scores
     assert large == sorted(large)
     assert len(set(large)) == len(large)
@@ -26,13 +26,13 @@ def test_sizes_rise_with_detail():
     assert all(size > 0 for size in large)
 
 
-def test_sizes_rise_with_quality():
+def test_the_size_increases_with_quality():
     sizes = [score([NOISE], prefer="large", quality=quality).scores[0] for quality in (5, 50, 95, 100)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] / 2
 
 
-def test_the_unit_is_a_thousand_bytes_at_ddpos_quality():
+def test_the_unit_is_1000_bytes_and_the_default_quality_is_ddpos():
     file = io.BytesIO()
     NOISE.save(file, "JPEG", quality=95)
     result = score([NOISE])

@@ -1,14 +1,16 @@
+"""Blob counts compared with scenes of the tiny world, requests in prompts and metadata, and scores by hand."""
+
 import time
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from support.errors import raises
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, count_objects
-from tdmr1_rewards.builtin.object_count import ObjectCount, ObjectCountOptions, examples
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.builtin.object_count import NO_NUMBER, ObjectCount, ObjectCountOptions, examples
 
 pytestmark = pytest.mark.unit
 
@@ -51,12 +53,12 @@ RED_TWO = draw(("red", "circle", 7, 7, 3.2), ("red", "square", 16, 16, 3.0))
 
 
 @pytest.mark.parametrize(("blur", "noise"), [(0, 0), (0.6, 0), (0, 8), (0.6, 8)])
-def test_agrees_with_the_world(blur, noise):
+def test_counts_agree_with_the_scenes(blur, noise):
     images, colours, numbers = count_scenes(2000, seed=11)
     images = blurred_and_noisy(images, blur, noise)
-    asked = np.mean(np.equal(count_objects(images, [(colour,) for colour in colours], 6.0), numbers))
+    of_colour = np.mean(np.equal(count_objects(images, [(colour,) for colour in colours], 6.0), numbers))
     of_any = np.mean(np.equal(count_objects(images, [ANY] * len(images), 6.0), numbers))
-    assert asked >= 0.995
+    assert of_colour >= 0.995
     assert of_any >= 0.995
 
 
@@ -75,7 +77,7 @@ def test_other_colours_are_not_counted():
 
 
 @pytest.mark.parametrize("shade", [0, 60, 128, 255])
-def test_an_empty_picture_holds_nothing_whatever_its_shade(shade):
+def test_an_empty_image_of_any_brightness_has_no_objects(shade):
     rng = np.random.default_rng(0)
     image = np.clip(np.full((24, 24, 3), shade) + rng.normal(0, 8, (24, 24, 3)), 0, 255).astype(np.uint8)
     assert count_objects(image[None], [ANY], 1.0) == [0]
@@ -91,22 +93,22 @@ def test_touching_objects_of_one_colour_are_one_and_of_two_colours_are_two():
     assert count_objects(mixed.repeat(3, 0), [("red",), ("blue",), ANY], 6.0) == [1, 1, 2]
 
 
-def test_soft_edges_make_no_object_of_their_own():
-    # One large object under every strength of blur, at the smallest area: its rim must not fall apart into more.
+def test_blurred_edges_are_not_counted_as_objects():
+    # With the smallest min_area, the blurred edge of one large object must not be counted as more objects.
     for colour in world.COLOURS:
         image = draw((colour, "triangle", 12, 12, 9.0))[None]
         for blur in (0.5, 1.0, 1.5, 2.0):
             assert count_objects(blurred_and_noisy(image, blur, 0), [ANY], 1.0) == [1], (colour, blur)
 
 
-def test_connected_by_a_corner_is_connected_and_images_are_apart():
+def test_areas_that_touch_at_a_corner_are_connected_and_images_are_not():
     image = np.full((8, 8, 3), 255, np.uint8)
     image[1:4, 1:4] = image[4:7, 4:7] = (220, 30, 30)
     edge_to_edge = np.full((8, 8, 3), (220, 30, 30), np.uint8)
     assert count_objects(np.stack([image, edge_to_edge, edge_to_edge]), [("red",)] * 3, 6.0) == [1, 1, 1]
 
 
-def test_smaller_than_min_area_is_no_object():
+def test_an_area_below_min_area_is_not_counted():
     image = np.full((12, 12, 3), 200, np.uint8)
     image[2:4, 2:5] = (20, 160, 50)
     assert count_objects(image[None], [("green",)], 6.0) == [1]
@@ -127,7 +129,7 @@ def test_smaller_than_min_area_is_no_object():
         ("purple", (128, 0, 128)),
     ],
 )
-def test_every_colour_is_told_from_the_others(colour, rgb):
+def test_every_colour_is_distinguished_from_the_others(colour, rgb):
     image = np.full((10, 10, 3), 230, np.uint8)
     image[3:7, 3:7] = rgb
     counts = count_objects(np.stack([image] * len(ANY)), [(name,) for name in ANY], 6.0)
@@ -135,7 +137,7 @@ def test_every_colour_is_told_from_the_others(colour, rgb):
 
 
 @pytest.mark.parametrize(
-    ("kind", "asked", "expected"),
+    ("kind", "requested", "expected"),
     [
         ("exact", "two", 1.0),
         ("exact", "three", 0.0),
@@ -148,23 +150,23 @@ def test_every_colour_is_told_from_the_others(colour, rgb):
         ("mixed", "one", 0.0),
     ],
 )
-def test_scores_by_hand(kind, asked, expected):
-    assert score([RED_TWO], [f"{asked} red shapes"], score=kind).scores == pytest.approx([expected], abs=1e-12)
+def test_scores_by_hand(kind, requested, expected):
+    assert score([RED_TWO], [f"{requested} red shapes"], score=kind).scores == pytest.approx([expected], abs=1e-12)
 
 
 def test_the_default_score_is_mixed():
     assert score([RED_TWO], ["four red shapes"]).scores == [0.25]
 
 
-def test_metadata_come_before_the_prompt():
+def test_metadata_take_precedence_over_the_prompt():
     include = {"include": [{"class": "circle", "count": 2, "color": "red"}], "exclude": []}
     of_any = {"include": [{"class": "circle", "count": 3}]}
-    silent = {"include": [{"class": "circle", "color": "blue"}]}
-    result = score([RED_TWO] * 3, ["nine blue circles", "one blue", "two red"], [include, of_any, silent])
+    without_count = {"include": [{"class": "circle", "color": "blue"}]}
+    result = score([RED_TWO] * 3, ["nine blue circles", "one blue", "two red"], [include, of_any, without_count])
     assert result.details == [{"asked": 2, "found": 2}, {"asked": 3, "found": 2}, {"asked": 2, "found": 2}]
 
 
-def test_every_caption_of_the_world_asks_the_same_by_words_and_by_metadata():
+def test_every_caption_requests_the_same_in_words_and_in_metadata():
     captions = world.count_captions()
     assert len(captions) == 48
     prompts = [caption.text for caption in captions]
@@ -172,13 +174,13 @@ def test_every_caption_of_the_world_asks_the_same_by_words_and_by_metadata():
     by_metadata = score([RED_TWO] * 48, [""] * 48, [caption.metadata for caption in captions])
     assert by_words.scores == by_metadata.scores
     assert by_words.details == by_metadata.details
-    assert {(told["asked"], told["found"]) for told in by_words.details} == {
+    assert {(each["asked"], each["found"]) for each in by_words.details} == {
         (n, f) for n in (1, 2, 3, 4) for f in (0, 2)
     }
 
 
 @pytest.mark.parametrize(
-    ("prompt", "asked", "found"),
+    ("prompt", "requested", "found"),
     [
         ("Three RED circles", 3, 2),
         ("a photo of 12 red shapes", 12, 2),
@@ -187,42 +189,42 @@ def test_every_caption_of_the_world_asks_the_same_by_words_and_by_metadata():
         ("two green triangles", 2, 1),
     ],
 )
-def test_requests_in_words(prompt, asked, found):
+def test_requests_in_words(prompt, requested, found):
     image = draw(("red", "circle", 6, 6, 3.2), ("red", "square", 17, 17, 3.0), ("green", "triangle", 17, 6, 3.4))
-    assert score([image], [prompt]).details == [{"asked": asked, "found": found}]
+    assert score([image], [prompt]).details == [{"asked": requested, "found": found}]
 
 
 @pytest.mark.parametrize("prompt", ["red circles", "a red circle left of a blue square", "someone, often 0 shapes", ""])
-def test_a_prompt_without_a_number_cannot_be_judged(prompt):
+def test_a_prompt_without_a_number_gives_no_score(prompt):
     result = score([RED_TWO] * 2, [prompt, "two red circles"])
     assert result.scores == [None, 1.0]
-    assert result.details == [{"reason": "no number is asked for"}, {"asked": 2, "found": 2}]
+    assert result.details == [{"reason": NO_NUMBER}, {"asked": 2, "found": 2}]
 
 
 @pytest.mark.parametrize("colour", ["pink", "brown", "black", "white"])
-def test_a_colour_that_hue_cannot_tell_is_not_judged(colour):
+def test_a_colour_that_hue_does_not_determine_gives_no_score(colour):
     metadata = {"include": [{"class": "shape", "count": 2, "color": colour}]}
     for result in (score([RED_TWO], [f"two {colour} shapes"]), score([RED_TWO], [""], [metadata])):
         assert result.scores == [None]
-        assert result.details == [{"asked": 2, "reason": f"hue cannot tell {colour}"}]
+        assert result.details == [{"asked": 2, "reason": f"hue does not determine the color {colour}"}]
 
 
 @pytest.mark.parametrize("count", [0, -1, "two", 2.0, True, None])
-def test_a_count_that_is_none_is_an_error_that_names_the_prompt(count):
-    with pytest.raises(Tdmr1Error, match="prompt 'some circles' ask for a count of"):
+def test_an_invalid_count_is_an_error_that_names_the_prompt(count):
+    with raises("reward-metadata", prompt="some circles", found=count):
         score([RED_TWO], ["some circles"], [{"include": [{"class": "circle", "count": count}]}])
 
 
-def test_the_examples_tell_good_from_bad():
+def test_good_examples_score_1_and_bad_ones_less():
     given = examples()
     scores = score([each.image for each in given], [each.prompt for each in given]).scores
     assert [value == 1.0 for value in scores] == [each.good for each in given] == [True, False, False]
 
 
-def test_a_large_picture_needs_a_checkpoint_unless_blobs_are_asked_for():
+def test_a_large_image_needs_a_checkpoint_unless_the_detector_is_blobs():
     large = np.kron(RED_TWO, np.ones((3, 3, 1), np.uint8))
     assert score([large], ["two red shapes"], detector="blobs").scores == [1.0]
-    with pytest.raises(Tdmr1Error, match=r"no folder '\./nowhere'"):
+    with raises("file-missing", path="./nowhere"):
         score([large], ["two red shapes"], detector="./nowhere")
 
 

@@ -1,4 +1,4 @@
-"""What is compared with what, by hand; and what is told where there is no engine."""
+"""Targets, scores by hand, the choice of the engine, and the errors of missing engines."""
 
 import sys
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.errors import raises
 from support.reward_batches import batch_of
 
 from tdmr1_rewards.builtin import ocr_match
@@ -17,10 +18,9 @@ from tdmr1_rewards.builtin.ocr_match import (
     Targets,
     find_targets,
     match_score,
-    normalise,
+    normalize,
     resolve_engine,
 )
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.options import validate_options
 
 pytestmark = pytest.mark.unit
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.unit
         ("open", "pen", 0.75),
         ("open", "o pe n!", 1.0),
         ("open", "oxpen", 0.75),
-        ("open", "opeeeeeeeeen", 0.0),  # eight insertions, at most the target's length
+        ("open", "opeeeeeeeeen", 0.0),  # eight insertions, limited to the target's length
         ("open", "xyz", 0.0),
         ("kitten", "sitting", 0.5),  # the textbook distance of 3
         ("ab", "ba", 0.0),
@@ -54,14 +54,14 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_scores_by_hand(target, reading, expected):
-    assert match_score(normalise(target), normalise(reading)) == pytest.approx(expected, abs=1e-12)
+    assert match_score(normalize(target), normalize(reading)) == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.text("abc d", min_size=1).filter(str.strip), st.text("abc d"), st.text("abc d"))
-def test_scores_are_shares_and_containing_is_enough(target, before, after):
-    target = normalise(target)
-    assert 0 <= match_score(target, normalise(before)) <= 1
-    assert match_score(target, normalise(before + target + after)) == 1
+def test_scores_are_0_to_1_and_1_if_the_target_is_contained(target, before, after):
+    target = normalize(target)
+    assert 0 <= match_score(target, normalize(before)) <= 1
+    assert match_score(target, normalize(before + target + after)) == 1
 
 
 @pytest.mark.parametrize(
@@ -80,25 +80,25 @@ def test_scores_are_shares_and_containing_is_enough(target, before, after):
         ('"World\'s Smallest Elephant"', ("world'ssmallestelephant",), ("world'ssmallestelephant",)),
     ],
 )
-def test_targets_of_prompts(prompt, first, every):
+def test_targets_in_prompts(prompt, first, every):
     assert find_targets(prompt, {}, "first").texts == first
     assert find_targets(prompt, {}, "all").texts == every
 
 
-def test_reasons_tell_an_empty_text_from_none():
+def test_the_reason_distinguishes_an_empty_text_from_no_text():
     assert "no text between straight double quotes" in find_targets("no quotes", {}).reason
     assert "empty" in find_targets('empty ""', {}).reason
-    assert find_targets('"open"', {"text": " "}) == Targets(reason="the text of the metadata is empty")
+    assert find_targets('"open"', {"text": " "}) == Targets(reason="the metadata's `text` is empty")
 
 
-def test_metadata_come_before_the_prompt():
+def test_metadata_take_precedence_over_the_prompt():
     assert find_targets('a "word"', {"text": "Another Word"}).texts == ("anotherword",)
-    with pytest.raises(Tdmr1Error, match="ask for the text 7"):
+    with raises("reward-metadata", prompt='a "word"', key="text", found=7):
         find_targets('a "word"', {"text": 7})
 
 
 class Reader:
-    """An engine that reads what it is told, and keeps the sizes of what it is shown."""
+    """An engine that returns fixed lines and records the sizes of the images."""
 
     name = "rapidocr"
     min_confidence = 0.5
@@ -126,33 +126,33 @@ def score(prompt, **options):
     return OcrMatch(OcrMatchOptions(**options))(batch_of([IMAGE], [prompt]))
 
 
-def test_lines_are_joined_and_unsure_ones_dropped(reader):
+def test_lines_are_joined_without_those_below_the_confidence(reader):
     assert score('"Open"').details == [{"engine": "rapidocr", "target": "open", "read": "open"}]
     assert score('"Open"', min_confidence=0.7).details[0]["read"] == "op"
     assert score('"Open"', min_confidence=0).details[0]["read"] == "openexit"
 
 
-def test_every_quoted_text_counts_where_all_are_asked_for(reader):
+def test_target_all_averages_over_every_quoted_text(reader):
     assert score('"Open" and "Shut"').scores == [1.0]
     both = score('"Open" and "Shut"', target="all")
     assert both.scores == [0.5]
     assert both.details[0]["target"] == "open shut"
 
 
-def test_exact_is_what_is_asked_for_and_nothing_else(reader):
+def test_exact_requires_the_target_and_nothing_else(reader):
     assert score('"Open"', score="exact").scores == [1.0]
     assert score('"Open"', score="exact", min_confidence=0).scores == [0.0]  # "openexit" contains it
     assert score('"Op en" and "Exit"', score="exact", target="all", min_confidence=0).scores == [1.0]
 
 
-def test_without_a_target_nothing_is_read(reader):
-    result = score("a picture")
+def test_an_image_without_a_target_is_not_read(reader):
+    result = score("an image")
     assert result.scores == [None]
     assert "quotes" in result.details[0]["reason"]
     assert reader.sizes == []
 
 
-def test_crop_and_upscale_come_before_reading(reader):
+def test_the_image_is_cropped_and_enlarged_before_it_is_read(reader):
     score('"Open"')
     score('"Open"', upscale=3)
     score('"Open"', crop=(0.25, 0.5, 1.0, 1.0), upscale=2)
@@ -160,12 +160,12 @@ def test_crop_and_upscale_come_before_reading(reader):
 
 
 @pytest.mark.parametrize("crop", [(0.5, 0, 0.5, 1), (0, 0.9, 1, 0.1), (-0.1, 0, 1, 1), (0, 0, 1, 1.5)])
-def test_a_crop_that_is_none_is_refused(crop):
-    with pytest.raises(Tdmr1Error, match="'crop' should be left, top, right, bottom"):
+def test_an_invalid_crop_is_an_error(crop):
+    with raises("reward-options", options=["crop"]):
         validate_options(OcrMatchOptions, {"crop": crop}, "reward 'ocr_match'")
 
 
-def test_auto_is_rapidocr_where_easyocr_is_missing(monkeypatch):
+def test_auto_selects_rapidocr_if_easyocr_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "easyocr", None)
     options = OcrMatchOptions()
     frozen = resolve_engine(options)
@@ -178,20 +178,20 @@ def test_auto_is_rapidocr_where_easyocr_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["easyocr", "rapidocr", "pytesseract"])
-def test_a_missing_engine_says_what_to_install(monkeypatch, engine):
+def test_the_error_of_a_missing_engine_names_the_package_to_install(monkeypatch, engine):
     monkeypatch.setitem(sys.modules, engine, None)
-    with pytest.raises(Tdmr1Error, match=f"{engine} is not installed") as caught:
+    with raises("dependency-missing", module=engine) as caught:
         open_engine(OcrMatchOptions(engine=engine.removeprefix("py")), "cpu")
     assert "pip install" in caught.value.hint
 
 
-def test_tesseract_tells_words_from_the_rows_that_hold_none(monkeypatch):
-    """With a stand-in that answers in image_to_data's form: rows of pages and lines have no text and -1."""
+def test_rows_of_tesseract_without_a_word_are_ignored(monkeypatch):
+    """A fake module returns rows in the format of image_to_data: rows of pages and lines have no text and -1."""
     rows = {"text": ["", "", "Open", " ", "24"], "conf": ["-1", -1, 91.5, 95, "40"]}
-    asked = {}
+    passed = {}
 
     def image_to_data(image, **arguments):
-        asked.update(arguments)
+        passed.update(arguments)
         return rows
 
     module = SimpleNamespace(
@@ -199,33 +199,36 @@ def test_tesseract_tells_words_from_the_rows_that_hold_none(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pytesseract", module)
     assert score('"Open 24"', engine="tesseract", tesseract_language="deu").details[0]["read"] == "open24"
-    assert asked == {"lang": "deu", "config": "--psm 11", "output_type": "dict"}
+    assert passed == {"lang": "deu", "config": "--psm 11", "output_type": "dict"}
     assert score('"Open 24"', engine="tesseract", min_confidence=0.5).details[0]["read"] == "open"
     score('"Open 24"', engine="tesseract", detect=False)
-    assert asked["config"] == "--psm 7"
+    assert passed["config"] == "--psm 7"
 
 
-def test_the_program_of_tesseract_may_be_missing_too(monkeypatch):
+def test_a_missing_tesseract_program_is_an_error(monkeypatch):
     def missing():
         raise OSError("tesseract is not in your PATH")
 
     monkeypatch.setitem(sys.modules, "pytesseract", SimpleNamespace(get_tesseract_version=missing))
-    with pytest.raises(Tdmr1Error, match="the program tesseract is not installed"):
+    with raises("dependency-missing", program="tesseract"):
         open_engine(OcrMatchOptions(engine="tesseract"), "cpu")
 
 
-def test_a_broken_module_is_told_from_a_missing_one(monkeypatch, tmp_path):
+def test_a_module_that_cannot_be_imported_has_another_code_than_a_missing_one(monkeypatch, tmp_path):
     (tmp_path / "easyocr.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "easyocr", raising=False)
-    with pytest.raises(Tdmr1Error, match="installed but can't be imported: operator torchvision::nms") as caught:
+    with raises("reward-environment", module="easyocr", error="operator torchvision::nms does not exist"):
         open_engine(OcrMatchOptions(engine="easyocr"), "cpu")
-    assert "environment of its own" in caught.value.hint
     assert open_engine(OcrMatchOptions(), "cpu").name == "rapidocr"
 
 
-def test_auto_with_no_engine_at_all_names_both(monkeypatch):
+def test_the_error_of_auto_without_any_engine_holds_both_errors(monkeypatch):
     monkeypatch.setitem(sys.modules, "easyocr", None)
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(Tdmr1Error, match="easyocr is not installed; rapidocr is not installed"):
+    with raises("dependency-missing") as caught:
         open_engine(OcrMatchOptions(), "cpu")
+    assert {engine: caught.value.values[engine]["values"]["module"] for engine in ("easyocr", "rapidocr")} == {
+        "easyocr": "easyocr",
+        "rapidocr": "rapidocr",
+    }

@@ -1,41 +1,61 @@
-"""Files by path or from the hub, and the sentences where they can't be had."""
+"""Files are found by path or downloaded from the hub; each failure has its own code."""
+
+import sys
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from support.errors import raises
 
-from tdmr1_rewards.builtin.optional import find_file, first_line
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.builtin.optional import find_file, first_line, import_optional
 
 pytestmark = pytest.mark.unit
 
 
-def test_a_path_is_itself(tmp_path):
+def test_an_existing_path_is_returned(tmp_path):
     path = tmp_path / "head.pth"
     path.write_bytes(b"")
     assert find_file(str(path)) == path
 
 
 @pytest.mark.parametrize("reference", ["nowhere.pth", "folder/nowhere.pth", "/org/repo/file.pth", "org//file.pth"])
-def test_what_is_neither_a_path_nor_on_the_hub(reference):
-    with pytest.raises(Tdmr1Error, match="there is no file"):
+def test_a_missing_path_that_is_no_hub_reference_is_an_error(reference):
+    with raises("file-missing", path=reference):
         find_file(reference)
 
 
-def test_a_file_of_the_hub_is_asked_for_by_repository_and_name(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(tmp_path / "f"))
+def test_a_hub_file_is_downloaded_by_repository_and_name(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: calls.append(names) or str(tmp_path / "f"))
     assert find_file("org/repo/deep/head.pth") == tmp_path / "f"
-    assert asked == [("org/repo", "deep/head.pth")]
+    assert calls == [("org/repo", "deep/head.pth")]
 
 
-def test_a_hub_that_can_not_be_reached_is_told(monkeypatch):
+def test_an_unreachable_hub_is_an_error_with_the_first_line_of_the_cause(monkeypatch):
     def offline(*names):
         raise OSError("no connection\nand a long story")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(Tdmr1Error, match=r"org/repo/head.pth can't be had from the hub: no connection$"):
+    with raises("hub-unavailable", name="org/repo/head.pth", error="no connection"):
         find_file("org/repo/head.pth")
 
 
-def test_an_error_without_words_is_its_type():
+@pytest.mark.parametrize("kind", [GatedRepoError, RepositoryNotFoundError])
+def test_a_repository_that_the_hub_refuses_has_another_code(monkeypatch, kind):
+    def refused(*names):
+        raise OSError("wrapped") from kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
+    with raises("hub-denied", name="org/repo/head.pth"):
+        find_file("org/repo/head.pth")
+
+
+def test_a_missing_module_is_an_error_with_the_package_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "easyocr", None)
+    with raises("dependency-missing", module="easyocr", install="tdmr1[ocr]") as caught:
+        import_optional("easyocr", "tdmr1[ocr]")
+    assert caught.value.hint == "pip install 'tdmr1[ocr]'"
+
+
+def test_the_first_line_of_an_error_without_a_message_is_its_type():
     assert first_line(ValueError()) == "ValueError"

@@ -1,10 +1,11 @@
-"""What every detector's answers go through: class names, filters, non-maximum suppression, and the blobs themselves."""
+"""Class names, filters of detections, non-maximum suppression, blobs, and the choice of the detector."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from support.errors import raises
 
 from tdmr1_core.tiny import world
 from tdmr1_rewards.builtin.detection.blobs import BlobDetector, find_objects
@@ -47,11 +48,11 @@ def at(x, y, side, score=1.0, label="dog"):
         ("plant", COCO, None),
     ],
 )
-def test_names_of_a_class(name, known, found):
+def test_a_class_is_matched_by_its_names(name, known, found):
     assert match_class(name, known) == found
 
 
-def test_an_exact_name_comes_before_a_synonym():
+def test_an_equal_name_is_preferred_to_a_synonym():
     assert match_class("mouse", ("computer mouse", "mouse")) == "mouse"
     assert match_class("table", ("dining table", "table")) == "table"
 
@@ -69,11 +70,11 @@ def test_an_exact_name_comes_before_a_synonym():
         ("", None),
     ],
 )
-def test_the_class_that_a_prompt_names_first(text, found):
+def test_the_first_class_in_a_prompt_is_found(text, found):
     assert find_class(text, COCO) == found
 
 
-def test_the_longer_name_wins_at_one_place():
+def test_at_one_position_the_longest_name_is_found():
     assert find_class("two hot dogs", ("dog", "hot dog", "hot")) == "hot dog"
 
 
@@ -98,7 +99,7 @@ def test_suppression_by_hand():
     assert suppress([first, half, far], 1.0) == [first, half, far]
     assert suppress([first, half, far], 0.34) == [first, half, far]
     assert suppress([first, half, far], 2 / 6) == [first, far]
-    # A chain: the middle one goes, and what only the middle one overlapped stays.
+    # A chain: the middle box is dropped, so the box that overlaps only the middle one is kept.
     end = at(2, 0, 2, 0.6)
     assert suppress([first, half, end], 0.3) == [first, end]
 
@@ -109,7 +110,7 @@ def pixels(box):
 
 
 def naive_suppression(detections, max_overlap):
-    """On boxes of whole pixels, by counting them; the surest first, one victim at a time."""
+    """Suppression of boxes with integer edges by counting their pixels, highest confidence first."""
     left, kept = sorted(detections, key=lambda item: item.score), []
     while left:
         best = left.pop()
@@ -119,7 +120,7 @@ def naive_suppression(detections, max_overlap):
     return kept
 
 
-def test_suppression_is_the_naive_one():
+def test_suppression_agrees_with_the_naive_one():
     rng = np.random.default_rng(0)
     fewer = 0
     for case in range(200):
@@ -142,7 +143,7 @@ def test_the_strongest_by_hand():
     assert [len(strongest(dogs * 9, threshold=0.0, limit=16)["dog"])] == [16]
 
 
-def test_what_overlaps_still_takes_one_of_the_places():
+def test_suppressed_detections_count_towards_the_limit():
     first, same, other = at(0, 0, 4, 0.9), at(0, 0, 4, 0.8), at(20, 0, 4, 0.7)
     assert strongest([first, same, other], threshold=0.3, limit=2, max_overlap=0.5) == {"dog": [first]}
 
@@ -152,7 +153,7 @@ def nearest(found, item):
 
 
 @pytest.mark.parametrize(("blur", "noise", "floor"), [(0, 0, 0.999), (0.6, 0, 0.999), (0, 8, 0.995), (0.6, 8, 0.98)])
-def test_blobs_have_the_shapes_colours_and_places_of_the_world(blur, noise, floor):
+def test_blobs_have_the_shapes_colours_and_positions_of_the_scene(blur, noise, floor):
     rng = np.random.default_rng(21)
     scenes = [world.sample_scene(rng) for _ in range(1000)]
     images = np.stack([world.render(scene, rng) for scene in scenes]).astype(float)
@@ -174,7 +175,7 @@ def test_blobs_have_the_shapes_colours_and_places_of_the_world(blur, noise, floo
     assert np.mean(offsets) < 0.5
 
 
-def test_a_blob_can_be_asked_for_by_its_shape_or_as_any():
+def test_a_blob_is_detected_by_its_shape_and_as_any_shape():
     scene = world.Scene((world.Object("red", "circle", 7, 7, 3.4), world.Object("blue", "square", 16, 16, 3.0)))
     image = world.render(scene, np.random.default_rng(0))
     detector = BlobDetector(6.0)
@@ -185,22 +186,23 @@ def test_a_blob_can_be_asked_for_by_its_shape_or_as_any():
         ("shape", "red", 1.0),
     ]
     assert detector.detect(image[None], [["triangle"]]) == [[]]
-    with pytest.raises(UnknownClassError, match="not as 'dog'") as caught:
+    with raises("reward-metadata", **{"class": "dog"}) as caught:
         detector.class_of("dog")
+    assert isinstance(caught.value, UnknownClassError)
     assert caught.value.hint is not None
     assert "detector" in caught.value.hint
 
 
-def test_the_box_of_a_blob_is_told_in_pixels():
+def test_the_box_of_a_blob_is_in_pixels():
     image = np.full((20, 30, 3), 230, np.uint8)
     image[4:10, 12:20] = (220, 35, 35)
     ((found,),) = find_objects(image[None], 6.0)
-    assert found.told == {"box": [12.0, 4.0, 20.0, 10.0], "label": "square", "colour": "red", "score": 1.0}
+    assert found.document() == {"box": [12.0, 4.0, 20.0, 10.0], "label": "square", "colour": "red", "score": 1.0}
 
 
-def test_auto_leaves_small_pictures_to_blobs():
+def test_auto_uses_blobs_for_small_images():
     choice = DetectorChoice(DetectorOptions(), default="/nonexistent/detector", floor=0.0)
-    choice.set_up("cpu")  # nothing is loaded before a large picture needs it
+    choice.set_up("cpu")  # loads nothing before the first large image
     assert isinstance(choice.for_images(np.zeros((2, 64, 24, 3), np.uint8)), BlobDetector)
     always = DetectorChoice(DetectorOptions(detector="blobs"), default="/nonexistent/detector", floor=0.0)
     assert isinstance(always.for_images(np.zeros((2, 65, 24, 3), np.uint8)), BlobDetector)
