@@ -60,8 +60,9 @@ CODES = {
     "lora-note": "Warning: how a LoRA file was read.",
     # Rewards
     "reward-unknown": "A reward with this name is not registered.",
-    "reward-name-conflict": "Two plugins register the same reward name.",
+    "reward-name-conflict": "The name of a reward is in use: two plugins register it, or a new package would.",
     "reward-source": "The source of a reward is not of a known form.",
+    "reward-spec": "The RewardSpec of a reward has an invalid field, or is for another version of the reward API.",
     "reward-import": "The module, file or function of a reward cannot be imported.",
     "reward-signature": "A function or class cannot be used as a reward.",
     "reward-build": "A reward cannot be built.",
@@ -73,7 +74,7 @@ CODES = {
     "reward-result": "A reward returned something else than one finite score or None for each image.",
     "reward-metadata": "A prompt or its metadata lacks what the reward needs.",
     "reward-state": "The state of a reward cannot be saved or restored.",
-    "reward-images": "Images, or the examples of a reward, have a wrong type or shape.",
+    "reward-images": "Images, or the examples of a reward, have a wrong type, shape or number.",
     "reward-combined": "The combined reward is not a finite number.",
     "reward-closed": "The rewards of this run are already closed.",
     "human-processes": "A reward that asks people needs a single process.",
@@ -82,7 +83,7 @@ CODES = {
     "token-invalid": "A server token is missing or has characters that no header can carry.",
     "server-unreachable": "A server does not answer.",
     "server-refused": "A server refused the request.",
-    "server-protocol": "A server, worker process or client speaks another protocol version.",
+    "server-protocol": "A message of a server, worker process or client is invalid or has another protocol version.",
     # Feedback
     "feedback-store": "The store of human feedback cannot be used, or another program uses it.",
     "feedback-item": "An image or answer does not fit the feedback store.",
