@@ -1,4 +1,4 @@
-"""Rewards: what judges images. Importing this needs neither torch nor numpy."""
+"""Rewards score images. This package can be imported without torch and numpy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # RewardOptions brings pydantic, which nothing that only lists rewards should wait for.
+    # RewardOptions imports pydantic, which takes time; listing the rewards does not need it.
     if name == "RewardOptions":
         from tdmr1_rewards.options import RewardOptions
 

@@ -1,4 +1,4 @@
-"""What a reward is given and what it answers: plain records, and nothing but the standard library behind them."""
+"""The records that a reward receives and returns, and the spec that describes it. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from tdmr1_rewards.errors import Tdmr1Error
 
 API_VERSION = 1
-"""The version of these records. It rises when a reward written for the old ones would no longer work."""
+"""The version of these records. It increases when rewards written for an older version no longer work."""
 
 ImageFormat = Literal["pil", "array"]
-"""How a reward takes its images: a list of PIL RGB images, or one uint8 array (N, H, W, 3)."""
+"""The images of a batch: "pil" is a list of PIL RGB images, "array" is one uint8 array (N, H, W, 3)."""
 
 
 @dataclass(frozen=True)
 class RewardContext:
-    """Where in a run a batch comes from.
+    """The run and the iteration that a batch comes from.
 
-    `run_folder` is None outside a run, `iteration` counts generator updates from 0, and `seed` is the run's seed
-    (0 or more): a reward that draws random numbers derives them from it and the image ids.
+    `run_folder` is None outside a run. `iteration` counts generator updates from 0. `seed` is the seed of the run, 0 or
+    more: a reward that draws random numbers derives them from the seed and the image ids.
     """
 
     run_folder: Path | None
@@ -32,12 +32,12 @@ class RewardContext:
 
 @dataclass(frozen=True, eq=False)
 class RewardBatch:
-    """N images with all that a reward may know about them; every sequence has length N.
+    """N images, their prompts and metadata. Every sequence has length N.
 
-    `images` are PIL RGB images, or one uint8 array (N, H, W, 3) with values 0 to 255, as the reward's spec asks.
-    `metadata` is the prompt set's own mapping for each image (empty where it has none). Images drawn for the same
-    prompt to be compared share a `group_ids` entry; `image_ids` are unique within an iteration.
-    Raises Tdmr1Error when the lengths differ.
+    `images` are PIL RGB images, or one uint8 array (N, H, W, 3) with values 0 to 255; `image_format` in the spec of the
+    reward selects which. `metadata` has one mapping per image, that of its prompt in the prompt set (it may be empty).
+    The images of one group, which were drawn for the same prompt, have the same `group_ids` entry. `image_ids` are
+    unique within an iteration. Raises Tdmr1Error if the lengths differ.
     """
 
     images: Any
@@ -51,14 +51,18 @@ class RewardBatch:
         names = ("images", "prompts", "metadata", "group_ids", "image_ids")
         lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{count} {name}" for name, count in lengths.items())
-            raise Tdmr1Error(f"a reward batch has {told}, but needs as many of each")
+            found = ", ".join(f"{count} {name}" for name, count in lengths.items())
+            raise Tdmr1Error(
+                f"a reward batch has {found}, but all of them must have the same length",
+                code="reward-images",
+                values={"lengths": lengths},
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> RewardBatch:
-        """The batch of the images at `indices` (each 0 to N-1), in that order; an array of images is copied."""
+        """A batch of the images at `indices` (each 0 to N-1), in that order. An array of images is copied."""
         chosen = list(indices)
         if isinstance(self.images, Sequence):
             images: Any = [self.images[i] for i in chosen]
@@ -76,11 +80,11 @@ class RewardBatch:
 
 @dataclass(frozen=True, eq=False)
 class RewardResult:
-    """A reward's answer to a batch of N images.
+    """The scores of a batch of N images.
 
-    `scores` holds N finite numbers of any scale, higher is better, or None for an image that the reward cannot
-    judge: that is not the same as a score of 0. `details`, if given, holds one mapping an image, to be shown to people;
-    numbers of a mapping under its key "metrics" are averaged into the run's metrics, as `reward/<name>/<key>`.
+    `scores` has N finite numbers of any scale, higher is better. None means that the reward cannot judge the image;
+    this is not the same as a score of 0. `details` is optional: one mapping per image, which is shown to users. The
+    numbers under the key "metrics" of a mapping are averaged into the metrics of the run, as `reward/<name>/<key>`.
     """
 
     scores: Sequence[float | None]
@@ -89,25 +93,25 @@ class RewardResult:
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges images; any callable of this shape will do.
+    """A callable that scores a batch of images.
 
-    Two methods are optional: `setup(device: str)` is called once before the first batch, with a torch device name
-    such as "cpu" or "cuda:1", and `close()` after the last one. A reward whose answers depend on earlier batches may
-    have two more: `state_dict() -> dict` tells what it remembers, as plain JSON data, and `load_state_dict(state)`
-    makes it remember that, at any time after `setup`. The state is asked for after the batches of every iteration, for
-    checkpoints, and given back after every evaluation, which thus leaves no trace. Calls to one reward never overlap,
-    but may come from different threads.
+    Two methods are optional. `setup(device: str)` is called once before the first batch, with a torch device name such
+    as "cpu" or "cuda:1"; `close()` is called after the last batch. A reward whose scores depend on earlier batches may
+    have two more methods: `state_dict() -> dict` returns its state as plain JSON data, and `load_state_dict(state)`
+    restores it, at any time after `setup`. The state is read after each iteration, for checkpoints, and restored after
+    each evaluation, so that evaluations do not change it. Calls to one reward never overlap, but may come from
+    different threads.
     """
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
-        """Score every image of the batch; raise rather than answer a made-up number."""
+        """Score every image of the batch. Raise an exception if that is not possible; do not return a made-up score."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RewardExample:
-    """A picture that a reward should find good, or bad, for this prompt: `tdmr1 rewards check` compares the two kinds.
+    """An image that is good or bad for its prompt. `tdmr1 rewards check` tests that good ones get higher scores.
 
-    `image` is a PIL RGB image or a uint8 array (H, W, 3); `metadata` is what a prompt set would hold for the prompt.
+    `image` is a PIL RGB image or a uint8 array (H, W, 3). `metadata` is that of the prompt in a prompt set.
     """
 
     image: Any
@@ -118,20 +122,25 @@ class RewardExample:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec:
-    """What is known of a reward before any of its code is loaded.
+    """Describes a reward without importing its code. Raises Tdmr1Error for an invalid field.
 
-    `factory` is "module:attr" of a callable that takes the options and returns a Reward, and `options` that of a
-    RewardOptions class; without one, the factory is called with no argument. `default_prompts` (empty for the first
-    prompt set that the model has) and `default_preset` make `--reward name` enough to train with. `batch_size` is the
-    most images a call; with `groupwise`, a call gets whole groups only, one even if it is larger. `timeout`: the
-    seconds that a call may take, None for no limit.
-    For people: `score_range` ("0 to 1") and `needs` (weights it fetches, an account). `requires` are the modules that
-    must be installed, "a|b" meaning either, and `install` is what brings them ("tdmr1[ocr]"). `evaluates` is False for
-    a reward that evaluations don't use unless they name it, because it asks people, say. `examples` is
-    "module:attr" of a function of no argument that answers a list of RewardExample, good and bad ones.
-    `freeze` is "module:attr" of a function from options to options, called once before a run: what stands for
-    "whatever is here" ("auto") becomes what that is, so that the run's settings say what was used.
-    Raises Tdmr1Error for a field that cannot be right.
+    Objects are named as "module:attr" and imported when they are needed.
+
+    - `name`: snake case, such as "object_count". `summary`: one sentence for users.
+    - `factory`: a callable that takes the options and returns a Reward. `options`: a RewardOptions class; without one,
+      the factory is called without an argument.
+    - `default_prompts`: the prompt set for `--reward name` alone; empty for the first one of the model's domain.
+      `default_preset`: the preset for it.
+    - `batch_size`: the largest number of images per call. With `groupwise`, a call gets whole groups only, and at least
+      one group, even if that is larger.
+    - `image_format`: "pil" or "array", see `RewardBatch`. `timeout`: the time limit of a call in seconds, or None.
+    - `score_range` ("0 to 1") and `needs` (weights that are downloaded, an account) are shown to users.
+    - `requires`: modules that must be installed; "a|b" means one of the two. `install`: the package for pip that
+      installs them, such as "tdmr1[ocr]".
+    - `evaluates`: False if evaluations use the reward only when the settings name it, as for human feedback.
+    - `examples`: a function without arguments that returns a list of good and bad RewardExample.
+    - `freeze`: a function from options to options, called once before a run. It replaces values such as "auto" by what
+      they select here, so that the settings of the run record what was used.
     """
 
     name: str
@@ -155,23 +164,43 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.name):
-            raise Tdmr1Error(f"the reward name {self.name!r} is not in snake case", "write it like 'object_count'")
+            raise Tdmr1Error(
+                f"the reward name {self.name!r} is not in snake case",
+                "write it like 'object_count'",
+                code="reward-spec",
+                values={"reward": self.name},
+            )
         if self.api_version != API_VERSION:
             raise Tdmr1Error(
-                f"reward {self.name!r} was written for reward API {self.api_version}, and this tdmr1 has {API_VERSION}",
-                "install versions of tdmr1 and of the plugin that go together",
+                f"reward {self.name!r} is written for version {self.api_version} of the reward API, but this tdmr1 has "
+                f"version {API_VERSION}",
+                "install matching versions of tdmr1 and the plugin",
+                code="reward-spec",
+                values={
+                    "reward": self.name,
+                    "field": "api_version",
+                    "found": self.api_version,
+                    "expected": API_VERSION,
+                },
             )
         for name in ("factory", "options", "examples", "freeze"):
             reference = getattr(self, name)
             if reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", reference):
-                raise Tdmr1Error(
-                    f"reward {self.name!r}: {name} is {reference!r}, which is not of the form 'module:attr'",
-                    "write it like 'my_package.my_reward:MyReward'",
+                raise self._invalid(
+                    name, reference, "have the form 'module:attr'", "write it like 'my_package.my_reward:MyReward'"
                 )
         if self.batch_size < 1:
-            raise Tdmr1Error(f"reward {self.name!r}: batch_size is {self.batch_size}, but must be at least 1")
+            raise self._invalid("batch_size", self.batch_size, "be at least 1")
         if self.timeout is not None and not self.timeout > 0:
-            raise Tdmr1Error(f"reward {self.name!r}: timeout is {self.timeout}, but must be above 0, or None")
+            raise self._invalid("timeout", self.timeout, "be above 0, or None")
         if self.image_format not in get_args(ImageFormat):
             known = " or ".join(map(repr, get_args(ImageFormat)))
-            raise Tdmr1Error(f"reward {self.name!r}: image_format is {self.image_format!r}, but must be {known}")
+            raise self._invalid("image_format", self.image_format, f"be {known}")
+
+    def _invalid(self, field: str, found: Any, expected: str, hint: str | None = None) -> Tdmr1Error:
+        return Tdmr1Error(
+            f"reward {self.name!r}: {field} is {found!r}, but must {expected}",
+            hint,
+            code="reward-spec",
+            values={"reward": self.name, "field": field, "found": found, "expected": expected},
+        )

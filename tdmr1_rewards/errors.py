@@ -122,7 +122,7 @@ UNSPECIFIED = "unspecified"
 class Tdmr1Error(Exception):
     """An error that the user can correct.
 
-    `message` is one sentence: what is wrong, where, what was found and what is expected. `hint` says how to correct it.
+    `message` is one sentence: what is wrong, where, what was found and what is expected. `hint` is the fix.
     `code` is one of `CODES` or a plugin's own. `values` are the names and numbers in the message, as plain JSON data.
     """
 

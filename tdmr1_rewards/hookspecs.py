@@ -1,4 +1,4 @@
-"""What a plugin may implement to bring rewards. Entry-point group: `tdmr1`."""
+"""The hook that a plugin implements to register rewards. Entry-point group: `tdmr1`."""
 
 from __future__ import annotations
 
@@ -16,5 +16,6 @@ hookimpl = pluggy.HookimplMarker("tdmr1")
 def tdmr1_register_rewards(register: Callable[[RewardSpec], None]) -> None:
     """Call `register(RewardSpec(...))` once for each reward of the plugin.
 
-    This runs whenever rewards are listed: import nothing heavy here, the spec names its factory as "module:attr".
+    The hook runs whenever rewards are listed, so it must be fast. Do not import the reward here: the spec names its
+    factory as "module:attr".
     """

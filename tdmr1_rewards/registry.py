@@ -1,7 +1,7 @@
-"""Finds plugins, keeps what went wrong with each, and knows every reward by name. Imports no reward until one is made.
+"""Loads plugins and registers their rewards by name. The code of a reward is not imported here.
 
-Entry points are iterated and hooks called one plugin at a time, because pluggy's own loading and calling
-let one broken plugin take all others down with it.
+Plugins are loaded, and their hooks called, one at a time: with pluggy's own functions, one broken plugin would prevent
+all others from loading. What is wrong with a plugin is kept in its `PluginRecord`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tdmr1_rewards.sources.parsing import Source
 ENTRY_POINT_GROUP = "tdmr1"
 DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"
 BUILTIN = "builtin"
-"""The plugin name of everything that comes with tdmr1 itself."""
+"""The plugin name of everything that is part of tdmr1."""
 
 Registered = TypeVar("Registered")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a plugin comes from: its entry-point name, its distribution and version, and the module it names."""
+    """Where a plugin comes from: its entry-point name, its distribution with version, and its module."""
 
     plugin: str
     distribution: str
@@ -45,14 +45,14 @@ class Provenance:
 
 @dataclass
 class PluginRecord:
-    """A plugin that was found, with what is wrong with it in one sentence, or whether the user left it out."""
+    """A plugin. `error` is what is wrong with it; `disabled` is whether TDMR1_DISABLE_PLUGINS names it."""
 
     provenance: Provenance
     error: str | None = None
     disabled: bool = False
 
     def add_error(self, sentence: str) -> None:
-        """Keep a further thing that is wrong."""
+        """Append a sentence to `error`."""
         self.error = f"{self.error}; {sentence}" if self.error else sentence
 
 
@@ -83,11 +83,11 @@ class RewardRegistry:
             self._claims.setdefault(spec.name, []).append(RegisteredReward(spec, provenance))
 
     def names(self) -> list[str]:
-        """Every name, sorted, those that are claimed twice too."""
+        """All names, sorted. A name that several plugins register is listed once."""
         return sorted(self._claims)
 
     def entries(self) -> list[RegisteredReward]:
-        """Every registered reward, sorted by name; a name that is claimed twice has two entries with `rivals`."""
+        """All rewards, sorted by name. A name that two plugins register has two entries, each with `rivals`."""
         entries = []
         for name in self.names():
             claims = self._claims[name]
@@ -97,24 +97,31 @@ class RewardRegistry:
         return entries
 
     def get(self, name: str) -> RegisteredReward:
-        """The reward of this name. Raises Tdmr1Error for an unknown name, and for one that several plugins claim."""
+        """The reward of this name. Raises Tdmr1Error for an unknown name, or one that several plugins register."""
         if name not in self._claims:
-            raise Tdmr1Error(f"there is no reward {name!r}", close_match_hint(name, self._claims))
+            raise Tdmr1Error(
+                f"there is no reward {name!r}",
+                close_match_hint(name, self._claims),
+                code="reward-unknown",
+                values={"reward": name},
+            )
         claims = self._claims[name]
         if len(claims) > 1:
             claimants = " and ".join(f"{claim.provenance} ({claim.provenance.module})" for claim in claims)
             raise Tdmr1Error(
-                f"the reward name {name!r} is claimed by {claimants}",
-                f"uninstall one, or leave it out: {DISABLE_VARIABLE}={claims[-1].provenance.distribution}",
+                f"the reward name {name!r} is registered by {claimants}",
+                f"uninstall one, or disable it: {DISABLE_VARIABLE}={claims[-1].provenance.distribution}",
+                code="reward-name-conflict",
+                values={"reward": name, "plugins": [str(claim.provenance) for claim in claims]},
             )
         return claims[0]
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """All plugins that were found, the pluggy manager that calls their hooks, and the rewards they brought.
+    """All plugins, the pluggy manager that calls their hooks, and the rewards that they register.
 
-    `unmatched` are the names in TDMR1_DISABLE_PLUGINS that fit no plugin.
+    `unmatched` are the names in TDMR1_DISABLE_PLUGINS that belong to no plugin.
     """
 
     manager: pluggy.PluginManager
@@ -123,19 +130,20 @@ class Plugins:
     unmatched: tuple[str, ...]
 
     def collect(self, hook: str, expected: type[Registered]) -> list[tuple[Registered, Provenance]]:
-        """What plugins register through `hook(register)`, a hook of that one argument, in the order of `records`.
+        """The objects that plugins register through `hook(register)`, in the order of `records`.
 
-        A plugin whose hook raises, or registers anything but `expected`, brings nothing and has it on its record.
+        If the hook of a plugin raises, or registers an object that is not an `expected`, its record gets an error and
+        none of its objects are returned.
         """
         return _collect(self.manager, self.records, hook, expected)
 
 
 def load_plugins(extra_hookspecs: Sequence[ModuleType] = (), builtin_modules: Sequence[str] = ()) -> Plugins:
-    """Find and load every plugin: the built-in modules first, then the entry points of group `tdmr1`.
+    """Load every plugin: the built-in modules first, then the entry points of group `tdmr1`.
 
-    `extra_hookspecs` are the modules with the hooks of higher layers. Only when they are given are all hooks known,
-    so only then is a plugin's hook that nobody specifies taken for a mistake. `builtin_modules` name further
-    modules that come with tdmr1. Never raises for what is wrong with a plugin: that is on its record.
+    `extra_hookspecs` are the modules with the hooks of the higher layers. Without them not all hooks are known, so
+    unknown hook names are errors only with them. `builtin_modules` are further modules of tdmr1. A broken plugin raises
+    nothing; its record gets an error.
     """
     manager = pluggy.PluginManager("tdmr1")
     for specs in (hookspecs, *extra_hookspecs):
@@ -172,7 +180,7 @@ def _installed() -> list[tuple[Provenance, Callable[[], Any]]]:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", None)
         found.append((Provenance(entry.name, distribution, version, entry.value), entry.load))
-    # The order of entry points is that of sys.path, which should decide nothing.
+    # Entry points come in the order of sys.path; sorting makes the result independent of it.
     return sorted(found, key=lambda item: (item[0].distribution, item[0].plugin))
 
 
@@ -181,7 +189,7 @@ def _identifiers(provenance: Provenance) -> set[str]:
 
 
 def _key(provenance: Provenance) -> str:
-    """The plugin's name for pluggy: entry-point names alone are not unique."""
+    """The name under which pluggy knows the plugin. Entry-point names alone are not unique."""
     return f"{provenance.distribution}:{provenance.plugin}:{provenance.module}"
 
 
@@ -191,7 +199,7 @@ def _register(manager: pluggy.PluginManager, record: PluginRecord, load: Callabl
         hash(plugin)  # pluggy keeps plugins in sets
         manager.register(plugin, name=_key(record.provenance))
     except (Exception, SystemExit) as error:
-        # Older pluggy leaves a plugin that it refuses half registered.
+        # Older versions of pluggy leave a rejected plugin half registered.
         manager.unregister(name=_key(record.provenance))
         record.add_error(f"could not be loaded: {describe_error(error)}")
         return
@@ -200,7 +208,7 @@ def _register(manager: pluggy.PluginManager, record: PluginRecord, load: Callabl
 
 
 def _check_hook_names(manager: pluggy.PluginManager, records: Sequence[PluginRecord]) -> None:
-    """pluggy's `check_pending`, told plugin by plugin instead of at the first."""
+    """Like pluggy's `check_pending`, which raises at the first unknown hook; here every plugin gets its error."""
     callers = {name: caller for name, caller in vars(manager.hook).items() if isinstance(caller, pluggy.HookCaller)}
     known = [name for name, caller in callers.items() if caller.has_spec()]
     records_by_key = {_key(record.provenance): record for record in records}
@@ -220,15 +228,15 @@ def _collect(
         if plugin is None:
             continue
         call = manager.subset_hook_caller(hook, [other for other in plugins if other not in (plugin, None)])
-        brought: list[Registered] = []
+        registered: list[Registered] = []
         try:
-            call(register=brought.append)
+            call(register=registered.append)
         except (Exception, SystemExit) as error:
             record.add_error(f"{hook} raised {describe_error(error)}")
             continue
-        wrong = [type(item).__name__ for item in brought if not isinstance(item, expected)]
+        wrong = [type(item).__name__ for item in registered if not isinstance(item, expected)]
         if wrong:
-            record.add_error(f"{hook} registered a {wrong[0]} where a {expected.__name__} belongs")
+            record.add_error(f"{hook} registered a {wrong[0]}, but must register a {expected.__name__}")
             continue
-        collected += [(item, record.provenance) for item in brought]
+        collected += [(item, record.provenance) for item in registered]
     return collected

@@ -1,8 +1,8 @@
-"""Runs one reward in a process of its own: started by path, in this or any other environment with Python 3.10 or later.
+"""The program that runs one reward in another process. It is started by its path, and needs Python 3.10 or later.
 
-Requests come on stdin and answers go to stdout, one JSON object a line; whatever the reward prints goes to stderr. Of
-tdmr1 only the package `tdmr1_rewards` is made importable here, by a finder that knows nothing else, so that the
-environment keeps its own versions of everything. pluggy need not be installed. The process ends with its parent.
+Requests are read from stdin and answers are written to stdout, one JSON object per line. What the reward prints goes to
+stderr. A finder makes `tdmr1_rewards` importable, and nothing else of the parent's environment, so that this
+environment uses its own versions of all packages. pluggy need not be installed. The process ends with its parent.
 
     {"do": "build", "protocol": 1, "owner": …, "image_format": …, "reference": {…}}   → {"ok": {"python": "3.12.1"}}
     {"do": "describe", "protocol": 1, "owner": …, "source": "a.py:fn", "reference": {…}}   → {"ok": {"spec": …, …}}
@@ -13,8 +13,8 @@ environment keeps its own versions of everything. pluggy need not be installed. 
     {"do": "load_state", "state": {…}}                                                → {"ok": {}}
     {"do": "close"}                                                                   → {"ok": {}}
 
-or, where something goes wrong, {"failed": "raised OSError: …", "hint": …, "traceback": …}, with "refused": a sentence
-in place of "failed" for a reward that cannot be built, described or frozen.
+If a request fails, the answer is {"failed": "raised OSError: …", "hint": …, "traceback": …}. If a reward cannot be
+built, described or frozen, the answer has "refused", a whole sentence, instead of "failed".
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Unfit(Exception):
-    """This environment cannot run the reward; the message goes on after the reward's name."""
+    """This environment cannot run the reward. The message continues a sentence after the reward's name."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
 
 
-class OnlyThese(importlib.abc.MetaPathFinder):
-    """Finds the named modules where it is told that they lie (a file, or a package's folder), and no other."""
+class ModuleFinder(importlib.abc.MetaPathFinder):
+    """Finds only the given top-level modules. `paths` maps their names to a file or a package folder."""
 
-    def __init__(self, places: dict[str, str]) -> None:
-        self._places = places
+    def __init__(self, paths: dict[str, str]) -> None:
+        self._paths = paths
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """The spec of a named top-level module; Python finds what is inside a package by itself."""
-        place = self._places.get(name)
-        if place is None:
+        """The spec of a top-level module; None for all others. Python finds the submodules of a package by itself."""
+        location = self._paths.get(name)
+        if location is None:
             return None
-        if os.path.isdir(place):
+        if os.path.isdir(location):
             return importlib.util.spec_from_file_location(
-                name, os.path.join(place, "__init__.py"), submodule_search_locations=[place]
+                name, os.path.join(location, "__init__.py"), submodule_search_locations=[location]
             )
-        return importlib.util.spec_from_file_location(name, place)
+        return importlib.util.spec_from_file_location(name, location)
 
 
 class Worker:
-    """Answers requests until stdin ends or it is told to close."""
+    """Answers requests until stdin ends or a "close" request comes."""
 
     def __init__(self, answers: BinaryIO) -> None:
         self._answers = answers
@@ -71,7 +71,7 @@ class Worker:
         self._image_format: Any = None
 
     def run(self, requests: queue.SimpleQueue[bytes], closed: threading.Event) -> None:
-        """Answer one request after another; a reward's failure is an answer too."""
+        """Answer one request after another. An exception of the reward becomes an answer too."""
         while not closed.is_set():
             request = json.loads(requests.get())
             try:
@@ -86,7 +86,7 @@ class Worker:
     def _build(self, request: dict[str, Any]) -> dict[str, Any]:
         _prepare(request)
         self._image_format = request["image_format"]
-        _check_pictures(self._image_format)
+        _import_image_modules(self._image_format)
         from tdmr1_rewards.calling.reference import Reference, build
 
         self._reward = build(Reference(**request["reference"]), request["owner"])
@@ -119,21 +119,21 @@ class Worker:
         return {}
 
     def _score(self, request: dict[str, Any]) -> dict[str, Any]:
-        from tdmr1_rewards.calling.result_checks import checked
+        from tdmr1_rewards.calling.result_checks import check_result
         from tdmr1_rewards.calling.wire import decode_batch, encode_result
 
         batch = decode_batch(request["batch"], self._image_format)
-        return encode_result(checked(self._reward(batch), batch.image_ids))
+        return encode_result(check_result(self._reward(batch), batch.image_ids))
 
     def _state(self, request: dict[str, Any]) -> dict[str, Any]:
-        from tdmr1_rewards.calling.state import take_state
+        from tdmr1_rewards.calling.state import get_state
 
-        return {"state": take_state(self._reward)}
+        return {"state": get_state(self._reward)}
 
     def _load_state(self, request: dict[str, Any]) -> dict[str, Any]:
-        from tdmr1_rewards.calling.state import give_state
+        from tdmr1_rewards.calling.state import load_state
 
-        give_state(self._reward, request["state"])
+        load_state(self._reward, request["state"])
         return {}
 
     def _close(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -143,13 +143,13 @@ class Worker:
 
 
 def main() -> None:
-    """Serve the process that started this one."""
+    """Answer the requests of the parent process."""
     requests, answers = _private_streams()
     if sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath(PACKAGE):
-        del sys.path[0]  # Python puts a script's folder there: its modules are no top-level ones
-    sys.meta_path.insert(0, OnlyThese({"tdmr1_rewards": PACKAGE}))
+        del sys.path[0]  # the folder of this script: its modules must not be importable as top-level modules
+    sys.meta_path.insert(0, ModuleFinder({"tdmr1_rewards": PACKAGE}))
     if importlib.util.find_spec("pluggy") is None:
-        sys.modules["pluggy"] = _without_pluggy()
+        sys.modules["pluggy"] = _pluggy_substitute()
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     closed = threading.Event()
     reader = threading.Thread(target=_read, args=(requests, lines, closed), daemon=True)
@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def _private_streams() -> tuple[BinaryIO, BinaryIO]:
-    """stdin and stdout for the protocol alone: the reward reads nothing, and what it prints goes to stderr."""
+    """stdin and stdout, for the protocol only. The reward gets an empty stdin, and its stdout becomes stderr."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -170,7 +170,7 @@ def _private_streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _read(requests: BinaryIO, lines: queue.SimpleQueue[bytes], closed: threading.Event) -> None:
-    """Hand on every line. The stream ends with the parent, and then this process does too, whatever it is doing."""
+    """Queue every line. The stream ends when the parent exits; then this process exits too, even during a call."""
     for line in requests:
         lines.put(line)
     if not closed.is_set():
@@ -178,39 +178,38 @@ def _read(requests: BinaryIO, lines: queue.SimpleQueue[bytes], closed: threading
 
 
 def _prepare(request: dict[str, Any]) -> None:
-    """Make importable what the request's reference names. Raises Unfit for another protocol, and an old Python."""
+    """Make the modules of the reference importable. Raises Unfit for another protocol version or an old Python."""
     _check_version(request["protocol"])
     reference = request["reference"]
     sys.path[:0] = [path for path in reference["paths"] if path not in sys.path]
-    sys.meta_path.append(OnlyThese(reference["modules"]))
+    sys.meta_path.append(ModuleFinder(reference["modules"]))
 
 
 def _check_version(protocol: int) -> None:
     if sys.version_info < OLDEST_PYTHON:
         needed, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
-        raise Unfit(f"needs Python {needed} or later, and {sys.executable} is {found}")
+        raise Unfit(f"needs Python {needed} or later, but {sys.executable} is {found}")
     from tdmr1_rewards.calling.wire import PROTOCOL
 
     if protocol != PROTOCOL:
-        raise Unfit(f"runs in a worker of protocol {PROTOCOL}, which was spoken to in protocol {protocol}")
+        raise Unfit(f"runs in a worker of protocol version {PROTOCOL}, but the request has version {protocol}")
 
 
-def _check_pictures(image_format: str) -> None:
-    """Import what unpacks pictures, so that no call's time is spent on it."""
-    for module, package in (("PIL.PngImagePlugin", "pillow"), ("numpy", "numpy"))[
-        : 2 if image_format == "array" else 1
-    ]:
+def _import_image_modules(image_format: str) -> None:
+    """Import the modules that decode images now, so that the first call does not spend its time on it."""
+    modules = [("PIL.PngImagePlugin", "pillow"), ("numpy", "numpy")]
+    for module, package in modules if image_format == "array" else modules[:1]:
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise Unfit(
-                f"takes pictures, and {package} can't be imported in the environment of {sys.executable}: {error}",
+                f"needs {package}, which cannot be imported in the environment of {sys.executable}: {error}",
                 f"`{sys.executable} -m pip install {package}`",
             ) from None
 
 
 def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
-    """An exception as an answer: a whole sentence before the reward is built, else what goes on after its name."""
+    """The answer for an exception: "refused" with a whole sentence, or "failed" with the end of a sentence."""
     missing = _missing_module(error)
     answer = {
         "hint": f"install {missing} in the environment of {sys.executable}" if missing else None,
@@ -222,13 +221,13 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
     from tdmr1_rewards.errors import Tdmr1Error
 
     what = {
-        "build": "could not be built",
-        "describe": "could not be described",
-        "freeze": "could not be asked for its options",
-        "setup": "could not be set up",
-        "state": "could not tell its state",
-        "load_state": "could not take up its state",
-        "close": "could not be closed",
+        "build": "cannot be built",
+        "describe": "cannot be described",
+        "freeze": "cannot freeze its options",
+        "setup": "cannot be set up",
+        "state": "cannot return its state",
+        "load_state": "cannot restore its state",
+        "close": "cannot be closed",
     }
     failure = as_call_failure(error, what.get(request["do"]))
     if failure.hint:
@@ -240,7 +239,7 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _missing_module(error: BaseException | None) -> str | None:
-    """The module whose absence is behind an exception."""
+    """The name of the missing module that caused an exception; None if that was not the cause."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError):
             return error.name
@@ -248,8 +247,8 @@ def _missing_module(error: BaseException | None) -> str | None:
     return None
 
 
-def _without_pluggy() -> types.ModuleType:
-    """Stands in for pluggy where it is not installed: markers that mark nothing, for modules that import them."""
+def _pluggy_substitute() -> types.ModuleType:
+    """A module in place of pluggy if that is not installed. Its markers return functions unchanged."""
 
     class Marker:
         def __init__(self, project_name: str) -> None:

@@ -1,1 +1,1 @@
-"""Calls one reward, in a thread or in a process of its own."""
+"""Calls one reward, in a thread of this process or in another process."""

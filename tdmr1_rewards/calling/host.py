@@ -1,4 +1,4 @@
-"""Where a reward runs: in a thread beside the caller, or in a process of its own, in this or another environment."""
+"""The interface of a host. A host runs one reward: in a thread of this process, or in another process."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.calling.state import State
 
 STATE_LIMIT = 60.0
-"""Seconds that a reward may take to tell or take up its state."""
+"""Seconds that a reward may take to return or restore its state."""
 
 
 class Host(Protocol):
-    """Holds one reward and makes the calls to it, one at a time. Every failure is a CallFailed."""
+    """Holds one reward and calls it, one call at a time. Every method raises CallFailed if the reward fails."""
 
     def setup(self, device: str) -> None:
-        """Let the reward set itself up, without a time limit: weights may have to be fetched."""
+        """Call the reward's `setup`. It has no time limit, because weights may have to be downloaded."""
 
     def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The reward's checked answer to a batch with images (N, H, W, 3), which may take `timeout` seconds."""
+        """The checked result for a batch with images (N, H, W, 3); the call may take `timeout` seconds."""
 
     def state(self) -> State | None:
-        """What the reward remembers; None for one that has no state."""
+        """The state of the reward; None if it has none."""
 
     def load_state(self, state: State) -> None:
-        """Let the reward remember what it told."""
+        """Restore a state that `state` returned."""
 
     def close(self) -> None:
-        """Close the reward and let go of all that the host holds. Not while a call is going on."""
+        """Close the reward and release all resources. Must not be called during a call."""
 
     def abort(self) -> None:
-        """End the call that is going on, from another thread; nothing can be called after that."""
+        """End the current call, from another thread. The host cannot be used afterwards."""

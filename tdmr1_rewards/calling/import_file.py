@@ -1,4 +1,4 @@
-"""Loads what a file or a module holds under a name, with the standard library alone: so does a worker elsewhere."""
+"""Imports an object from a file or a module. Standard library only, because workers in other environments use it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
 
 
 def load_from_file(path: Path, attribute: str) -> Any:
-    """What a Python file holds under `attribute`.
+    """Import `attribute` from a Python file.
 
-    The file is run once, as a module of a private name. Its folder is importable while it runs and not afterwards.
-    Raises Tdmr1Error if the file is missing or cannot be run, and if it has no such attribute.
+    The file is imported once, as a module with a private name. Its folder is on sys.path during the import only. Raises
+    Tdmr1Error if the file is missing, cannot be imported, or has no such attribute.
     """
     return find_attribute(load_file(path), attribute, str(path))
 
 
 def load_from_module(module: str, attribute: str) -> Any:
-    """What an importable module holds under `attribute`; the current folder is importable, as in `python -m`.
+    """Import `attribute` from a module. The current folder is on sys.path, as with `python -m`.
 
-    Raises Tdmr1Error if there is no such module, if it cannot be imported, and if it has no such attribute.
+    Raises Tdmr1Error if the module does not exist, cannot be imported, or has no such attribute.
     """
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
@@ -36,28 +36,30 @@ def load_from_module(module: str, attribute: str) -> Any:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise Tdmr1Error(f"the module {module} could not be imported: {describe_error(error)}") from error
+            raise _import_failed(f"the module {module}", error) from error
         raise Tdmr1Error(
             f"there is no module {error.name!r}",
-            f"install the package it is in, or start from the folder that holds it (now {here})",
+            f"install its package, or run the command in the folder that contains the module (now {here})",
+            code="reward-import",
+            values={"module": error.name},
         ) from error
     except (Exception, SystemExit) as error:
-        raise Tdmr1Error(f"the module {module} could not be imported: {describe_error(error)}") from error
+        raise _import_failed(f"the module {module}", error) from error
     return find_attribute(loaded, attribute, f"the module {module}")
 
 
 def load_file(path: Path) -> ModuleType:
-    """A Python file as a module; the same one each time. Raises Tdmr1Error if it is missing or cannot be run."""
+    """Import a Python file once, as a module. Raises Tdmr1Error if it is missing or cannot be imported."""
     path = path.absolute()
     if not path.is_file():
         neighbours = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = close_match_hint(path.name, neighbours) if neighbours else "check the path"
-        raise Tdmr1Error(f"there is no file {path}", hint)
+        raise Tdmr1Error(f"there is no file {path}", hint, code="reward-import", values={"file": str(path)})
     name = private_name(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, "a file that ends in .py has a loader"
+    assert spec is not None, "every file that ends in .py has a loader"
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -67,31 +69,43 @@ def load_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = f", line {error.lineno}," if isinstance(error, SyntaxError) else ""
-        raise Tdmr1Error(f"the file {path}{line} could not be run: {describe_error(error)}") from error
+        raise _import_failed(f"the file {path}{line}", error) from error
     return module
 
 
+def _import_failed(what: str, error: BaseException) -> Tdmr1Error:
+    described = describe_error(error)
+    return Tdmr1Error(
+        f"{what} cannot be imported: {described}", code="reward-import", values={"source": what, "error": described}
+    )
+
+
 def private_name(path: Path) -> str:
-    """The name under which a file is a module: no import statement can mean it by chance."""
+    """The module name of a file. It contains a hash of the path, so that no other module has the same name."""
     digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
     stem = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
     return f"_tdmr1_file_{stem}_{digest}"
 
 
 def find_attribute(holder: Any, attribute: str, owner: str) -> Any:
-    """`holder.a.b` for "a.b". Raises Tdmr1Error, with a close match, where there is none."""
+    """`holder.a.b` for the attribute "a.b". Raises Tdmr1Error, with a similar name as hint, if it does not exist."""
     found = holder
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
-            raise Tdmr1Error(f"{owner} has no {part!r}", close_match_hint(part, public))
+            raise Tdmr1Error(
+                f"{owner} has no {part!r}",
+                close_match_hint(part, public),
+                code="reward-import",
+                values={"source": owner, "attribute": part},
+            )
         found = getattr(found, part)
     return found
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """A folder on sys.path, for as long as this lasts."""
+    """Put a folder on sys.path for the duration of the context."""
     entry = str(folder)
     sys.path.insert(0, entry)
     try:

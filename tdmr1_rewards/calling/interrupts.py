@@ -1,7 +1,8 @@
-"""Rewards that wait for people: how they say what they wait for, and hear that they should not wait any longer.
+"""Progress and interruption of rewards that wait for people.
 
-A reward that waits calls `tell` with what a person should know and `check` while it waits; whoever runs it listens with
-`listening`, and asks it to stop with `interrupt`. Both are of the process, as signals are.
+A waiting reward calls `report` with its progress, and `check` or `pause` while it waits. The program that runs it
+receives the progress through `listening`, and ends the waiting with `interrupt`. Listeners and the interrupt apply to
+the whole process.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ _interrupted = threading.Event()
 
 
 class Interrupted(Exception):
-    """A reward was asked to wait no longer; what it was asked to judge is to be asked again, later."""
+    """A waiting reward was interrupted. Its batch has no scores and must be scored again later."""
 
 
 def report(text: str) -> None:
-    """Tell every listener what is waited for: one line, such as "waiting for people: 3 of 24 pictures judged"."""
+    """Send one line of progress to every listener, such as "waiting for people: 3 of 24 images judged"."""
     for listener in tuple(_listeners):
         listener(text)
 
 
 def check() -> None:
-    """Raise Interrupted if the waiting is to end."""
+    """Raise Interrupted after a call of `interrupt`."""
     if _interrupted.is_set():
         raise Interrupted
 
 
 def pause(seconds: float) -> None:
-    """Wait a little. Raises Interrupted if the waiting is to end, at once when that is asked for."""
+    """Wait for some seconds. A call of `interrupt` ends the wait immediately and raises Interrupted."""
     _interrupted.wait(seconds)
     check()
 
 
 def interrupt() -> None:
-    """Ask every reward that waits to stop waiting."""
+    """Make every waiting reward raise Interrupted."""
     _interrupted.set()
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Let the listener hear what is waited for, from whatever thread; nothing asked for before interrupts it."""
+    """Send progress to the listener during the context, from any thread. Earlier calls of `interrupt` are forgotten."""
     _interrupted.clear()
     _listeners.append(listener)
     try:

@@ -1,4 +1,4 @@
-"""A reward in a process of its own, which a time-out ends and the next call starts anew."""
+"""Runs a reward in another process. A call that exceeds its time limit ends the process; the next call restarts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tdmr1_rewards
 from tdmr1_rewards.api import ImageFormat, RewardBatch, RewardResult
 from tdmr1_rewards.calling.host import STATE_LIMIT
 from tdmr1_rewards.calling.reference import Reference
-from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, checked
+from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, check_result
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.calling.wire import PROTOCOL, decode_result, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
@@ -26,27 +26,29 @@ from tdmr1_rewards.errors import Tdmr1Error
 STARTING_LIMIT = 600.0
 """Seconds that a reward may take to be imported and built."""
 CLOSING_LIMIT = 30.0
-"""Seconds that it may take to close."""
-PEACE = 5.0
-"""Seconds in which a process that is told to end may do so by itself."""
+"""Seconds that a reward may take to close."""
+EXIT_LIMIT = 5.0
+"""Seconds that a worker may take to exit after its stdin is closed; then it is killed."""
 WORKER = Path(tdmr1_rewards.__file__).with_name("worker.py")
 HOST_ONLY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-"""Variables that would bring this environment's modules into another."""
-LAST_WORDS = 3
+"""Environment variables that would make modules of this environment visible in another."""
+STDERR_LINES = 3
+"""Lines of stderr that a message quotes after a worker has exited."""
 
 
 class WorkerTraceback(Exception):
-    """The traceback of an exception in a worker, as text: the cause of the failure that is told here."""
+    """The text of a traceback in a worker. It is the `__cause__` of the exception that is raised here."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 class ProcessHost:
-    """Runs a reward by `worker.py`, in this interpreter or `python`. It is built at once, so that mistakes show.
+    """Runs a reward in a process of `worker.py`, with this interpreter or `python`.
 
-    A process that is started again goes on with the state that was told or taken up last. Raises Tdmr1Error, starting
-    with `owner`, if the process cannot be started or the reward cannot be built.
+    The reward is built immediately, so that errors appear early. A restarted process gets the state that was returned
+    or restored last. Raises Tdmr1Error, which starts with `owner`, if the process cannot be started or the reward
+    cannot be built.
     """
 
     def __init__(self, reference: Reference, owner: str, image_format: ImageFormat, python: Path | None = None) -> None:
@@ -65,47 +67,47 @@ class ProcessHost:
 
     @property
     def pid(self) -> int:
-        """The worker's process id."""
+        """The process id of the worker."""
         return self._worker.pid
 
     def setup(self, device: str) -> None:
-        """Let the reward set itself up. Raises CallFailed."""
-        self._worker.ask({"do": "setup", "device": device}, None)
+        """Call the reward's `setup`, without a time limit. Raises CallFailed."""
+        self._worker.request({"do": "setup", "device": device}, None)
         self._device = device
 
     def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The reward's checked answer, from a new process if the last one is gone. Raises CallFailed."""
+        """The checked result, from a new process if the last one has ended. Raises CallFailed."""
         if self._aborted:
             raise CallFailed("is closed")
         if self._worker.gone:
             self._restart()
-        answer = self._worker.ask({"do": "score", "batch": encode_batch(batch)}, timeout)
+        answer = self._worker.request({"do": "score", "batch": encode_batch(batch)}, timeout)
         try:
-            return checked(decode_result(answer), batch.image_ids)
+            return check_result(decode_result(answer), batch.image_ids)
         except Tdmr1Error as error:
             raise as_call_failure(error) from error
 
     def state(self) -> State | None:
-        """What the reward remembers; None for one that has no state. Raises CallFailed."""
+        """The state of the reward; None if it has none. Raises CallFailed."""
         if not (self._aborted or self._worker.gone):
-            self._state = self._worker.ask({"do": "state"}, STATE_LIMIT)["state"]
+            self._state = self._worker.request({"do": "state"}, STATE_LIMIT)["state"]
         return self._state
 
     def load_state(self, state: State) -> None:
-        """Let the reward remember what it told. Raises CallFailed."""
-        self._worker.ask({"do": "load_state", "state": state}, STATE_LIMIT)
+        """Restore a state that `state` returned. Raises CallFailed."""
+        self._worker.request({"do": "load_state", "state": state}, STATE_LIMIT)
         self._state = state
 
     def close(self) -> None:
         """Close the reward and end its process. Raises CallFailed if closing fails."""
         try:
             if not (self._aborted or self._worker.gone):
-                self._worker.ask({"do": "close"}, CLOSING_LIMIT)
+                self._worker.request({"do": "close"}, CLOSING_LIMIT)
         finally:
             self._worker.stop()
 
     def abort(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._aborted = True
         self._worker.kill()
 
@@ -117,8 +119,10 @@ class ProcessHost:
         try:
             self._worker = self._start()
         except Tdmr1Error as error:
-            raise CallFailed(f"could not be started again: {error.message}", error.hint) from error
-        if self._aborted:  # while it was being started
+            raise CallFailed(
+                f"cannot be restarted: {error.message}", error.hint, code=error.code, values=error.values
+            ) from error
+        if self._aborted:  # during the start
             self._worker.stop()
             raise CallFailed("is closed")
         if self._device is not None:
@@ -127,10 +131,11 @@ class ProcessHost:
             self.load_state(self._state)
 
 
-def ask_elsewhere(do: str, reference: Reference, owner: str, python: Path, **more: Any) -> dict[str, Any]:
-    """A worker's answer to one request about a reward, without building it, in the environment of `python`.
+def request_from(python: Path, do: str, reference: Reference, owner: str, **more: Any) -> dict[str, Any]:
+    """Start a worker in the environment of `python`, send one request about a reward and return the answer.
 
-    Raises Tdmr1Error, starting with `owner`, if the process cannot be started, and as the reward's code does there.
+    The reward is not built. Raises Tdmr1Error, which starts with `owner`, if the process cannot be started or the
+    request fails.
     """
     request = {"do": do, "protocol": PROTOCOL, "owner": owner, "reference": reference.document(), **more}
     worker, answer = _started(request, python)
@@ -139,33 +144,36 @@ def ask_elsewhere(do: str, reference: Reference, owner: str, python: Path, **mor
 
 
 def _started(request: Mapping[str, Any], python: Path | None) -> tuple[_Worker, Any]:
-    """A new worker, and its answer to a first request. Raises Tdmr1Error, starting with the request's owner."""
+    """A new worker and its answer to the first request. Raises Tdmr1Error, which starts with the request's owner."""
     owner = request["owner"]
     try:
         worker = _Worker(python)
     except OSError as error:
         raise Tdmr1Error(
-            f"{owner} could not be started with {python or sys.executable}: {error.strerror}",
-            "python is the path of an interpreter, like /path/to/venv/bin/python",
+            f"{owner} cannot be started with {python or sys.executable}: {error.strerror}",
+            "`python` must be the path of an interpreter, such as /path/to/venv/bin/python",
+            code="reward-environment",
+            values={"reward": owner, "python": str(python or sys.executable), "error": str(error.strerror)},
         ) from error
     try:
-        return worker, worker.ask(request, STARTING_LIMIT)
+        return worker, worker.request(request, STARTING_LIMIT)
     except BaseException as error:
         worker.stop()
         if isinstance(error, CallFailed):
-            raise Tdmr1Error(f"{owner} {error.reason}", error.hint) from error
+            values = {"reward": owner, **error.values}
+            raise Tdmr1Error(f"{owner} {error.reason}", error.hint, code="reward-build", values=values) from error
         raise
 
 
 class _Worker:
-    """One process of `worker.py` and the pipes to it."""
+    """A process of `worker.py` and the pipes to it. `gone` is whether it was stopped or killed."""
 
     def __init__(self, python: Path | None) -> None:
         environment = dict(os.environ)
         if python is not None:
             for name in HOST_ONLY:
                 environment.pop(name, None)
-        # In a session of its own it does not hear the terminal's Ctrl-C, and can be ended with all that it starts.
+        # A new session: Ctrl-C in the terminal does not reach it, and it can be killed together with its children.
         self._process = subprocess.Popen(
             [str(python or sys.executable), str(WORKER)],
             stdin=subprocess.PIPE,
@@ -187,16 +195,19 @@ class _Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, request: Mapping[str, Any], timeout: float | None) -> Any:
-        """The answer to a request, within `timeout` seconds. Raises CallFailed for any other outcome."""
+    def request(self, request: Mapping[str, Any], timeout: float | None) -> Any:
+        """Send a request and return the answer, within `timeout` seconds.
+
+        Raises CallFailed if the request fails, and Tdmr1Error if the worker cannot build, describe or freeze a reward.
+        """
         alarm = None
         if timeout is not None:
-            alarm = threading.Timer(timeout, self._give_up)
+            alarm = threading.Timer(timeout, self._time_out)
             alarm.daemon = True
             alarm.start()
         line = b""
         try:
-            with suppress(OSError, ValueError):  # a broken or closed pipe is told below
+            with suppress(OSError, ValueError):  # after a broken or closed pipe, `line` is not complete
                 self._stdin.write(json.dumps(request).encode("ascii") + b"\n")
                 self._stdin.flush()
                 line = self._stdout.readline()
@@ -205,27 +216,27 @@ class _Worker:
                 alarm.cancel()
         if not line.endswith(b"\n"):
             raise self._ended(timeout)
-        return self._understood(line)
+        return self._decode(line)
 
     def stop(self) -> None:
-        """End the process in peace, if it still lives (it leaves when its stdin ends), and let go of the pipes."""
+        """Close the pipes and end the process. A worker exits by itself when its stdin is closed."""
         with suppress(OSError, ValueError):
             self._stdin.close()
-        self.kill(PEACE)
+        self.kill(EXIT_LIMIT)
         self._stdout.close()
 
-    def kill(self, patience: float = 0.0) -> None:
-        """End the process, after `patience` seconds in which it may end by itself, with whatever it started."""
+    def kill(self, wait: float = 0.0) -> None:
+        """Kill the process and its children, unless it exits by itself within `wait` seconds."""
         self.gone = True
         self._finalizer.detach()
-        _kill(self._process, patience)
+        _kill(self._process, wait)
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
         self._timed_out = True
         self.kill()
 
-    def _understood(self, line: bytes) -> Any:
-        """What the worker answered. Raises Tdmr1Error for a reward that could not be built."""
+    def _decode(self, line: bytes) -> Any:
+        """The answer in a line from the worker. Raises CallFailed and Tdmr1Error as `request` does."""
         try:
             answer = json.loads(line)
             if "ok" in answer:
@@ -233,27 +244,30 @@ class _Worker:
             trace = WorkerTraceback(answer["traceback"])
             failure: Exception
             if "refused" in answer:
-                failure = Tdmr1Error(answer["refused"], answer["hint"])
+                failure = Tdmr1Error(answer["refused"], answer["hint"], code="reward-build")
             else:
                 failure = CallFailed(answer["failed"], answer["hint"])
         except (ValueError, TypeError, KeyError):
             self.kill()
-            raise CallFailed(f"answered something that is no answer: {line[:80]!r}") from None
+            raise CallFailed(f"sent a line that is not an answer of the protocol: {line[:80]!r}") from None
         raise failure from trace
 
     def _ended(self, timeout: float | None) -> CallFailed:
-        """How the process ended, as the failure of the call it was in."""
+        """The failure of the current call after the process has ended or exceeded its time limit."""
         if self._timed_out:
             self.kill()
             return CallFailed(
-                f"did not answer within {timeout:g} s, and its process was ended", "give it more time (timeout)"
+                f"did not return within {timeout:g} s, and its process was killed",
+                "increase `timeout`",
+                values={"seconds": timeout},
             )
-        self.kill(PEACE)
-        return CallFailed(f"failed: its process {_how(self._process.returncode)}{self._tail.quoted()}")
+        self.kill(EXIT_LIMIT)
+        code = self._process.returncode
+        return CallFailed(f"failed: its process {_exit_reason(code)}{self._tail.quoted()}", values={"exit_code": code})
 
 
 class _Tail:
-    """Reads a stream to its end beside everything else, and keeps the last of it."""
+    """Reads a stream in a thread and keeps its last 4096 bytes."""
 
     def __init__(self, stream: IO[bytes] | None) -> None:
         assert stream is not None
@@ -262,10 +276,10 @@ class _Tail:
         self._thread.start()
 
     def quoted(self) -> str:
-        """The last lines, to stand at the end of a sentence."""
+        """The last lines, as the end of a sentence; empty if there are none."""
         self._thread.join(1)
         lines = [line.strip() for line in self._kept.decode("utf-8", "replace").splitlines() if line.strip()]
-        return f"; its last words: {' / '.join(lines[-LAST_WORDS:])[-500:]}" if lines else ""
+        return f"; its last output: {' / '.join(lines[-STDERR_LINES:])[-500:]}" if lines else ""
 
     def _read(self, stream: IO[bytes]) -> None:
         with stream:
@@ -273,13 +287,13 @@ class _Tail:
                 self._kept = (self._kept + chunk)[-4096:]
 
 
-def _kill(process: subprocess.Popen[bytes], patience: float = 0.0) -> None:
-    """End a process and its session, after `patience` seconds in which it may end by itself."""
+def _kill(process: subprocess.Popen[bytes], wait: float = 0.0) -> None:
+    """Kill a process and its session, unless it exits by itself within `wait` seconds."""
     if process.returncode is not None:
         return
-    if patience:
+    if wait:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(wait)
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -287,11 +301,11 @@ def _kill(process: subprocess.Popen[bytes], patience: float = 0.0) -> None:
     process.wait()
 
 
-def _how(code: int) -> str:
-    """The end of a process in words."""
+def _exit_reason(code: int) -> str:
+    """Describe the exit code of a process; a negative one is a signal."""
     if code >= 0:
-        return f"ended with exit code {code}"
+        return f"exited with code {code}"
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"was ended by signal {-code}"
+        return f"was killed by signal {-code}"

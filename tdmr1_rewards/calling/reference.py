@@ -1,4 +1,4 @@
-"""A reward that is still to be built: by name instead of as an object, so that another process can build it."""
+"""Describes how to build a reward, as plain data, so that another process can build it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from tdmr1_rewards.errors import Tdmr1Error, describe_error
 class Reference:
     """How to build a reward.
 
-    `factory` is "module:attr", or {"file": path, "attr": name} of a Python file. It is called with the validated
-    `options` where there is an `options_model` ("module:attr" of a RewardOptions class), else with nothing; or, where
-    there is an `adapter` ("module:attr"), adapter(thing, options, owner=…) makes the reward of what the factory names.
-    `paths` are searched for modules first, and `modules` says where single ones lie (a file, or a package's folder).
+    `factory` is "module:attr", or {"file": path, "attr": name} for a Python file. With an `options_model`
+    ("module:attr" of a RewardOptions class) the factory is called with the validated `options`, else without an
+    argument. With an `adapter` ("module:attr") the factory is not called: adapter(factory, options, owner=…) returns
+    the reward.
+    `paths` are put first on sys.path. `modules` maps names of top-level modules to a file or a package folder.
     """
 
     factory: str | Mapping[str, str]
@@ -35,25 +36,29 @@ class Reference:
     modules: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As JSON; options that JSON does not know become text."""
+        """The reference as JSON data. Options of other types become text."""
         from tdmr1_rewards.calling.wire import plain
 
         return plain(asdict(self))
 
 
 def reference_of(spec: RewardSpec, options: Mapping[str, Any]) -> Reference:
-    """How this process builds a reward from its spec."""
+    """How this process builds the reward of a spec."""
     return Reference(factory=spec.factory, options=options, options_model=spec.options)
 
 
 def portable(reference: Reference, python: Path | None) -> Reference:
-    """The reference with what else a process of this interpreter, or of `python`, must know to import the factory."""
+    """The reference with the paths or modules that another process needs to import the factory.
+
+    A process of this interpreter (`python` is None) gets all of sys.path. A process of another one gets only the folder
+    of the factory's module, or only the module if it is installed among other packages here.
+    """
     if python is None:
         return replace(reference, paths=[os.path.abspath(path) for path in sys.path])
     if not isinstance(reference.factory, str):
         return reference
     top = reference.factory.partition(":")[0].partition(".")[0]
-    place = _place(top)
+    place = _location(top)
     if place is None or top == "tdmr1_rewards":
         return reference
     if place.parent in _installed_folders():
@@ -62,54 +67,81 @@ def portable(reference: Reference, python: Path | None) -> Reference:
 
 
 def build(reference: Reference, owner: str) -> Reward:
-    """Import and build the reward; options are validated before its factory is called.
+    """Import and build the reward. The options are validated before the factory is called.
 
-    Raises Tdmr1Error, starting with `owner`, for wrong options (all at once) and when it cannot be built.
+    Raises Tdmr1Error, which starts with `owner`, for wrong options, and if the reward cannot be imported or built.
     """
     arguments = [] if reference.options_model is None else [validated_options(reference, owner)]
     check_optionless(reference, owner)
-    thing = _named(reference.factory, owner)
+    factory = _load_factory(reference.factory, owner)
     try:
         if reference.adapter is not None:
-            reward = resolve(reference.adapter, owner)(thing, reference.options, owner=owner)
+            reward = resolve(reference.adapter, owner)(factory, reference.options, owner=owner)
         else:
-            reward = thing(*arguments)
+            reward = factory(*arguments)
     except Tdmr1Error:
         raise
     except Exception as error:
-        raise Tdmr1Error(f"{owner} could not be built: {describe_error(error)}") from error
+        raise build_failed(owner, error) from error
     if not isinstance(reward, Reward):
-        raise Tdmr1Error(f"{owner}: {reference.factory} made a {type(reward).__name__}, which cannot be called")
+        raise Tdmr1Error(
+            f"{owner}: {reference.factory} returned a {type(reward).__name__}, which cannot be called",
+            "return a Reward, or a function of a RewardBatch",
+            code="reward-build",
+            values={"reward": owner, "factory": str(reference.factory), "type": type(reward).__name__},
+        )
     return reward
 
 
+def build_failed(owner: str, error: Exception) -> Tdmr1Error:
+    """The error for an exception of a factory."""
+    described = describe_error(error)
+    return Tdmr1Error(
+        f"{owner} cannot be built: {described}", code="reward-build", values={"reward": owner, "error": described}
+    )
+
+
 def validated_options(reference: Reference, owner: str) -> Any:
-    """The options as its own model. Raises Tdmr1Error for wrong ones, and if the model cannot be imported."""
+    """The options as an instance of their model. Raises Tdmr1Error if they are wrong or the model cannot be loaded."""
     assert reference.options_model is not None
     model = resolve(reference.options_model, owner)
     from tdmr1_rewards.options import RewardOptions, validate_options
 
     if not (isinstance(model, type) and issubclass(model, RewardOptions)):
-        raise Tdmr1Error(f"{owner}: {reference.options_model} is not a RewardOptions class")
+        raise Tdmr1Error(
+            f"{owner}: {reference.options_model} is not a RewardOptions class",
+            "derive it from tdmr1_rewards.RewardOptions",
+            code="reward-spec",
+            values={"reward": owner, "field": "options", "found": reference.options_model},
+        )
     return validate_options(model, reference.options, owner)
 
 
 def check_optionless(reference: Reference, owner: str) -> None:
-    """Raise Tdmr1Error for options that nothing takes."""
+    """Raise Tdmr1Error if there are options and the reward takes none."""
     if reference.options and reference.options_model is None and reference.adapter is None:
-        raise Tdmr1Error(f"{owner} takes no options, but got {', '.join(map(repr, reference.options))}")
+        raise Tdmr1Error(
+            f"{owner} takes no options, but got {', '.join(map(repr, reference.options))}",
+            code="reward-options",
+            values={"reward": owner, "options": list(reference.options)},
+        )
 
 
 def resolve(name: str, owner: str) -> Any:
-    """The object that "module:attr" names. Raises Tdmr1Error if it cannot be imported."""
+    """Import the object "module:attr". Raises Tdmr1Error if that fails."""
     try:
         return pkgutil.resolve_name(name)
     except Exception as error:
-        raise Tdmr1Error(f"{owner}: {name} could not be imported: {describe_error(error)}") from error
+        described = describe_error(error)
+        raise Tdmr1Error(
+            f"{owner}: {name} cannot be imported: {described}",
+            code="reward-import",
+            values={"reward": owner, "source": name, "error": described},
+        ) from error
 
 
-def _place(module: str) -> Path | None:
-    """Where a top-level module lies here: its file, or its package's folder."""
+def _location(module: str) -> Path | None:
+    """The file or package folder of a top-level module in this environment; None if it has none."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -121,14 +153,14 @@ def _place(module: str) -> Path | None:
 
 
 def _installed_folders() -> set[Path]:
-    """The folders that pip installs into here: nothing else in them is meant for another environment."""
+    """The folders that pip installs into. Their other packages must not be visible in another environment."""
     return {Path(sysconfig.get_path(name)).absolute() for name in ("purelib", "platlib")}
 
 
-def _named(factory: str | Mapping[str, str], owner: str) -> Any:
+def _load_factory(factory: str | Mapping[str, str], owner: str) -> Any:
     if isinstance(factory, str):
         return resolve(factory, owner)
     try:
         return load_from_file(Path(factory["file"]), factory["attr"])
     except Tdmr1Error as error:
-        raise Tdmr1Error(f"{owner}: {error.message}", error.hint) from error
+        raise Tdmr1Error(f"{owner}: {error.message}", error.hint, code=error.code, values=error.values) from error

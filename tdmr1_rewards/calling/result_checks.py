@@ -1,4 +1,4 @@
-"""What a reward answered, if it is one: the same is asked of it wherever it ran. Standard library only."""
+"""Checks what a reward returns; the checks are the same wherever it ran. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,66 +10,96 @@ from numbers import Real
 from typing import Any
 
 from tdmr1_rewards.api import RewardResult
-from tdmr1_rewards.errors import Tdmr1Error, describe_error, one_line
+from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, describe_error, one_line
 
 
 class CallFailed(Exception):
-    """A call to a reward came to nothing: `said` goes on after the reward's name, such as "raised OSError: no file"."""
+    """A call to a reward failed. `reason` continues a sentence after the reward's name: "raised OSError: no file".
 
-    def __init__(self, said: str, hint: str | None = None) -> None:
-        super().__init__(said)
-        self.reason = said
+    `hint`, `code` and `values` are as in Tdmr1Error.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        hint: str | None = None,
+        *,
+        code: str = "reward-failed",
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
         self.hint = hint
+        self.code = code
+        self.values = dict(values or {})
 
 
 def as_call_failure(error: BaseException, what: str | None = None) -> CallFailed:
-    """An exception that came out of a reward as the failure of its call, or of `what` ("could not be set up")."""
+    """Convert an exception of a reward to a CallFailed. `what` names the step that failed ("cannot be set up").
+
+    A Tdmr1Error keeps its code and values.
+    """
     if isinstance(error, CallFailed):
         return error
     if isinstance(error, Tdmr1Error):
-        failure = CallFailed(f"{what or 'failed'}: {one_line(error.message)}", error.hint)
-    elif isinstance(error, Exception):
-        failure = CallFailed(f"{what + ':' if what else 'raised'} {describe_error(error)}")
+        code = "reward-failed" if error.code == UNSPECIFIED else error.code
+        reason = f"{what or 'failed'}: {one_line(error.message)}"
+        failure = CallFailed(reason, error.hint, code=code, values=error.values)
     else:
-        failure = CallFailed(
-            f"{what + ':' if what else 'tried to end the program:'} {describe_error(error)}",
-            "a reward that cannot judge raises an ordinary exception, or answers None",
-        )
+        described, hint, fallback = describe_error(error), None, "raised"
+        if not isinstance(error, Exception):
+            hint = "raise an ordinary exception, or return None for an image that the reward cannot judge"
+            fallback = "tried to end the program:"
+        failure = CallFailed(f"{what + ':' if what else fallback} {described}", hint, values={"error": described})
     failure.__cause__ = error
     return failure
 
 
-def checked(result: Any, image_ids: Sequence[int]) -> RewardResult:
-    """The result with a float or None, and a mapping (empty where none was given), for each of the images.
+def check_result(result: Any, image_ids: Sequence[int]) -> RewardResult:
+    """The result with one float or None and one mapping (empty if there are no details) for each image.
 
-    Raises CallFailed for anything else: another type, another number of answers, or a score that is not finite.
+    Raises CallFailed for another type, a wrong number of scores or details, and a score that is not finite.
     """
     if not isinstance(result, RewardResult):
-        raise CallFailed(
-            f"answered a {type(result).__name__} instead of a RewardResult", "return RewardResult(scores=[...])"
+        raise _invalid(
+            f"returned a {type(result).__name__} instead of a RewardResult",
+            "return RewardResult(scores=[...])",
+            type=type(result).__name__,
         )
     count = len(image_ids)
     scores = _sized("scores", result.scores, count)
     details = [None] * count if result.details is None else _sized("details", result.details, count)
     for image_id, mapping in zip(image_ids, details, strict=True):
         if not isinstance(mapping, Mapping | None):
-            raise CallFailed(f"gave a {type(mapping).__name__} as details of image {image_id}, not a mapping")
+            kind = type(mapping).__name__
+            raise _invalid(
+                f"returned a {kind} as details of image {image_id}, not a mapping", image_id=image_id, type=kind
+            )
     return RewardResult(
         [_number(score, i) for score, i in zip(scores, image_ids, strict=True)], [mapping or {} for mapping in details]
     )
 
 
+def _invalid(reason: str, hint: str | None = None, **values: Any) -> CallFailed:
+    return CallFailed(reason, hint, code="reward-result", values=values)
+
+
 def _sized(field: str, values: Any, count: int) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping):
-        raise CallFailed(f"answered {field} of type {type(values).__name__}, not a list")
+    """The values as a list of length `count`."""
     try:
-        listed = list(values)
+        listed = None if isinstance(values, str | bytes | Mapping) else list(values)
     except TypeError:
-        raise CallFailed(f"answered {field} of type {type(values).__name__}, not a list") from None
+        listed = None
+    if listed is None:
+        kind = type(values).__name__
+        raise _invalid(f"returned {field} of type {kind}, not a list", field=field, type=kind)
     if len(listed) != count:
-        raise CallFailed(
-            f"answered {len(listed)} {field} for {count} images",
-            "answer one for each image, in order; None is a score it cannot give",
+        raise _invalid(
+            f"returned {len(listed)} {field} for {count} images",
+            "return one for each image, in order; the score None means that the reward cannot judge the image",
+            field=field,
+            found=len(listed),
+            expected=count,
         )
     return listed
 
@@ -77,13 +107,16 @@ def _sized(field: str, values: Any, count: int) -> list[Any]:
 def _number(score: Any, image_id: int) -> float | None:
     if score is None:
         return None
-    # numpy's bool is the one number of numpy's that does not call itself Real.
+    # numpy's bool is its only scalar number type that is not registered as Real.
     if isinstance(score, Real) or type(score).__name__ in ("bool", "bool_"):
         with suppress(OverflowError):
             value = float(score)
             if math.isfinite(value):
                 return value
-    raise CallFailed(
-        f"answered {reprlib.repr(score)}, a {type(score).__name__}, for image {image_id}",
+    raise _invalid(
+        f"returned {reprlib.repr(score)}, a {type(score).__name__}, for image {image_id}",
         "a score is a finite number, or None for an image that the reward cannot judge",
+        image_id=image_id,
+        score=reprlib.repr(score),
+        type=type(score).__name__,
     )

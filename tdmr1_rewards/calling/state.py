@@ -1,4 +1,4 @@
-"""What a reward remembers from one batch to the next, as plain JSON data. Standard library only."""
+"""Reads and restores the state of a reward, which is plain JSON data. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 from typing import Any
 
 from tdmr1_rewards.calling.result_checks import CallFailed
+from tdmr1_rewards.errors import one_line
 
 State = dict[str, Any]
 
 
 def has_state(reward: Any) -> bool:
-    """Whether a reward can tell what it remembers; what a torch module calls its state are its weights."""
+    """Whether a reward has a state. The `state_dict` of a torch module does not count: it contains the weights."""
     method = getattr(reward, "state_dict", None)
     return callable(method) and not (getattr(method, "__module__", None) or "").startswith("torch.")
 
 
-def take_state(reward: Any) -> State | None:
-    """A copy of what a reward remembers, None where it has no state. Raises CallFailed for what is not plain JSON."""
+def get_state(reward: Any) -> State | None:
+    """A copy of the state of a reward; None if it has none. Raises CallFailed if it is not plain JSON data."""
     if not has_state(reward):
         return None
     state = reward.state_dict()
@@ -28,20 +29,25 @@ def take_state(reward: Any) -> State | None:
     if not isinstance(copy, dict):
         raise _not_plain(f"it is a {type(state).__name__}, not a dict")
     if copy != state:
-        raise _not_plain("it does not come back from JSON as it was")
+        raise _not_plain("it changes when it is written as JSON and read again")
     return copy
 
 
-def give_state(reward: Any, state: State) -> None:
-    """Let a reward remember again what it told. Raises CallFailed for one that can't."""
+def load_state(reward: Any, state: State) -> None:
+    """Restore the state of a reward. Raises CallFailed if the reward has no `load_state_dict`."""
     method = getattr(reward, "load_state_dict", None)
     if method is None:
-        raise CallFailed("can't take up a state", "give it a method load_state_dict(state)")
+        raise CallFailed(
+            "cannot restore its state", "add a method load_state_dict(state) to the reward", code="reward-state"
+        )
     method(state)
 
 
-def _not_plain(why: str) -> CallFailed:
+def _not_plain(problem: str) -> CallFailed:
+    problem = one_line(problem)
     return CallFailed(
-        f"has a state that is not plain JSON data: {' '.join(why.split())}",
-        "let state_dict answer a dict of texts, finite numbers, booleans, None, lists and dicts with texts as keys",
+        f"has a state that is not plain JSON data: {problem}",
+        "state_dict must return a dict of str, finite numbers, bool, None, lists and dicts with str keys",
+        code="reward-state",
+        values={"problem": problem},
     )

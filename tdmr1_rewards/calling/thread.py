@@ -1,4 +1,4 @@
-"""A reward in a thread of this process. A thread cannot be ended: a call that takes too long is left behind."""
+"""Runs a reward in a thread of this process. A thread cannot be ended: a call that exceeds its time limit runs on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from tdmr1_rewards.api import ImageFormat, Reward, RewardBatch, RewardResult
 from tdmr1_rewards.calling.host import STATE_LIMIT
 from tdmr1_rewards.calling.interrupts import Interrupted
-from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, checked
-from tdmr1_rewards.calling.state import State, give_state, has_state, take_state
+from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, check_result
+from tdmr1_rewards.calling.state import State, get_state, has_state, load_state
 
 CLOSING_LIMIT = 30.0
 """Seconds that a reward may take to close."""
@@ -24,7 +24,7 @@ _Job = tuple[Callable[[], Any], Future[Any]]
 
 
 class ThreadHost:
-    """Calls a reward from one daemon thread, which neither `close` nor the end of the program waits for."""
+    """Calls a reward from one daemon thread. Neither `close` nor the end of the program waits for the thread."""
 
     def __init__(self, reward: Reward, image_format: ImageFormat) -> None:
         self._reward = reward
@@ -35,42 +35,42 @@ class ThreadHost:
         self._aborted: Future[None] = Future()
 
     def setup(self, device: str) -> None:
-        """Let the reward set itself up. Raises CallFailed."""
+        """Call the reward's `setup`, without a time limit. Raises CallFailed."""
         if hasattr(self._reward, "setup"):
-            self._do(partial(self._reward.setup, device), None, "could not be set up")
+            self._run(partial(self._reward.setup, device), None, "cannot be set up")
 
     def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The reward's checked answer. Raises CallFailed, after `timeout` seconds too, and Interrupted."""
+        """The checked result. Raises CallFailed, also after `timeout` seconds, and Interrupted."""
         if self._image_format == "pil":
             batch = replace(batch, images=to_pil(batch.images))
-        return checked(self._do(partial(self._reward, batch), timeout), batch.image_ids)
+        return check_result(self._run(partial(self._reward, batch), timeout), batch.image_ids)
 
     def state(self) -> State | None:
-        """What the reward remembers; None for one that has no state. Raises CallFailed."""
+        """The state of the reward; None if it has none. Raises CallFailed."""
         if not has_state(self._reward):
             return None
-        state: State | None = self._do(partial(take_state, self._reward), STATE_LIMIT, "could not tell its state")
+        state: State | None = self._run(partial(get_state, self._reward), STATE_LIMIT, "cannot return its state")
         return state
 
     def load_state(self, state: State) -> None:
-        """Let the reward remember what it told. Raises CallFailed."""
-        self._do(partial(give_state, self._reward, state), STATE_LIMIT, "could not take up its state")
+        """Restore a state that `state` returned. Raises CallFailed."""
+        self._run(partial(load_state, self._reward, state), STATE_LIMIT, "cannot restore its state")
 
     def close(self) -> None:
-        """Close the reward, unless a call to it still hangs. Raises CallFailed."""
+        """Close the reward, unless a call to it is still running. Raises CallFailed."""
         try:
             if not self._hangs() and hasattr(self._reward, "close"):
-                self._do(self._reward.close, CLOSING_LIMIT, "could not be closed")
+                self._run(self._reward.close, CLOSING_LIMIT, "cannot be closed")
         finally:
             self._jobs.put(None)
 
     def abort(self) -> None:
-        """Leave the call behind that is going on."""
+        """Stop waiting for the current call; the call itself runs on."""
         with suppress(InvalidStateError):
             self._aborted.set_result(None)
 
-    def _do(self, function: Callable[[], Any], timeout: float | None, what: str | None = None) -> Any:
-        """The function's result, from the thread."""
+    def _run(self, function: Callable[[], Any], timeout: float | None, what: str | None = None) -> Any:
+        """Run a function in the thread and return its result. `what` names the step in a CallFailed."""
         if self._thread is None:
             self._thread = threading.Thread(target=_work, args=(self._jobs,), name="reward", daemon=True)
             self._thread.start()
@@ -78,7 +78,7 @@ class ThreadHost:
         self._jobs.put((function, job))
         wait([job, self._aborted], timeout, FIRST_COMPLETED)
         if not job.done():
-            raise self._gave_up(job, timeout)
+            raise self._give_up(job, timeout)
         error = job.exception()
         if isinstance(error, Interrupted):
             raise error
@@ -86,16 +86,18 @@ class ThreadHost:
             raise as_call_failure(error, what)
         return job.result()
 
-    def _gave_up(self, job: Future[Any], timeout: float | None) -> CallFailed:
-        earlier = job.cancel()
-        if not earlier:
+    def _give_up(self, job: Future[Any], timeout: float | None) -> CallFailed:
+        """Cancel a job that is not done, or remember that it hangs, and return the failure."""
+        waits_for_earlier_call = job.cancel()
+        if not waits_for_earlier_call:
             self._late = job
         if self._aborted.done():
-            return CallFailed("was left behind in the middle of a call")
-        hint = "give it more time (timeout), or a process that a time-out can end (isolated: true)"
-        if earlier:
-            return CallFailed(f"still hangs in an earlier call, {timeout:g} s later", hint)
-        return CallFailed(f"did not answer within {timeout:g} s", hint)
+            return CallFailed("was stopped during a call")
+        hint = "increase `timeout`, or set `isolated: true`, so that a call can be ended"
+        values = {"seconds": timeout}
+        if waits_for_earlier_call:
+            return CallFailed(f"has not finished an earlier call after {timeout:g} s more", hint, values=values)
+        return CallFailed(f"did not return within {timeout:g} s", hint, values=values)
 
     def _hangs(self) -> bool:
         return self._late is not None and not self._late.done()
@@ -109,7 +111,7 @@ def to_pil(images: Any) -> Sequence[Any]:
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """Do one job after another. What nobody waits for any more is done too, if it has begun."""
+    """Run one job after another until a None comes. A job that has started runs to its end."""
     while (item := jobs.get()) is not None:
         function, job = item
         if not job.set_running_or_notify_cancel():
@@ -118,4 +120,4 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
             job.set_result(function())
         except BaseException as error:
             job.set_exception(error)
-        del item, function, job  # nothing is kept until the next call
+        del item, function, job  # do not keep a batch in memory until the next call

@@ -1,6 +1,6 @@
-"""Batches and results as JSON with PNG pictures in base64: what goes to another process or machine. Never pickle.
+"""Encodes batches and results as JSON with PNG images in base64, for another process or machine. Never pickle.
 
-It needs the standard library, Pillow for pictures, and numpy for a reward that takes its images as an array.
+Needs only the standard library and Pillow; numpy for a reward that takes its images as an array.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tdmr1_rewards.api import ImageFormat, RewardBatch, RewardContext, RewardRes
 from tdmr1_rewards.errors import Tdmr1Error
 
 PROTOCOL = 1
-"""The version of everything said to workers and servers. It rises when an older one would no longer understand."""
+"""The version of the messages to workers and servers. It increases when older versions can no longer read them."""
 
 MAX_PIXELS = 1 << 26
-"""Of one picture (8192 x 8192): more is refused before it is unpacked."""
+"""The largest number of pixels of one image (8192 x 8192). A larger image is rejected before it is decompressed."""
 
 
 def encode_batch(batch: RewardBatch) -> dict[str, Any]:
-    """The batch as plain JSON values; images are PIL RGB images or a uint8 array (N, H, W, 3).
+    """The batch as plain JSON data. Its images are PIL RGB images or a uint8 array (N, H, W, 3).
 
-    In metadata tuples become lists, and what JSON does not know becomes its text.
+    In metadata, tuples become lists, and objects of other types become their text.
     """
     context = batch.context
     return {
@@ -44,9 +44,9 @@ def encode_batch(batch: RewardBatch) -> dict[str, Any]:
 
 
 def decode_batch(document: Any, image_format: ImageFormat) -> RewardBatch:
-    """The batch that `encode_batch` made, bit for bit, with its images in the format that the reward takes.
+    """Decode a batch of `encode_batch`; the images are bit-identical, in the format that the reward takes.
 
-    Raises Tdmr1Error for what is no such batch, and ImportError where Pillow or numpy are missing.
+    Raises Tdmr1Error for an invalid document, and ImportError if Pillow or numpy is missing.
     """
     fields = _mapping(document, "the batch")
     context = _mapping(fields.get("context"), "context")
@@ -65,12 +65,12 @@ def decode_batch(document: Any, image_format: ImageFormat) -> RewardBatch:
 
 
 def encode_result(result: RewardResult) -> dict[str, Any]:
-    """A checked result as plain JSON values."""
+    """A checked result as plain JSON data."""
     return {"scores": list(result.scores), "details": plain(result.details)}
 
 
 def decode_result(document: Any) -> RewardResult:
-    """The result that `encode_result` made; its scores are still to be checked. Raises Tdmr1Error for anything else."""
+    """Decode a result of `encode_result`. Its scores are not checked. Raises Tdmr1Error for an invalid document."""
     fields = _mapping(document, "the result")
     details = fields.get("details")
     return RewardResult(_list_of(fields, "scores", object), None if details is None else list(details))
@@ -80,14 +80,14 @@ def encode_image(image: Any) -> str:
     """A PIL RGB image or a uint8 array (H, W, 3) as the base64 text of a PNG file."""
     from PIL import Image
 
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    pil_image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG", compress_level=1)
+    pil_image.convert("RGB").save(buffer, format="PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def plain(value: Any) -> Any:
-    """The value as strict JSON has it: arrays as lists, mappings with text keys, and the text of anything else."""
+    """The value as strict JSON data: arrays become lists, keys become text, and other objects become their text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -96,16 +96,18 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers, and torch's
+    if hasattr(value, "tolist"):  # arrays, tensors and scalars of numpy and torch
         return plain(value.tolist())
     return str(value)
 
 
 def check_token(token: str) -> None:
-    """Raise Tdmr1Error, without the token in it, for one that no HTTP header can carry."""
+    """Raise Tdmr1Error for a token that an HTTP header cannot carry. The message does not contain the token."""
     if not re.fullmatch(r"[!-~]+", token):
         raise Tdmr1Error(
-            "the token has characters that it can't have, or none at all", "use ASCII letters, digits and -._~ only"
+            "the token is empty or has characters that an HTTP header cannot carry",
+            "use ASCII letters, digits and -._~ only",
+            code="token-invalid",
         )
 
 
@@ -113,23 +115,33 @@ def _decode_image(text: str, index: int) -> Any:
     from PIL import Image
 
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-        if picture.width * picture.height > MAX_PIXELS:
-            raise Tdmr1Error(f"images[{index}] has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
-        return picture.convert("RGB")
+        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
+        if image.width * image.height > MAX_PIXELS:
+            raise Tdmr1Error(
+                f"images[{index}] has {image.width} x {image.height} pixels, but at most {MAX_PIXELS} are allowed",
+                code="reward-images",
+                values={"index": index, "width": image.width, "height": image.height, "limit": MAX_PIXELS},
+            )
+        return image.convert("RGB")
     except Tdmr1Error:
         raise
-    except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise Tdmr1Error(f"images[{index}] is no PNG picture in base64") from error
+    except Exception as error:  # Pillow raises many types of exceptions for a broken file
+        raise Tdmr1Error(
+            f"images[{index}] is not a PNG image in base64", code="reward-images", values={"index": index}
+        ) from error
 
 
 def _stacked(images: Sequence[Any]) -> Any:
-    """PIL images of one size as one uint8 array (N, H, W, 3)."""
+    """PIL images of one size as one uint8 array (N, H, W, 3). Raises Tdmr1Error for different sizes."""
     import numpy as np
 
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
-        raise Tdmr1Error(f"the images are of different sizes: {' and '.join(f'{w} x {h}' for w, h in sizes)}")
+        raise Tdmr1Error(
+            f"the images have different sizes: {' and '.join(f'{w} x {h}' for w, h in sizes)}",
+            code="reward-images",
+            values={"sizes": [list(size) for size in sizes]},
+        )
     if not images:
         return np.zeros((0, 0, 0, 3), np.uint8)
     return np.stack([np.asarray(image) for image in images])
@@ -137,22 +149,31 @@ def _stacked(images: Sequence[Any]) -> Any:
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Tdmr1Error(f"{what} is a {type(value).__name__}, not an object")
+        raise _invalid(what, value, "an object")
     return value
 
 
 def _list_of(fields: Mapping[str, Any], name: str, kind: type) -> list[Any]:
     values = fields.get(name)
     if not isinstance(values, list):
-        raise Tdmr1Error(f"{name} is {'missing' if values is None else 'a ' + type(values).__name__}, not a list")
+        raise _invalid(name, values, "a list")
     for index, value in enumerate(values):
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise Tdmr1Error(f"{name}[{index}] is a {type(value).__name__}")
+            raise _invalid(f"{name}[{index}]", value, f"of type {kind.__name__}")
     return values
 
 
 def _integer(fields: Mapping[str, Any], name: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise Tdmr1Error(f"{name} is a {type(value).__name__}, not a whole number")
+        raise _invalid(name, value, "an integer")
     return value
+
+
+def _invalid(field: str, value: Any, expected: str) -> Tdmr1Error:
+    found = "missing" if value is None else f"a {type(value).__name__}"
+    return Tdmr1Error(
+        f"{field} is {found}, but must be {expected}",
+        code="server-protocol",
+        values={"field": field, "found": found, "expected": expected},
+    )

@@ -1,4 +1,4 @@
-"""One reward in use and the thread that asks it: in the sizes it wants, again if it may fail, no answer unchecked."""
+"""Runs one reward in a thread: splits batches into calls, repeats failed calls and checks results."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tdmr1_rewards.scoring.failures import Failure, RewardFailed, RewardWarning
 OnFailure = Literal["stop", "skip"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
-"""Seconds before the first retry of a call, doubled for each further one, up to the longest."""
+"""Seconds before the first retry of a call; doubled for each further retry, up to the longest pause."""
 
 
 @dataclass(frozen=True)
 class ActiveReward:
-    """A reward that is in use: `name` in reports, `weight` in the total, and where it comes from.
+    """A reward with its settings. `name` is its name in reports, `weight` its factor in the total score.
 
-    `reward` is the object itself, or a Reference to build it by in a process of its own: that of the interpreter
-    `python`, or of this one. The rest overrides the spec's `batch_size` and `timeout` ("none": no limit) and the
-    runner's `device`, and says how often a failed call is tried again, and whether a failure stops the run or its
-    images are left out.
+    `reward` is a Reward, or a Reference: then the reward is built in another process, with the interpreter `python` or
+    this one. `batch_size` and `timeout` ("none" is no limit) override the spec, `device` overrides that of the runner.
+    A failed call is repeated up to `retries` times. Then `on_failure` decides: the run stops, or the images of the call
+    have no score.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ActiveReward:
 
     @property
     def seconds(self) -> float | None:
-        """What a call may take, None without a limit."""
+        """The time limit of a call in seconds; None is no limit."""
         if self.timeout is None:
             return self.spec.timeout
         return None if self.timeout == "none" else self.timeout
@@ -64,7 +64,7 @@ class ActiveReward:
 
 @dataclass(frozen=True)
 class Answers:
-    """One reward's checked answer to N images, and the calls that failed."""
+    """The checked scores and details of one reward for N images, and the calls that failed."""
 
     scores: list[float | None]
     details: list[Mapping[str, Any]]
@@ -72,7 +72,7 @@ class Answers:
 
 
 class RewardWorker:
-    """One reward and the thread that asks it, one call after another."""
+    """One reward and the thread that calls it, one call at a time."""
 
     def __init__(self, entry: ActiveReward, device: str, gate: threading.Semaphore, closing: threading.Event) -> None:
         self._entry = entry
@@ -82,46 +82,46 @@ class RewardWorker:
         self._ready = False
         self._host = _host(entry)
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        # A daemon: a call that hangs must not keep the program from ending.
+        # A daemon thread: a call that never returns must not prevent the program from exiting.
         self._thread = threading.Thread(target=self._work, name=f"reward-{entry.name}", daemon=True)
         self._thread.start()
 
     def submit(self, batch: RewardBatch, applies: Sequence[bool]) -> Future[Answers]:
-        """The future of the reward's answers to a batch: it is asked about the images that it applies to."""
+        """The future of the reward's answers to a batch. Only the images with a true `applies` entry are scored."""
         return self.do(lambda: self._answer(batch, [index for index, on in enumerate(applies) if on]))
 
     def do(self, function: Callable[[], Any]) -> Future[Any]:
-        """The future of a function that is called after all that was asked for before."""
+        """Queue a function for the thread and return the future of its result."""
         future: Future[Any] = Future()
         self._jobs.put((function, future))
         return future
 
     def set_up(self) -> None:
-        """Set the reward up, once."""
+        """Set up the reward, unless that is already done."""
         if not self._ready:
             try:
                 self._host.setup(self._device)
             except CallFailed as failure:
-                raise self._told(failure) from failure.__cause__
+                raise self._failed(failure) from failure.__cause__
             self._ready = True
 
     def state(self) -> State | None:
-        """What the reward remembers; None for one that has no state, or was not set up."""
+        """The state of the reward; None if it has none or is not set up."""
         try:
             return self._host.state() if self._ready else None
         except CallFailed as failure:
-            raise self._told(failure) from failure.__cause__
+            raise self._failed(failure) from failure.__cause__
 
     def load_state(self, state: State) -> None:
-        """Let the reward, set up, remember what it told."""
+        """Set up the reward and restore a state that `state` returned."""
         self.set_up()
         try:
             self._host.load_state(state)
         except CallFailed as failure:
-            raise self._told(failure) from failure.__cause__
+            raise self._failed(failure) from failure.__cause__
 
     def stop(self) -> None:
-        """Drop what has not begun; the thread ends after what has."""
+        """Cancel the queued calls. The thread ends after the current call."""
         while not self._jobs.empty():
             job = self._jobs.get()
             if job is not None:
@@ -129,22 +129,22 @@ class RewardWorker:
         self._jobs.put(None)
 
     def join(self, deadline: float) -> None:
-        """Wait for the call that is going on, until the deadline (monotonic seconds); then leave it behind."""
+        """Wait for the current call until the deadline (monotonic seconds), then abort it."""
         self._thread.join(max(deadline - time.monotonic(), 0.0))
         if self._thread.is_alive():
             self.abort()
             self._thread.join(1.0)
 
     def abort(self) -> None:
-        """Leave the call behind that is going on."""
+        """End the current call, or stop waiting for it."""
         self._host.abort()
 
     def release(self) -> Tdmr1Error | None:
-        """Close the reward; what went wrong is returned."""
+        """Close the reward; an error is returned, not raised."""
         try:
             self._host.close()
         except CallFailed as failure:
-            return self._told(failure)
+            return self._failed(failure)
         return None
 
     def _work(self) -> None:
@@ -157,13 +157,16 @@ class RewardWorker:
             except BaseException as error:
                 future.set_exception(error)
 
-    def _answer(self, batch: RewardBatch, asked: Sequence[int]) -> Answers:
-        """The checked answers: None where the reward was not asked, cannot judge, or failed and is to be skipped."""
+    def _answer(self, batch: RewardBatch, applicable: Sequence[int]) -> Answers:
+        """Score the images at the `applicable` indices.
+
+        A score is None if the reward does not apply, returned None, or failed and failures are skipped.
+        """
         answers = Answers([None] * len(batch), [{} for _ in range(len(batch))], [])
-        if asked:
+        if applicable:
             self.set_up()
-        for places in _split(batch.select(asked), self._entry):
-            indices = [asked[place] for place in places]
+        for positions in _split(batch.select(applicable), self._entry):
+            indices = [applicable[position] for position in positions]
             try:
                 result = self._result(batch, indices)
             except RewardFailed as error:
@@ -173,12 +176,12 @@ class RewardWorker:
                 answers.failures.append(failure)
                 _warn(failure)
                 result = RewardResult([None] * len(indices), [{"failed": error.message}] * len(indices))
-            for index, score, told in zip(indices, result.scores, result.details or (), strict=True):
-                answers.scores[index], answers.details[index] = score, told
+            for index, score, details in zip(indices, result.scores, result.details or (), strict=True):
+                answers.scores[index], answers.details[index] = score, details
         return answers
 
     def _result(self, batch: RewardBatch, indices: Sequence[int]) -> RewardResult:
-        """One call, tried as often as the reward may be. Raises RewardFailed for the last failure."""
+        """The result of one call, with retries. Raises RewardFailed for the last failure."""
         attempt = 0
         while True:
             if self._closing.is_set():
@@ -188,12 +191,15 @@ class RewardWorker:
                     return self._host.call(batch.select(indices), self._entry.seconds)
             except CallFailed as failure:
                 if attempt == self._entry.retries or self._closing.is_set():
-                    raise self._told(failure, f" (tried {attempt + 1} times)" if attempt else "") from failure.__cause__
+                    raise self._failed(failure, tries=attempt + 1) from failure.__cause__
             self._closing.wait(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
             attempt += 1
 
-    def _told(self, failure: CallFailed, tries: str = "") -> RewardFailed:
-        return RewardFailed(f"{self._entry} {failure.reason}{tries}", failure.hint)
+    def _failed(self, failure: CallFailed, tries: int = 1) -> RewardFailed:
+        """The error for a failed call, with the name of the reward."""
+        message = f"{self._entry} {failure.reason}" + (f" (tried {tries} times)" if tries > 1 else "")
+        values = {"reward": self._entry.name, "provenance": str(self._entry.provenance), "tries": tries}
+        return RewardFailed(message, failure.hint, code=failure.code, values={**values, **failure.values})
 
 
 def _host(entry: ActiveReward) -> Host:
@@ -204,22 +210,26 @@ def _host(entry: ActiveReward) -> Host:
 
 def _warn(failure: Failure) -> None:
     count, iteration = len(failure.batch), failure.batch.context.iteration + 1
-    images = "1 image goes" if count == 1 else f"{count} images go"
-    message = f"{failure.error.message}; in iteration {iteration} {images} without a reward"
-    warnings.warn(message, RewardWarning, stacklevel=2)
+    images = "1 image has" if count == 1 else f"{count} images have"
+    values = {**failure.error.values, "reward": failure.reward, "images": count, "iteration": iteration}
+    message = f"{failure.error.message}; {images} no score in iteration {iteration}"
+    warnings.warn(RewardWarning(message, values=values), stacklevel=2)
 
 
 def _split(batch: RewardBatch, entry: ActiveReward) -> list[list[int]]:
-    """The indices of each call: at most `batch_size` images, or as many whole groups as fit, but at least one."""
-    most = entry.batch_size or entry.spec.batch_size
+    """The indices of the images of each call: at most `batch_size` images.
+
+    For a groupwise reward: as many whole groups as fit, and at least one.
+    """
+    limit = entry.batch_size or entry.spec.batch_size
     if not entry.spec.groupwise:
-        return [list(range(start, min(start + most, len(batch)))) for start in range(0, len(batch), most)]
+        return [list(range(start, min(start + limit, len(batch)))) for start in range(0, len(batch), limit)]
     groups: dict[int, list[int]] = {}
     for index, group in enumerate(batch.group_ids):
         groups.setdefault(group, []).append(index)
     calls: list[list[int]] = []
     for members in groups.values():
-        if calls and len(calls[-1]) + len(members) <= most:
+        if calls and len(calls[-1]) + len(members) <= limit:
             calls[-1] += members
         else:
             calls.append(list(members))

@@ -1,7 +1,7 @@
-"""Several rewards to one number an image. A None ("cannot judge") stays a None and never becomes a number.
+"""Combines the scores of several rewards to one total per image. A None ("cannot judge") never becomes a number.
 
-A prompt's metadata may name the rewards that its images are for: `"rewards": ["ocr_match"]`. The others do not apply
-to them: they are not asked, and have no part in the total. Without the key every reward applies.
+The metadata of a prompt may name the rewards that apply to its images: `"rewards": ["ocr_match"]`. The other rewards do
+not score these images and are not part of their total. Without this key every reward applies.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tdmr1_rewards.calling.wire import plain
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring.failures import RewardFailed
 
@@ -17,26 +18,26 @@ Scores = Sequence[float | None]
 Applies = Mapping[str, Sequence[bool]]
 
 REWARDS_KEY = "rewards"
-"""The key of a prompt's metadata that names the rewards which apply to its images."""
+"""The metadata key that names the rewards which apply to the images of a prompt."""
 
 
 def applicability(metadata: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, list[bool]]:
-    """For each reward of `names`, whether it applies to each of the N images with this metadata.
+    """For each reward of `names`, N flags: whether it applies to each of the N images with this metadata.
 
-    A prompt may also name rewards that are not in use. Raises Tdmr1Error for a "rewards" that is no list of names.
+    A prompt may also name rewards that the run does not use. Raises Tdmr1Error if "rewards" is not a list of names.
     """
-    wanted = [_wanted(entry) for entry in metadata]
-    return {name: [chosen is None or name in chosen for chosen in wanted] for name in names}
+    named = [_named_rewards(entry) for entry in metadata]
+    return {name: [rewards is None or name in rewards for rewards in named] for name in names}
 
 
 def weighted_sum(
     per_reward: Mapping[str, Scores], weights: Mapping[str, float], applies: Applies | None = None
 ) -> list[float | None]:
-    """Σ_r weight_r · score_r over the rewards that apply to each of N images.
+    """The total of each of N images: Σ_r weight_r · score_r over the rewards that apply to it.
 
-    None where a reward that applies answered None, and where none applies. `per_reward` maps each reward's name to its
-    N scores; `weights` and `applies` (all of them if left out) have the same names. Raises Tdmr1Error for a sum that is
-    not finite.
+    It is None if no reward applies, or if the score of one that applies is None. `per_reward` maps reward names to N
+    scores; `weights` and `applies` have the same keys. Without `applies`, all rewards apply. Raises RewardFailed if a
+    total is not finite.
     """
     names = list(per_reward)
     columns = zip(*(per_reward[name] for name in names), strict=True)
@@ -57,27 +58,29 @@ def normalised_sum(
     eps: float = 1e-4,
     applies: Applies | None = None,
 ) -> list[float | None]:
-    """Like `weighted_sum`, of (score - group mean) / (group std + eps) of each reward by itself.
+    """Like `weighted_sum`, but each score is first normalized: (score - group mean) / (group std + eps).
 
-    Mean and (population) std are those of a reward's own scores in the group, over the images that it applies to and
-    judged. A group in which these are all equal gets exactly 0 from it. `group_ids` has length N.
+    Mean and population std are computed per reward and group, over the images that the reward applies to and whose
+    score is not None. If these scores are all equal, the normalized scores are exactly 0. `group_ids` has length N.
     """
     normalised = {}
     for name, scores in per_reward.items():
-        counted = scores if applies is None else _masked(scores, applies[name])
-        normalised[name] = _normalised(counted, group_ids, eps)
+        applicable = scores if applies is None else _masked(scores, applies[name])
+        normalised[name] = _normalised(applicable, group_ids, eps)
     return weighted_sum(normalised, weights, applies)
 
 
-def _wanted(metadata: Mapping[str, Any]) -> Sequence[str] | None:
-    """The rewards that a prompt names, None where it leaves it open."""
+def _named_rewards(metadata: Mapping[str, Any]) -> Sequence[str] | None:
+    """The rewards that the metadata of a prompt names; None if it names none."""
     named = metadata.get(REWARDS_KEY)
     if named is None:
         return None
     if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
         raise Tdmr1Error(
-            f"the metadata of a prompt has {REWARDS_KEY!r}: {named!r}, which is no list of reward names",
-            f'write it like "{REWARDS_KEY}": ["object_count"], or leave it out',
+            f"the metadata of a prompt has {REWARDS_KEY!r}: {named!r}, but it must be a list of reward names",
+            f'write it like "{REWARDS_KEY}": ["object_count"], or remove it',
+            code="reward-metadata",
+            values={"key": REWARDS_KEY, "found": plain(named)},
         )
     return named
 
@@ -98,13 +101,16 @@ def _dot(scores: Scores, weights: Sequence[float]) -> float | None:
     if not math.isfinite(total):
         terms = " + ".join(f"{weight:g} × {score:g}" for weight, score in zip(weights, valid, strict=True))
         raise RewardFailed(
-            f"the combined reward of an image is not finite: {terms}", "begin a new run with lower weights"
+            f"the combined reward of an image is not finite: {terms}",
+            "start a new run with lower weights",
+            code="reward-combined",
+            values={"terms": terms},
         )
     return total
 
 
 def _sum(values: Iterable[float]) -> float:
-    """The exactly rounded sum; nan where no number can hold it."""
+    """The exactly rounded sum; NaN if it overflows or is undefined."""
     try:
         return math.fsum(values)
     except (OverflowError, ValueError):
@@ -128,7 +134,7 @@ def _normalised(scores: Scores, group_ids: Sequence[int], eps: float) -> list[fl
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    # A rounded mean of equal values would leave noise where there is nothing to learn.
+    # The mean of equal values is rounded, so their differences from it would be noise instead of 0.
     if min(values) == max(values):
         return values[0], 0.0
     mean = _sum(values) / len(values)

@@ -1,11 +1,13 @@
-"""What is kept of a call that failed, so that it can be looked at and tried again."""
+"""The errors of rewards. The images of a failed call are saved, so that the call can be inspected and repeated."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tdmr1_rewards.api import RewardBatch
 from tdmr1_rewards.calling.wire import plain
@@ -15,47 +17,65 @@ FOLDER, BATCH_FILE = "failures", "batch.json"
 
 
 class RewardWarning(UserWarning):
-    """A reward failed, and the run goes on without its images."""
+    """A reward failed and the run continues. The images of the call have no score."""
+
+    def __init__(self, message: str, *, code: str = "reward-skipped", values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.values = dict(values or {})
 
 
 class RewardFailed(Tdmr1Error):
-    """A reward failed for good: what the run has learnt until then is whole."""
+    """A reward failed, after all retries. The trained weights of the run are intact, so it can be resumed."""
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        code: str = "reward-failed",
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint, code=code, values=values)
 
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """A failed call: the reward's name in reports, what it was asked (images uint8 (N, H, W, 3)), the error."""
+    """A failed call: the name of the reward, the batch (images uint8 (N, H, W, 3)) and the error."""
 
     reward: str
     batch: RewardBatch
     error: RewardFailed
 
     def saved(self) -> RewardFailed:
-        """Save the images of the call in the run's folder, if there is one; the error, with a hint where they are."""
-        folder = self.batch.context.run_folder
-        if folder is None:
+        """Save the images of the call in the run folder, if there is one. The hint of the returned error names it."""
+        run_folder = self.batch.context.run_folder
+        if run_folder is None:
             return self.error
+        values = self.error.values
         try:
-            place = self._save(_unused(self._place(folder)))
+            folder = self._save(_unused(self._folder(run_folder)))
         except OSError as error:
-            kept = f"the images of the call could not be saved: {error}"
+            saved = f"the images of the call could not be saved: {error}"
         else:
-            kept = f"the images of the call are in {place}"
-        return RewardFailed(self.error.message, "; ".join(filter(None, (self.error.hint, kept))))
+            saved = f"the images of the call are in {folder}"
+            values = {**values, "folder": str(folder)}
+        hint = "; ".join(filter(None, (self.error.hint, saved)))
+        return RewardFailed(self.error.message, hint, code=self.error.code, values=values)
 
-    def _place(self, folder: Path) -> Path:
-        """Iterations are counted from 1 here, as in metrics and checkpoints."""
+    def _folder(self, run_folder: Path) -> Path:
+        """The folder for the images. Iterations are counted from 1 here, as in metrics and checkpoints."""
         name = re.sub(r"[^\w.-]+", "_", self.reward)
-        return folder / FOLDER / f"iteration-{self.batch.context.iteration + 1:06d}" / name
+        return run_folder / FOLDER / f"iteration-{self.batch.context.iteration + 1:06d}" / name
 
-    def _save(self, place: Path) -> Path:
+    def _save(self, folder: Path) -> Path:
         from PIL import Image
 
         batch, names = self.batch, []
-        place.mkdir(parents=True)
+        folder.mkdir(parents=True)
         for image, image_id in zip(batch.images, batch.image_ids, strict=True):
             names.append(f"image-{image_id:06d}.png")
-            Image.fromarray(image).save(place / names[-1])
+            Image.fromarray(image).save(folder / names[-1])
         columns = zip(names, batch.image_ids, batch.group_ids, batch.prompts, batch.metadata, strict=True)
         document = {
             "reward": self.reward,
@@ -69,14 +89,14 @@ class Failure:
             ],
         }
         text = json.dumps(plain(document), indent=2, ensure_ascii=False)
-        (place / BATCH_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        return place
+        (folder / BATCH_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        return folder
 
 
-def _unused(place: Path) -> Path:
-    """The folder, or one numbered after it where another failure lies there already."""
-    number, free = 1, place
+def _unused(folder: Path) -> Path:
+    """The folder, or with a number at the end if it exists already."""
+    number, free = 1, folder
     while free.exists():
         number += 1
-        free = place.with_name(f"{place.name}-{number}")
+        free = folder.with_name(f"{folder.name}-{number}")
     return free

@@ -1,4 +1,4 @@
-"""Scores batches of images with several rewards side by side, and puts their answers together."""
+"""Scores batches of images with several rewards in parallel and combines their scores."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tdmr1_rewards.scoring.failures import Failure, RewardFailed
 Combine = Literal["weighted_sum", "normalised"]
 
 GRACE = 5.0
-"""Seconds that `close` waits for calls that have begun before it leaves them behind."""
+"""Seconds that `close` waits for running calls before it aborts them."""
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """The scores of N images: each list has length N.
+    """The scores of N images. Each list has length N, except `failures`.
 
-    `total` is the combined score, None where a reward that applies could not judge, or none applies; `per_reward` has
-    each reward's own scores by name, and `applies` which images it was asked about; `details` maps, for each image, a
-    reward's name to what it told. `failures` are the calls that failed and were passed over.
+    `total` is the combined score; it is None if no reward applies, or if the score of one that applies is None.
+    `per_reward` has the scores of each reward, and `applies` whether it applies to each image. `details` has one
+    mapping per image, from reward names to their details. `failures` are the failed calls that were skipped.
     """
 
     total: list[float | None]
@@ -43,12 +43,12 @@ class ScoredBatch:
 
     @property
     def failed(self) -> dict[str, int]:
-        """How many images each reward failed on."""
+        """The number of images in failed calls, for each reward."""
         return {name: sum(len(f.batch) for f in self.failures if f.reward == name) for name in self.per_reward}
 
     @property
     def unjudged(self) -> dict[str, int]:
-        """How many images each reward was asked about, did not fail on, and could not judge."""
+        """The number of images for which a reward returned None, for each reward."""
         return {
             name: sum(on and score is None for on, score in zip(self.applies[name], scores, strict=True))
             - self.failed[name]
@@ -57,61 +57,75 @@ class ScoredBatch:
 
 
 class RewardRunner:
-    """Scores batches with several rewards, at most `workers` calls at once.
+    """Scores batches with several rewards, with at most `workers` calls at a time.
 
-    Calls to one reward never overlap; different rewards run side by side. `device` is what a reward's `setup` is
-    told. A batch must hold whole groups if the rewards are to be `normalised`. A reward that raises, answers what it
-    should not or takes too long fails the whole batch with RewardFailed, or leaves its images without a score if it is
-    to be skipped: a failure never becomes a number. Images of a call that stops a run are saved in its folder.
-    Raises Tdmr1Error if a reward in a process of its own cannot be built.
+    Calls to one reward never overlap; different rewards run in parallel. `device` is the argument of each reward's
+    `setup`. With "normalised", a batch must contain whole groups. If a reward raises, returns an invalid result or
+    exceeds its time limit, scoring the batch raises RewardFailed, or the images of the call have no score if
+    `on_failure` is "skip": a failure never becomes a number. The images of a call that stops a run are saved in the run
+    folder. Raises Tdmr1Error for invalid arguments, and if a reward in another process cannot be built.
     """
 
     def __init__(self, entries: Sequence[ActiveReward], combine: Combine, workers: int, device: str = "cpu") -> None:
         names = [entry.name for entry in entries]
         if not names:
-            raise Tdmr1Error("there is no reward to score with", "name at least one")
+            raise Tdmr1Error("no reward is given", "name at least one", code="setting-invalid")
         if len(set(names)) < len(names):
-            raise Tdmr1Error(f"a reward is named twice in {', '.join(names)}")
+            raise Tdmr1Error(
+                f"two rewards have the same name: {', '.join(names)}",
+                "give each reward its own name",
+                code="setting-conflict",
+                values={"rewards": names},
+            )
         if combine not in get_args(Combine):
-            raise Tdmr1Error(f"combine is {combine!r}, but must be {' or '.join(map(repr, get_args(Combine)))}")
+            raise Tdmr1Error(
+                f"combine is {combine!r}, but must be {' or '.join(map(repr, get_args(Combine)))}",
+                code="setting-invalid",
+                values={"setting": "combine", "found": combine, "expected": list(get_args(Combine))},
+            )
         self._weights = {entry.name: entry.weight for entry in entries}
         self._combine = combine
         self._closing = threading.Event()
-        self._slots: list[RewardWorker] = []
+        self._workers: list[RewardWorker] = []
         gate = threading.Semaphore(workers)
         try:
             for entry in entries:
-                self._slots.append(RewardWorker(entry, device, gate, self._closing))
+                self._workers.append(RewardWorker(entry, device, gate, self._closing))
         except BaseException:
             self.close()
             raise
 
     def set_up(self) -> None:
-        """Set every reward up now instead of before its first batch. Raises Tdmr1Error if one cannot be."""
-        for future in [slot.do(slot.set_up) for slot in self._slots]:
+        """Set up every reward now instead of before its first batch. Raises RewardFailed if that fails."""
+        for future in [worker.do(worker.set_up) for worker in self._workers]:
             future.result()
 
     def states(self) -> dict[str, State]:
-        """What each reward remembers that has a state, and was set up: others remember nothing yet.
+        """The state of each reward that has one and is set up.
 
-        Raises RewardFailed for one that can't tell it, or not as plain JSON data.
+        Raises RewardFailed if a reward cannot return its state, or if the state is not plain JSON data.
         """
-        futures = {name: slot.do(slot.state) for name, slot in zip(self._weights, self._slots, strict=True)}
+        futures = {name: worker.do(worker.state) for name, worker in zip(self._weights, self._workers, strict=True)}
         found = {name: future.result() for name, future in futures.items()}
         return {name: state for name, state in found.items() if state is not None}
 
     def load_states(self, states: Mapping[str, State]) -> None:
-        """Let rewards remember what they told. Raises Tdmr1Error for one that is not there or can't take it."""
-        slots = dict(zip(self._weights, self._slots, strict=True))
+        """Restore states that `states` returned. Raises Tdmr1Error for an unknown reward, and if restoring fails."""
+        by_name = dict(zip(self._weights, self._workers, strict=True))
         for name in states:
-            if name not in slots:
-                raise Tdmr1Error(f"there is a state of reward {name!r}, and no such reward", "name it as it was")
-        for future in [slots[name].do(partial(slots[name].load_state, state)) for name, state in states.items()]:
+            if name not in by_name:
+                raise Tdmr1Error(
+                    f"there is a state of reward {name!r}, but no reward has this name",
+                    "use the names that the rewards had when the state was saved",
+                    code="reward-state",
+                    values={"reward": name, "rewards": list(by_name)},
+                )
+        for future in [by_name[name].do(partial(by_name[name].load_state, state)) for name, state in states.items()]:
             future.result()
 
     @contextmanager
-    def unremembered(self) -> Iterator[None]:
-        """Whatever is scored while this lasts leaves no trace in what rewards remember."""
+    def preserving_states(self) -> Iterator[None]:
+        """Restore the states of all rewards at the end of the context."""
         self.set_up()
         states = self.states()
         yield
@@ -120,42 +134,43 @@ class RewardRunner:
     def score(self, batch: RewardBatch) -> ScoredBatch:
         """Score a batch whose images are one uint8 array (N, H, W, 3).
 
-        Raises Tdmr1Error as the class says, and if failures that were passed over have left nothing.
+        Raises RewardFailed if a reward fails; with skipped failures only as `check_any_scored` does.
         """
         scored = self.submit(batch).result()
-        check_left([scored])
+        check_any_scored([scored])
         return scored
 
     def submit(self, batch: RewardBatch) -> Future[ScoredBatch]:
-        """Like `score`, without waiting: what goes wrong in a reward is raised by the future's `result()`.
+        """Like `score`, but does not wait: the future's `result()` raises the errors of rewards.
 
-        Whether anything is left after failures is for `check_left` to say, when all batches of an iteration are done.
+        Call `check_any_scored` when all batches of an iteration are done. Raises Tdmr1Error for images of another type
+        or shape, invalid metadata, and after `close`.
         """
         _check_images(batch.images)
         if self._closing.is_set():
-            raise Tdmr1Error("the rewards are closed")
+            raise Tdmr1Error("the rewards are closed", "build a new RewardRunner", code="reward-closed")
         applies = applicability(batch.metadata, self._weights)
-        parts = [slot.submit(batch, applies[name]) for name, slot in zip(applies, self._slots, strict=True)]
+        parts = [worker.submit(batch, applies[name]) for name, worker in zip(applies, self._workers, strict=True)]
         return _gather(parts, lambda answers: self._scored(batch, applies, answers))
 
     def close(self) -> None:
-        """Drop what has not begun, wait a little for calls that have, and close every reward.
+        """Cancel the queued calls, wait up to 5 seconds for running calls, and close every reward.
 
-        Raises the first failure to close.
+        Raises the error of the first reward that cannot be closed.
         """
         if self._closing.is_set():
             return
         self._closing.set()
-        for slot in self._slots:
-            slot.stop()
+        for worker in self._workers:
+            worker.stop()
         deadline = time.monotonic() + GRACE
         try:
-            for slot in self._slots:
-                slot.join(deadline)
-            failures = [failure for slot in self._slots if (failure := slot.release()) is not None]
-        except BaseException:  # a further Ctrl-C
-            for slot in self._slots:
-                slot.abort()
+            for worker in self._workers:
+                worker.join(deadline)
+            failures = [failure for worker in self._workers if (failure := worker.release()) is not None]
+        except BaseException:  # such as another Ctrl-C
+            for worker in self._workers:
+                worker.abort()
             raise
         if failures:
             raise failures[0]
@@ -180,18 +195,19 @@ class RewardRunner:
         return ScoredBatch(total, per_reward, details, applies, [f for answer in answers for f in answer.failures])
 
 
-def check_left(parts: Sequence[ScoredBatch]) -> None:
-    """Raise the failure that left nothing: no score of one reward, or no total, in all of the scored batches."""
+def check_any_scored(parts: Sequence[ScoredBatch]) -> None:
+    """Raise RewardFailed if failures leave no image of all batches with a total, or with a score of one reward."""
     totals = [score for part in parts for score in part.total]
     for failure in (failure for part in reversed(parts) for failure in reversed(part.failures)):
         scores = [score for part in parts for score in part.per_reward[failure.reward]]
         if all(score is None for score in scores) or all(total is None for total in totals):
             error = failure.saved()
-            raise RewardFailed(f"{error.message}; that leaves no image with a reward", error.hint) from error
+            message = f"{error.message}; no image of the iteration has a score"
+            raise RewardFailed(message, error.hint, code=error.code, values=error.values) from error
 
 
 def _gather(parts: Sequence[Future[Answers]], finish: Callable[[list[Answers]], ScoredBatch]) -> Future[ScoredBatch]:
-    """A future of `finish` of all parts' results. No thread waits for it, so the pool cannot lock up."""
+    """The future of `finish(results of all parts)`. No thread waits for it, so there is no deadlock."""
     whole: Future[ScoredBatch] = Future()
     whole.set_running_or_notify_cancel()
     remaining = len(parts)
@@ -214,7 +230,10 @@ def _gather(parts: Sequence[Future[Answers]], finish: Callable[[list[Answers]], 
 
 
 def _check_images(images: Any) -> None:
-    if not isinstance(images, np.ndarray):
-        raise Tdmr1Error(f"images to score are a {type(images).__name__}, but must be one uint8 array (N, H, W, 3)")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise Tdmr1Error(f"images to score are {images.dtype} {images.shape}, but must be uint8 (N, H, W, 3)")
+    found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else f"a {type(images).__name__}"
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise Tdmr1Error(
+            f"images to score are {found}, but must be one uint8 array (N, H, W, 3)",
+            code="reward-images",
+            values={"found": found},
+        )

@@ -1,4 +1,4 @@
-"""One reward asked about pictures of any sizes, outside a run: what `try` and `check` do."""
+"""Scores images of any size with one reward, outside a run; used by `tdmr1 rewards try` and `check`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tdmr1_rewards.scoring.runner import RewardRunner
 
 @dataclass(frozen=True, eq=False)
 class ImageToScore:
-    """A picture to be judged: uint8 (H, W, 3), its prompt, and what is known of the prompt; `group` as in a batch."""
+    """An image, uint8 (H, W, 3), with its prompt and metadata. `group` is its group id, as in RewardBatch."""
 
     image: np.ndarray
     prompt: str
@@ -26,14 +26,14 @@ class ImageToScore:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What a reward said of a picture: a score or None, and details."""
+    """The score of an image, or None, and its details."""
 
     score: float | None
     details: Mapping[str, Any]
 
 
 class SingleReward:
-    """A reward that is set up, through the runner that a training uses: the same batches, the same checks."""
+    """Runs one reward through a RewardRunner, so that batches and checks are the same as in a training."""
 
     def __init__(self, spec: RewardSpec, reward: Reward, provenance: Provenance, device: str = "cpu") -> None:
         self._name = spec.name
@@ -46,28 +46,30 @@ class SingleReward:
     def __exit__(self, *_: object) -> None:
         self._runner.close()
 
-    def __call__(self, pictures: Sequence[ImageToScore]) -> list[ImageScore]:
-        """A verdict for each picture, in order; those of one size are handed over together.
+    def __call__(self, images: Sequence[ImageToScore]) -> list[ImageScore]:
+        """The score of each image, in order. Images of the same size are scored in one batch.
 
-        Raises Tdmr1Error if the reward raises or breaks its contract.
+        Raises RewardFailed if the reward raises or returns an invalid result.
         """
         by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, picture in enumerate(pictures):
-            by_size.setdefault(picture.image.shape, []).append(index)
-        verdicts: dict[int, ImageScore] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(image.image.shape, []).append(index)
+        scores: dict[int, ImageScore] = {}
         for indices in by_size.values():
-            verdicts.update(zip(indices, self._ask([pictures[i] for i in indices], indices), strict=True))
-        return [verdicts[index] for index in range(len(pictures))]
+            scores.update(zip(indices, self._score([images[i] for i in indices], indices), strict=True))
+        return [scores[index] for index in range(len(images))]
 
-    def _ask(self, pictures: Sequence[ImageToScore], image_ids: Sequence[int]) -> list[ImageScore]:
+    def _score(self, images: Sequence[ImageToScore], image_ids: Sequence[int]) -> list[ImageScore]:
+        """The scores of images of one size."""
         batch = RewardBatch(
-            images=np.stack([picture.image for picture in pictures]),
-            prompts=[picture.prompt for picture in pictures],
-            metadata=[picture.metadata for picture in pictures],
-            group_ids=[picture.group for picture in pictures],
+            images=np.stack([image.image for image in images]),  # (N, H, W, 3)
+            prompts=[image.prompt for image in images],
+            metadata=[image.metadata for image in images],
+            group_ids=[image.group for image in images],
             image_ids=list(image_ids),
             context=RewardContext(None, 0, 0),
         )
         scored = self._runner.score(batch)
         scores = scored.per_reward[self._name]
-        return [ImageScore(score, told.get(self._name, {})) for score, told in zip(scores, scored.details, strict=True)]
+        details = [entry.get(self._name, {}) for entry in scored.details]
+        return [ImageScore(score, entry) for score, entry in zip(scores, details, strict=True)]

@@ -1,1 +1,1 @@
-"""Finds rewards: registered, from a file or a module, or on a server."""
+"""Finds and builds rewards that are registered, in a file or module, or on a server."""

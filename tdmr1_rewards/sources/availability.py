@@ -1,4 +1,4 @@
-"""Whether a reward can be used here, told from its spec alone: what it needs is looked for and not imported."""
+"""Checks whether the modules that a reward requires are installed, without importing them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tdmr1_rewards.api import RewardSpec
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether all that a reward requires is installed; `missing` names what is not, "a or b" where either would do."""
+    """The modules that are missing for a reward ("a or b" if one of two is enough), and the package that has them."""
 
     missing: tuple[str, ...] = ()
     install: str | None = None
@@ -22,7 +22,7 @@ class Availability:
 
     @property
     def remedy(self) -> str | None:
-        """The command that brings what is missing, as far as the reward says."""
+        """The command that installs what is missing; None if nothing is missing or the spec names no package."""
         return f"pip install '{self.install}'" if self.missing and self.install else None
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class Availability:
 
 
 def availability(spec: RewardSpec) -> Availability:
-    """Look for the modules that a spec requires."""
+    """Look up the modules that a spec requires."""
     missing = tuple(
         " or ".join(alternatives)
         for requirement in spec.requires
@@ -42,7 +42,7 @@ def availability(spec: RewardSpec) -> Availability:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module could be imported; of a dotted name, whether its package could."""
+    """Whether a module is installed. Of a dotted name, only the top-level package is looked up."""
     try:
         return importlib.util.find_spec(module.strip().partition(".")[0]) is not None
     except (ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""Reads the text that says where a reward comes from.
+"""Parses the source of a reward, a text in one of these forms.
 
 object_count                            a reward that a plugin registered (`tdmr1 rewards list`)
 path/to/file.py:fn                      an object in a Python file

@@ -1,4 +1,4 @@
-"""A reward on another machine, behind `tdmr1 rewards serve`: it outlives a restart of its server."""
+"""A reward on a server that runs `tdmr1 rewards serve`. It waits while the server is restarted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import requests
 from pydantic import Field, SecretStr
@@ -19,34 +19,37 @@ from tdmr1_rewards.calling.wire import PROTOCOL, check_token, decode_result, enc
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.options import RewardOptions
 
-AWAY = (502, 503, 504)
-"""What a proxy answers for a server that is away, or a server that has no room."""
+UNAVAILABLE = (502, 503, 504)
+"""HTTP status codes of a proxy whose server is down, and of a server that is busy."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
-"""Seconds before all endpoints are tried again, doubled each time, up to the longest."""
+"""Seconds before all servers are tried again; doubled each time, up to the longest pause."""
 
 
 class RemoteOptions(RewardOptions):
-    """How a reward server is spoken to."""
+    """Options of a reward on a server."""
 
-    token: SecretStr | None = Field(None, description="the server's token; a run's config.yaml keeps it, so rather:")
-    token_variable: str = Field("TDMR1_REWARD_TOKEN", description="the environment variable that holds the token")
-    patience: float = Field(60.0, ge=0, description="seconds in which a server that is away may come back")
-    connect_timeout: float = Field(5.0, gt=0, description="seconds that connecting may take")
-    read_timeout: float = Field(300.0, gt=0, description="seconds without a word of the answer")
+    token: SecretStr | None = Field(
+        None, description="the token of the server; it is written to config.yaml, so prefer token_variable"
+    )
+    token_variable: str = Field("TDMR1_REWARD_TOKEN", description="the environment variable that has the token")
+    patience: float = Field(60.0, ge=0, description="seconds to wait for a server that is unavailable")
+    connect_timeout: float = Field(5.0, gt=0, description="the time limit of a connection attempt in seconds")
+    read_timeout: float = Field(300.0, gt=0, description="the longest time without data of an answer, in seconds")
 
 
 class RemoteReward:
-    """Asks the servers of `url`: http://host:port/NAME, or several of them separated by commas, tried in rotation.
+    """Sends batches to the servers of `url`: http://host:port/NAME, or several URLs separated by commas, in rotation.
 
-    A server that is away (no connection, 502, 503, 504) is asked again until `options.patience` is over; whatever else
-    goes wrong is told at once. Raises Tdmr1Error for a URL that is not of this form, or a token no header can carry.
+    While no server is available (no connection, or status 502, 503 or 504), requests are repeated for `patience`
+    seconds. Other failures raise immediately. Raises Tdmr1Error for another form of URL, and for a token that an HTTP
+    header cannot carry.
     """
 
     def __init__(self, url: str, options: RemoteOptions | None = None) -> None:
         self._options = options or RemoteOptions()
         self._bases, self.name = _endpoints(url)
         self._turn = 0
-        self._most = sys.maxsize
+        self._max_body = sys.maxsize
         self._session = requests.Session()
         token = self._token()
         if token is not None:
@@ -54,28 +57,30 @@ class RemoteReward:
         self._session.auth = _Bearer(token)
 
     def setup(self, device: str) -> None:
-        """See that a server is there and serves this reward; its device is its own. Raises Tdmr1Error."""
+        """Check that the servers serve this reward. They use their own device. Raises Tdmr1Error."""
         for _ in self._bases:
-            info, base = self._ask("GET", "/info", None)
+            info, base = self._request("GET", "/info", None)
             if info.get("protocol") != PROTOCOL:
                 raise _wrong_version(base, info.get("protocol"))
             if info.get("name") != self.name:
                 raise Tdmr1Error(
                     f"the server at {base} serves the reward {info.get('name')!r}, not {self.name!r}",
                     f"write remote:{base}/{info.get('name')}",
+                    code="reward-unknown",
+                    values={"reward": self.name, "server": base, "found": info.get("name")},
                 )
-            self._most = min(self._most, int(info.get("max_body", self._most)))
+            self._max_body = min(self._max_body, int(info.get("max_body", self._max_body)))
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
-        """The server's answer to the batch. Raises Tdmr1Error where there is none."""
-        batch = replace(batch, context=replace(batch.context, run_folder=None))  # it means nothing there
-        answer, base = self._ask("POST", "/score", {"protocol": PROTOCOL, "batch": encode_batch(batch)})
+        """Score the batch on a server. Raises Tdmr1Error if that fails."""
+        batch = replace(batch, context=replace(batch.context, run_folder=None))  # the folder does not exist there
+        answer, base = self._request("POST", "/score", {"protocol": PROTOCOL, "batch": encode_batch(batch)})
         if answer.get("protocol") != PROTOCOL:
             raise _wrong_version(base, answer.get("protocol"))
         return decode_result(answer)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._session.close()
 
     def _token(self) -> str | None:
@@ -83,19 +88,21 @@ class RemoteReward:
             return self._options.token.get_secret_value()
         return os.environ.get(self._options.token_variable) or None
 
-    def _ask(self, method: str, path: str, document: Any) -> tuple[dict[str, Any], str]:
-        """A server's answer and which one gave it."""
+    def _request(self, method: str, path: str, document: Any) -> tuple[dict[str, Any], str]:
+        """Send a request; returns the answer and the address of the server that sent it."""
         body = None if document is None else json.dumps(document).encode("ascii")
-        if body is not None and len(body) > self._most:
+        if body is not None and len(body) > self._max_body:
             raise Tdmr1Error(
-                f"the request has {len(body)} bytes, and the server takes {self._most} at most",
-                "send fewer images a call (batch_size)",
+                f"the request has {len(body)} bytes, but the server accepts at most {self._max_body}",
+                "reduce `batch_size`",
+                code="server-refused",
+                values={"bytes": len(body), "limit": self._max_body},
             )
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             for base in self._rotation():
                 cause: Exception | None = None
-                trouble = f"the server at {base} could not be reached"
+                problem = f"the server at {base} could not be reached"
                 try:
                     response = self._session.request(
                         method,
@@ -109,62 +116,86 @@ class RemoteReward:
                     cause = error
                     self._check_worth_retrying(error, base)
                 else:
-                    if response.status_code not in AWAY:
-                        return self._understood(response, base), base
-                    trouble = f"the server at {base} is away or has no room ({_told(response)})"
+                    if response.status_code not in UNAVAILABLE:
+                        return self._decode(response, base), base
+                    problem = f"the server at {base} is unavailable ({_server_message(response)})"
             if time.monotonic() - began + pause > self._options.patience:
                 waited = f" for {time.monotonic() - began:.0f} s" if self._options.patience else ""
                 raise Tdmr1Error(
-                    f"{trouble}{waited}", "see that `tdmr1 rewards serve` runs there; option patience waits longer"
+                    f"{problem}{waited}",
+                    "check that `tdmr1 rewards serve` runs there, or increase the option `patience`",
+                    code="server-unreachable",
+                    values={"server": base},
                 ) from cause
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _rotation(self) -> list[str]:
-        """Every server once, each time from the next one on."""
+        """All servers, starting with the next one at each call."""
         first = self._turn % len(self._bases)
         self._turn += 1
         return [*self._bases[first:], *self._bases[:first]]
 
     def _check_worth_retrying(self, error: requests.RequestException, base: str) -> None:
-        """Raise Tdmr1Error for what does not pass with time."""
+        """Raise Tdmr1Error for an error that does not disappear with time."""
         if isinstance(error, requests.exceptions.SSLError):
-            raise Tdmr1Error(f"the certificate of the server at {base} can't be trusted: {error}") from error
+            raise Tdmr1Error(
+                f"the certificate of the server at {base} is not trusted: {error}",
+                code="server-refused",
+                values={"server": base, "error": str(error)},
+            ) from error
         if isinstance(error, requests.exceptions.ReadTimeout):
             raise Tdmr1Error(
                 f"the server at {base} did not answer within {self._options.read_timeout:g} s",
-                "raise the option read_timeout, or send fewer images a call (batch_size)",
+                "increase the option `read_timeout`, or reduce `batch_size`",
+                code="server-unreachable",
+                values={"server": base, "seconds": self._options.read_timeout},
             ) from error
         if not isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-            raise Tdmr1Error(f"the server at {base} can't be asked: {error}") from error
+            raise Tdmr1Error(
+                f"the request to the server at {base} failed: {error}",
+                code="server-unreachable",
+                values={"server": base, "error": str(error)},
+            ) from error
 
-    def _understood(self, response: requests.Response, base: str) -> dict[str, Any]:
+    def _decode(self, response: requests.Response, base: str) -> dict[str, Any]:
+        """The answer as a JSON object. Raises Tdmr1Error if the server refused the request or sent no JSON object."""
         if response.status_code != 200:
-            self._refused(response, base)
+            raise self._refusal(response, base)
         document = _document(response)
         if document is None:
-            raise Tdmr1Error(f"{base} answered with something that is no JSON object", "is it a tdmr1 reward server?")
+            raise Tdmr1Error(
+                f"the server at {base} did not answer with a JSON object",
+                "check that it is a tdmr1 reward server",
+                code="server-protocol",
+                values={"server": base},
+            )
         return document
 
-    def _refused(self, response: requests.Response, base: str) -> NoReturn:
-        status, told, hint = response.status_code, _told(response), (_document(response) or {}).get("hint")
+    def _refusal(self, response: requests.Response, base: str) -> Tdmr1Error:
+        """The error for an answer with another status than 200."""
+        status, message = response.status_code, _server_message(response)
+        code, hint = "server-refused", (_document(response) or {}).get("hint")
+        values = {"server": base, "status": status}
         if status in (401, 403):
-            missing = self._token() is None
-            raise Tdmr1Error(
-                f"the server at {base} {'wants a token' if missing else 'refuses the token'}",
-                f"set {self._options.token_variable} to the token that `tdmr1 rewards serve` printed",
-            )
-        if 300 <= status < 400:
-            raise Tdmr1Error(f"the server at {base} is elsewhere now: {response.headers.get('location')}")
-        if status == 404:
-            raise Tdmr1Error(f"there is no reward server at {base}: {told}", "is it a tdmr1 reward server?")
-        if status < 500:
-            raise Tdmr1Error(f"the server at {base} refuses the request: {told}", hint)
-        raise Tdmr1Error(f"the server at {base} failed: {told}", hint)
+            sentence = f"the server at {base} {'needs a token' if self._token() is None else 'rejects the token'}"
+            code = "token-invalid"
+            hint = f"set {self._options.token_variable} to the token that `tdmr1 rewards serve` printed"
+        elif 300 <= status < 400:
+            sentence = f"the server at {base} has moved to {response.headers.get('location')}"
+            hint = "use the new address"
+        elif status == 404:
+            sentence = f"there is no reward server at {base}: {message}"
+            code, hint = "server-protocol", "check that it is a tdmr1 reward server"
+        elif status < 500:
+            sentence = f"the server at {base} refuses the request: {message}"
+        else:
+            sentence, code = f"the server at {base} failed: {message}", "reward-failed"
+        return Tdmr1Error(sentence, hint, code=code, values=values)
 
 
 class _Bearer(requests.auth.AuthBase):
-    """The token as a header; as an AuthBase it is not replaced by what .netrc has for the host."""
+    """Sends the token as a header. With an AuthBase, requests does not replace it by an entry of .netrc."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -176,24 +207,33 @@ class _Bearer(requests.auth.AuthBase):
 
 
 def _endpoints(url: str) -> tuple[Sequence[str], str]:
-    """The servers' addresses, without the reward's name, and that name."""
+    """The addresses of the servers, without the name of the reward, and that name."""
     parts = [part.strip().rstrip("/") for part in url.split(",")]
     for part in parts:
         if not re.fullmatch(r"https?://[^/?#\s]+(/[^/?#\s]+)+", part):
             raise Tdmr1Error(
                 f"{part!r} is not the address of a reward on a server",
                 "write it like http://127.0.0.1:8000/object_count",
+                code="reward-source",
+                values={"source": part},
             )
     names = sorted({part.rpartition("/")[2] for part in parts})
     if len(names) > 1:
-        raise Tdmr1Error(f"the servers of one reward name several: {', '.join(names)}", "name the same reward on each")
+        raise Tdmr1Error(
+            f"the addresses of the servers name different rewards: {', '.join(names)}",
+            "use the same reward on each server",
+            code="reward-source",
+            values={"rewards": names},
+        )
     return [part.rpartition("/")[0] for part in parts], names[0]
 
 
 def _wrong_version(base: str, version: Any) -> Tdmr1Error:
     return Tdmr1Error(
-        f"the server at {base} speaks version {version} of the protocol, and this tdmr1 speaks {PROTOCOL}",
+        f"the server at {base} has protocol version {version}, but this tdmr1 has version {PROTOCOL}",
         "install the same version of tdmr1 on both machines",
+        code="server-protocol",
+        values={"server": base, "found": version, "expected": PROTOCOL},
     )
 
 
@@ -205,7 +245,7 @@ def _document(response: requests.Response) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _told(response: requests.Response) -> str:
-    """The server's own sentence, or its status."""
+def _server_message(response: requests.Response) -> str:
+    """The error message of the server, or its HTTP status."""
     document = _document(response) or {}
     return str(document.get("error") or f"{response.status_code} {response.reason}")

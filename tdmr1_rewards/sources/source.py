@@ -40,6 +40,7 @@ __all__ = [
     "NO_PROMPTS",
     "PATTERN",
     "Source",
+    "check_options",
     "create_reward",
     "find_reward",
     "fingerprint_source",
@@ -150,6 +151,19 @@ def freeze_options(
     return {**options, **{name: value for name, value in after.items() if value != before[name]}}
 
 
+def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> None:
+    """Raise Tdmr1Error for options that the reward does not accept, as far as this process knows its options model.
+
+    The options of a reward of another environment (`python`) are checked there, when the reward is built.
+    """
+    reference = reference_of(registered.spec, options)
+    if reference.options_model is None:
+        if _source_of(registered).kind == "registered":
+            check_optionless(reference, str(registered))
+    elif python is None:
+        validated_options(reference, str(registered))
+
+
 def _source_of(registered: RegisteredReward) -> Source:
     return registered.source or Source("registered", registered.spec.name)
 
@@ -196,27 +210,27 @@ def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Re
 @cache
 def _describe_elsewhere(source: Source, python: Path) -> RegisteredReward:
     """Let a process of another environment import a file or module and describe the object."""
-    from tdmr1_rewards.calling.process import ask_elsewhere
+    from tdmr1_rewards.calling.process import request_from
 
     factory = _in_file(source, source.attribute) if source.kind == "file" else str(source)
     owner = f"reward {source.name!r} (from {source.place})"
     reference = _portable_from_here(Reference(factory=factory), python)
-    answer = ask_elsewhere("describe", reference, owner, python, source=str(source))
+    answer = request_from(python, "describe", reference, owner, source=str(source))
     spec = RewardSpec(**{**answer["spec"], "requires": tuple(answer["spec"]["requires"])})
     return RegisteredReward(spec, _provenance(source), taken_as=answer["taken_as"], source=source)
 
 
 def _freeze_elsewhere(registered: RegisteredReward, options: Mapping[str, Any], python: Path) -> dict[str, Any]:
-    from tdmr1_rewards.calling.process import ask_elsewhere
+    from tdmr1_rewards.calling.process import request_from
 
     source = _source_of(registered).absolute()
     reference = _portable_from_here(replace(reference_of(registered.spec, options), options_model=None), python)
     known = {"spec": asdict(registered.spec), "provenance": asdict(registered.provenance)}
-    answer = ask_elsewhere(
+    answer = request_from(
+        python,
         "freeze",
         reference,
         str(registered),
-        python,
         source=str(source),
         registered=known if source.kind == "registered" else None,
     )
@@ -266,7 +280,7 @@ def _describe(source: Source, target: Any) -> RegisteredReward:
         default_prompts=NO_PROMPTS,
         image_format="array" if recognised.roles else "pil",
     )
-    return RegisteredReward(spec, provenance, taken_as=recognised.told, source=source)
+    return RegisteredReward(spec, provenance, taken_as=recognised.description, source=source)
 
 
 def _with_importable_names(spec: RewardSpec, source: Source, module: str) -> RewardSpec:

@@ -70,7 +70,7 @@ def test_a_reward_is_set_up_before_it_takes_up_a_state(runner):
 
 
 def test_what_is_scored_unremembered_leaves_no_trace(runner):
-    with runner.unremembered():
+    with runner.preserving_states():
         assert score(runner) == [1, 1]
         assert score(runner) == [2, 2]
     assert score(runner) == [1, 1]
@@ -84,7 +84,7 @@ def test_a_state_of_a_reward_that_is_not_there_is_refused(runner):
 def test_a_process_that_is_started_again_goes_on_with_the_last_state_that_was_told():
     with RewardRunner([active(faulty("Remembering"))], "weighted_sum", 1) as runner:
         score(runner), runner.states(), score(runner)
-        os.kill(runner._slots[0]._host.pid, signal.SIGKILL)
+        os.kill(runner._workers[0]._host.pid, signal.SIGKILL)
         with pytest.raises(RewardFailed):
             score(runner)
         assert runner.states() == {"x": {"calls": 1}}

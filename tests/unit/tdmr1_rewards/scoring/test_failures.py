@@ -20,7 +20,7 @@ from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring import active_reward as slot
 from tdmr1_rewards.scoring import runner as runner_module
 from tdmr1_rewards.scoring.failures import RewardWarning
-from tdmr1_rewards.scoring.runner import RewardRunner, check_left
+from tdmr1_rewards.scoring.runner import RewardRunner, check_any_scored
 
 pytestmark = pytest.mark.unit
 
@@ -262,11 +262,11 @@ def test_where_skipping_leaves_nothing_the_run_stops(tmp_path):
 def test_what_is_left_is_judged_over_a_whole_iteration():
     with make_runner("thread", on_failure="skip") as runner, warnings.catch_warnings(record=True):
         failed, fine = [runner.submit(make_batch(prompt)).result() for prompt in ("raise", "a")]
-    check_left([failed, fine])
-    check_left([fine])
-    check_left([])
+    check_any_scored([failed, fine])
+    check_any_scored([fine])
+    check_any_scored([])
     with pytest.raises(Tdmr1Error):
-        check_left([failed, failed])
+        check_any_scored([failed, failed])
 
 
 def test_two_rewards_that_fail_on_different_images_may_leave_nothing():
