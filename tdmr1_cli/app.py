@@ -1,4 +1,4 @@
-"""The typer app: which verbs there are."""
+"""The typer app with all commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Then name your own model, reward and prompts:
   tdmr1 rewards list
   tdmr1 train --model MODEL --reward NAME --prompts prompts.txt --dry-run
 """
-VERBS = (train, distill, sample, evaluate, label, export, report, probe, plan, plugins, doctor)
+COMMANDS = (train, distill, sample, evaluate, label, export, report, probe, plan, plugins, doctor)
 GROUPS = (config, models, rewards)
 
 
@@ -56,20 +56,20 @@ def _show_version(wanted: bool) -> None:
 def start(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """The help text stands for a verb that is missing."""
+    """Print the help if no command is given."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 def build_app() -> typer.Typer:
-    """Every verb in one app. Help is plain text: it starts faster, and square brackets mean what they say."""
+    """All commands in one app. The help is plain text, because it starts faster and may contain square brackets."""
     app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True, help=HELP)(start)
-    for verb in VERBS:
-        app.command(verb.__name__.rpartition(".")[2])(verb.command)
+    for module in COMMANDS:
+        app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in GROUPS:
         app.add_typer(group.app)
     return app

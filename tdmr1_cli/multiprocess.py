@@ -1,7 +1,7 @@
-"""Starting several processes of one run, and what is said of their end.
+"""Starts several processes of one run, and reports how they ended.
 
-torch's elastic launcher is not used because it kills processes half a minute after a Ctrl-C, in the middle of an
-iteration that is to be finished and saved. Under it (torchrun, `accelerate launch`) a run works as well.
+The elastic launcher of torch is not used here: it kills processes half a minute after Ctrl-C, possibly before the
+iteration is finished and saved. Runs also work under it (torchrun, `accelerate launch`).
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ from multiprocessing import active_children, connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from tdmr1_cli.main import PEER_EXITED, guarded
+from tdmr1_cli.error_boundary import PEER_EXITED, guarded
 from tdmr1_cli.signals import ExitWithCode
 from tdmr1_core.distributed import rank_and_world
 from tdmr1_core.errors import Tdmr1Error
 
 GRACE = 10.0
-"""Seconds that the others have to end by themselves when one process has crashed."""
+"""Seconds that the other processes have to exit after one has crashed."""
 
 
-def wanted(processes: int | None) -> int:
-    """How many processes the run is to have. Raises Tdmr1Error where others were started already."""
+def requested_processes(processes: int | None) -> int:
+    """The number of processes of the run. Raises Tdmr1Error if --processes is given inside a launched process."""
     started = rank_and_world()[1]
     if processes and started > 1:
-        raise Tdmr1Error(f"--processes {processes}: this is one of {started} processes already", "leave it out")
+        raise Tdmr1Error(
+            f"--processes {processes}: this is already one of {started} processes",
+            "remove --processes",
+            code="processes-count",
+            values={"processes": processes, "started": started},
+        )
     return processes or started
 
 
 def launch(count: int, job: Callable[[], None]) -> None:
-    """Do a picklable job in `count` processes at once; the first one speaks.
+    """Run a picklable job in `count` processes. Only the first one prints.
 
     SIGINT and SIGTERM are passed on to all of them. If one crashes, the others are ended. Raises ExitWithCode with the
     exit code of a process that failed, and Tdmr1Error for a process that was killed.
@@ -42,29 +47,36 @@ def launch(count: int, job: Callable[[], None]) -> None:
     from torch.multiprocessing import start_processes
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    with _handing_on():
-        context = start_processes(_take_part, (count, _free_port(), job), nprocs=count, join=False)
+    with _forward_signals():
+        context = start_processes(_run_process, (count, _free_port(), job), nprocs=count, join=False)
         codes = _wait(context.processes)
     crashed = {rank: code for rank, code in enumerate(codes) if code not in (0, PEER_EXITED)}
     if not crashed and any(codes):
-        raise Tdmr1Error(f"the {count} processes lost one another", "set TDMR1_DEBUG=1 to see how, and try again")
+        raise Tdmr1Error(
+            f"the connection between the {count} processes broke",
+            "set TDMR1_DEBUG=1 to see the error, and try again",
+            code="process-failed",
+            values={"processes": count},
+        )
     if crashed:
         rank, code = next(iter(crashed.items()))
         if code < 0:
             raise Tdmr1Error(
                 f"process {rank + 1} of {count} was killed by {signal.Signals(-code).name}",
-                "SIGKILL mostly means too little memory; the last checkpoint is untouched",
+                "SIGKILL usually means that memory ran out; the last checkpoint is intact",
+                code="process-failed",
+                values={"process": rank + 1, "processes": count, "signal": signal.Signals(-code).name},
             )
         raise ExitWithCode(code)
 
 
-def _take_part(rank: int, count: int, port: int, job: Callable[[], None]) -> None:
-    """One of the processes, away from the terminal's Ctrl-C: whoever started it hands that on, once."""
+def _run_process(rank: int, count: int, port: int, job: Callable[[], None]) -> None:
+    """One of the processes. It has its own process group, so that Ctrl-C reaches it only through the launcher."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    place_of_process = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in {**place_of_process, **rendezvous}.items()})
+    os.environ.update({name: str(value) for name, value in {**ranks, **rendezvous}.items()})
     sys.exit(guarded(lambda: _done(job)))
 
 
@@ -74,7 +86,7 @@ def _done(job: Callable[[], None]) -> int:
 
 
 def _wait(processes: Sequence[BaseProcess]) -> list[int]:
-    """Every exit code. Once a process has crashed the others have a little time to notice, and are killed."""
+    """All exit codes. After a crash the other processes have GRACE seconds to exit before they are killed."""
     running = {process.sentinel: rank for rank, process in enumerate(processes)}
     codes = [0] * len(processes)
     crashed = False
@@ -95,15 +107,15 @@ def _wait(processes: Sequence[BaseProcess]) -> list[int]:
 
 
 @contextmanager
-def _handing_on() -> Iterator[None]:
-    """Signals that ask for a stop go to every process that is there."""
+def _forward_signals() -> Iterator[None]:
+    """Forward SIGINT and SIGTERM to every process."""
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         for process in active_children():
             if process.pid is not None:
                 os.kill(process.pid, number)
 
-    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""stdout is data, stderr is messages: tables, JSON documents, and the way numbers are written."""
+"""Output: data on stdout, messages on stderr; tables, JSON documents and number formats."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ if TYPE_CHECKING:
     from tdmr1_core.runs.evaluation.evaluate import Measure
 
 PIPE_WIDTH = 160
-"""Columns of a table where no terminal says how wide it is."""
+"""Width of a table in columns, if stdout is not a terminal."""
 
 
 def message(text: str) -> None:
-    """A line for people, on stderr."""
+    """Print a message on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def warning(text: str) -> None:
-    """A line for people about what is wrong but stops nothing, on stderr."""
+    """Print a warning on stderr."""
     message(f"warning: {text}")
 
 
+def note(text: str, code: str) -> None:
+    """Print a note with its code on stderr, such as a setting without effect."""
+    message(f"note: {text} [{code}]")
+
+
 def data(text: str) -> None:
-    """A line of the command's answer, on stdout."""
+    """Print a line of the result on stdout."""
     print(text, flush=True)
 
 
 def emit_json(document: Any) -> None:
-    """The command's whole answer as one JSON document on stdout; what is not finite becomes null."""
+    """Print the result as one JSON document on stdout. NaN and infinity become null."""
     print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False, default=str), flush=True)
 
 
@@ -46,7 +51,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """A table on stdout."""
+    """Print a table on stdout."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -62,7 +67,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> None:
-    """Names with their values, one a line, on stdout."""
+    """Print names and values on stdout, one pair per line."""
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         data(f"{name:<{width}}  {value}")
@@ -75,7 +80,7 @@ def _console() -> Console:
 
 
 def number(value: float) -> str:
-    """Three decimals, and a dash for what could not be measured."""
+    """Three decimals; a dash for a value that is not finite."""
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
@@ -85,7 +90,7 @@ def plus_minus(value: Measure) -> str:
 
 
 def signed(value: Measure) -> str:
-    """A difference ± its standard error, always with its sign."""
+    """A difference with its sign ± its standard error."""
     return ("+" if value.mean >= 0 else "") + plus_minus(value)
 
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, else lines."""
+"""Progress on stderr: a live bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from tdmr1_cli.output import plus_minus
+from tdmr1_core.runs.observer import Observer
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
 
 STDERR = 2
 TREND = 10
-"""Iterations that the trend looks back."""
+"""Iterations that the trend is computed over."""
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 24
 WAITING_LINES = 20.0
-"""Seconds between two lines about the same waiting, where there is no terminal."""
-LINES_A_STAGE = 4
-"""How many lines tell of a stage where there is no terminal."""
+"""Seconds between two lines about the same wait, without a terminal."""
+LINES_PER_STAGE = 4
+"""Lines printed about each stage, without a terminal."""
 
 
-class Quiet:
-    """Shows nothing; the observer of --quiet and the base of the others."""
+class Quiet(Observer):
+    """Shows nothing: the observer of --quiet, and the base class of the others."""
 
     def __enter__(self) -> Self:
         return self
@@ -42,88 +43,67 @@ class Quiet:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def started(self, engine: Engine) -> None:
-        """Everything is loaded."""
-
-    def iteration(self, report: IterationReport) -> None:
-        """An iteration is over."""
-
-    def evaluating(self, role: str, prompt_set: str) -> None:
-        """An evaluation begins."""
-
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """An evaluation is over."""
-
-    def saved(self, checkpoint: Path) -> None:
-        """A checkpoint is written."""
-
-    def waiting(self, text: str) -> None:
-        """A reward waits for somebody."""
-
-    def stopping(self) -> None:
-        """A stop was asked for."""
-
 
 class Lines(Quiet):
-    """One line for everything that happens."""
+    """Prints one line for each event."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._rewards: deque[float] = deque(maxlen=max(SPARKLINE, TREND + 1))
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._total = self._first = 0
         self._waited: dict[str, float] = {}
         self._began = time.monotonic()
 
     def started(self, engine: Engine) -> None:
-        """Say what is about to be done."""
+        """Print model, rewards and size of the run."""
         config, batch = engine.config, engine.config.batch
         self._total, self._first, self._began = config.iterations, engine.iteration_index, time.monotonic()
         what = "+".join(reward.name for reward in config.rewards) or "distillation"
-        verb = f"continuing after iteration {self._first}" if self._first else "starting"
+        verb = f"resuming after iteration {self._first}" if self._first else "starting"
         self._say(
             f"{verb}: {engine.entry.name}, {what}, {config.iterations} iterations of {batch.groups} groups × "
             f"{batch.group_size} images, in {self._folder}"
         )
         if engine.model_files is not None and engine.model_files.lora is not None:
             self._say(f"the generator starts from {engine.model_files.lora}")
-        self._say("Ctrl-C finishes the iteration and saves; a second one leaves at once")
+        self._say("Ctrl-C finishes the iteration and saves; a second Ctrl-C exits at once")
 
     def iteration(self, report: IterationReport) -> None:
-        """Show its numbers, and why updates were left out the first time it happens."""
+        """Print its metrics, and each reason for a skipped update once."""
         for reason in report.skipped:
-            if reason not in self._told:
-                self._told.add(reason)
-                self._say(f"iteration {report.step} left an update out, {reason} (further ones like it are not told)")
+            if reason not in self._reported:
+                self._reported.add(reason)
+                self._say(f"iteration {report.step}: update skipped: {reason} (reported once)")
         if "reward/mean" in report.metrics:
             self._rewards.append(report.metrics["reward/mean"])
         self._show(report)
 
     def evaluating(self, role: str, prompt_set: str) -> None:
-        """Say so: it takes a while."""
+        """Print the prompt set."""
         self._say(f"evaluating on {prompt_set} …")
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """Say what came out. Time is counted from the first iteration on."""
+        """Print the rewards. The time left is computed from the end of the first evaluation."""
         if step == self._first:
             self._began = time.monotonic()
         for reward, value in evaluation.measures.items():
             self._say(f"{evaluation.prompt_set} at iteration {step}: {reward} {plus_minus(value)} (n = {value.n})")
 
     def saved(self, checkpoint: Path) -> None:
-        """Say where."""
+        """Print the path."""
         self._say(f"saved {checkpoint}")
 
     def waiting(self, text: str) -> None:
-        """Say so, the same thing only now and then: what comes after a colon is how far it is."""
+        """Print what is waited for, at most every WAITING_LINES seconds. The text after the colon is the progress."""
         what, now = text.partition(":")[0], time.monotonic()
         if now - self._waited.get(what, -math.inf) >= WAITING_LINES:
             self._waited[what] = now
             self._say(text)
 
     def stopping(self) -> None:
-        """Say that it was heard, through no stream: one that the signal interrupted in a write would raise."""
-        os.write(STDERR, b"\nstopping after this iteration; once more to leave at once\n")
+        """Confirm the signal with os.write: a stream that the signal interrupted in a write would raise."""
+        os.write(STDERR, b"\nstopping after this iteration; press Ctrl-C again to exit at once\n")
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -147,7 +127,7 @@ class Lines(Quiet):
 
 
 class Bar(Lines):
-    """A live bar with the newest numbers below it; what happens is printed above."""
+    """A live bar with the newest metrics below it. Other lines are printed above the bar."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         super().__init__(folder)
@@ -171,20 +151,20 @@ class Bar(Lines):
         self._live.stop()
 
     def started(self, engine: Engine) -> None:
-        """Give the bar its length."""
+        """Set the length of the bar."""
         super().started(engine)
         self._progress.update(self._task, total=self._total, completed=self._first)
 
     def evaluating(self, role: str, prompt_set: str) -> None:
-        """Show it where the numbers are."""
+        """Show it in place of the metrics."""
         self._details.plain = f"evaluating on {prompt_set} …"
 
     def waiting(self, text: str) -> None:
-        """Show it where the numbers are, up to date."""
+        """Show it in place of the metrics."""
         self._details.plain = text
 
     def saved(self, checkpoint: Path) -> None:
-        """Keep the newest."""
+        """Show the newest checkpoint."""
         self._checkpoint = checkpoint.name
 
     def _say(self, text: str) -> None:
@@ -199,9 +179,9 @@ class Bar(Lines):
 
 
 class Stages:
-    """Progress of the stages of one piece of work: a bar with rate and time left on a terminal, else lines.
+    """Progress of several stages: bars with rate and time left on a terminal, lines elsewhere.
 
-    Called with the stage's name, how much of it is done, and how much there is.
+    Call it with the name of the stage, the number of steps done and the total.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -221,19 +201,19 @@ class Stages:
             self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Tell how far a stage is."""
+        """Update the progress of a stage."""
         began = self._began.setdefault(stage, time.monotonic())
         pace = _pace(done, total, time.monotonic() - began)
         if self._console.is_terminal:
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, pace="")
             self._progress.update(self._tasks[stage], completed=done, total=total, pace=pace)
-        elif done == 0 or done * LINES_A_STAGE // total > (done - 1) * LINES_A_STAGE // total:
+        elif done == 0 or done * LINES_PER_STAGE // total > (done - 1) * LINES_PER_STAGE // total:
             print(f"{stage}: {done}/{total}  {pace}".rstrip(), file=sys.stderr, flush=True)
 
 
 def build_observer(folder: Path, *, quiet: bool) -> Quiet:
-    """The observer that fits where stderr goes."""
+    """The observer for this stderr: nothing with `quiet`, a bar on a terminal, else lines."""
     console = Console(stderr=True)
     if quiet:
         return Quiet()
@@ -241,7 +221,7 @@ def build_observer(folder: Path, *, quiet: bool) -> Quiet:
 
 
 def trend(values: list[float]) -> str:
-    """An arrow and the change against ten values ago, or as far back as there are values; empty for one alone."""
+    """An arrow and the change over the last TREND values, or over fewer; empty for a single value."""
     if len(values) < 2:
         return ""
     back = min(TREND, len(values) - 1)
@@ -251,7 +231,7 @@ def trend(values: list[float]) -> str:
 
 
 def sparkline(values: list[float]) -> str:
-    """The last values as a line of blocks, from their least to their greatest."""
+    """The last values as a line of blocks, scaled from minimum to maximum."""
     shown = values[-SPARKLINE:]
     if not shown:
         return ""
@@ -260,7 +240,7 @@ def sparkline(values: list[float]) -> str:
 
 
 def _pace(done: int, total: int, seconds: float) -> str:
-    """Rate and time left, once something was done in some time."""
+    """Rate and time left; empty before the first step."""
     if not done or not seconds:
         return ""
     return f"{done / seconds:.3g}/s  {_duration(seconds / done * (total - done))} left"

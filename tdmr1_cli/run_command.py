@@ -1,28 +1,24 @@
-"""What `train` and `distill` share: starting and continuing a run, and what is said when it ends."""
+"""What `train` and `distill` share: start, resume or preview a run."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tdmr1_cli.commands.plan import say_estimate
-from tdmr1_cli.multiprocess import launch, wanted
-from tdmr1_cli.options import Flags, Kind, Settings, resolve_settings
-from tdmr1_cli.output import data, message, plus_minus, signed, table
-from tdmr1_cli.signals import Stopped, leaving_on_sigterm
-from tdmr1_cli.targets import check_run
+from tdmr1_cli.multiprocess import launch, requested_processes
+from tdmr1_cli.output import data, message, note
+from tdmr1_cli.run_summary import print_distillation, print_estimate, print_training
+from tdmr1_cli.settings import Flags, Kind, resolve_settings
+from tdmr1_cli.signals import Stopped
+from tdmr1_cli.targets import check_run, check_writable
 from tdmr1_core.distributed import check_split, join_processes, rank_and_world
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
-    from tdmr1_core.config import RunConfig
-    from tdmr1_core.plugins import Extensions
-    from tdmr1_core.runs.evaluation.evaluate import Evaluation
-    from tdmr1_core.runs.run import Run, RunResult
+    from tdmr1_core.preflight.resolved import ResolvedRun
+    from tdmr1_core.runs.run import Run
 
 RUNS = Path("runs")
 
@@ -30,151 +26,116 @@ RUNS = Path("runs")
 def start_run(
     kind: Kind, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
 ) -> None:
-    """Resolve the settings and run them in a new folder, in several processes at once, or only show them."""
+    """Resolve the settings, then run them in a new folder, or only print them."""
     from tdmr1_core.plugins import discover
 
-    extensions = discover()
-    settings = resolve_settings(flags, kind, extensions)
-    folder = output or default_folder(settings)
+    resolved = resolve_settings(flags, kind, discover())
+    folder = output or default_folder(resolved)
     check_writable(folder)
-    count = wanted(processes)
-    check_split(settings.config.batch.groups, count)
-    from tdmr1_core.preflight.checks import check_settings
-
-    idle = check_settings(settings.config, settings.entry, extensions)
+    count = requested_processes(processes)
+    check_split(resolved.config.batch.groups, count)
     if count > rank_and_world()[1] and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
-    _note(idle)
     quiet = quiet or rank_and_world()[0] > 0
+    _print_warnings(resolved)
     if not quiet:
-        _say_what_rewards_are(settings, extensions)
+        _print_rewards(resolved)
     if dry_run:
-        _show_dry_run(settings, extensions, folder, count)
+        _print_dry_run(resolved, folder, count)
         return
-    _say_loading(quiet)
+    _print_loading(quiet)
     from tdmr1_core.runs.run import Run
 
-    run = Run.create(settings.config, folder, extensions, join_processes(settings.config.model.device))
-    if not quiet:
-        _say_what_was_chosen(settings.config, run.config)
+    run = Run.create(resolved, folder, processes=join_processes(resolved.config.model.device))
     _execute(run, quiet)
 
 
-def continue_run(
+def resume_run(
     folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
 ) -> None:
-    """Continue a run folder, with as many processes as now wanted.
+    """Resume a run folder, with any number of processes.
 
-    Raises Tdmr1Error for any setting beside it: a run keeps the settings it began with.
+    Raises Tdmr1Error for any setting on the command line: a run keeps the settings that it began with.
     """
     if flags != Flags() or output is not None or dry_run:
         raise Tdmr1Error(
-            "--resume takes no other setting than --processes and --quiet: a run keeps the settings it began with",
-            "leave the others out, or start a new run with another --output",
+            "--resume allows only --processes and --quiet: a run keeps the settings that it began with",
+            "remove the other options, or start a new run with another --output",
+            code="option-conflict",
         )
     check_run(folder)
-    from tdmr1_core.plugins import discover
-    from tdmr1_core.preflight.checks import check_settings
-    from tdmr1_core.runs.checkpoints.resume import load_run_config
-
-    extensions, config = discover(), load_run_config(folder)
-    idle = check_settings(config, extensions.entry(config.model), extensions)
-    count = wanted(processes)
+    count = requested_processes(processes)
     if count > rank_and_world()[1]:
-        launch(count, partial(continue_run, folder, flags, output, dry_run=False, quiet=quiet))
+        launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
-    _note(idle)
     quiet = quiet or rank_and_world()[0] > 0
-    _say_loading(quiet)
+    _print_loading(quiet)
+    from tdmr1_core.runs.checkpoints.resume import load_run_config
     from tdmr1_core.runs.run import Run
 
-    run = Run.resume(folder, extensions, join_processes(config.model.device))
-    if rank_and_world()[0] == 0:
+    device = load_run_config(folder).model.device if count > 1 else "auto"
+    run = Run.resume(folder, processes=join_processes(device))
+    _print_warnings(run.resolved)
+    if run.processes.first:
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
 
 
-def default_folder(settings: Settings) -> Path:
+def default_folder(resolved: ResolvedRun) -> Path:
     """runs/<model>-<rewards>-<time>."""
-    config = settings.config
-    what = "+".join(reward.name for reward in config.rewards) if config.kind == "train" else "distill"
-    return RUNS / f"{settings.entry.name}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+    rewards = "+".join(reward.config.name for reward in resolved.rewards) or "distill"
+    return RUNS / f"{resolved.entry.name}-{rewards}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def check_writable(folder: Path) -> None:
-    """Raise Tdmr1Error where a folder can't be made or written, before minutes go by."""
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise Tdmr1Error(f"{folder} can't be written: {existing} is not a folder", "choose another --output")
-    if not os.access(existing, os.W_OK):
-        raise Tdmr1Error(f"{folder} can't be written: {existing} is read-only for you", "choose another --output")
-
-
-def _note(sentences: Sequence[str]) -> None:
-    """Say what has no effect, once for all processes."""
+def _print_warnings(resolved: ResolvedRun) -> None:
+    """Settings without effect, printed by the first process."""
     if rank_and_world()[0] == 0:
-        for sentence in sentences:
-            message(f"note: {sentence}")
+        for warning in resolved.warnings:
+            note(str(warning), warning.code)
 
 
-def _say_loading(quiet: bool) -> None:
+def _print_loading(quiet: bool) -> None:
     if not quiet:
         message("loading torch and diffusers …")
 
 
-def _say_what_rewards_are(settings: Settings, extensions: Extensions) -> None:
-    """Name what each reward that no plugin registered was taken for."""
-    from tdmr1_rewards.sources.source import find_reward
-
-    for reward in settings.config.rewards:
-        found = find_reward(extensions.plugins.rewards, reward.source or reward.name, reward.python)
-        if found.taken_as:
-            message(f"reward {reward.name} (from {found.provenance}): taken as {found.taken_as}")
-
-
-def _say_what_was_chosen(given: RunConfig, kept: RunConfig) -> None:
-    """Name the options of rewards that the run has filled in."""
-    for before, after in zip(given.rewards, kept.rewards, strict=True):
-        chosen = {name: value for name, value in after.options.items() if before.options.get(name) != value}
-        if chosen:
-            message(f"reward {after.name}: {', '.join(f'{name} is {value}' for name, value in chosen.items())}")
+def _print_rewards(resolved: ResolvedRun) -> None:
+    """How each unregistered reward is called, and which options were chosen for this machine."""
+    for reward in resolved.rewards:
+        registered = reward.registered
+        if registered.taken_as:
+            message(f"reward {reward.config.name} (from {registered.provenance}): used as {registered.taken_as}")
+        if reward.chosen_options:
+            chosen = ", ".join(f"{name}={value}" for name, value in reward.chosen_options.items())
+            message(f"reward {reward.config.name}: {chosen} (chosen for this machine)")
 
 
-def _show_dry_run(settings: Settings, extensions: Extensions, folder: Path, processes: int) -> None:
-    """The resolved settings on stdout; what they mean for an iteration on stderr."""
+def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
+    """The settings on stdout; on stderr what an iteration is and what it needs."""
     import yaml
 
     from tdmr1_core.config_loading import dump
-    from tdmr1_core.prompts.sets import load_prompts, training_prompts
 
-    config = settings.config
-    source = training_prompts(config, extensions)
-    prompts = load_prompts(source, settings.entry.domain)
+    config = resolved.config
     images = config.batch.groups * config.batch.group_size
     data(yaml.safe_dump(dump(config), sort_keys=False).rstrip())
-    message(f"preset: {settings.preset or 'none'}")
+    message(f"preset: {resolved.preset or 'none'}")
     message(f"run folder: {folder}")
-    message(f"prompts: {len(prompts)} in {source}")
-    message(f"the run: {config.iterations} iterations, {config.iterations * images} images")
-    _say_needs(settings, processes)
-
-
-def _say_needs(settings: Settings, processes: int) -> None:
-    """Batch arithmetic, memory and time, where the model's configs are at hand."""
+    message(f"prompts: {len(resolved.prompts.prompts)} in {resolved.prompts.name}")
+    message(f"run: {config.iterations} iterations, {config.iterations * images} images")
     message("estimating memory and time …")
     from tdmr1_core.planning.estimate import plan
 
     try:
-        say_estimate(plan(settings.config, settings.entry, processes))
+        print_estimate(plan(config, resolved.entry, processes))
     except Tdmr1Error as error:
-        message(f"memory and time can't be estimated: {error.message}")
+        message(f"memory and time cannot be estimated: {error.message}")
 
 
 def _execute(run: Run, quiet: bool) -> None:
+    """Execute a run and print its result. A stop or an error names the last checkpoint."""
     from tdmr1_cli.progress import build_observer
 
     try:
@@ -183,23 +144,23 @@ def _execute(run: Run, quiet: bool) -> None:
     except KeyboardInterrupt as interrupt:
         if not run.processes.first:
             raise
-        raise Stopped(*_left_behind(run.folder, "stopped at once")) from interrupt
+        raise Stopped(*_saved_state(run.folder, "stopped at once")) from interrupt
     except Tdmr1Error as error:
         saved = _last_checkpoint(run.folder)
         if saved is None or not run.is_loaded:
             raise
-        kept = f"up to {saved} the run is saved: `{_resume_command(run.folder)}`"
-        raise Tdmr1Error(error.message, "; ".join(filter(None, (error.hint, kept)))) from error
+        kept = f"the run is saved up to {saved}: `{_resume_command(run.folder)}`"
+        hint = "; ".join(filter(None, (error.hint, kept)))
+        raise Tdmr1Error(error.message, hint, code=error.code, values=error.values) from error
     if not run.processes.first:
         return
     if not result.finished:
-        raise Stopped(
-            *_left_behind(run.folder, f"stopped after iteration {result.iterations} of {run.config.iterations}")
-        )
+        what = f"stopped after iteration {result.iterations} of {run.config.iterations}"
+        raise Stopped(*_saved_state(run.folder, what))
     if run.config.kind == "distill":
-        _finish_distillation(result, run.extensions)
+        print_distillation(result, run.resolved.extensions)
     else:
-        _finish_training(result)
+        print_training(result)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -213,8 +174,8 @@ def _resume_command(folder: Path) -> str:
     return f"tdmr1 train --resume {folder}"
 
 
-def _left_behind(folder: Path, what: str) -> tuple[str, str]:
-    """What a stopped run leaves, and how to go on."""
+def _saved_state(folder: Path, what: str) -> tuple[str, str]:
+    """What is saved of a stopped run, and the hint how to continue."""
     from tdmr1_core.runs.checkpoints.checkpoint import checkpoint_folders
     from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS
 
@@ -222,62 +183,5 @@ def _left_behind(folder: Path, what: str) -> tuple[str, str]:
     if checkpoint is None:
         if checkpoint_folders(folder / CHECKPOINTS):
             return what, _resume_command(folder)
-        return f"{what}; nothing was saved yet", "start it again with another --output"
-    return f"{what}; saved: {folder / 'checkpoints' / checkpoint}", _resume_command(folder)
-
-
-def _finish_training(result: RunResult) -> None:
-    before = {evaluation.prompt_set: evaluation for evaluation in result.before}
-    _show_gains(result.after, before, _recorded_before(result.folder) if not before else {})
-    _show_picture(result)
-    message(f"run folder: {result.folder}")
-    message("next: " + "\n      ".join(f"tdmr1 {verb} {result.folder}" for verb in ("evaluate", "report", "export")))
-
-
-def _finish_distillation(result: RunResult, extensions: Extensions) -> None:
-    from tdmr1_core.runs.output.export import EXPORT, export_lora, exported_of
-    from tdmr1_core.runs.run import load_trained
-
-    if result.after:
-        _show_gains(result.after, {evaluation.prompt_set: evaluation for evaluation in result.before}, {})
-    file = exported_of(result.folder / EXPORT, result.iterations)
-    if file is not None:
-        message(f"the distillation is finished, and its LoRA is there: {file}")
-    else:
-        with leaving_on_sigterm():
-            file = export_lora(load_trained(result.folder, extensions), result.folder / EXPORT).file
-    _show_picture(result)
-    data(str(file))
-    message(f"next: tdmr1 sample {result.folder} --prompt … --output …")
-    message(f"      tdmr1 train --model … --lora {file}")
-
-
-def _show_picture(result: RunResult) -> None:
-    if result.before_after is not None:
-        message(f"before and after: {result.before_after}")
-
-
-def _show_gains(
-    after: tuple[Evaluation, ...], before: Mapping[str, Evaluation], recorded: Mapping[tuple[str, str], str]
-) -> None:
-    """The table of every reward on every prompt set, before and after, with the gain on the same noises."""
-    from tdmr1_cli.measuring import gain
-
-    rows = []
-    for evaluation in after:
-        former = before.get(evaluation.prompt_set)
-        for reward, value in evaluation.measures.items():
-            started = (
-                plus_minus(former.measures[reward]) if former else recorded.get((evaluation.prompt_set, reward), "–")
-            )
-            difference = signed(gain(evaluation, former, reward)) if former else "–"
-            rows.append([evaluation.prompt_set, reward, started, plus_minus(value), difference, str(value.n)])
-    table(["prompts", "reward", "before", "after", "gain", "images"], rows, title="mean ± standard error")
-
-
-def _recorded_before(folder: Path) -> dict[tuple[str, str], str]:
-    """A continued run's first evaluation, as its folder keeps it: (prompt set, reward) to mean ± standard error."""
-    from tdmr1_core.runs.output.report import read_evaluations
-
-    started = {(each.prompts, each.reward): each.points[0] for each in read_evaluations(folder)}
-    return {key: plus_minus(value) for key, (step, value) in started.items() if step == 0}
+        return f"{what}; nothing is saved yet", "start it again with another --output"
+    return f"{what}; saved: {folder / CHECKPOINTS / checkpoint}", _resume_command(folder)

@@ -1,4 +1,4 @@
-"""Ends that are no errors: a stop that the user asked for, and what other processes have told already."""
+"""Ends of a command that are not errors: a stop by the user, and the exit code of another process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """The user stopped a command; `message` says what is left of it and `hint` how to go on."""
+    """The user stopped a command. `message` says what is saved, and `hint` how to continue."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -18,7 +18,7 @@ class Stopped(Exception):
 
 
 class ExitWithCode(Exception):
-    """Another process has told all there is; what is left is to leave with its exit code."""
+    """Another process has printed the error. Exit with its code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -26,13 +26,13 @@ class ExitWithCode(Exception):
 
 
 @contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end what goes on as Ctrl-C does: with a word, and with what is half written cleared away."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: print a message and remove partly written files."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    former = signal.signal(signal.SIGTERM, leave)
+    former = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

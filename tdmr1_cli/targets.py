@@ -1,15 +1,16 @@
-"""A command's RUN|MODEL argument: an engine with a run's trained weights, or one of a bare model."""
+"""The RUN|MODEL argument of a command: a run folder with trained weights, or a model."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tdmr1_cli.options import STAND_IN_REWARD, Flags, resolve_settings
 from tdmr1_cli.output import message
+from tdmr1_cli.settings import STAND_IN_REWARD, Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from tdmr1_core.plugins import Extensions
 
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="RUN|MODEL", help="A run folder, a model's name or a pipeline directory.")
+    str, typer.Argument(metavar="RUN|MODEL", help="A run folder, the name of a model, or a pipeline directory.")
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded engine, and whether it holds weights that a run has trained."""
+    """A loaded engine. `is_run` says whether it has the trained weights of a run."""
 
     engine: Engine
     extensions: Extensions
@@ -32,51 +33,84 @@ class Target:
 
 
 def is_run(target: str) -> bool:
-    """Whether a folder is a run's."""
+    """Whether a folder is a run folder."""
     return (Path(target) / "config.yaml").is_file()
 
 
 def check_run(folder: Path) -> None:
-    """Raise Tdmr1Error for a folder that is no run's, without loading anything."""
+    """Raise Tdmr1Error for a folder that is not a run folder. Nothing is loaded."""
     if not is_run(str(folder)):
-        raise Tdmr1Error(f"{folder} is not a run folder: it has no config.yaml", "give the --output of an earlier run")
+        raise Tdmr1Error(
+            f"{folder} is not a run folder: it has no config.yaml",
+            "give the --output of an earlier run",
+            code="run-folder-missing",
+            values={"folder": str(folder)},
+        )
 
 
-def load_target(target: str, flags: Flags, *, judged: bool) -> Target:
-    """Load a run or a model; `flags` hold the settings of a bare model, without its name.
+def check_writable(folder: Path) -> None:
+    """Raise Tdmr1Error if a folder cannot be created or written, before any long work."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK):
+        reason = f"you have no write permission for {existing}"
+    else:
+        return
+    raise Tdmr1Error(
+        f"{folder} cannot be written: {reason}",
+        "choose another --output",
+        code="not-writable",
+        values={"folder": str(folder), "existing": str(existing)},
+    )
 
-    Unless it is `judged`, a model that has no reward of its own gets one that is never asked. Raises Tdmr1Error for
-    settings given to a run, which has its own, and for what can't be loaded.
+
+def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
+    """Load a run, or a model with the settings of `flags`.
+
+    Without `needs_reward`, a model that has no default reward gets a stand-in that is never called. Raises Tdmr1Error
+    for settings given with a run, which has its own, and for what cannot be loaded.
     """
     from tdmr1_core.plugins import discover
 
     extensions = discover()
     if is_run(target):
         if flags.preset or flags.sets or flags.model_path or flags.lora:
-            raise Tdmr1Error("a run folder has its own settings", "leave --preset, --set, --model-path and --lora out")
+            raise Tdmr1Error(
+                "a run folder has its own settings",
+                "remove --preset, --set, --model-path and --lora",
+                code="option-conflict",
+                values={"target": target},
+            )
         message(f"loading {target} …")
-        from tdmr1_core.runs.run import load_run_config, load_trained, set_threads
+        from tdmr1_core.runs.checkpoints.resume import load_run_config
+        from tdmr1_core.runs.load_run import load_trained, set_threads
 
         set_threads(load_run_config(Path(target)).threads)
         return Target(load_trained(Path(target), extensions), extensions, True)
-    config = resolve_settings(_with_model(target, flags, extensions, judged), "train", extensions).config
+    resolved = resolve_settings(_with_model(target, flags, extensions, needs_reward), "train", extensions)
     message(f"loading {target} …")
     from tdmr1_core.engine import Engine
-    from tdmr1_core.runs.run import set_threads
+    from tdmr1_core.runs.load_run import set_threads
 
-    set_threads(config.threads)
-    return Target(Engine.from_config(config, extensions=extensions), extensions, False)
+    set_threads(resolved.config.threads)
+    return Target(Engine.from_resolved(resolved), extensions, False)
 
 
-def _with_model(target: str, flags: Flags, extensions: Extensions, judged: bool) -> Flags:
+def _with_model(target: str, flags: Flags, extensions: Extensions, needs_reward: bool) -> Flags:
     try:
         entry = extensions.models.get(target)
     except Tdmr1Error as error:
         if Path(target).is_dir():
             raise
         raise Tdmr1Error(
-            f"{target!r} is neither a run folder, nor a model, nor a pipeline directory", error.hint
+            f"{target!r} is neither a run folder, nor a model, nor a pipeline directory",
+            error.hint,
+            code="target-unknown",
+            values={"target": target},
         ) from error
-    if not judged and entry.default_reward is None:
+    if not needs_reward and entry.default_reward is None:
         flags = replace(flags, rewards=[STAND_IN_REWARD])
     return replace(flags, model=target)

@@ -121,15 +121,15 @@ class MemoryConfig(Section):
 
     gradient_checkpointing: bool = False
     """Recompute every block in the backward pass instead of keeping what it computed: a third more time."""
-    decoder: Literal["whole", "sliced", "tiled"] = "whole"
+    decoder: Literal["none", "sliced", "tiled"] = "none"
     """Decode all pictures at once, one after another, or also tile by tile (large pictures may show the seams)."""
     text_encoders: Literal["device", "cpu"] = "device"
     """cpu: they are on the device only while new prompts are encoded, and the denoiser is not meanwhile."""
     prompt_cache: Path | None = None
     """A folder where encoded prompts are kept for this run and others; in memory by default."""
-    weights: Literal["whole", "8bit", "nf4"] = "whole"
+    weights: Literal["none", "8bit", "nf4"] = "none"
     """Of the frozen denoiser's linear layers, by bitsandbytes: fewer bits, and a teacher that is a little off."""
-    optimizer: Literal["whole", "8bit"] = "whole"
+    optimizer: Literal["none", "8bit"] = "none"
     """AdamW's moments, by bitsandbytes: a quarter of their memory."""
     trajectories: Literal["device", "cpu"] = "device"
     """cpu: sampled latents are kept there, and a micro-batch of them comes to the device at a time."""
@@ -354,7 +354,7 @@ class RunConfig(Section):
         steps, points = self.rollout.steps, self.timesteps.per_iteration
         if steps is not None and points > steps:
             raise ValueError(f"timesteps.per_iteration is {points} but there are only {steps} steps")
-        if self.memory.weights != "whole" and self.model.precision == "fp64":
+        if self.memory.weights != "none" and self.model.precision == "fp64":
             raise ValueError("memory.weights can't be in fewer bits where model.precision is fp64; set it to bf16")
         several = [name for name in ("fake", "surrogate") if getattr(self, name).updates > 1]
         if several and self.timesteps.optimizer_step == "iteration":

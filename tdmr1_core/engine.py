@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import ALONE, Processes, check_split
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
-from tdmr1_core.plugins import Extensions, discover
+from tdmr1_core.plugins import Extensions
+from tdmr1_core.preflight.resolved import ResolvedEngine, resolve_engine
 from tdmr1_core.records import (
     Advantages,
     Conditioning,
@@ -46,10 +47,9 @@ from tdmr1_core.records import (
     Trajectory,
     UpdateStats,
 )
-from tdmr1_core.stages.draws import draw_boundaries, draw_levels, draw_steps
+from tdmr1_core.stages.draws import draw_boundaries, draw_levels, draw_steps, next_groups
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
-from tdmr1_core.stages.groups import next_groups
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import reward_metrics
 from tdmr1_core.stages.surrogate import SurrogateStage
@@ -107,15 +107,22 @@ class Engine:
         run_folder: Path | None = None,
         extensions: Extensions | None = None,
         processes: Processes = ALONE,
-    ) -> Engine:
-        """Load everything a run needs. Raises Tdmr1Error for anything in the config that can't be had."""
+    ) -> Self:
+        """Load everything that an engine needs. Raises Tdmr1Error as `resolve_engine` and `from_resolved` do."""
+        resolved = processes.on_each(lambda: resolve_engine(config, extensions))
+        return cls.from_resolved(resolved, run_folder=run_folder, processes=processes)
+
+    @classmethod
+    def from_resolved(
+        cls, resolved: ResolvedEngine, *, run_folder: Path | None = None, processes: Processes = ALONE
+    ) -> Self:
+        """Load the model and build the rewards. Raises Tdmr1Error for what cannot be loaded or built."""
 
         def load() -> Parts:
-            check_split(config.batch.groups, processes.count)
-            device = processes.device(config.model.device)
-            return load_parts(config, run_folder, extensions or discover(), device)
+            check_split(resolved.config.batch.groups, processes.count)
+            return load_parts(resolved, run_folder, processes.device(resolved.config.model.device))
 
-        return cls(config, processes.on_each(load), processes)
+        return cls(resolved.config, processes.on_each(load), processes)
 
     # The algorithm.
 
@@ -350,7 +357,7 @@ class Engine:
         if times.optimizer_step == "iteration" and step < times.per_iteration - 1:
             return UpdateStats(name, seen)
         role = self.trained[name]
-        role.broken = self.processes.union(role.broken)
+        role.not_finite = self.processes.union(role.not_finite)
         self.processes.average_gradients(role.parameters.values())
         progress = self.iteration_index / self.config.iterations
         try:

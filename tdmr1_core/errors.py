@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match_hint
 
-__all__ = ["PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "warn"]
+__all__ = ["ErrorCollector", "PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "warn"]
+
+
+Result = TypeVar("Result")
+
+
+class ErrorCollector:
+    """Collects errors, so that all of them can be reported at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[Tdmr1Error] = []
+
+    def attempt(self, action: Callable[[], Result]) -> Result | None:
+        """The result of the action, or None if it raises a Tdmr1Error, which is kept."""
+        try:
+            return action()
+        except Tdmr1Error as error:
+            self.errors.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise the only error, or one error of code `several-errors` that names all; nothing without errors."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            messages = "; ".join(error.message for error in self.errors)
+            hints = dict.fromkeys(error.hint for error in self.errors if error.hint)
+            raise Tdmr1Error(
+                f"{len(self.errors)} errors: {messages}",
+                "; ".join(hints) or None,
+                code="several-errors",
+                values={"errors": [error.document() for error in self.errors]},
+            )
 
 
 class PeerExited(Exception):

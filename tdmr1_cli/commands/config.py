@@ -1,4 +1,4 @@
-"""`tdmr1 config`: what can be set, whether files are right, and the packaged presets."""
+"""`tdmr1 config`: all settings, the check of settings files, and the packaged presets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tdmr1_cli.options import NO_PRESET, STAND_IN_REWARD, Flags, JsonOption, SetOption, resolve_settings
-from tdmr1_cli.output import data, emit_json, message, table
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_cli.options import JsonOption, SetOption
+from tdmr1_cli.output import data, emit_json, message, note, table
+from tdmr1_cli.settings import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
+from tdmr1_core.errors import ErrorCollector, Tdmr1Error
 
 app = typer.Typer(name="config", help="Show, check and list settings.", rich_markup_mode=None)
 
@@ -23,12 +24,12 @@ def show(
     sets: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Every setting: its value with this preset and these --set, its default, and its meaning."""
+    """Show every setting: its value with this preset and these --set, its default and its meaning."""
     from tdmr1_core.config_loading import describe, dump, parse_assignments, read_preset, resolve
 
     layers = [read_preset(preset) if preset not in (None, NO_PRESET) else {}, parse_assignments(sets or ())]
     named = any("rewards" in layer for layer in layers)
-    # A config without a reward is no whole one: one stands in where none is set.
+    # A config needs a reward: a stand-in is used where none is set.
     config = resolve([{} if named else {"rewards": [{"name": STAND_IN_REWARD}]}, *layers])
     tree = dump(config if named else config.model_copy(update={"rewards": ()}))
     settings = [
@@ -47,54 +48,60 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="YAML files with settings.")],
     json: JsonOption = False,
 ) -> int:
-    """Check files as `tdmr1 train FILE` and `tdmr1 distill FILE` would, without loading anything heavy."""
+    """Check settings files as `tdmr1 train FILE` and `tdmr1 distill FILE` do, without loading a model."""
     from tdmr1_core.plugins import discover
-    from tdmr1_core.preflight.checks import check_settings
 
     extensions = discover()
     wrong: dict[Path, Tdmr1Error] = {}
     for path in files:
         try:
-            settings = resolve_settings(Flags(config=path), None, extensions)
-            for idle in check_settings(settings.config, settings.entry, extensions):
-                message(f"{path}: note: {idle}")
+            for warning in resolve_settings(Flags(config=path), None, extensions).warnings:
+                note(f"{path}: {warning}", warning.code)
         except Tdmr1Error as error:
             wrong[path] = error
     if json:
         emit_json([{"file": str(path), **_verdict(wrong.get(path))} for path in files])
         return 2 if wrong else 0
-    if wrong:
-        raise Tdmr1Error(
-            "; ".join(
-                error.message if str(path) in error.message else f"{path}: {error.message}"
-                for path, error in wrong.items()
-            ),
-            "; ".join(dict.fromkeys(error.hint for error in wrong.values() if error.hint)),
-        )
+    errors = ErrorCollector()
+    errors.errors += [_with_path(path, error) for path, error in wrong.items()]
+    errors.raise_all()
     for path in files:
-        data(f"{path}: fine")
+        data(f"{path}: ok")
     return 0
 
 
 @app.command()
 def presets(json: JsonOption = False) -> None:
-    """The packaged presets; `tdmr1 config show --preset NAME` shows what one sets."""
+    """List the packaged presets; `tdmr1 config show --preset NAME` shows the settings of one."""
     from tdmr1_core.config_loading import preset_names
 
     listed = [{"name": name, "summary": _summary(name)} for name in preset_names()]
     if json:
         emit_json(listed)
     else:
-        table(["preset", "what for"], [[item["name"], item["summary"]] for item in listed])
-        message("none starts from the published defaults")
+        table(["preset", "purpose"], [[item["name"], item["summary"]] for item in listed])
+        message("--preset none starts from the published defaults")
 
 
 def _verdict(error: Tdmr1Error | None) -> dict[str, Any]:
-    return {"valid": error is None, "error": error and error.message, "hint": error and error.hint}
+    return {
+        "valid": error is None,
+        "error": error and error.message,
+        "hint": error and error.hint,
+        "code": error and error.code,
+        "values": error.values if error else {},
+    }
+
+
+def _with_path(path: Path, error: Tdmr1Error) -> Tdmr1Error:
+    """The error with the path of the file in front of its message."""
+    if str(path) in error.message:
+        return error
+    return Tdmr1Error(f"{path}: {error.message}", error.hint, code=error.code, values=error.values)
 
 
 def _summary(preset: str) -> str:
-    """The first sentence of the comment that a preset begins with."""
+    """The first sentence of the comment at the top of a preset."""
     lines = (resources.files("tdmr1_core") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:

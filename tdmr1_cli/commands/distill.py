@@ -1,11 +1,10 @@
-"""`tdmr1 distill`: make a few-step LoRA out of a multi-step teacher."""
+"""`tdmr1 distill`: distills a multi-step teacher into a few-step LoRA."""
 
 from __future__ import annotations
 
 from tdmr1_cli.options import (
     ConfigArgument,
     DryRunOption,
-    Flags,
     IterationsOption,
     ModelOption,
     ModelPathOption,
@@ -18,7 +17,8 @@ from tdmr1_cli.options import (
     SeedOption,
     SetOption,
 )
-from tdmr1_cli.run_command import continue_run, start_run
+from tdmr1_cli.run_command import resume_run, start_run
+from tdmr1_cli.settings import Flags
 
 
 def command(
@@ -36,12 +36,12 @@ def command(
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a few-step LoRA out of a multi-step model (TDM), without any reward.
+    """Distill a multi-step model into a few-step LoRA (TDM), without rewards.
 
-    The LoRA is exported into the run folder at the end; give it to `tdmr1 train --lora`.
+    At the end the LoRA is exported into the run folder; pass it to `tdmr1 train --lora`.
     """
     flags = Flags(config, model, (), preset, prompts, iterations, seed, sets or (), model_path)
     if resume is not None:
-        continue_run(resume, flags, output, dry_run=dry_run, quiet=quiet, processes=processes)
+        resume_run(resume, flags, output, dry_run=dry_run, quiet=quiet, processes=processes)
     else:
         start_run("distill", flags, output, dry_run=dry_run, quiet=quiet, processes=processes)

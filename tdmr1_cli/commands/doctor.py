@@ -1,4 +1,4 @@
-"""`tdmr1 doctor`: is this machine ready?"""
+"""`tdmr1 doctor`: checks that this machine is ready."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from tdmr1_cli.options import DEFAULT_MODEL, JsonOption
+from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import emit_json, table
+from tdmr1_cli.settings import Flags, resolve_settings
 
 Verdict = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     verdict: Verdict
     what: str
@@ -26,7 +27,7 @@ class Finding:
 
 
 def command(json: JsonOption = False) -> int:
-    """Check versions, threads, device, the embedded model and plugins. Exit code 1 if something fails."""
+    """Check versions, threads, device, the embedded model and plugins. The exit code is 1 if a check fails."""
     findings = [finding for check in CHECKS for finding in _guarded(check)]
     if json:
         emit_json([asdict(finding) for finding in findings])
@@ -36,7 +37,7 @@ def command(json: JsonOption = False) -> int:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check's findings; one that raises is a finding itself."""
+    """The findings of a check; an exception is a finding of its own."""
     try:
         yield from check()
     except Exception as error:
@@ -57,7 +58,9 @@ def _packages() -> Iterator[Finding]:
             yield Finding("ok", "torchvision", "fits torch")
         except Exception as error:
             reason = " ".join(str(error).split())
-            yield Finding("fail", "torchvision", f"does not fit torch ({reason}); install a matching one or none")
+            yield Finding(
+                "fail", "torchvision", f"does not fit torch ({reason}); install the matching version, or uninstall it"
+            )
 
 
 def _threads() -> Iterator[Finding]:
@@ -80,14 +83,15 @@ def _device() -> Iterator[Finding]:
 
 
 def _model() -> Iterator[Finding]:
+    """Resolves and loads the embedded model as a training would."""
     import torch
 
     from tdmr1_core.models.loading import fetch_model, load_backbone
-    from tdmr1_core.models.registry import ModelRegistry
+    from tdmr1_core.plugins import discover
 
-    what, entry = f"model {DEFAULT_MODEL}", ModelRegistry().get(DEFAULT_MODEL)
-    load_backbone(fetch_model(entry, training=True), torch.device("cpu"), torch.float32)
-    yield Finding("ok", what, "loads")
+    resolved = resolve_settings(Flags(), "train", discover())
+    load_backbone(fetch_model(resolved.entry, training=True), torch.device("cpu"), torch.float32)
+    yield Finding("ok", f"model {resolved.entry.name}", "loads")
 
 
 def _plugins() -> Iterator[Finding]:
@@ -95,17 +99,17 @@ def _plugins() -> Iterator[Finding]:
 
     plugins = find_plugins()
     for record in plugins.records:
-        status = "left out" if record.disabled else record.error or "fine"
+        status = "disabled" if record.disabled else record.error or "ok"
         detail = f"{status} (from {record.provenance})"
         yield Finding("warn" if record.error else "ok", f"plugin {record.provenance.plugin}", detail)
     for name in plugins.unmatched:
-        yield Finding("warn", "plugins", f"TDMR1_DISABLE_PLUGINS names {name!r}, which is no plugin here")
+        yield Finding("warn", "plugins", f"TDMR1_DISABLE_PLUGINS names {name!r}, but no such plugin is installed")
 
 
 def _working_folder() -> Iterator[Finding]:
     folder = Path.cwd()
     writable = os.access(folder, os.W_OK)
-    detail = str(folder) if writable else f"{folder} can't be written: runs need --output elsewhere"
+    detail = str(folder) if writable else f"{folder} cannot be written: give runs an --output elsewhere"
     yield Finding("ok" if writable else "warn", "working folder", detail)
 
 

@@ -1,4 +1,4 @@
-"""`tdmr1 evaluate`: teacher, student and trained model on the same prompts and noises."""
+"""`tdmr1 evaluate`: teacher, student and trained model on the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tdmr1_cli.measuring import gain
-from tdmr1_cli.options import (
-    Flags,
-    JsonOption,
-    LoraOption,
-    ModelPathOption,
-    RewardOption,
-    SetOption,
-    TypedReward,
-    parse_reward,
-)
+from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption
 from tdmr1_cli.output import emit_json, measure_document, plus_minus, signed, table
+from tdmr1_cli.settings import Flags, TypedReward, parse_reward
 from tdmr1_cli.targets import Target, TargetArgument, load_target
 from tdmr1_core.errors import Tdmr1Error
 
@@ -33,7 +24,7 @@ STUDENT, TRAINED = "student", "trained"
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler's evaluation on one prompt set; `label` is how it is called."""
+    """The evaluation of one role on one prompt set; `label` names it in the table."""
 
     label: str
     steps: int
@@ -46,30 +37,32 @@ def command(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompts", metavar="SET|FILE", help="Prompts to draw (default: training and held-out); may be repeated."
+            "--prompts",
+            metavar="SET|FILE",
+            help="Prompt set or file (default: training and held-out); may be repeated.",
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", metavar="N", min=1, help="About how many pictures of each prompt set.")
+        int | None, typer.Option("--images", metavar="N", min=1, help="Images for each prompt set (approximately).")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the starting noises.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the initial noise.")] = None,
     reward: RewardOption = None,
     teacher_steps: Annotated[
-        int | None, typer.Option("--teacher-steps", metavar="N", min=1, help="The teacher's sampling steps.")
+        int | None, typer.Option("--teacher-steps", metavar="N", min=1, help="Sampling steps of the teacher.")
     ] = None,
     teacher_guidance: Annotated[
         list[float] | None,
-        typer.Option("--teacher-guidance", metavar="G", min=1, help="The teacher's guidance; may be repeated."),
+        typer.Option("--teacher-guidance", metavar="G", min=1, help="Guidance scale of the teacher; may be repeated."),
     ] = None,
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
     sets: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare the teacher, the few-step student a run started from, and what it became.
+    """Compare the teacher, the few-step student that a run started from, and the trained model.
 
-    All are judged on the same prompts from the same noises, so the gain is paired image by image. A bare model has a
-    teacher and a student only.
+    All use the same prompts and the same noise, so that the gain is paired image by image. For a model that is not a
+    run, only teacher and student are compared.
     """
     typed = [parse_reward(text) for text in reward or ()]
     flags = Flags(
@@ -79,12 +72,12 @@ def command(
         model_path=model_path,
         lora=lora,
     )
-    loaded = load_target(target, flags, judged=True)
+    loaded = load_target(target, flags, needs_reward=True)
     engine, settings = loaded.engine, loaded.engine.config.evaluation
     sources = prompts or _default_prompts(loaded)
     tables = _measure(
         loaded,
-        _judges(loaded, typed),
+        _reward_configs(loaded, typed),
         sources,
         images=images or settings.images,
         seed=settings.seed if seed is None else seed,
@@ -102,18 +95,17 @@ def command(
 
 
 def _default_prompts(loaded: Target) -> list[str]:
-    """Training prompts and their held-out companion, as the run's own evaluations."""
-    from tdmr1_core.prompts.sets import held_out_companion, training_prompts
+    """The prompt sets of the run's own evaluations: training prompts and held-out prompts."""
+    from tdmr1_core.preflight.resolved import RewardFinder, evaluation_prompts_name, training_prompts_name
 
-    config = loaded.engine.config
-    source = training_prompts(config, loaded.extensions)
-    return list(
-        dict.fromkeys((source, config.prompts.evaluate or held_out_companion(source, loaded.engine.entry.domain)))
-    )
+    config, entry = loaded.engine.config, loaded.engine.entry
+    rewards = RewardFinder(loaded.extensions.plugins.rewards).resolve(config.rewards)
+    training = training_prompts_name(config, entry, rewards)
+    return list(dict.fromkeys((training, evaluation_prompts_name(config, entry, training))))
 
 
-def _judges(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
-    """The named rewards with the options that the config gives them; else the config's; else the model's own."""
+def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
+    """The rewards of --reward with the options of the config, else those of the config, else the model's default."""
     from tdmr1_core.config import RewardConfig
 
     config, default = loaded.engine.config, loaded.engine.entry.default_reward
@@ -125,34 +117,36 @@ def _judges(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
             for name, reward in {reward.name: reward for reward in typed}.items()
         ]
     if not configured and default is None:
-        raise Tdmr1Error("there is no reward to judge with", "name one with --reward")
+        raise Tdmr1Error("no reward to evaluate with", "name one with --reward", code="reward-unknown")
     return configured or [RewardConfig(name=str(default))]
 
 
 def _measure(
     loaded: Target,
-    judges: Sequence[RewardConfig],
+    rewards: Sequence[RewardConfig],
     sources: Sequence[str],
     *,
     images: int,
     seed: int,
     teacher: Sequence[tuple[int, float]],
 ) -> dict[str, list[Row]]:
-    """Every sampler on every prompt set."""
+    """Evaluate every role on every prompt set."""
     from tdmr1_cli.progress import Stages
+    from tdmr1_core.build.rewards import build_runner
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
+    from tdmr1_core.preflight.resolved import RewardFinder
     from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.runs.evaluation.evaluate import evaluate
-    from tdmr1_core.stages.scoring import build_runner
 
     engine = loaded.engine
     prompt_sets = {source: load_prompts(source, engine.entry.domain) for source in sources}
     tables: dict[str, list[Row]] = {source: [] for source in sources}
     device = str(engine.roles.backbone.device)
-    runner = build_runner(judges, loaded.extensions.plugins, combine="weighted_sum", workers=1, device=device)
+    resolved = RewardFinder(loaded.extensions.plugins.rewards).resolve(rewards)
+    runner = build_runner(resolved, combine="weighted_sum", workers=1, device=device)
     with runner, Stages() as stages:
 
-        def judge(label: str, role: str, steps: int, guidance: float) -> None:
+        def evaluate_role(label: str, role: str, steps: int, guidance: float) -> None:
             for source, prompts in prompt_sets.items():
                 result = evaluate(
                     engine,
@@ -169,23 +163,25 @@ def _measure(
                 tables[source].append(Row(label, steps, guidance, result))
 
         for steps, guidance in teacher:
-            judge(f"teacher, guidance {guidance:g}", TEACHER, steps, guidance)
+            evaluate_role(f"teacher, guidance {guidance:g}", TEACHER, steps, guidance)
         trained = engine.roles.weights(GENERATOR_EMA)
         engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-        judge(STUDENT, GENERATOR_EMA, engine.steps, 1.0)
+        evaluate_role(STUDENT, GENERATOR_EMA, engine.steps, 1.0)
         if loaded.is_run:
             engine.roles.load(GENERATOR_EMA, trained, "the run")
-            judge(TRAINED, GENERATOR_EMA, engine.steps, 1.0)
+            evaluate_role(TRAINED, GENERATOR_EMA, engine.steps, 1.0)
     return tables
 
 
 def _pair(rows: Sequence[Row]) -> tuple[Evaluation, Evaluation] | None:
-    """The student's and the trained model's evaluations, where there are both."""
+    """The evaluations of student and trained model, if both exist."""
     found = {row.label: row.evaluation for row in rows}
     return (found[STUDENT], found[TRAINED]) if TRAINED in found else None
 
 
 def _show(source: str, rows: Sequence[Row]) -> None:
+    from tdmr1_core.runs.evaluation.evaluate import paired_gain
+
     rewards = list(rows[0].evaluation.measures)
     lines = []
     for row in rows:
@@ -193,13 +189,15 @@ def _show(source: str, rows: Sequence[Row]) -> None:
         cells = [cell for name in rewards for cell in (plus_minus(measures[name]), str(measures[name].n))]
         lines.append([row.label, str(row.steps), *cells])
     if pair := _pair(rows):
-        gains = [gain(pair[1], pair[0], name) for name in rewards]
+        gains = [paired_gain(pair[1], pair[0], name) for name in rewards]
         lines.append(["trained − student", "", *(cell for value in gains for cell in (signed(value), str(value.n)))])
     columns = ["", "steps", *(column for name in rewards for column in (name, "n"))]
     table(columns, lines, title=f"{source}: mean ± standard error")
 
 
 def _document(target: str, loaded: Target, tables: dict[str, list[Row]]) -> dict[str, Any]:
+    from tdmr1_core.runs.evaluation.evaluate import paired_gain
+
     sets = []
     for source, rows in tables.items():
         pair = _pair(rows)
@@ -213,7 +211,7 @@ def _document(target: str, loaded: Target, tables: dict[str, list[Row]]) -> dict
             for row in rows
         ]
         names = list(rows[0].evaluation.measures)
-        gains = {name: measure_document(gain(pair[1], pair[0], name)) for name in names} if pair else None
+        gains = {name: measure_document(paired_gain(pair[1], pair[0], name)) for name in names} if pair else None
         sets.append({"prompts": source, "rows": listed, "gain": gains})
     iteration = loaded.engine.iteration_index if loaded.is_run else None
     return {"target": target, "model": loaded.engine.entry.name, "iteration": iteration, "prompt_sets": sets}

@@ -1,4 +1,4 @@
-"""`tdmr1 export`: a run's trained model as a diffusers LoRA."""
+"""`tdmr1 export`: the trained model of a run as a diffusers LoRA."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Annotated
 
 import typer
 
-from tdmr1_cli.options import Flags, JsonOption
+from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, message
-from tdmr1_cli.run_command import check_writable
-from tdmr1_cli.signals import leaving_on_sigterm
-from tdmr1_cli.targets import RunArgument, check_run, load_target
+from tdmr1_cli.settings import Flags
+from tdmr1_cli.signals import sigterm_as_interrupt
+from tdmr1_cli.targets import RunArgument, check_run, check_writable, load_target
 
 
 def command(
     run: RunArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Where the LoRA goes; RUN/export if left out.")
+        Path | None, typer.Option("--output", metavar="DIR", help="The folder of the LoRA (default: RUN/export).")
     ] = None,
-    comfy: Annotated[bool, typer.Option("--comfyui", help="Write it with ComfyUI's (kohya's) keys as well.")] = False,
+    comfy: Annotated[bool, typer.Option("--comfyui", help="Also write the LoRA with ComfyUI (kohya) keys.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Write the trained model as a LoRA that diffusers loads.
 
-    It is written only after a clean pipeline has drawn the same pixels with it.
+    The LoRA is written only after a fresh diffusers pipeline has reproduced the run's images with it.
     """
     check_run(run)
     folder = output or run / "export"
     check_writable(folder)
-    with leaving_on_sigterm():
-        loaded = load_target(str(run), Flags(), judged=False)
+    with sigterm_as_interrupt():
+        loaded = load_target(str(run), Flags(), needs_reward=False)
         from tdmr1_core.runs.output.export import export_lora
 
         exported = export_lora(loaded.engine, folder, comfy=comfy)
@@ -52,7 +52,7 @@ def command(
         return
     data(str(exported.file))
     difference = f"largest difference: {exported.largest_difference} of 255"
-    message(f"a clean pipeline drew the same {exported.images} pictures with it ({difference})")
+    message(f"a fresh diffusers pipeline reproduced {exported.images} images with it ({difference})")
     if exported.comfy_file is not None:
         data(str(exported.comfy_file))
-    message(f"how to draw with it in diffusers: {folder / 'README.md'}")
+    message(f"how to use it in diffusers: {folder / 'README.md'}")

@@ -1,4 +1,4 @@
-"""`tdmr1 plugins`: which plugins were found, and what is wrong with them."""
+"""`tdmr1 plugins`: the plugins that were found, and their errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def command(json: JsonOption = False) -> None:
-    """List plugins with their distribution, version, and what is wrong with them.
+    """List the plugins with distribution, version and status.
 
-    TDMR1_DISABLE_PLUGINS=name,… leaves plugins out.
+    TDMR1_DISABLE_PLUGINS=name,… disables plugins.
     """
     plugins = find_plugins()
     listed = [_document(record) for record in plugins.records]
@@ -24,11 +24,11 @@ def command(json: JsonOption = False) -> None:
     columns = ("plugin", "distribution", "version", "status")
     table(columns, [[item["plugin"], item["distribution"], item["version"] or "–", _status(item)] for item in listed])
     for name in plugins.unmatched:
-        warning(f"TDMR1_DISABLE_PLUGINS names {name!r}, which is no plugin here")
+        warning(f"TDMR1_DISABLE_PLUGINS names {name!r}, but no such plugin is installed")
 
 
 def find_plugins() -> Plugins:
-    """Every plugin, all its hooks looked at; what is wrong with one is on its record, and nothing is raised."""
+    """Find every plugin and check its hooks. The errors of a plugin are in its record; nothing is raised."""
     from tdmr1_core import hookspecs
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_rewards.registry import load_plugins
@@ -51,4 +51,4 @@ def _document(record: PluginRecord) -> dict[str, Any]:
 
 
 def _status(item: dict[str, Any]) -> str:
-    return "left out" if item["disabled"] else item["error"] or "fine"
+    return "disabled" if item["disabled"] else item["error"] or "ok"

@@ -1,4 +1,4 @@
-"""`tdmr1 probe`: does the surrogate learn this reward at all?"""
+"""`tdmr1 probe`: a short test whether the surrogate learns the reward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tdmr1_cli.options import (
-    Flags,
     JsonOption,
     LoraOption,
     ModelOption,
@@ -19,9 +18,9 @@ from tdmr1_cli.options import (
     RewardOption,
     SeedOption,
     SetOption,
-    resolve_settings,
 )
 from tdmr1_cli.output import data, emit_json, measure_document, message, number, plus_minus, table
+from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_cli.targets import is_run
 from tdmr1_core.errors import Tdmr1Error
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 def command(
     target: Annotated[
-        str | None, typer.Argument(metavar="RUN|MODEL", help="A run folder, whose settings are taken, or a model.")
+        str | None, typer.Argument(metavar="RUN|MODEL", help="A run folder (its settings are used) or a model.")
     ] = None,
     model: ModelOption = None,
     reward: RewardOption = None,
@@ -41,17 +40,17 @@ def command(
     sets: SetOption = None,
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
-    pool: Annotated[
-        int, typer.Option("--pool", metavar="N", min=1, help="Iterations' worth of samples to learn from.")
-    ] = 4,
-    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")] = 40,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=2, help="Pictures drawn at each strength.")] = 192,
+    pool: Annotated[int, typer.Option("--pool", metavar="N", min=1, help="Training samples, in iterations.")] = 4,
+    updates: Annotated[
+        int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")
+    ] = 40,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=2, help="Images sampled at each strength.")] = 192,
     json: JsonOption = False,
 ) -> int:
-    """Train the surrogate alone on scored samples, then follow it: does the true reward rise?
+    """Train only the surrogate on scored samples, then follow it and measure the true reward.
 
-    A test of minutes before a run of hours. Exit code 0 if the reward rose by more than two standard errors, else 1.
-    The surrogate starts afresh, also where a run is named.
+    Takes minutes; use it before a run of hours. The exit code is 0 if the reward rises by more than two standard
+    errors, else 1. The surrogate always starts untrained, even if a run is named.
     """
     flags = Flags(None, model, reward or (), preset, prompts, None, seed, sets or (), model_path, lora)
     if target is not None:
@@ -62,7 +61,11 @@ def command(
     else:
         rows = [[f"{point.strength:g}", plus_minus(point.reward), str(point.reward.n)] for point in result.points]
         table(["s", "true reward", "n"], rows, title="v_ref + s (v_surrogate − v_ref)")
-        verdict = "passed: the surrogate learnt the reward" if result.passed else "not passed: no clear rise"
+        verdict = (
+            "passed: the surrogate learned the reward"
+            if result.passed
+            else "not passed: the reward does not clearly rise"
+        )
         data(f"{verdict} (gain {number(result.gain)} ± {number(result.stderr)})")
     return 0 if result.passed else 1
 
@@ -71,24 +74,27 @@ def _with_target(flags: Flags, target: str) -> Flags:
     if is_run(target):
         return replace(flags, config=Path(target) / "config.yaml")
     if flags.model is not None:
-        raise Tdmr1Error(f"the model is named twice: {target!r} and --model {flags.model!r}", "name it once")
+        raise Tdmr1Error(
+            f"the model is named twice: {target!r} and --model {flags.model!r}",
+            "name it once",
+            code="option-conflict",
+            values={"target": target, "model": flags.model},
+        )
     return replace(flags, model=target)
 
 
 def _probe(flags: Flags, pool: int, updates: int, images: int) -> ProbeResult:
     from tdmr1_core.plugins import discover
 
-    extensions = discover()
-    config = resolve_settings(flags, "train", extensions).config
+    resolved = resolve_settings(flags, "train", discover())
     message("loading torch and diffusers …")
     from tdmr1_cli.progress import Stages
     from tdmr1_core.engine import Engine
+    from tdmr1_core.runs.load_run import set_threads
     from tdmr1_core.runs.probe import probe
-    from tdmr1_core.runs.run import set_threads
 
-    set_threads(config.threads)
-    engine = Engine.from_config(config, extensions=extensions)
-
+    set_threads(resolved.config.threads)
+    engine = Engine.from_resolved(resolved)
     try:
         with Stages() as stages:
             return probe(engine, pool=pool, updates=updates, images=images, progress=stages)

@@ -1,4 +1,4 @@
-"""`tdmr1 report`: a run in one file, and in short."""
+"""`tdmr1 report`: an HTML report of a run, and a summary."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def command(
     run: RunArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Where to write it (default: RUN/report.html).")
+        Path | None, typer.Option("--output", metavar="FILE", help="The HTML file (default: RUN/report.html).")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write one HTML file about a run, finished or not: curves, evaluations, the guard, what was left out, settings.
+    """Write an HTML report of a run, finished or not: curves, evaluations, guard, skipped updates, settings.
 
-    The short of it is printed. With --json it is printed as data instead, and no file is written.
+    A summary is printed. With --json the report is printed as JSON and no file is written.
     """
     check_run(run)
     from tdmr1_core.runs.output.report import read_report

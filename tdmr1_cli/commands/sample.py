@@ -1,4 +1,4 @@
-"""`tdmr1 sample`: draw pictures with a run, a model or a pipeline directory."""
+"""`tdmr1 sample`: samples images with a run, a model or a pipeline directory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tdmr1_cli.options import Flags, JsonOption, LoraOption, ModelPathOption, SetOption
+from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message
-from tdmr1_cli.run_command import check_writable
-from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
+from tdmr1_cli.settings import Flags
+from tdmr1_cli.targets import Target, TargetArgument, check_writable, is_run, load_target
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ GRID = "grid.png"
 METADATA = "metadata.jsonl"
 
 
-class Who(StrEnum):
-    """Whose pictures are drawn."""
+class SampledRole(StrEnum):
+    """The role that samples."""
 
     generator = "generator"
     teacher = "teacher"
@@ -41,65 +41,75 @@ class Who(StrEnum):
 def command(
     target: TargetArgument,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where the PNG files go; none is overwritten.")
+        Path, typer.Option("--output", metavar="DIR", help="The folder of the PNG files; no file is overwritten.")
     ],
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What to draw; may be repeated.")
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option("--prompts", metavar="SET|FILE", help="What to draw: a prompt set or a file.")
+        str | None, typer.Option("--prompts", metavar="SET|FILE", help="Prompts: a prompt set or a file.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="EvaluationImages of each prompt.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starting noises.")] = 0,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Images for each prompt.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the initial noise.")] = 0,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="K", min=1, help="Sampling steps; the model's own if left out.")
+        int | None, typer.Option("--steps", metavar="K", min=1, help="Sampling steps (default: those of the model).")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", metavar="G", min=1, help="Guidance; 1 is none.")
+        float | None, typer.Option("--guidance", metavar="G", min=1, help="Guidance scale; 1 means no guidance.")
     ] = None,
     role: Annotated[
-        Who, typer.Option("--role", help="The trained generator, the teacher, or the few-step model it started from.")
-    ] = Who.generator,
+        SampledRole,
+        typer.Option("--role", help="The trained generator, the teacher, or the model that the run started from."),
+    ] = SampledRole.generator,
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
     sets: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw pictures and write them as PNG files, with a grid of them all and their prompts in metadata.jsonl.
+    """Sample images and write them as PNG files, with a grid of all images and the prompts in metadata.jsonl.
 
-    The same seed and prompt give the same starting noise, whatever the role: pictures can be compared one by one.
+    The same seed and prompt give the same initial noise for every role, so that images can be compared one by one.
     """
     if not prompt and prompts is None:
-        raise Tdmr1Error("there is nothing to draw", 'say what with --prompt "two red circles" or --prompts SET')
+        raise Tdmr1Error(
+            "no prompt is given",
+            'give one with --prompt "two red circles" or --prompts SET',
+            code="usage",
+        )
     check_writable(output)
-    _refuse_used([output / GRID, output / METADATA])
+    _reject_existing([output / GRID, output / METADATA])
     texts = list(prompt or [])
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
-        loaded = load_target(target, flags, judged=False)
-    wanted = _wanted(loaded, texts, prompts)
+        loaded = load_target(target, flags, needs_reward=False)
+    wanted = _prompts_to_sample(loaded, texts, prompts)
     files = [output / name for name in _file_names([each.text for each in wanted], images)]
-    _refuse_used(files)
-    pictures = _draw(loaded, role, wanted, images, seed, steps, guidance)
-    _save(pictures, files, output, images)
+    _reject_existing(files)
+    sampled = _draw(loaded, role, wanted, images, seed, steps, guidance)
+    _save(sampled, files, output, images)
     loaded.engine.close()
     if json:
-        emit_json(_document(pictures, files, output, role, seed))
+        emit_json(_document(sampled, files, output, role, seed))
     else:
         for path in files:
             data(str(path))
         message(f"all of them: {output / GRID}")
 
 
-def _refuse_used(files: Sequence[Path]) -> None:
+def _reject_existing(files: Sequence[Path]) -> None:
     used = [path for path in files if path.exists()]
     if used:
-        raise Tdmr1Error(f"{used[0]} is already there", "choose another --output; nothing was overwritten")
+        raise Tdmr1Error(
+            f"{used[0]} already exists",
+            "choose another --output; nothing was overwritten",
+            code="file-exists",
+            values={"file": str(used[0])},
+        )
 
 
 @contextmanager
 def _prompt_file(target: str, texts: Sequence[str], prompts: str | None, flags: Flags) -> Iterator[Flags]:
-    """A bare model's config must name prompts that fit it: what is to be drawn."""
+    """The flags of a model that is not a run, whose config names the prompts to sample."""
     if is_run(target):
         yield flags
     elif prompts is not None:
@@ -111,7 +121,7 @@ def _prompt_file(target: str, texts: Sequence[str], prompts: str | None, flags: 
             yield replace(flags, prompts=str(path))
 
 
-def _wanted(loaded: Target, texts: Sequence[str], prompts: str | None) -> list[Prompt]:
+def _prompts_to_sample(loaded: Target, texts: Sequence[str], prompts: str | None) -> list[Prompt]:
     from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.records import Prompt
 
@@ -120,7 +130,7 @@ def _wanted(loaded: Target, texts: Sequence[str], prompts: str | None) -> list[P
 
 
 def _file_names(texts: Sequence[str], images: int) -> list[str]:
-    """`003-two-red-circles-01.png` for each picture, prompt by prompt."""
+    """A name such as `003-two-red-circles-01.png` for each image, prompt by prompt."""
     names = []
     for number, text in enumerate(texts):
         words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
@@ -129,42 +139,55 @@ def _file_names(texts: Sequence[str], images: int) -> list[str]:
 
 
 def _draw(
-    loaded: Target, role: Who, wanted: list[Prompt], images: int, seed: int, steps: int | None, guidance: float | None
+    loaded: Target,
+    role: SampledRole,
+    wanted: list[Prompt],
+    images: int,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
 ) -> EvaluationImages:
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.runs.evaluation.evaluate import draw
+    from tdmr1_core.runs.evaluation.evaluate import sample_images
 
     engine = loaded.engine
-    if role is Who.start:
+    if role is SampledRole.start:
         engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-    name = TEACHER if role is Who.teacher else GENERATOR_EMA
-    return draw(engine, name, wanted, images, seed, steps=steps, guidance_scale=guidance)
+    name = TEACHER if role is SampledRole.teacher else GENERATOR_EMA
+    return sample_images(engine, name, wanted, images, seed, steps=steps, guidance_scale=guidance)
 
 
-def _save(pictures: EvaluationImages, files: Sequence[Path], output: Path, columns: int) -> None:
+def _save(sampled: EvaluationImages, files: Sequence[Path], output: Path, columns: int) -> None:
     from PIL import Image
 
     from tdmr1_core.runs.output.image_grids import save_grid
 
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for image, path in zip(pictures.images, files, strict=True):
+        for image, path in zip(sampled.images, files, strict=True):
             Image.fromarray(image).save(path)
-        save_grid(pictures.images, columns, output / GRID)
-        (output / METADATA).write_text(_metadata(pictures, files), encoding="utf-8")
+        save_grid(sampled.images, columns, output / GRID)
+        (output / METADATA).write_text(_metadata(sampled, files), encoding="utf-8")
     except OSError as error:
-        raise Tdmr1Error(f"{output} can't be written: {error.strerror}", "choose another --output") from error
+        raise Tdmr1Error(
+            f"{output} cannot be written: {error.strerror}",
+            "choose another --output",
+            code="not-writable",
+            values={"folder": str(output)},
+        ) from error
 
 
-def _metadata(pictures: EvaluationImages, files: Sequence[Path]) -> str:
+def _metadata(sampled: EvaluationImages, files: Sequence[Path]) -> str:
     """The prompts as datasets have them (Hugging Face's imagefolder), and as `tdmr1 label` reads them."""
-    drawn = zip(files, pictures.prompts, strict=True)
+    drawn = zip(files, sampled.prompts, strict=True)
     lines = [{"file_name": path.name, "text": prompt.text} for path, prompt in drawn]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _document(pictures: EvaluationImages, files: Sequence[Path], output: Path, role: Who, seed: int) -> dict[str, Any]:
-    drawn = zip(files, pictures.prompts, strict=True)
+def _document(
+    sampled: EvaluationImages, files: Sequence[Path], output: Path, role: SampledRole, seed: int
+) -> dict[str, Any]:
+    drawn = zip(files, sampled.prompts, strict=True)
     return {
         "role": role.value,
         "seed": seed,

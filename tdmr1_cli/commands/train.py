@@ -1,11 +1,10 @@
-"""`tdmr1 train`: reinforce a few-step model, or continue any run."""
+"""`tdmr1 train`: reinforces a few-step model, or resumes a run."""
 
 from __future__ import annotations
 
 from tdmr1_cli.options import (
     ConfigArgument,
     DryRunOption,
-    Flags,
     IterationsOption,
     LoraOption,
     ModelOption,
@@ -20,7 +19,8 @@ from tdmr1_cli.options import (
     SeedOption,
     SetOption,
 )
-from tdmr1_cli.run_command import continue_run, start_run
+from tdmr1_cli.run_command import resume_run, start_run
+from tdmr1_cli.settings import Flags
 
 
 def command(
@@ -42,11 +42,11 @@ def command(
 ) -> None:
     """Reinforce a few-step model with rewards.
 
-    Without any argument it trains the embedded model tiny-tdm on its own reward. Ctrl-C finishes the iteration, saves
-    and leaves; --resume goes on from there, exactly as if nothing had happened.
+    Without arguments, the embedded model tiny-tdm is trained with its default reward. Ctrl-C finishes the iteration,
+    saves and exits; --resume continues with bit-identical results.
     """
     flags = Flags(config, model, reward or (), preset, prompts, iterations, seed, sets or (), model_path, lora)
     if resume is not None:
-        continue_run(resume, flags, output, dry_run=dry_run, quiet=quiet, processes=processes)
+        resume_run(resume, flags, output, dry_run=dry_run, quiet=quiet, processes=processes)
     else:
         start_run("train", flags, output, dry_run=dry_run, quiet=quiet, processes=processes)

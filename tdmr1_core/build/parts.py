@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
+from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
@@ -28,14 +29,14 @@ from tdmr1_core.models.roles import (
     LoraShape,
     Roles,
 )
-from tdmr1_core.plugins import Extensions, Hooks
-from tdmr1_core.prompts.sets import load_prompts, training_prompts
+from tdmr1_core.plugins import Hooks
+from tdmr1_core.preflight.resolved import ResolvedEngine
 from tdmr1_core.records import Prompt
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
 from tdmr1_core.stages.prompt_encoder import PromptEncoder
 from tdmr1_core.stages.rollout import RolloutStage
-from tdmr1_core.stages.scoring import ScoringStage, build_runner
+from tdmr1_core.stages.scoring import ScoringStage
 from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_core.stages.trained_role import TrainedRole
 
@@ -54,29 +55,23 @@ class Parts:
     model_files: ModelFiles | None = None
 
 
-def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extensions, device_name: str) -> Parts:
-    """Load them onto a device; rewards and prompts are checked before any weight is loaded.
+def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device_name: str) -> Parts:
+    """Load them onto a device. Rewards are built before any weight is loaded.
 
-    Raises Tdmr1Error for anything in the config that can't be had.
+    Raises Tdmr1Error for rewards, model files and devices that cannot be used.
     """
+    config, entry = resolved.config, resolved.entry
     model = config.model
-    entry = extensions.entry(model)
     device = choose_device(device_name)
     training = config.kind == "train"
     check_entry(entry, training=training)
-    if {config.memory.weights, config.memory.optimizer} != {"whole"}:
+    if {config.memory.weights, config.memory.optimizer} != {"none"}:
         bitsandbytes()
-    prompts = load_prompts(training_prompts(config, extensions), entry.domain)
     scoring = None
     with ExitStack() as failing:
         if training:
-            runner = build_runner(
-                config.rewards,
-                extensions.plugins,
-                combine=config.scoring.combine,
-                workers=config.scoring.workers,
-                device=str(device),
-            )
+            combine, workers = config.scoring.combine, config.scoring.workers
+            runner = build_runner(resolved.rewards, combine=combine, workers=workers, device=str(device))
             failing.callback(runner.close)
             scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
         model_files = fetch_model(
@@ -84,7 +79,8 @@ def load_parts(config: RunConfig, run_folder: Path | None, extensions: Extension
         )
         roles = _load_roles(config, model_files, device)
         failing.pop_all()
-    return Parts(entry, roles, prompts, scoring, Hooks(extensions.plugins.manager), model_files)
+    hooks = Hooks(resolved.extensions.plugins.manager)
+    return Parts(entry, roles, list(resolved.prompts.prompts), scoring, hooks, model_files)
 
 
 def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device) -> Roles:
@@ -100,11 +96,11 @@ def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device
         model_files,
         device,
         PRECISIONS[config.model.precision],
-        encoders_leave=settings.text_encoders == "cpu",
-        denoiser_waits=settings.weights != "whole",
+        encoders_on_cpu=settings.text_encoders == "cpu",
+        denoiser_on_cpu=settings.weights != "none",
     )
     teacher = load_teacher(model_files, backbone)
-    if settings.weights != "whole":
+    if settings.weights != "none":
         for home in filter(None, (backbone, teacher)):
             quantize(home, settings.weights)
     roles = build_roles(config, backbone, model_files.shape, teacher)
@@ -136,7 +132,7 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Switch on what the settings ask for."""
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(roles)
-    if settings.decoder != "whole":
+    if settings.decoder != "none":
         save_vae_memory(roles.backbone, settings.decoder)
     if settings.compile:
         compile_blocks(roles)

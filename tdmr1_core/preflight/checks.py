@@ -1,250 +1,368 @@
-"""Settings that do nothing in a run: the contradictory ones are refused, the merely idle ones are told."""
+"""Checks of settings against each other: contradictory settings are rejected, settings without effect are reported.
+
+Both are tables. A contradiction has a condition, a message and a hint. An ineffective setting has a name (or a pattern
+such as `surrogate.*`), a condition and a reason; it is reported only where its value is not the default.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from tdmr1_core.config import RunConfig, Section
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.config import RewardConfig, RunConfig, Section
+from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.lora.metadata import says_alpha
-from tdmr1_core.plugins import Extensions
-from tdmr1_core.preflight.evaluation_rewards import FEWEST, evaluation_rewards, trained_reward_is_evaluated
-from tdmr1_core.prompts.prompt import Prompt
-from tdmr1_core.prompts.sets import evaluation_prompts, spread
-from tdmr1_rewards.registry import RewardRegistry
+from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES, trained_directions
 
-OF_LORAS = {"lora", "adapter_scale"}
-"""Settings of the LoRA that a training starts from."""
-ONE_SIDED, WIDE = 1.0, 100.0
-"""From the first on a trust region holds back preferred images alone, beyond the second hardly any."""
+ONE_SIDED_TRUST_REGION = 1.0
+"""From this value on, no ratio is below 1 - clip, so that the trust region limits preferred images only."""
+WIDE_TRUST_REGION = 100.0
+"""Above this value the trust region hardly ever limits an update."""
 
 
-def check_settings(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> list[str]:
-    """A sentence for every setting that is not at its default and has no effect.
+@dataclass(frozen=True)
+class CheckedSettings:
+    """What the checks read.
 
-    Raises Tdmr1Error for settings that undo what the run is for, and for prompts that can't be had.
+    `evaluated` are the names of the rewards that score evaluations. `evaluation_images` is how many images all prompt
+    sets of one evaluation draw.
     """
-    reject_contradictions(config, entry, extensions)
-    registry = extensions.plugins.rewards
-    idle = {
-        **_of_the_steps(config, entry),
-        **_of_the_losses(config),
-        **_of_the_advantages(config),
-        **_of_the_device(config),
-        **_of_evaluations(config, registry),
-        **_of_the_model(config, entry),
-        **_of_the_kind(config),
-    }
-    return [f"{name} has no effect: {reason}" for name, reason in idle.items()] + list(_wide_trust(config))
+
+    config: RunConfig
+    entry: ModelEntry
+    evaluated: tuple[str, ...]
+    evaluation_images: int
+
+    @property
+    def steps(self) -> int:
+        """K, the number of sampling steps."""
+        return self.config.rollout.steps or self.entry.steps
+
+    @property
+    def images(self) -> int:
+        """Images of an iteration: groups x group size."""
+        return self.config.batch.groups * self.config.batch.group_size
+
+    @property
+    def distills(self) -> bool:
+        """Whether the run is a distillation, which has no rewards."""
+        return self.config.kind == "distill"
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether a surrogate is trained and followed."""
+        return not self.distills and self.config.generator.reward_scale > 0
+
+    @property
+    def starts_from_lora(self) -> bool:
+        """Whether the generator starts from a few-step LoRA."""
+        return not self.distills and (self.config.model.lora is not None or self.entry.lora is not None)
+
+    @property
+    def lora_path(self) -> Path:
+        """The few-step LoRA, as it is named in the settings or the model entry."""
+        return Path(self.config.model.lora or self.entry.lora or "")
+
+    @property
+    def has_lora_names(self) -> bool:
+        """Whether the LoRA is a safetensors file, which stores its rank."""
+        path = self.lora_path
+        return path.suffix == ".safetensors" or (path.is_dir() and any(path.glob("*.safetensors")))
+
+    @property
+    def trained_is_evaluated(self) -> bool:
+        """Whether evaluations score a reward that is trained."""
+        return bool(set(self.evaluated) & set(trained_directions(self.config)))
+
+    @property
+    def groups_compared(self) -> int:
+        """How many groups one standard deviation of the advantages is taken over."""
+        return 1 if self.config.advantages.std == "group" else self.config.batch.groups
+
+    @property
+    def largest_advantage(self) -> float:
+        """The largest advantage that a batch of this size can have, before clipping."""
+        return math.sqrt(self.groups_compared * (self.config.batch.group_size - 1))
 
 
-def reject_contradictions(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> None:
-    """Raise Tdmr1Error for settings that undo what the run is for, all of them at once, and for prompts as they do."""
-    evaluated = evaluation_prompts(config, extensions, entry.domain)
-    problems = [
-        *_undone(config, entry),
-        *_stopping_nothing(config, extensions.plugins.rewards, list(evaluated.values())),
-    ]
-    if problems:
-        start = "" if len(problems) == 1 else f"{len(problems)} settings undo one another: "
-        raise Tdmr1Error(start + "; ".join(told for told, _ in problems), "; ".join(hint for _, hint in problems))
+Condition = Callable[[CheckedSettings], bool]
+Text = str | Callable[[CheckedSettings], str]
 
 
-def _undone(config: RunConfig, entry: ModelEntry) -> Iterator[tuple[str, str]]:
-    """What is wrong, and how to mend it."""
-    generator, surrogate, steps = config.generator, config.surrogate, config.rollout.steps or entry.steps
-    if config.timesteps.per_iteration > steps:
-        yield (
-            f"timesteps.per_iteration is {config.timesteps.per_iteration} but there are only {steps} steps",
-            f"set timesteps.per_iteration to {steps} or less",
+@dataclass(frozen=True)
+class Contradiction:
+    """Settings that make the run pointless, with the message and how to correct them."""
+
+    applies: Condition
+    message: Text
+    hint: Text
+
+
+@dataclass(frozen=True)
+class Ineffective:
+    """A setting, or a pattern of settings, that has no effect under a condition, and the reason.
+
+    `at_default` reports the setting even where it has its default value.
+    """
+
+    setting: str
+    applies: Condition
+    reason: Text
+    at_default: bool = False
+
+
+CONTRADICTIONS = (
+    Contradiction(
+        lambda s: s.config.timesteps.per_iteration > s.steps,
+        lambda s: f"timesteps.per_iteration is {s.config.timesteps.per_iteration}, but there are only {s.steps} steps",
+        lambda s: f"set timesteps.per_iteration to {s.steps} or less",
+    ),
+    Contradiction(
+        lambda s: not s.distills and all(reward.weight == 0 for reward in s.config.rewards),
+        "every reward has weight 0, so the run cannot learn",
+        "give at least one reward a weight",
+    ),
+    Contradiction(
+        lambda s: s.rewarded and s.config.generator.trunc_steps == 0,
+        "generator.trunc_steps is 0, so no step uses the reward",
+        "set generator.trunc_steps to 1 or more, or generator.reward_scale=0 for a run without the reward term",
+    ),
+    Contradiction(
+        lambda s: s.rewarded and s.config.generator.tdm_weight == 1,
+        "generator.tdm_weight is 1, so the reward term has weight 0",
+        "set generator.tdm_weight below 1, or generator.reward_scale=0 for a run without the reward term",
+    ),
+    Contradiction(
+        lambda s: s.rewarded and s.config.surrogate.trust_region is not None and s.config.surrogate.ema_max == 0,
+        "surrogate.trust_region cannot limit anything: with surrogate.ema_max 0 the EMA equals the surrogate",
+        "set surrogate.trust_region=null, or raise surrogate.ema_max (published: 0.3)",
+    ),
+)
+STOPPING = (
+    Contradiction(
+        lambda s: not s.config.guard.enabled,
+        "guard.stop is on, but guard.enabled is off",
+        "change one of the two",
+    ),
+    Contradiction(
+        lambda s: not 0 < s.config.evaluation.every < s.config.iterations,
+        "guard.stop has no effect: the guard reads evaluations, and the only evaluation is at the end",
+        lambda s: f"set evaluation.every to less than the {s.config.iterations} iterations",
+    ),
+    Contradiction(
+        lambda s: not s.distills and not s.trained_is_evaluated,
+        "guard.stop has no effect: evaluations score none of the trained rewards",
+        "name one of them in evaluation.rewards, or set guard.stop=false",
+    ),
+    Contradiction(
+        lambda s: s.evaluation_images < MIN_GUARD_SAMPLES,
+        lambda s: (
+            f"guard.stop has no effect: evaluations draw {s.evaluation_images} images, but the guard needs "
+            f"{MIN_GUARD_SAMPLES}"
+        ),
+        "raise evaluation.images",
+    ),
+)
+"""Why a guard that shall stop the run cannot; only the first that applies is reported."""
+
+DISTILLS = "a distillation has no rewards"
+NO_START = "the run starts from no LoRA"
+NO_REWARD_TERM = "generator.reward_scale is 0, so no surrogate is trained"
+NOT_EVALUATED = "no reward scores evaluations: evaluation.rewards is empty, and no trained reward can be asked"
+SINGLE = "a single reward is compared within each group, so its scale cancels (except differences near 1e-4)"
+
+
+def _single(s: CheckedSettings) -> bool:
+    return len(s.config.rewards) == 1
+
+
+INEFFECTIVE = (
+    # A distillation
+    *(Ineffective(f"{section}.*", lambda s: s.distills, DISTILLS) for section in ("surrogate", "advantages")),
+    *(Ineffective(f"{section}.*", lambda s: s.distills, DISTILLS) for section in ("scoring", "guard")),
+    *(
+        Ineffective(f"generator.{name}", lambda s: s.distills, DISTILLS)
+        for name in ("rl_cfg", "tau_min", "reward_scale", "tdm_weight", "trunc_steps")
+    ),
+    *(
+        Ineffective(name, lambda s: s.distills, "a distillation starts from no LoRA")
+        for name in ("model.lora", "model.adapter_scale", "fake.start")
+    ),
+    # A run without the reward term
+    *(
+        Ineffective(name, lambda s: not s.rewarded, NO_REWARD_TERM)
+        for name in ("surrogate.*", "advantages.*", "generator.rl_cfg", "generator.tau_min", "scoring.combine")
+    ),
+    # The few-step LoRA
+    Ineffective("model.adapter_scale", lambda s: not s.starts_from_lora, NO_START),
+    Ineffective("fake.start", lambda s: not s.starts_from_lora, NO_START),
+    Ineffective(
+        "model.rank", lambda s: s.starts_from_lora and s.has_lora_names, "the few-step LoRA file stores its rank"
+    ),
+    Ineffective(
+        "model.alpha",
+        lambda s: s.starts_from_lora and says_alpha(s.lora_path),
+        "the few-step LoRA file stores its alpha",
+    ),
+    # Steps and batch
+    Ineffective(
+        "generator.trunc_steps",
+        lambda s: s.config.generator.trunc_steps > s.steps,
+        lambda s: f"{s.config.generator.trunc_steps} means all steps, and there are {s.steps}",
+        at_default=True,
+    ),
+    *(
+        Ineffective(name, lambda s: s.steps == 1, "there is a single step")
+        for name in ("timesteps.k_sharing", "surrogate.boundary", "surrogate.time_weight")
+    ),
+    Ineffective(
+        "timesteps.optimizer_step",
+        lambda s: s.config.timesteps.per_iteration == s.config.fake.updates == s.config.surrogate.updates == 1,
+        "an iteration has one update",
+    ),
+    Ineffective(
+        "batch.micro_batch",
+        lambda s: isinstance(s.config.batch.micro_batch, int) and s.config.batch.micro_batch > s.images,
+        lambda s: f"an iteration has {s.images} images",
+    ),
+    Ineffective(
+        "optimizer.final_lr",
+        lambda s: s.config.iterations == 1,
+        "learning rates change from the second iteration on",
+    ),
+    Ineffective(
+        "rollout.eta",
+        lambda s: s.config.rollout.sampler != "euler",
+        lambda s: f"the sampler {s.config.rollout.sampler} adds no noise",
+    ),
+    # Losses
+    Ineffective("generator.huber_c", lambda s: s.config.generator.loss == "squared", "generator.loss is squared"),
+    *(
+        Ineffective(
+            f"surrogate.{name}",
+            lambda s: s.config.surrogate.trust_region is None and s.config.surrogate.reference == "frozen",
+            "neither the trust region nor the reference uses the EMA",
         )
-    if config.kind == "train":
-        if all(reward.weight == 0 for reward in config.rewards):
-            yield "every reward has weight 0, so there is nothing to learn", "give one a weight"
-        if generator.reward_scale > 0 and generator.trunc_steps == 0:
-            yield (
-                "generator.trunc_steps is 0, so that no step gets the reward",
-                "set generator.reward_scale=0 if that is meant, or let it be 1 or more",
-            )
-        if generator.reward_scale > 0 and generator.tdm_weight == 1:
-            yield (
-                "generator.tdm_weight is 1, which leaves the reward a weight of 0",
-                "set generator.reward_scale=0 if that is meant, or lower it",
-            )
-        if surrogate.trust_region is not None and surrogate.ema_max == 0 and generator.reward_scale > 0:
-            yield (
-                "surrogate.trust_region can never bind: with surrogate.ema_max 0 the average is the surrogate itself",
-                "set surrogate.trust_region=null, or raise surrogate.ema_max (published: 0.3)",
-            )
+        for name in ("ema_slope", "ema_max")
+    ),
+    Ineffective(
+        "surrogate.time_weight", lambda s: s.config.surrogate.boundary == "last", "(k+1)/K is 1 at the last boundary"
+    ),
+    # Advantages
+    Ineffective("advantages.std", lambda s: s.config.batch.groups == 1, "the only group is the whole batch"),
+    *(
+        Ineffective(f"advantages.{name}", lambda s: s.config.advantages.binary, "advantages.binary uses the sign only")
+        for name in ("std", "clip")
+    ),
+    Ineffective(
+        "advantages.clip",
+        lambda s: s.config.advantages.clip >= s.largest_advantage,
+        lambda s: (
+            f"no advantage of {s.config.batch.groups} groups of {s.config.batch.group_size} images is above "
+            f"{s.largest_advantage:.3g}"
+        ),
+    ),
+    Ineffective(
+        "scoring.combine",
+        lambda s: _single(s) and (s.groups_compared == 1 or s.config.advantages.binary),
+        SINGLE,
+    ),
+    Ineffective("rewards.0.weight", lambda s: _single(s) and s.config.rewards[0].weight > 0, SINGLE),
+    # Device
+    *(
+        Ineffective(f"memory.{name}", lambda s: s.config.model.device == "cpu", "model.device is cpu")
+        for name in ("text_encoders", "trajectories")
+    ),
+    # Evaluations and the guard
+    Ineffective(
+        "evaluation.every",
+        lambda s: bool(s.evaluated) and s.config.evaluation.every >= s.config.iterations,
+        lambda s: f"the run has {s.config.iterations} iterations",
+    ),
+    *(
+        Ineffective(f"{section}.rewards.*.weight", lambda _: True, "every reward is reported separately")
+        for section in ("evaluation", "guard")
+    ),
+    *(
+        Ineffective(name, lambda s: not s.evaluated, NOT_EVALUATED)
+        for name in ("evaluation.every", "evaluation.images", "guard.*")
+    ),
+    *(
+        Ineffective(f"guard.{name}", lambda s: not s.config.guard.enabled, "guard.enabled is off")
+        for name in ("stop", "rewards", "threshold")
+    ),
+)
+"""For a setting that several rows match, the first row that applies gives the reason."""
 
 
-def _stopping_nothing(
-    config: RunConfig, registry: RewardRegistry, prompt_sets: Sequence[Sequence[Prompt]]
-) -> Iterator[tuple[str, str]]:
-    """Why a guard that is to stop the run can't, and how to mend it."""
-    if not config.guard.stop:
+def reject_contradictions(settings: CheckedSettings) -> None:
+    """Raise Tdmr1Error if settings contradict each other, with all contradictions at once."""
+    problems = [row for row in CONTRADICTIONS if row.applies(settings)]
+    if settings.config.guard.stop:
+        problems += [row for row in STOPPING if row.applies(settings)][:1]
+    if not problems:
         return
-    images = sum(len(chosen) * each for chosen, each in (spread(p, config.evaluation.images) for p in prompt_sets))
-    if not config.guard.enabled:
-        yield "guard.stop is on and guard.enabled is off", "drop one of the two"
-    elif not 0 < config.evaluation.every < config.iterations:
-        yield (
-            "guard.stop can stop nothing: the guard looks at evaluations, and there is none before the end",
-            f"set evaluation.every to less than the {config.iterations} iterations",
-        )
-    elif config.kind == "train" and not trained_reward_is_evaluated(config, registry):
-        yield (
-            "guard.stop can stop nothing: evaluations judge none of the trained rewards",
-            "name one of them in evaluation.rewards, or set guard.stop=false",
-        )
-    elif images < FEWEST:
-        yield (
-            f"guard.stop can stop nothing: evaluations draw {images} images, and the guard needs {FEWEST}",
-            "raise evaluation.images",
-        )
+    messages = [_text(row.message, settings) for row in problems]
+    hints = [_text(row.hint, settings) for row in problems]
+    start = "" if len(problems) == 1 else f"{len(problems)} contradictions in the settings: "
+    raise Tdmr1Error(
+        start + "; ".join(messages), "; ".join(hints), code="setting-conflict", values={"problems": messages}
+    )
 
 
-def _of_the_kind(config: RunConfig) -> dict[str, str]:
-    """Settings of what this run does not do."""
-    asking = {"rl_cfg", "tau_min"}
-    idle: dict[str, str] = {}
-    if config.kind == "distill":
-        sections = {"surrogate", "advantages", "scoring", "guard"}
-        of_generator = asking | {"reward_scale", "tdm_weight", "trunc_steps"}
-        reason = "a distillation has no rewards"
-        idle = {f"model.{name}": "a distillation starts from no LoRA" for name in _changed(config.model) & OF_LORAS}
-        idle |= {"fake.start": "a distillation starts from no LoRA"} if config.fake.start != "generator" else {}
-    elif config.generator.reward_scale == 0:
-        sections, of_generator = {"surrogate", "advantages"}, asking
-        reason = "generator.reward_scale is 0, so that no surrogate is trained"
-        idle = {"scoring.combine": reason} if config.scoring.combine != "weighted_sum" else {}
-    else:
-        return {}
-    changed = {name: sorted(_changed(getattr(config, name))) for name in sorted(sections)}
-    changed["generator"] = sorted(_changed(config.generator) & of_generator)
-    return idle | {f"{section}.{name}": reason for section, names in changed.items() for name in names}
+def find_ineffective_settings(settings: CheckedSettings) -> Iterator[RunWarning]:
+    """A warning for each setting that has no effect. Settings at their default are reported only with `at_default`."""
+    changed = list(changed_settings(settings.config))
+    always = [row.setting for row in INEFFECTIVE if row.at_default]
+    for name in dict.fromkeys((*changed, *always)):
+        for row in INEFFECTIVE:
+            reported = name in changed or row.at_default
+            if reported and _matches(name, row.setting) and row.applies(settings):
+                reason = _text(row.reason, settings)
+                yield _warning(f"{name} has no effect: {reason}", name, reason)
+                break
+    yield from _wide_trust_region(settings)
 
 
-def _of_the_model(config: RunConfig, entry: ModelEntry) -> dict[str, str]:
-    """What a LoRA says for itself: its rank, unless it is a list without names, and maybe its alpha."""
-    if config.kind == "distill":
-        return {}
-    if config.model.lora is None and entry.lora is None:
-        scaled, from_zero = config.model.adapter_scale is not None, config.fake.start != "generator"
-        changed = {"model.adapter_scale": scaled, "fake.start": from_zero}
-        return {name: "the run starts from no LoRA" for name in changed if changed[name]}
-    source, idle = Path(config.model.lora or entry.lora or ""), dict[str, str]()
-    named = source.suffix == ".safetensors" or (source.is_dir() and any(source.glob("*.safetensors")))
-    if config.model.rank is not None and named:
-        idle["model.rank"] = "the LoRA that the run starts from has its own"
-    if config.model.alpha is not None and says_alpha(source):
-        idle["model.alpha"] = "the LoRA that the run starts from says its own"
-    return idle
+def changed_settings(config: Section, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings that are not at their default; items of a list of rewards have a number."""
+    for name, field in type(config).model_fields.items():
+        value: Any = getattr(config, name)
+        if isinstance(value, Section):
+            yield from changed_settings(value, f"{prefix}{name}.")
+        elif value != field.get_default(call_default_factory=True):
+            yield f"{prefix}{name}"
+        if isinstance(value, tuple):
+            for number, item in enumerate(value):
+                if isinstance(item, RewardConfig):
+                    yield from changed_settings(item, f"{prefix}{name}.{number}.")
 
 
-def _of_the_steps(config: RunConfig, entry: ModelEntry) -> dict[str, str]:
-    """Settings of steps that there are not."""
-    idle: dict[str, str] = {}
-    steps, times, surrogate = config.rollout.steps or entry.steps, config.timesteps, config.surrogate
-    images = config.batch.groups * config.batch.group_size
-    if config.generator.trunc_steps > steps:
-        idle["generator.trunc_steps"] = f"{config.generator.trunc_steps} means all steps, and there are {steps}"
-    if steps == 1:
-        alone = {
-            "timesteps.k_sharing": times.k_sharing != "step",
-            "surrogate.boundary": surrogate.boundary != "weighted",
-            "surrogate.time_weight": not surrogate.time_weight,
-        }
-        idle |= {name: "there is a single step" for name, changed in alone.items() if changed}
-    if times.optimizer_step == "each" and times.per_iteration == config.fake.updates == surrogate.updates == 1:
-        idle["timesteps.optimizer_step"] = "an iteration has one update"
-    if isinstance(config.batch.micro_batch, int) and config.batch.micro_batch > images:
-        idle["batch.micro_batch"] = f"an iteration has {images} images"
-    if config.iterations == 1 and config.optimizer.final_lr != 1:
-        idle["optimizer.final_lr"] = "learning rates begin to fall with the second iteration"
-    if config.rollout.eta > 0 and config.rollout.sampler != "euler":
-        idle["rollout.eta"] = f"{config.rollout.sampler} adds no noise"
-    return idle
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name fits a pattern, part by part."""
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def _of_the_losses(config: RunConfig) -> dict[str, str]:
-    """Settings of losses that others leave nothing to do."""
-    idle: dict[str, str] = {}
-    generator, surrogate = config.generator, config.surrogate
-    if generator.loss == "squared" and "huber_c" in _changed(generator):
-        idle["generator.huber_c"] = "generator.loss is squared"
-    if surrogate.trust_region is None and surrogate.reference == "frozen":
-        for name in sorted(_changed(surrogate) & {"ema_slope", "ema_max"}):
-            idle[f"surrogate.{name}"] = "neither a trust region nor the reference looks at the average"
-    if surrogate.boundary == "last" and not surrogate.time_weight:
-        idle["surrogate.time_weight"] = "(k+1)/K is 1 at the last boundary"
-    return idle
+def _text(text: Text, settings: CheckedSettings) -> str:
+    return text if isinstance(text, str) else text(settings)
 
 
-def _wide_trust(config: RunConfig) -> Iterator[str]:
-    """What a wide trust region lets pass: the ratio exp(l_old - l) is above 0, and far above 1 only after a leap."""
-    trust = config.surrogate.trust_region
-    if config.kind == "distill" or config.generator.reward_scale == 0 or trust is None or trust < ONE_SIDED:
+def _warning(message: str, setting: str, reason: str) -> RunWarning:
+    return RunWarning(message, code="setting-ineffective", values={"setting": setting, "reason": reason})
+
+
+def _wide_trust_region(settings: CheckedSettings) -> Iterator[RunWarning]:
+    """A trust region whose ratio exp(l_old - l) can hardly reach the clip."""
+    clip = settings.config.surrogate.trust_region
+    if not settings.rewarded or clip is None or clip < ONE_SIDED_TRUST_REGION:
         return
-    told = f"surrogate.trust_region holds back preferred images alone: no ratio is below 1 - {trust:g}"
-    if trust > WIDE:
-        needed = math.log1p(trust)
-        told = f"surrogate.trust_region can hardly bind: its ratio needs a loss {needed:.1f} below that of the average"
-    yield told
-
-
-def _of_the_advantages(config: RunConfig) -> dict[str, str]:
-    """Settings that make no difference between images."""
-    idle: dict[str, str] = {}
-    settings, batch, single = config.advantages, config.batch, len(config.rewards) == 1
-    by_group = settings.std == "group" or batch.groups == 1
-    most = math.sqrt((1 if by_group else batch.groups) * (batch.group_size - 1))
-    if settings.std == "group" and batch.groups == 1:
-        idle["advantages.std"] = "the only group is the whole batch"
-    if settings.clip >= most and "clip" in _changed(settings):
-        idle["advantages.clip"] = f"no advantage of {batch.groups} groups of {batch.group_size} is above {most:.3g}"
-    if settings.binary:
-        reason = "advantages.binary keeps the sign alone"
-        idle |= {f"advantages.{name}": reason for name in sorted(_changed(settings) & {"std", "clip"})}
-    small = "but for differences near 1e-4"
-    if single and config.scoring.combine == "normalised" and (by_group or settings.binary):
-        idle["scoring.combine"] = f"a single reward is compared within each group as it is, {small}"
-    if single and config.rewards[0].weight > 0 and config.rewards[0].weight != 1:
-        idle["rewards.0.weight"] = f"advantages of a single reward have no scale, {small}"
-    return idle
-
-
-def _of_the_device(config: RunConfig) -> dict[str, str]:
-    """What leaves a device that it can't leave."""
-    if config.model.device != "cpu":
-        return {}
-    away = [name for name in ("text_encoders", "trajectories") if getattr(config.memory, name) == "cpu"]
-    return {f"memory.{name}": "model.device is cpu" for name in away}
-
-
-def _of_evaluations(config: RunConfig, registry: RewardRegistry) -> dict[str, str]:
-    """Settings of evaluations that are not made, and of the guard, which looks at them."""
-    idle: dict[str, str] = {}
-    evaluation, guard = config.evaluation, config.guard
-    if evaluation.every >= config.iterations:
-        idle["evaluation.every"] = f"the run has {config.iterations} iterations"
-    for place, rewards in (("evaluation", evaluation.rewards), ("guard", guard.rewards or ())):
-        weighted = [number for number, reward in enumerate(rewards) if reward.weight != 1]
-        reason = "every reward is reported by itself"
-        idle |= {f"{place}.rewards.{number}.weight": reason for number in weighted}
-    if not evaluation_rewards(config, registry):
-        reason = "no reward judges evaluations: evaluation.rewards names none, nor is one trained that could"
-        idle |= {f"evaluation.{name}": reason for name in sorted(_changed(evaluation) & {"every", "images"})}
-        idle |= {f"guard.{name}": reason for name in sorted(_changed(guard))}
-    elif not guard.enabled:
-        idle |= {f"guard.{name}": "guard.enabled is off" for name in sorted(_changed(guard) - {"enabled"})}
-    return idle
-
-
-def _changed(section: Section) -> set[str]:
-    """The settings of a section that are not at their default."""
-    fields = type(section).model_fields
-    return {name for name in fields if getattr(section, name) != fields[name].get_default(call_default_factory=True)}
+    reason = f"it limits preferred images only: no ratio is below 1 - {clip:g}"
+    if clip > WIDE_TRUST_REGION:
+        reason = f"it hardly limits anything: the loss must be {math.log1p(clip):.1f} below that of the EMA"
+    yield _warning(f"surrogate.trust_region is {clip:g}: {reason}", "surrogate.trust_region", reason)

@@ -1,55 +1,46 @@
-"""Which rewards judge a run's evaluations, and which of them the guard holds out; torch is not needed to tell."""
+"""Which rewards score the evaluations of a run, and which of them the guard holds out. Torch is not needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tdmr1_core.config import RewardConfig, RunConfig
-from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.registry import RewardRegistry
+from tdmr1_rewards.registry import RegisteredReward
 from tdmr1_rewards.sources.availability import availability
-from tdmr1_rewards.sources.source import find
 
-FEWEST = 8
-"""Images, or groups, that the guard must have measured a number on."""
-FREE_JUDGES = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
-"""Rewards that cost nothing on the pictures of a domain: no weights to fetch, nobody to ask."""
-
-
-def evaluation_rewards(config: RunConfig, registry: RewardRegistry) -> Sequence[RewardConfig]:
-    """What evaluations are judged by: the trained rewards by default, but for those that they are to leave in peace."""
-    return config.evaluation.rewards or tuple(reward for reward in config.rewards if _spec(reward, registry).evaluates)
+MIN_GUARD_SAMPLES = 8
+"""Images, or groups, that a metric of the guard must be measured on."""
+DOMAIN_REWARDS = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
+"""Rewards that cost nothing on the images of a domain: no weights to download, and nobody to ask."""
 
 
-def held_out_rewards(config: RunConfig, registry: RewardRegistry, domain: str) -> tuple[RewardConfig, ...]:
-    """What the guard judges with: the settings' own, else those of evaluations and of the domain that aren't trained.
+def evaluation_rewards(config: RunConfig, find: Callable[[RewardConfig], RegisteredReward]) -> Sequence[RewardConfig]:
+    """The rewards that score evaluations: those of the settings, else the trained rewards, except human ones."""
+    return config.evaluation.rewards or tuple(reward for reward in config.rewards if find(reward).spec.evaluates)
 
-    Only rewards that can be used here and need no fetching are taken unasked.
+
+def held_out_rewards(
+    config: RunConfig, domain: str, find: Callable[[str], RegisteredReward]
+) -> tuple[RewardConfig, ...]:
+    """The rewards of the guard: those of the settings, else those of evaluations and the domain that are not trained.
+
+    Rewards of the domain are used only where they can run without a download.
     """
     if config.guard.rewards is not None:
         return config.guard.rewards
     trained = {reward.source or reward.name for reward in config.rewards if reward.weight != 0}
-    named = {r.name: r for r in config.evaluation.rewards if (r.source or r.name) not in trained}
-    for name in FREE_JUDGES.get(domain, ()):
-        if name not in trained and name not in named and availability(registry.get(name).spec).usable:
-            named[name] = RewardConfig(name=name)
-    return tuple(named.values())
+    chosen = {r.name: r for r in config.evaluation.rewards if (r.source or r.name) not in trained}
+    for name in DOMAIN_REWARDS.get(domain, ()):
+        if name not in trained and name not in chosen and availability(find(name).spec).usable:
+            chosen[name] = RewardConfig(name=name)
+    return tuple(chosen.values())
 
 
 def trained_directions(config: RunConfig) -> dict[str, int]:
-    """Which way the training moves each reward by its weight: 1 up, -1 down; one without a weight isn't trained."""
+    """The direction in which training moves each reward: 1 up, -1 down. Rewards with weight 0 are not trained."""
     return {reward.name: 1 if reward.weight > 0 else -1 for reward in config.rewards if reward.weight != 0}
 
 
-def trained_reward_is_evaluated(config: RunConfig, registry: RewardRegistry) -> bool:
-    """Whether evaluations judge a reward that is trained."""
-    return any(reward.name in trained_directions(config) for reward in evaluation_rewards(config, registry))
-
-
-def human_rewards(config: RunConfig, registry: RewardRegistry) -> list[str]:
-    """The names of trained rewards that ask human_rewards."""
-    return [reward.name for reward in config.rewards if not _spec(reward, registry).evaluates]
-
-
-def _spec(reward: RewardConfig, registry: RewardRegistry) -> RewardSpec:
-    return find(registry, reward.source or reward.name, reward.python).spec
+def trained_reward_is_evaluated(config: RunConfig, evaluated: Iterable[RewardConfig]) -> bool:
+    """Whether evaluations score a reward that is trained."""
+    return any(reward.name in trained_directions(config) for reward in evaluated)

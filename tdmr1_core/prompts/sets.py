@@ -1,11 +1,10 @@
-"""Prompt sets by name or from files; torch is not needed to look at them."""
+"""Prompt sets by name or from files. Does not import torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
 from tdmr1_core.prompts import geneval as composed
@@ -23,11 +22,6 @@ from tdmr1_core.tiny.world import (
     pair_captions,
     training_captions,
 )
-from tdmr1_rewards.sources.source import find
-
-if TYPE_CHECKING:
-    from tdmr1_core.config import RunConfig
-    from tdmr1_core.plugins import Extensions
 
 
 def _count(held_out: bool | None) -> list[Prompt]:
@@ -39,20 +33,20 @@ def _pairs(held_out: bool | None, relations: Sequence[str] = RELATIONS) -> list[
 
 
 def _world() -> list[Prompt]:
-    """Every caption the tiny model was trained on; those of count scenes five times, so that they are half of all."""
+    """All training captions of the tiny model, with those of count scenes five times, so that they are half of all."""
     captions = training_captions()
     captions += 4 * [caption for caption in captions if isinstance(caption, CountCaption)]
     return [Prompt(caption.text, caption.metadata) for caption in captions]
 
 
-def _open_to_taste() -> list[Prompt]:
-    """Count captions that leave the colour open, for rewards that ask what pleases."""
+def _without_colour() -> list[Prompt]:
+    """Count captions without a color, for preference rewards."""
     captions = [CountCaption(count + 1, None, shape) for count in range(len(NUMBERS)) for shape in SHAPES]
     return [Prompt(caption.text, caption.metadata) for caption in captions]
 
 
 def _composed(held_out: bool) -> list[Prompt]:
-    """Count captions, which `exclude` one more, and as many pair captions: the world's share of GenEval's tasks."""
+    """Count captions, which exclude one object more, and about as many pair captions: GenEval in the embedded world."""
     counts = [
         Prompt(caption.text, {**caption.metadata, "exclude": [{"class": caption.shape, "count": caption.number + 1}]})
         for caption in count_captions(held_out=held_out)
@@ -77,7 +71,7 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "ordered-pairs-held-out": lambda: _pairs(True, ORDERED),
         "geneval": lambda: _composed(False),
         "geneval-held-out": lambda: _composed(True),
-        "scenes": _open_to_taste,
+        "scenes": _without_colour,
         "world": _world,
     },
     "words": {
@@ -95,70 +89,71 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
         "geneval-held-out": lambda: composed.geneval(True),
     },
 }
-"""Generated prompt sets by domain and name; `-held-out` ones hold captions never trained on.
+"""Generated prompt sets by domain and name. Sets with the suffix `-held-out` contain captions for evaluation only.
 
-A set that is a reward's default has one name in every domain, so that the reward needs no more than that name.
+The default set of a reward has the same name in every domain.
 """
 
 
-def training_prompts(config: RunConfig, extensions: Extensions) -> str:
-    """The prompt set of a run: its own, or the first reward's default, or else the first one of the model's domain.
-
-    Raises Tdmr1Error where there is none of them.
-    """
-    if config.prompts.train is not None:
-        return config.prompts.train
-    name_one = "name a prompt set or file with --prompts"
-    if not config.rewards:
-        raise Tdmr1Error("a distillation needs prompts", name_one)
-    first = config.rewards[0]
-    if own := find(extensions.plugins.rewards, first.source or first.name, first.python).spec.default_prompts:
-        return own
-    domain = extensions.entry(config.model).domain
-    if not PROMPT_SETS.get(domain):
-        raise Tdmr1Error(
-            f"reward {first.name!r} has no prompts of its own, and there is no prompt set for {domain} models", name_one
-        )
-    return next(iter(PROMPT_SETS[domain]))
-
-
 def load_prompts(source: str, domain: str) -> list[Prompt]:
-    """A prompt set of the domain by name, or a file: .jsonl in GenEval's layout, any other one prompt a line.
+    """Load a prompt set of the domain by name, or a prompt file: .jsonl in GenEval's format, or one prompt per line.
 
-    A folder in flow_grpo's layout stands for its training prompts: train_metadata.jsonl or train.txt. Raises
-    Tdmr1Error for an unknown name and for a file that is missing, empty or not text.
+    A folder in the layout of flow_grpo is read from its train_metadata.jsonl or train.txt. Raises Tdmr1Error for an
+    unknown name and for a file that is missing, empty or not a prompt file.
     """
     known = PROMPT_SETS.get(domain, {})
     if source in known:
         return known[source]()
     path = _in_folder(Path(source))
     if not path.is_file():
-        what = "no prompt set and no file" if path.suffix else "no prompt set"
+        what = "prompt set or file" if path.suffix else "prompt set"
         raise Tdmr1Error(
-            f"there is {what} {source!r} for {domain} models", close_match_hint(source, known) + "; or name a file"
+            f"there is no {what} {source!r} for models of the domain {domain!r}",
+            f"{close_match_hint(source, known)}; or name a prompt file",
+            code="prompts-unknown",
+            values={"name": source, "domain": domain},
         )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise Tdmr1Error(f"the prompt file {path} is not text (byte {error.start})", "save it as UTF-8") from error
+        raise _not_text(path, f"byte {error.start}") from error
     except OSError as error:
-        raise Tdmr1Error(f"the prompt file {path} can't be read: {error.strerror}", "check its permissions") from error
+        raise Tdmr1Error(
+            f"the prompt file {path} cannot be read: {error.strerror}",
+            "check its permissions",
+            code="prompts-unreadable",
+            values={"path": str(path), "reason": error.strerror},
+        ) from error
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
     prompts = [parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
-        raise Tdmr1Error(f"the prompt file {path} holds no prompts", "write one prompt a line")
+        raise Tdmr1Error(
+            f"the prompt file {path} contains no prompts",
+            "write one prompt per line",
+            code="prompts-empty",
+            values={"path": str(path)},
+        )
     return prompts
 
 
 def _in_folder(path: Path) -> Path:
-    """The training prompts in a folder of flow_grpo's layout; any other path as it is."""
+    """The file of the training prompts, if the path is a folder in the layout of flow_grpo; otherwise the path."""
     found = (path / name for name in ("train_metadata.jsonl", "train.txt"))
     return next((file for file in found if file.is_file()), path)
 
 
+def _not_text(path: Path, where: str) -> Tdmr1Error:
+    return Tdmr1Error(
+        f"the prompt file {path} is not UTF-8 text (at {where})",
+        "save it as UTF-8",
+        code="prompts-unreadable",
+        values={"path": str(path), "where": where},
+    )
+
+
 def _parse_text(line: str, path: Path, number: int) -> Prompt:
     if "\0" in line:
-        raise Tdmr1Error(f"the prompt file {path} is not text (line {number})", "save it as UTF-8")
+        raise _not_text(path, f"line {number}")
     return Prompt(line.strip(), {})
 
 
@@ -168,21 +163,17 @@ def _parse_json(line: str, path: Path, number: int) -> Prompt:
         return Prompt(str(entry["prompt"]), entry)
     except (ValueError, KeyError, TypeError) as error:
         raise Tdmr1Error(
-            f"line {number} of {path} is not a JSON object with a prompt", 'write {"prompt": "…", …} on each line'
+            f"line {number} of {path} is not a JSON object with the key `prompt`",
+            'write one object {"prompt": "…", …} per line',
+            code="prompt-invalid",
+            values={"path": str(path), "line": number},
         ) from error
 
 
-def evaluation_prompts(config: RunConfig, extensions: Extensions, domain: str) -> dict[str, list[Prompt]]:
-    """The prompts that evaluations use, by name: those of training, and last the held-out ones."""
-    source = training_prompts(config, extensions)
-    held_out = config.prompts.evaluate or held_out_companion(source, domain)
-    return {name: load_prompts(name, domain) for name in dict.fromkeys((source, held_out))}
-
-
 def spread(prompts: Sequence[Prompt], images: int) -> tuple[Sequence[Prompt], int]:
-    """The prompts that about so many images are drawn for, and how many are drawn for each of them.
+    """Choose prompts for about `images` images. Returns the prompts and the number of images per prompt.
 
-    Each has the same number; of more prompts than images, as many as there are images, evenly spread.
+    If there are more prompts than images, one image is sampled for each of `images` evenly spaced prompts.
     """
     if len(prompts) <= images:
         return prompts, max(1, round(images / len(prompts)))
@@ -190,7 +181,7 @@ def spread(prompts: Sequence[Prompt], images: int) -> tuple[Sequence[Prompt], in
 
 
 def held_out_companion(source: str, domain: str) -> str:
-    """The held-out set that belongs to a named set or to a file train…, or the same set where there is none."""
+    """The held-out set of a named set (suffix `-held-out`) or of a file train… (test…); `source` if there is none."""
     candidate = f"{source}-held-out"
     if candidate in PROMPT_SETS.get(domain, {}):
         return candidate

@@ -1,0 +1,96 @@
+"""What is printed about a run: the estimate before it, and the result after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tdmr1_cli.output import data, message, plus_minus, signed, table
+from tdmr1_cli.signals import sigterm_as_interrupt
+
+if TYPE_CHECKING:
+    from tdmr1_core.planning.estimate import Plan
+    from tdmr1_core.plugins import Extensions
+    from tdmr1_core.runs.evaluation.evaluate import Evaluation
+    from tdmr1_core.runs.run import RunResult
+
+GB = 1e9
+TFLOPS = 60.0
+"""Assumed sustained TFLOP/s of one GPU, if none are given."""
+
+
+def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
+    """The size of an iteration, its memory and its time."""
+    message(
+        f"iteration: {planned.groups} groups × {planned.images // planned.groups} images = {planned.images} images; "
+        f"{planned.processes} processes, each with {planned.micro_batches} micro-batches of up to "
+        f"{planned.micro_batch} images; LoRA rank {planned.rank}"
+    )
+    auto = " (batch.micro_batch=auto halves the micro-batch if it does not fit)" if planned.halves else ""
+    message(f"peak memory: {planned.peak / GB:.1f} GB per process with {planned.micro_batch} images at once{auto}")
+    message(f"of it {planned.constant / GB:.1f} GB fixed, and {planned.per_image / GB:.2g} GB for each image at once")
+    message(
+        f"time: {planned.passes:g} network passes per image, {planned.seconds(tflops):.3g} s per iteration at "
+        f"{tflops:g} TFLOP/s, without rewards"
+    )
+
+
+def print_training(result: RunResult) -> None:
+    """The gains of a finished training, and what can be done with it."""
+    before = {evaluation.prompt_set: evaluation for evaluation in result.before}
+    print_gains(result.after, before, {} if before else _recorded_before(result.folder))
+    _print_comparison(result)
+    message(f"run folder: {result.folder}")
+    message("next: " + "\n      ".join(f"tdmr1 {verb} {result.folder}" for verb in ("evaluate", "report", "export")))
+
+
+def print_distillation(result: RunResult, extensions: Extensions) -> None:
+    """Export the LoRA of a finished distillation, unless that is done, and print its path."""
+    from tdmr1_core.runs.load_run import load_trained
+    from tdmr1_core.runs.output.export import EXPORT, export_lora, exported_of
+
+    if result.after:
+        print_gains(result.after, {evaluation.prompt_set: evaluation for evaluation in result.before}, {})
+    file = exported_of(result.folder / EXPORT, result.iterations)
+    if file is not None:
+        message(f"the distillation is complete; its LoRA: {file}")
+    else:
+        with sigterm_as_interrupt():
+            file = export_lora(load_trained(result.folder, extensions), result.folder / EXPORT).file
+    _print_comparison(result)
+    data(str(file))
+    message(f"next: tdmr1 sample {result.folder} --prompt … --output …")
+    message(f"      tdmr1 train --model … --lora {file}")
+
+
+def print_gains(
+    after: tuple[Evaluation, ...], before: Mapping[str, Evaluation], recorded: Mapping[tuple[str, str], str]
+) -> None:
+    """Each reward on each prompt set, before and after, and the paired gain on the same noise.
+
+    `recorded` are the values before, for a run whose first evaluation was in an earlier session.
+    """
+    from tdmr1_core.runs.evaluation.evaluate import paired_gain
+
+    rows = []
+    for evaluation in after:
+        former = before.get(evaluation.prompt_set)
+        for reward, value in evaluation.measures.items():
+            first = plus_minus(former.measures[reward]) if former else recorded.get((evaluation.prompt_set, reward))
+            difference = signed(paired_gain(evaluation, former, reward)) if former else "–"
+            rows.append([evaluation.prompt_set, reward, first or "–", plus_minus(value), difference, str(value.n)])
+    table(["prompts", "reward", "before", "after", "gain", "images"], rows, title="mean ± standard error")
+
+
+def _print_comparison(result: RunResult) -> None:
+    if result.before_after is not None:
+        message(f"before and after: {result.before_after}")
+
+
+def _recorded_before(folder: Path) -> dict[tuple[str, str], str]:
+    """The first evaluation of a resumed run: (prompt set, reward) to mean ± standard error."""
+    from tdmr1_core.runs.output.report import read_evaluations
+
+    first = {(each.prompts, each.reward): each.points[0] for each in read_evaluations(folder)}
+    return {key: plus_minus(value) for key, (step, value) in first.items() if step == 0}

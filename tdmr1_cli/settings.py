@@ -1,0 +1,255 @@
+"""From the options of a command line to a resolved run.
+
+Layers, the later ones override the earlier ones: preset, CONFIG.yaml, options, --set. The preset is the first of these
+that exists: --preset; the model's preset for the first reward (`tiny-human`); the model's preset (`tiny`); the first
+reward's preset. A CONFIG.yaml does not change which preset is used: settings that it leaves open come from the preset.
+`--preset none` starts from the published defaults. The config.yaml of a run names every setting, so that it means the
+same with any preset.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tdmr1_core.errors import ErrorCollector, Tdmr1Error
+
+if TYPE_CHECKING:
+    from tdmr1_core.models.registry import ModelEntry
+    from tdmr1_core.plugins import Extensions
+    from tdmr1_core.preflight.resolved import ResolvedRun, RewardFinder
+
+DEFAULT_MODEL = "tiny-tdm"
+NO_PRESET = "none"
+STAND_IN_REWARD = "object_count"
+"""Used where a config must name a reward, but no reward is called."""
+RUN_HEADER = "tdmr1"
+"""The key of a run's config.yaml that holds versions and fingerprints instead of settings."""
+
+Kind = Literal["train", "distill"]
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The options of a command line that are settings, as typed."""
+
+    config: Path | None = None
+    model: str | None = None
+    rewards: Sequence[str] = ()
+    preset: str | None = None
+    prompts: str | None = None
+    iterations: int | None = None
+    seed: int | None = None
+    sets: Sequence[str] = ()
+    model_path: Path | None = None
+    lora: Path | None = None
+
+
+@dataclass(frozen=True)
+class TypedReward:
+    """One `--reward`: its name in metrics, its source if that is not the name, and its weight."""
+
+    name: str
+    source: str | None
+    weight: float
+
+    @property
+    def tree(self) -> Tree:
+        """The settings that it stands for."""
+        source = {} if self.source is None else {"source": self.source}
+        return {"name": self.name, "weight": self.weight, **source}
+
+
+def resolve_settings(
+    flags: Flags, kind: Kind | None, extensions: Extensions, *, needs_reward: bool = True
+) -> ResolvedRun:
+    """Merge the layers into one config and look up everything it refers to. Torch is not needed.
+
+    `kind` is what the command does; None takes it from the settings. Without `needs_reward` a stand-in reward is used
+    if none is named. Raises one Tdmr1Error with all mistakes.
+    """
+    from tdmr1_core.config_loading import merge, parse_assignments, read_preset, resolve
+    from tdmr1_core.preflight.resolved import RewardFinder, resolve_run
+
+    errors = ErrorCollector()
+    find = RewardFinder(extensions.plugins.rewards)
+    file = errors.attempt(lambda: read_config(flags.config)) or {}
+    sets = errors.attempt(lambda: parse_assignments(flags.sets)) or {}
+    typed = errors.attempt(lambda: _flag_tree(flags)) or {}
+    own: Tree = errors.attempt(lambda: merge(merge(file, _keep_reward_settings(typed, file)), sets)) or {}
+    name = _text_at(own, "model", "name") or DEFAULT_MODEL
+    entry = errors.attempt(lambda: _model_entry(name, own, extensions))
+    distills = kind == "distill" or (kind is None and own.get("kind") == "distill")
+    if entry is not None and not distills and entry.needs_lora and entry.lora is None:
+        errors.errors.append(entry.missing_lora())
+    preset_name = flags.preset or _default_preset(own, entry, find, distills=distills)
+    preset = errors.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
+    base: Tree = {"model": {"name": name}, "kind": kind or "train"}
+    default_reward = entry.default_reward if entry else STAND_IN_REWARD
+    if not needs_reward:
+        default_reward = default_reward or STAND_IN_REWARD
+    if default_reward and not distills:
+        base["rewards"] = [{"name": default_reward}]
+    preset = merge(merge(base, preset or {}), entry.settings if entry else {})
+    file = _keep_reward_settings(file, preset)
+    typed = _keep_reward_settings(typed, merge(preset, file))
+    config = errors.attempt(lambda: resolve([preset, _fitting_evaluation(preset, own), file, typed, sets]))
+    if config is not None and kind is not None and config.kind != kind:
+        errors.errors.append(_wrong_kind(config.kind, kind))
+    if errors.errors:
+        for reward in _named(own.get("rewards")):
+            errors.attempt(lambda reward=reward: find.find(_source(reward), _python(reward)))  # type: ignore[misc]
+        errors.raise_all()
+    assert config is not None
+    used_preset = preset_name if preset_name != NO_PRESET else None
+    return resolve_run(config, extensions, entry=entry, find=find, preset=used_preset)
+
+
+def read_config(path: Path | None) -> Tree:
+    """The settings in a YAML file, which may be the config.yaml of a run; none without a file."""
+    from tdmr1_core.config_loading import read_file
+
+    if path is None:
+        return {}
+    return {key: value for key, value in read_file(path).items() if key != RUN_HEADER}
+
+
+def parse_reward(text: str) -> TypedReward:
+    """Parse `[NAME=]SOURCE[:WEIGHT]`. The path of a file is made absolute, because a run may be resumed from anywhere.
+
+    The weight is the number after the last colon; a port or a function name is not a weight. Raises Tdmr1Error for
+    a weight that is not a number, and for a source of no known form (`tdmr1_rewards.sources`).
+    """
+    from tdmr1_rewards.sources.source import FORMS, PATTERN, parse_source
+
+    form = rf"(?:(?P<name>[A-Za-z_][\w-]*)=)?(?P<source>{PATTERN})(?::(?P<weight>[^:/]*))?"
+    match = re.fullmatch(form, text)
+    if match is None:
+        raise Tdmr1Error(
+            f"--reward {text!r} is not of a known form", FORMS, code="reward-source", values={"source": text}
+        )
+    source, name = parse_source(match["source"]).absolute(), match["name"]
+    weight = 1.0 if match["weight"] is None else _weight(match["weight"], text, match["source"])
+    if source.kind == "registered" and name in (None, source.place):
+        return TypedReward(source.place, None, weight)
+    return TypedReward(name or source.name, str(source), weight)
+
+
+def _flag_tree(flags: Flags) -> Tree:
+    """The options as settings, with absolute paths, because a run may be resumed from anywhere."""
+    tree: Tree = {}
+    name = _absolute(flags.model) if flags.model else None
+    model = {"name": name, "path": flags.model_path, "lora": flags.lora}
+    given = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in model.items() if value}
+    if given:
+        tree["model"] = given
+    if flags.rewards:
+        tree["rewards"] = [parse_reward(text).tree for text in flags.rewards]
+    if flags.prompts is not None:
+        tree["prompts"] = {"train": _absolute(flags.prompts)}
+    numbers = {"iterations": flags.iterations, "seed": flags.seed}
+    return tree | {key: value for key, value in numbers.items() if value is not None}
+
+
+def _model_entry(name: str, own: Tree, extensions: Extensions) -> ModelEntry:
+    path, lora, teacher = (_text_at(own, "model", key) for key in ("path", "lora", "teacher"))
+    return extensions.models.get(
+        name, path=Path(path) if path else None, lora=Path(lora) if lora else None, teacher=teacher
+    )
+
+
+def _keep_reward_settings(tree: Tree, below: Tree) -> Tree:
+    """The settings, in which a reward keeps what lower layers set for a reward of that name."""
+    former = {reward["name"]: reward for reward in _named(below.get("rewards"))}
+    if not isinstance(tree.get("rewards"), list):
+        return tree
+    rewards = [
+        {**former.get(reward["name"], {}), **reward} if _named([reward]) else reward for reward in tree["rewards"]
+    ]
+    return {**tree, "rewards": rewards}
+
+
+def _absolute(name: str) -> str:
+    """The absolute path of a file or folder that exists; a name is unchanged."""
+    path = Path(name)
+    return str(path.absolute()) if ("/" in name or path.suffix) and path.exists() else name
+
+
+def _weight(text: str, reward: str, source: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise Tdmr1Error(
+            f"--reward {reward!r}: the weight {text!r} is not a finite number",
+            f"write it as `--reward {source}:0.5`",
+            code="argument-invalid",
+            values={"reward": reward, "weight": text},
+        )
+    return weight
+
+
+def _default_preset(own: Tree, entry: ModelEntry | None, find: RewardFinder, *, distills: bool) -> str | None:
+    """The preset without --preset. An unknown reward has none here; it is reported with the other mistakes."""
+    if entry is None:
+        return None
+    if distills:
+        return entry.distill_preset
+    from tdmr1_core.config_loading import preset_names
+
+    first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
+    if first is None:
+        return entry.default_preset
+    if entry.default_preset is not None:
+        combined = f"{entry.default_preset}-{_source(first)}"
+        return combined if combined in preset_names() else entry.default_preset
+    found = ErrorCollector().attempt(lambda: find.find(_source(first), _python(first)))
+    return found.spec.default_preset if found else None
+
+
+def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
+    """The evaluation rewards of a preset that score what is trained; none if they miss a trained reward."""
+    evaluated = _named((preset.get("evaluation") or {}).get("rewards"))
+    trained = set(map(_source, _named(own.get("rewards")) or _named(preset.get("rewards"))))
+    fitting = [reward for reward in evaluated if _source(reward) in trained]
+    covered = trained == set(map(_source, fitting))
+    return {"evaluation": {"rewards": fitting if covered else []}} if evaluated else {}
+
+
+def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:
+    what = {"train": "a training with rewards", "distill": "a distillation"}
+    return Tdmr1Error(
+        f"these settings are for {what[found]}, not for {what[wanted]}",
+        f"use `tdmr1 {found}`",
+        code="wrong-kind",
+        values={"found": found, "expected": wanted},
+    )
+
+
+def _text_at(tree: Mapping[str, Any], *path: str) -> str | None:
+    """The text at a place of a tree that is not validated yet."""
+    value: Any = tree
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _named(rewards: Any) -> list[Tree]:
+    """The rewards that have a name, of a value that is not validated yet."""
+    listed = rewards if isinstance(rewards, list) else []
+    return [reward for reward in listed if isinstance(reward, dict) and isinstance(reward.get("name"), str)]
+
+
+def _source(reward: Mapping[str, Any]) -> str:
+    return str(reward.get("source") or reward["name"])
+
+
+def _python(reward: Mapping[str, Any]) -> Path | None:
+    python = reward.get("python")
+    return Path(python) if isinstance(python, str) else None

@@ -1,0 +1,220 @@
+"""What the settings of a run refer to: every model, prompt set and reward is looked up once, here.
+
+`train`, `--dry-run`, `config validate`, `plan`, `probe` and a resume all start from the same record and differ only in
+what they do with it. Nothing here needs torch or loads a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tdmr1_core.config import RewardConfig, RunConfig
+from tdmr1_core.errors import ErrorCollector, RunWarning, Tdmr1Error
+from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.plugins import Extensions, discover
+from tdmr1_core.preflight.absolute_paths import make_absolute
+from tdmr1_core.preflight.checks import CheckedSettings, find_ineffective_settings, reject_contradictions
+from tdmr1_core.preflight.evaluation_rewards import evaluation_rewards, held_out_rewards
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts, spread
+from tdmr1_rewards.registry import RegisteredReward, RewardRegistry
+from tdmr1_rewards.sources.source import check_options, find_reward, freeze_options
+
+
+@dataclass(frozen=True)
+class ResolvedReward:
+    """The settings of a reward, with frozen options and absolute paths, and what its source refers to."""
+
+    config: RewardConfig
+    registered: RegisteredReward
+    chosen_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options that were chosen for this machine, by name."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompt set by its name in the settings: a packaged set or a file."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class ResolvedEngine:
+    """What an engine is built from: settings, model entry, training prompts and rewards (none in a distillation)."""
+
+    config: RunConfig
+    extensions: Extensions
+    entry: ModelEntry
+    prompts: PromptSet
+    rewards: tuple[ResolvedReward, ...]
+
+
+@dataclass(frozen=True)
+class ResolvedRun(ResolvedEngine):
+    """Everything that the settings of a run refer to.
+
+    `evaluation_prompts` are the prompt sets of evaluations: the training prompts, and last the held-out ones.
+    `evaluation_rewards` score evaluations, `held_out_rewards` are what the guard scores besides. `warnings` name the
+    settings that have no effect. `preset` is the preset that the settings started from.
+    """
+
+    evaluation_prompts: tuple[PromptSet, ...]
+    evaluation_rewards: tuple[ResolvedReward, ...]
+    held_out_rewards: tuple[ResolvedReward, ...]
+    warnings: tuple[RunWarning, ...] = ()
+    preset: str | None = None
+
+    @property
+    def human_rewards(self) -> list[str]:
+        """The names of trained rewards that ask people."""
+        return [reward.config.name for reward in self.rewards if not reward.registered.spec.evaluates]
+
+
+class RewardFinder:
+    """Finds each reward once, by its source and the interpreter that it runs in."""
+
+    def __init__(self, registry: RewardRegistry) -> None:
+        self._registry = registry
+        self._found: dict[tuple[str, Path | None], RegisteredReward] = {}
+        self._resolved: list[tuple[RewardConfig, ResolvedReward]] = []
+
+    def find(self, source: str, python: Path | None = None) -> RegisteredReward:
+        """What a source refers to. Raises Tdmr1Error as `find_reward` does."""
+        if (source, python) not in self._found:
+            self._found[source, python] = find_reward(self._registry, source, python)
+        return self._found[source, python]
+
+    def __call__(self, reward: RewardConfig) -> RegisteredReward:
+        """What the settings of a reward refer to. Raises Tdmr1Error as `find_reward` does."""
+        return self.find(reward.source or reward.name, reward.python)
+
+    def resolve(self, rewards: Sequence[RewardConfig]) -> tuple[ResolvedReward, ...]:
+        """Rewards with what they refer to. Options that mean "what is installed here" get that value (`freeze`).
+
+        Raises Tdmr1Error as `find_reward` does, and for wrong options.
+        """
+        return tuple(map(self._resolve, rewards))
+
+    def _resolve(self, reward: RewardConfig) -> ResolvedReward:
+        for given, resolved in self._resolved:
+            if reward in (given, resolved.config):
+                return resolved
+        registered = self(reward)
+        options = freeze_options(registered, reward.options, reward.python)
+        config = reward if options == reward.options else reward.model_copy(update={"options": options})
+        check_options(registered, config.options, config.python)
+        chosen = {name: value for name, value in options.items() if reward.options.get(name) != value}
+        self._resolved.append((reward, ResolvedReward(config, registered, chosen)))
+        return self._resolved[-1][1]
+
+
+def resolve_engine(
+    config: RunConfig, extensions: Extensions | None = None, *, find: RewardFinder | None = None
+) -> ResolvedEngine:
+    """Look up what an engine needs. Raises Tdmr1Error for a model, prompt set or reward that does not exist."""
+    extensions = extensions or discover()
+    find = find or RewardFinder(extensions.plugins.rewards)
+    entry = extensions.entry(config.model)
+    rewards = find.resolve(config.rewards)
+    name = training_prompts_name(config, entry, rewards)
+    return ResolvedEngine(config, extensions, entry, _prompt_set(name, entry), rewards)
+
+
+def resolve_run(
+    config: RunConfig,
+    extensions: Extensions | None = None,
+    *,
+    entry: ModelEntry | None = None,
+    find: RewardFinder | None = None,
+    preset: str | None = None,
+) -> ResolvedRun:
+    """Look up all that a run needs, and check the settings. The config of the result has absolute paths.
+
+    `entry` and `find` are for callers that have looked up the model or rewards already. Raises Tdmr1Error for settings
+    that contradict each other, and for a model, prompt set, reward or option that does not exist.
+    """
+    extensions = extensions or discover()
+    find = find or RewardFinder(extensions.plugins.rewards)
+    entry = entry or extensions.entry(config.model)
+    config = make_absolute(config, entry, extensions)
+    named = (config.rewards, config.evaluation.rewards, config.guard.rewards or ())
+    errors = ErrorCollector()
+    for reward in dict.fromkeys((reward.source or reward.name, reward.python) for group in named for reward in group):
+        errors.attempt(partial(find.find, *reward))
+    errors.raise_all()
+    rewards, evaluation, guard = map(find.resolve, named)
+    config = config.model_copy(
+        update={
+            "rewards": _configs(rewards),
+            "evaluation": config.evaluation.model_copy(update={"rewards": _configs(evaluation)}),
+            "guard": config.guard.model_copy(update={"rewards": config.guard.rewards and _configs(guard)}),
+        }
+    )
+    prompts = _prompt_set(training_prompts_name(config, entry, rewards), entry)
+    held_out = evaluation_prompts_name(config, entry, prompts.name)
+    sets = (prompts,) if held_out == prompts.name else (prompts, _prompt_set(held_out, entry))
+    resolved = ResolvedRun(
+        config,
+        extensions,
+        entry,
+        prompts,
+        rewards,
+        evaluation_prompts=sets,
+        evaluation_rewards=find.resolve(evaluation_rewards(config, find)),
+        held_out_rewards=find.resolve(held_out_rewards(config, entry.domain, find.find)),
+        preset=preset,
+    )
+    checked = CheckedSettings(
+        config,
+        entry,
+        evaluated=tuple(reward.config.name for reward in resolved.evaluation_rewards),
+        evaluation_images=sum(_images_drawn(each.prompts, config.evaluation.images) for each in sets),
+    )
+    reject_contradictions(checked)
+    return replace(resolved, warnings=tuple(find_ineffective_settings(checked)))
+
+
+def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequence[ResolvedReward]) -> str:
+    """The prompt set of a run: that of the settings, else the first reward's default, else the first of the domain.
+
+    Raises Tdmr1Error if there is none.
+    """
+    if config.prompts.train is not None:
+        return config.prompts.train
+    hint = "name a prompt set or file with --prompts"
+    if not rewards:
+        raise Tdmr1Error("a distillation needs prompts", hint, code="prompts-missing")
+    first = rewards[0]
+    if first.registered.spec.default_prompts:
+        return first.registered.spec.default_prompts
+    if not PROMPT_SETS.get(entry.domain):
+        raise Tdmr1Error(
+            f"reward {first.config.name!r} has no default prompts, and {entry.domain} models have no prompt set",
+            hint,
+            code="prompts-missing",
+            values={"reward": first.config.name, "domain": entry.domain},
+        )
+    return next(iter(PROMPT_SETS[entry.domain]))
+
+
+def evaluation_prompts_name(config: RunConfig, entry: ModelEntry, training: str) -> str:
+    """The held-out prompt set of evaluations: that of the settings, else the companion of the training prompts."""
+    return config.prompts.evaluate or held_out_companion(training, entry.domain)
+
+
+def _prompt_set(name: str, entry: ModelEntry) -> PromptSet:
+    return PromptSet(name, tuple(load_prompts(name, entry.domain)))
+
+
+def _images_drawn(prompts: Sequence[Prompt], images: int) -> int:
+    chosen, each = spread(prompts, images)
+    return len(chosen) * each
+
+
+def _configs(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
+    return tuple(reward.config for reward in rewards)

@@ -1,0 +1,40 @@
+"""Loads the trained weights of a run folder, for sampling, evaluation and export."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from tdmr1_core.distill import DistillEngine
+from tdmr1_core.engine import Engine
+from tdmr1_core.plugins import Extensions
+from tdmr1_core.preflight.resolved import resolve_engine
+from tdmr1_core.runs.checkpoints.checkpoint import latest_checkpoint, load_checkpoint
+from tdmr1_core.runs.checkpoints.fingerprints import check_same_lora
+from tdmr1_core.runs.checkpoints.resume import CHECKPOINTS, load_run_config
+
+
+def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
+    """An engine with the latest weights of a run, at full precision.
+
+    The prompt cache of the run is used only if it still exists and can be written. Raises Tdmr1Error for a folder that
+    is not a run, a run without a checkpoint, and another LoRA than the run began with.
+    """
+    config = load_run_config(folder)
+    cache = config.memory.prompt_cache
+    usable_cache = cache if cache and cache.is_dir() and os.access(cache, os.W_OK) else None
+    full_precision = {"weights": "none", "optimizer": "none", "prompt_cache": usable_cache}
+    config = config.model_copy(update={"memory": config.memory.model_copy(update=full_precision)})
+    kind = Engine if config.kind == "train" else DistillEngine
+    engine = kind.from_resolved(resolve_engine(config, extensions), run_folder=folder)
+    check_same_lora(folder, engine.model_files)
+    load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS), moments=False)
+    return engine
+
+
+def set_threads(limit: int | None) -> None:
+    """Limit the CPU threads of torch. Without a limit, torch's own choice stays (cores, or OMP_NUM_THREADS)."""
+    if limit is not None:
+        torch.set_num_threads(min(limit, torch.get_num_threads()))
