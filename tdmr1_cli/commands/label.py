@@ -1,4 +1,4 @@
-"""`tdmr1 label`: people like and dislike pictures on a local page."""
+"""`tdmr1 label`: a local page on which people like or dislike images."""
 
 from __future__ import annotations
 
@@ -24,50 +24,63 @@ if TYPE_CHECKING:
     from tdmr1_rewards.feedback.store import FeedbackStore, NewItem
 
 REFRESH = 1.0
-"""Seconds between two looks at the answers, for the line of progress."""
+"""Seconds between two updates of the progress line."""
 
 
 def command(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN|FOLDER", help="A run with the reward `human`, or a folder of pictures.")
+        Path, typer.Argument(metavar="RUN|FOLDER", help="A run with the reward `human`, or a folder of images.")
     ],
-    judges: Annotated[int, typer.Option("--judges", metavar="N", min=1, help="People who judge each picture.")] = 1,
+    judges: Annotated[
+        int, typer.Option("--judges", metavar="N", min=1, help="Number of people who judge each image.")
+    ] = 1,
     host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets phones and others in.")
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets phones and other machines connect."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes the last one, or a free one.")
+        int,
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help="Port; 0 is the last port of this folder, or a free one."
+        ),
     ] = 0,
     open_browser: Annotated[
-        bool | None, typer.Option("--open/--no-open", help="Open the page here; if left out, where there is a screen.")
+        bool | None,
+        typer.Option(
+            "--open/--no-open", help="Open the page in a browser; the default is to do so if there is a screen."
+        ),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
-            "--export", metavar="FILE", help="Write all answers to FILE.jsonl or FILE.csv, and serve nothing."
+            "--export", metavar="FILE", help="Write all answers to FILE.jsonl or FILE.csv, and do not serve the page."
         ),
     ] = None,
-    shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Mix the pictures of a folder.")] = True,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle/--no-shuffle", help="Show the images of a folder in random order.")
+    ] = True,
     json: JsonOption = False,
 ) -> None:
-    """Let people like and dislike pictures on a local page; Ctrl-C stops it.
+    """Let people like or dislike images on a local page. Ctrl-C stops it.
 
-    Answers are kept in TARGET/feedback. Prompts come from a folder's metadata.jsonl or metadata.csv (file_name, text);
-    `tdmr1 sample` writes one.
+    Answers are stored in TARGET/feedback. The prompts of a folder come from its metadata.jsonl or metadata.csv
+    (file_name, text); `tdmr1 sample` writes one.
     """
     if export is not None:
         _export(target, export, json)
         return
-    groups = None if is_run(str(target)) else _gathered(target, shuffle)
+    groups = None if is_run(str(target)) else _image_groups(target, shuffle)
     if groups is None:
-        _check_used(target)
+        _check_has_answers(target)
     if not is_loopback(host):
-        warning(f"{host} can be reached from other machines, and the token and pictures travel unencrypted")
+        warning(f"other machines can connect to {host}; the token and the images are sent unencrypted")
     from tdmr1_rewards.feedback.serving import open_page
 
     page = open_page(_folder(target), host, port, message)
     _open_round(page.store, target, groups, judges)
-    _say(page, target, host, json)
+    _print_address(page, target, host, json)
     if _wants_browser(open_browser, host):
         webbrowser.open(page.url)
     _serve(page, target)
@@ -85,17 +98,19 @@ def _database(target: Path) -> Path:
     return _folder(target) / FILE
 
 
-def _gathered(target: Path, shuffle: bool) -> list[list[NewItem]]:
+def _image_groups(target: Path, shuffle: bool) -> list[list[NewItem]]:
     from tdmr1_rewards.feedback.image_groups import group_images
 
     return group_images(target, shuffle=shuffle)
 
 
-def _check_used(target: Path) -> None:
+def _check_has_answers(target: Path) -> None:
     if not _database(target).is_file():
         raise Tdmr1Error(
-            f"{target} has nothing to judge: it was not trained with the reward `human`",
-            f"`tdmr1 sample {target} --prompt … --output DIR`, then `tdmr1 label DIR`",
+            f"the run {target} has no images to judge, because it was not trained with the reward `human`",
+            f"generate images with `tdmr1 sample {target} --prompt … --output DIR`, then run `tdmr1 label DIR`",
+            code="feedback-empty",
+            values={"path": str(target)},
         )
 
 
@@ -104,7 +119,12 @@ def _export(target: Path, file: Path, json: bool) -> None:
     from tdmr1_rewards.feedback.store import FeedbackStore
 
     if not _database(target).is_file():
-        raise Tdmr1Error(f"{target} has no answers: nobody has labelled it", f"`tdmr1 label {target}` asks for some")
+        raise Tdmr1Error(
+            f"{target} has no answers to export",
+            f"collect answers with `tdmr1 label {target}`",
+            code="feedback-empty",
+            values={"path": str(target)},
+        )
     store = FeedbackStore(_folder(target))
     try:
         count = export_answers(store, file)
@@ -118,18 +138,18 @@ def _export(target: Path, file: Path, json: bool) -> None:
 
 
 def _open_round(store: FeedbackStore, target: Path, groups: list[list[NewItem]] | None, judges: int) -> None:
-    """Put the folder's pictures before people; of a run, those of its rounds that still lack answers."""
-    own = _own_rounds(target)
-    store.close_open_rounds(own)
+    """Open a round of the images of a folder, or of the images of a run that still lack answers."""
+    run = _round_owner(target)
+    store.close_open_rounds(run)
     name = target.resolve().name
     if groups is not None:
-        store.open_round(name, groups, run=own, step=None, judges=judges)
-    elif left := _unanswered(store, judges):
-        store.open_round(f"{name}: earlier pictures", left, run=own, step=None, judges=judges)
+        store.open_round(name, groups, run=run, step=None, judges=judges)
+    elif missing := _unanswered(store, judges):
+        store.open_round(f"{name}: earlier images", missing, run=run, step=None, judges=judges)
 
 
-def _own_rounds(target: Path) -> str:
-    """What this command's rounds have in the place of a run: a training must not take them for its own."""
+def _round_owner(target: Path) -> str:
+    """The run name of the rounds of this command. It differs from every name that a training run uses."""
     return f"label {target.resolve().name}"
 
 
@@ -148,20 +168,20 @@ def _unanswered(store: FeedbackStore, judges: int) -> list[list[NewItem]]:
     return list(groups.values())
 
 
-def _say(page: Page, target: Path, host: str, json: bool) -> None:
-    pictures = sum(page.store.progress(each.id).items for each in page.store.open_rounds())
+def _print_address(page: Page, target: Path, host: str, json: bool) -> None:
+    images = sum(page.store.progress(each.id).items for each in page.store.open_rounds())
     if json:
-        emit_json({"url": page.url, "folder": str(page.store.folder), "pictures": pictures})
+        emit_json({"url": page.url, "folder": str(page.store.folder), "pictures": images})
         return
     data(page.url)
     if host in ANY_HOST and (address := network_address()):
         port_and_token = page.url.rpartition(":")[2]
         message(f"from a phone or another machine: http://{address}:{port_and_token}")
-    message(f"{pictures} pictures of {target} to judge; who has the link can judge; Ctrl-C stops")
+    message(f"{images} images of {target} to judge; everyone with the link can judge; Ctrl-C stops")
 
 
 def _wants_browser(wanted: bool | None, host: str) -> bool:
-    """Unless it was said: on a terminal with a screen, since elsewhere a browser of text would take the terminal."""
+    """Whether to open a browser. By default only on a terminal with a screen, so that no text browser starts."""
     if wanted is not None:
         return wanted
     screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
@@ -169,28 +189,29 @@ def _wants_browser(wanted: bool | None, host: str) -> bool:
 
 
 def _serve(page: Page, target: Path) -> None:
+    """Serve the page until Ctrl-C."""
     before = len(page.store.answers())
     try:
         with _progress(page), suppress(KeyboardInterrupt):
             page.run()
     finally:
-        _end(target, before)
+        _finish(target, before)
 
 
-def _end(target: Path, before: int) -> None:
-    """Close what was opened here, so that a training that goes on asks only for its own, and tell how it went."""
+def _finish(target: Path, before: int) -> None:
+    """Close the rounds of this command, so that a running training shows only its own, and print the totals."""
     from tdmr1_rewards.feedback.store import FeedbackStore
 
     store = FeedbackStore(_folder(target))
-    store.close_open_rounds(_own_rounds(target))
+    store.close_open_rounds(_round_owner(target))
     after = len(store.answers())
     store.close()
-    message(f"{after} answers ({after - before:+d}) are in {_database(target)}")
+    message(f"{after} answers ({after - before:+d}) in {_database(target)}")
 
 
 @contextmanager
 def _progress(page: Page) -> Iterator[None]:
-    """On a terminal, a line that says how far people are."""
+    """Show a progress line on a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -198,11 +219,11 @@ def _progress(page: Page) -> Iterator[None]:
         yield
         return
     ended = threading.Event()
-    with console.status("waiting for somebody to open the page") as status:
+    with console.status("waiting until the page is opened") as status:
 
         def refresh() -> None:
             while not ended.wait(REFRESH):
-                with suppress(Tdmr1Error):  # what goes wrong with the store is told by the server itself
+                with suppress(Tdmr1Error):  # the server reports errors of the store
                     status.update(_progress_line(page))
 
         thread = threading.Thread(target=refresh, daemon=True)
@@ -218,4 +239,4 @@ def _progress_line(page: Page) -> str:
     progress = [page.store.progress(each.id) for each in page.store.open_rounds()]
     done, items, answers = (sum(getattr(each, name) for each in progress) for name in ("done", "items", "answers"))
     people = len(page.names())
-    return f"{done}/{items} pictures judged, {items - done} left, {answers} answers, {people} at the page"
+    return f"{done}/{items} images judged, {items - done} left, {answers} answers, {people} at the page"

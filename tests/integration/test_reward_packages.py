@@ -72,7 +72,7 @@ def test_a_package_is_found_passes_its_own_tests_and_trains(package, installed, 
 
     tests = installed.run("-m", "pytest", "-q", "-p", "no:cacheprovider", package.source / "tests")
     assert " passed" in tests.stdout
-    assert "fit to train with" in installed.tdmr1("rewards", "check", package.reward).stdout
+    assert "suitable for training" in installed.tdmr1("rewards", "check", package.reward).stdout
 
     arguments = ["--reward", f"{package.reward}:0.3", "--reward", "object_count:0.7", "--iterations", "3"]
     installed.tdmr1("train", *arguments, "--output", tmp_path / "r", *SMALL)

@@ -1,4 +1,4 @@
-"""`tdmr1 rewards`: which rewards there are, and what is to be known of one before it is trained with."""
+"""`tdmr1 rewards`: list, describe, try, check, create and serve rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VERBS = {"list": listing, "info": info, "try": trying, "check": checking, "new":
 
 app = typer.Typer(
     name="rewards",
-    help="List rewards, look at one, try it, check it, serve it, and begin your own.",
+    help="List rewards, describe, try, check and serve one, or create your own.",
     rich_markup_mode=None,
 )
 for name, verb in VERBS.items():

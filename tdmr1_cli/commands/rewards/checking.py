@@ -1,4 +1,4 @@
-"""`tdmr1 rewards check`: is a reward fit to train with? Better known before GPU hours are spent than after."""
+"""`tdmr1 rewards check`: checks whether a reward is suitable for training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from tdmr1_cli.output import data, emit_json, message, table
 def command(
     source: SourceArgument, option: OptionsOption = None, device: DeviceOption = "cpu", json: JsonOption = False
 ) -> int:
-    """Check that a reward is fit to train with. Exit code 1 if it is not.
+    """Check whether a reward is suitable for training. The exit code is 1 if it is not.
 
-    Does it keep the contract; are its scores the same again, in any order and batch; does it get by without metadata;
-    does it prefer its good examples to its bad ones; and can it be cheated with a blank picture, noise or tiling?
+    The checks: the reward keeps the contract; its scores do not change in a second call, another order or other
+    batches; it works without metadata; it prefers good examples to bad ones; and it does not prefer corrupted images
+    (blank, noise, tiling).
     """
     built = build(source, option or ())
     message(f"checking {built.found} …")
@@ -23,6 +24,6 @@ def command(
     if json:
         emit_json(report.document())
     else:
-        table(["check", "", "what was found"], [[check.name, check.outcome, check.sentence] for check in report.checks])
+        table(["check", "", "result"], [[check.name, check.outcome, check.sentence] for check in report.checks])
         data(report.verdict)
     return 0 if report.fit else 1

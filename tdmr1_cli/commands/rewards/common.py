@@ -1,4 +1,4 @@
-"""What the verbs of `tdmr1 rewards` share: the arguments, and a reward that is found and built."""
+"""Shared by the commands of `tdmr1 rewards`: arguments, and finding and building a reward."""
 
 from __future__ import annotations
 
@@ -25,60 +25,76 @@ SourceArgument = Annotated[
 ]
 OptionsOption = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="An option of the reward (`info` lists them); may be repeated."),
+    typer.Option(
+        "--option", metavar="KEY=VALUE", help="An option of the reward (`tdmr1 rewards info` lists them). Repeatable."
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where it runs: cpu, cuda, cuda:1 …")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Device of the reward: cpu, cuda, cuda:1 …")
+]
 
 
 @dataclass(frozen=True)
 class Built:
-    """A reward that is ready for `setup`, with what is known of it."""
+    """A reward that is built but not set up, and its registry entry."""
 
     found: RegisteredReward
     reward: Reward
 
 
 def look_up(source: str) -> RegisteredReward:
-    """What a source names. Raises Tdmr1Error if there is no such thing."""
+    """The reward that a source names. Raises Tdmr1Error if there is none."""
     from tdmr1_rewards.sources.source import find_reward
 
     return find_reward(find_plugins().rewards, source)
 
 
 def build(source: str, options: Sequence[str]) -> Built:
-    """Build what a source names, and say what it was taken for. Raises Tdmr1Error where something is missing for it."""
-    from tdmr1_rewards.sources.source import create_reward, find_reward
+    """Build the reward that a source names. Raises Tdmr1Error if a package that it needs is not installed."""
+    from tdmr1_rewards.sources.source import create_reward
 
-    found = find_reward(find_plugins().rewards, source)
+    found = look_up(source)
     available = availability(found.spec)
     if not available.usable:
-        remedy = available.remedy or "install that first"
-        raise Tdmr1Error(f"{found} needs {' and '.join(available.missing)}, which is not installed here", remedy)
+        raise Tdmr1Error(
+            f"{found} needs {' and '.join(available.missing)}, which is not installed",
+            available.remedy or "install it",
+            code="dependency-missing",
+            values={"reward": found.spec.name, "missing": list(available.missing)},
+        )
     if found.taken_as:
         message(f"reward {found.spec.name}: taken as {found.taken_as}")
     return Built(found, create_reward(found, parse_options(options)))
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` arguments; values are read as YAML. Raises Tdmr1Error for one without a key or an equals sign."""
+    """Options from `KEY=VALUE` arguments; values are YAML. Raises Tdmr1Error for a malformed argument."""
     import yaml
 
     options = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise Tdmr1Error(f"--option {text!r} is not an option", "write it as `--option threshold=0.5`")
+            raise Tdmr1Error(
+                f"--option needs KEY=VALUE, not {text!r}",
+                "write for example `--option threshold=0.5`",
+                code="argument-invalid",
+                values={"argument": "--option", "value": text},
+            )
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise Tdmr1Error(
-                f"the value of --option {text!r} can't be read", "quote it, as in 'key=\"text\"'"
+                f"the value of --option {text!r} is not valid YAML",
+                "quote it, as in 'key=\"text\"'",
+                code="argument-invalid",
+                values={"argument": "--option", "value": text},
             ) from error
     return options
 
 
 def document(found: RegisteredReward) -> dict[str, Any]:
-    """All that is known of a reward, as plain data."""
+    """The registry entry of a reward as plain data, with its availability."""
     origin = {"distribution": found.provenance.distribution, "version": found.provenance.version}
     available = availability(found.spec)
     usable = {"usable": available.usable, "missing": list(available.missing), "remedy": available.remedy}

@@ -1,4 +1,4 @@
-"""`tdmr1 rewards info`: everything known of one reward, and how it is used."""
+"""`tdmr1 rewards info`: describes one reward and how to use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = (str, int, float, bool, list, dict, type(None))
 
 
 def command(source: SourceArgument, json: JsonOption = False) -> None:
-    """Everything known of one reward, its options, and a command and settings to copy."""
+    """Describe a reward and its options, with a command and settings to copy."""
     import yaml
 
     found = look_up(source)
@@ -48,17 +48,17 @@ def _facts(found: RegisteredReward) -> list[tuple[str, str]]:
         "usable here": str(availability(spec)),
         "from": f"{found.provenance} ({found.provenance.module})",
         "taken as": found.taken_as,
-        "prompts": spec.default_prompts or "the first set of the model, unless --prompts names one",
+        "prompts": spec.default_prompts or "the first prompt set of the model (or --prompts)",
         "preset": spec.default_preset,
         "images": "PIL images" if spec.image_format == "pil" else "a uint8 array (N, height, width, 3)",
         "batch size": f"{spec.batch_size}, whole groups only" if spec.groupwise else spec.batch_size,
-        "time-out": "none" if spec.timeout is None else f"{spec.timeout:g} s a call",
+        "time-out": "none" if spec.timeout is None else f"{spec.timeout:g} s per call",
     }
     return [(name, str(value)) for name, value in facts.items() if value]
 
 
 def _settings(found: RegisteredReward, source: str, options: list[dict[str, Any]]) -> dict[str, Any]:
-    """The reward as an entry of a config's `rewards`, every option at its default."""
+    """The reward as an entry of `rewards` in config.yaml, with the default of each option."""
     settings: dict[str, Any] = {"name": found.spec.name}
     if source != found.spec.name:
         settings["source"] = source
@@ -68,7 +68,7 @@ def _settings(found: RegisteredReward, source: str, options: list[dict[str, Any]
 
 
 def _options(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
-    """The options as the reward's own model declares them, or as the parameters that a function has for them."""
+    """The options: the fields of the options model, or the extra parameters of a function."""
     if found.spec.options is None:
         return _parameters(found, source)
     from tdmr1_rewards.calling.reference import resolve
@@ -100,7 +100,7 @@ def _parameters(found: RegisteredReward, source: str) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A default as YAML and JSON can say it."""
+    """A default value as plain data for YAML and JSON."""
     if isinstance(value, tuple | set | frozenset):
         return list(value)
     return value if isinstance(value, PLAIN) else str(value)

@@ -1,4 +1,4 @@
-"""`tdmr1 rewards list`: which rewards are registered, and whether they can be used here."""
+"""`tdmr1 rewards list`: the registered rewards, and whether they can be used here."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def command(json: JsonOption = False) -> None:
-    """The rewards that can be trained with; plugins that could not be loaded are named too.
+    """List the registered rewards, and the plugins that could not be loaded.
 
-    Any function of yours can be, as well: --reward takes file.py:fn, package.module:fn and remote:URL.
+    Your own functions need no registration: --reward also takes file.py:fn, package.module:fn and remote:URL.
     """
     plugins = find_plugins()
     entries = plugins.rewards.entries()
@@ -39,5 +39,5 @@ def _row(entry: RegisteredReward) -> list[str]:
 
 def _usable(entry: RegisteredReward) -> str:
     if entry.rivals:
-        return f"no, the name is claimed by {', '.join(map(str, entry.rivals))} too"
+        return f"no, {', '.join(map(str, entry.rivals))} registers the same name"
     return str(availability(entry.spec))

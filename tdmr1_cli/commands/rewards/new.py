@@ -1,4 +1,4 @@
-"""`tdmr1 rewards new`: the beginnings of a reward package, which works as it is."""
+"""`tdmr1 rewards new`: writes a reward package with a working example."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ SUFFIX = ".template"
 
 
 def command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the reward shall be called, such as my-reward.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the reward, such as my-reward.")],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Where to write it; ./NAME if left out.")
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to; default ./NAME.")
     ] = None,
 ) -> None:
-    """Write a package with a reward that works: a module, examples, a test, and the entry point that tdmr1 finds."""
+    """Write a package with a working reward: a module, examples, a test, and the entry point for tdmr1."""
     names = _names(name)
     folder = output or Path(names["distribution"])
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Tdmr1Error(f"{folder} is already there", "choose another --output")
+        raise Tdmr1Error(
+            f"{folder} already exists",
+            "choose another folder with --output",
+            code="file-exists",
+            values={"path": str(folder)},
+        )
     try:
         for path, text in _files(names).items():
             target = folder / path
@@ -39,26 +44,46 @@ def command(
             target.write_text(text, encoding="utf-8")
             data(str(target))
     except OSError as error:
-        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", "choose another --output") from error
+        raise Tdmr1Error(
+            f"cannot write {folder}: {error.strerror}",
+            "choose another folder with --output",
+            code="not-writable",
+            values={"path": str(folder), "reason": error.strerror},
+        ) from error
     message(f"next: pip install -e '{folder}[dev]'\n      pytest {folder}")
     message(f"      tdmr1 rewards check {names['reward']}\n      tdmr1 train --reward {names['reward']}")
 
 
 def _names(name: str) -> dict[str, str]:
-    """The package's names in all their spellings. Raises Tdmr1Error for one that can't be had, or is taken."""
+    """The names of reward, package, distribution and class. Raises Tdmr1Error if a name is invalid or in use."""
     reward = re.sub(r"[-_. ]+", "_", name.strip().lower())
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", reward) or keyword.iskeyword(reward):
-        raise Tdmr1Error(f"{name!r} cannot be a reward's name", "write it like my-reward")
+        raise Tdmr1Error(
+            f"{name!r} is not a valid name for a reward",
+            "use letters, digits and hyphens, as in my-reward",
+            code="argument-invalid",
+            values={"argument": "NAME", "value": name},
+        )
     if reward in find_plugins().rewards.names():
-        raise Tdmr1Error(f"there is a reward {reward!r} already", "choose another name")
+        raise Tdmr1Error(
+            f"a reward named {reward!r} already exists",
+            "choose another name",
+            code="reward-name-conflict",
+            values={"name": reward, "kind": "reward"},
+        )
     if importlib.util.find_spec(reward) is not None:
-        raise Tdmr1Error(f"there is a Python module {reward!r} already", "choose another name")
+        raise Tdmr1Error(
+            f"a Python module named {reward!r} already exists",
+            "choose another name",
+            code="reward-name-conflict",
+            values={"name": reward, "kind": "module"},
+        )
     class_name = "".join(word.capitalize() for word in reward.split("_"))
     return {"reward": reward, "package": reward, "distribution": reward.replace("_", "-"), "class_name": class_name}
 
 
 def _files(names: dict[str, str]) -> dict[Path, str]:
-    """Every file of the package with its text."""
+    """The files of the package: relative path and text."""
     from importlib.resources import files
 
     found: dict[Path, str] = {}

@@ -1,4 +1,4 @@
-"""`tdmr1 rewards serve`: a reward for runs on other machines."""
+"""`tdmr1 rewards serve`: serves a reward to runs on other machines."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TOKEN_VARIABLE = "TDMR1_REWARD_TOKEN"
 
 def command(
     source: SourceArgument,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port; 0 is a free port.")] = 8000,
     options: OptionsOption = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="D", help="cpu, cuda:1 …; auto takes a GPU where there is one.")
+        str, typer.Option("--device", metavar="D", help="cpu, cuda:1 …; auto is a GPU if there is one.")
     ] = "auto",
 ) -> None:
-    """Let runs on other machines ask a reward here; Ctrl-C stops it.
+    """Serve a reward to runs on other machines. Ctrl-C stops it.
 
-    Requests carry a token: that of TDMR1_REWARD_TOKEN, or else one that is made and printed.
+    Requests need a token: the value of TDMR1_REWARD_TOKEN, or a new token that is printed.
     """
     server = _server_module()
     built = build(source, options or ())
@@ -37,32 +37,35 @@ def command(
     token = given or secrets.token_urlsafe(32)
     chosen = _device(device)
     if not is_loopback(host):
-        warning(f"{host} can be reached from other machines, and the token and pictures travel unencrypted")
+        warning(f"other machines can connect to {host}; the token and the images are sent unencrypted")
     listening = listen(host, port)
     app = server.build_app(built.reward, spec, token, provenance=built.found.provenance, device=chosen)
     url = f"http://{reachable(host)}:{listening.getsockname()[1]}/{spec.name}"
 
     def ready() -> None:
         data(f"serving {spec.name} on {chosen} at {url}")
-        data(f"token: as {TOKEN_VARIABLE} has it" if given else f"token: {token}")
+        data(f"token: the value of {TOKEN_VARIABLE}" if given else f"token: {token}")
         data(f"use it: {TOKEN_VARIABLE}={'…' if given else token} tdmr1 train --reward remote:{url}")
 
     server.serve(app, listening, ready)
 
 
 def _server_module() -> ModuleType:
-    """The server, which needs what only the extra brings."""
+    """The server module, which needs the extra `serve`."""
     try:
         from tdmr1_rewards.serving import server
     except ModuleNotFoundError as error:
         raise Tdmr1Error(
-            f"serving a reward needs {error.name}, which is not installed", "pip install 'tdmr1[serve]'"
+            f"serving a reward needs {error.name}, which is not installed",
+            "pip install 'tdmr1[serve]'",
+            code="dependency-missing",
+            values={"package": error.name, "install": "tdmr1[serve]"},
         ) from error
     return server
 
 
 def _device(name: str) -> str:
-    """The device by its torch name; torch is imported only to look for a GPU."""
+    """The torch name of a device. torch is not imported for cpu."""
     if name == "cpu":
         return name
     from tdmr1_core.build.parts import choose_device

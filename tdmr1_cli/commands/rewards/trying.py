@@ -1,4 +1,4 @@
-"""`tdmr1 rewards try`: what a reward says of pictures of yours."""
+"""`tdmr1 rewards try`: scores your own images with a reward."""
 
 from __future__ import annotations
 
@@ -24,51 +24,62 @@ BOXES = "boxes"
 
 def command(
     source: SourceArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures to be judged.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files to score.")],
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="What was asked for: one for all, or one for each picture."),
+        typer.Option("--prompt", metavar="TEXT", help="Prompt of the images: one for all, or one for each image."),
     ] = None,
     metadata: Annotated[
-        str | None, typer.Option("--metadata", metavar="JSON", help="What a prompt set would know of the prompt.")
+        str | None, typer.Option("--metadata", metavar="JSON", help="Metadata of the prompts, as in a prompt file.")
     ] = None,
     option: OptionsOption = None,
     save: Annotated[
-        Path | None, typer.Option("--save", metavar="DIR", help="Keep copies with the boxes drawn that it tells of.")
+        Path | None,
+        typer.Option("--save", metavar="DIR", help="Save copies of the images with the boxes that the reward returns."),
     ] = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Score pictures, with what the reward says of each."""
+    """Score images, and print the details that the reward returns for each."""
     known = _metadata(metadata)
     prompts = _prompts(prompt or [], known, len(images))
     pixels = [_read(path) for path in images]
     built = build(source, option or ())
     from tdmr1_rewards.scoring.single_reward import ImageToScore, SingleReward
 
-    pictures = [ImageToScore(image, text, known) for image, text in zip(pixels, prompts, strict=True)]
-    with SingleReward(built.found.spec, built.reward, built.found.provenance, device) as judge:
-        verdicts = judge(pictures)
-    saved = _save(save, images, pixels, verdicts)
+    to_score = [ImageToScore(image, text, known) for image, text in zip(pixels, prompts, strict=True)]
+    with SingleReward(built.found.spec, built.reward, built.found.provenance, device) as reward:
+        results = reward(to_score)
+    saved = _save(save, images, pixels, results)
     if json:
-        emit_json({"reward": built.found.spec.name, "images": _documents(images, prompts, verdicts, saved)})
+        emit_json({"reward": built.found.spec.name, "images": _documents(images, prompts, results, saved)})
         return
     rows = [
-        [str(path), "cannot judge" if verdict.score is None else f"{verdict.score:.4g}", _told(verdict.details)]
-        for path, verdict in zip(images, verdicts, strict=True)
+        [str(path), "no score" if result.score is None else f"{result.score:.4g}", _details_cell(result.details)]
+        for path, result in zip(images, results, strict=True)
     ]
     table(["image", built.found.spec.name, "details"], rows)
-    _say_saved(save, verdicts, saved)
+    _report_saved(save, results, saved)
 
 
 def _metadata(text: str | None) -> dict[str, Any]:
+    hint = """write it like '{"include": [{"count": 2}]}'"""
     try:
         metadata = json_format.loads(text or "{}")
     except ValueError as error:
-        hint = """write it like '{"include": [{"count": 2}]}'"""
-        raise Tdmr1Error(f"--metadata is not JSON: {error}", hint) from error
+        raise Tdmr1Error(
+            f"--metadata is not valid JSON: {error}",
+            hint,
+            code="argument-invalid",
+            values={"argument": "--metadata", "value": text},
+        ) from error
     if not isinstance(metadata, dict):
-        raise Tdmr1Error(f"--metadata is a {type(metadata).__name__}, not an object", "write it in curly braces")
+        raise Tdmr1Error(
+            f"--metadata must be a JSON object, not a {type(metadata).__name__}",
+            hint,
+            code="argument-invalid",
+            values={"argument": "--metadata", "value": text},
+        )
     return metadata
 
 
@@ -77,7 +88,12 @@ def _prompts(given: Sequence[str], metadata: Mapping[str, Any], count: int) -> l
     if len(prompts) == 1:
         return prompts * count
     if len(prompts) != count:
-        raise Tdmr1Error(f"there are {len(prompts)} prompts for {count} pictures", "give one for all, or one for each")
+        raise Tdmr1Error(
+            f"there are {len(prompts)} prompts for {count} images",
+            "use --prompt once for all images, or once for each image",
+            code="argument-invalid",
+            values={"argument": "--prompt", "prompts": len(prompts), "images": count},
+        )
     return prompts
 
 
@@ -88,20 +104,30 @@ def _read(path: Path) -> np.ndarray:
     try:
         return np.array(Image.open(path).convert("RGB"))
     except UnidentifiedImageError as error:
-        raise Tdmr1Error(f"{path} is not a picture that can be read", "PNG, JPEG and WebP are") from error
+        raise Tdmr1Error(
+            f"{path} is not an image file",
+            "use a PNG, JPEG or WebP file",
+            code="file-unreadable",
+            values={"path": str(path)},
+        ) from error
     except OSError as error:
-        raise Tdmr1Error(f"the picture {path} can't be read: {error.strerror or error}", "check the path") from error
+        raise Tdmr1Error(
+            f"cannot read the image {path}: {error.strerror or error}",
+            "check the path",
+            code="file-missing" if isinstance(error, FileNotFoundError) else "file-unreadable",
+            values={"path": str(path)},
+        ) from error
 
 
 def _save(
-    folder: Path | None, images: Sequence[Path], pixels: Sequence[np.ndarray], verdicts: Sequence[ImageScore]
+    folder: Path | None, images: Sequence[Path], pixels: Sequence[np.ndarray], results: Sequence[ImageScore]
 ) -> list[Path | None]:
-    """Copies of the pictures that boxes were told of; where each one is."""
+    """Save the images that have boxes; returns the path of each copy, None for an image without boxes."""
     from tdmr1_cli.commands.rewards.boxes import draw_boxes
 
     saved: list[Path | None] = []
-    for index, (path, image, verdict) in enumerate(zip(images, pixels, verdicts, strict=True)):
-        boxes = verdict.details.get(BOXES)
+    for index, (path, image, result) in enumerate(zip(images, pixels, results, strict=True)):
+        boxes = result.details.get(BOXES)
         if folder is None or not boxes:
             saved.append(None)
             continue
@@ -110,38 +136,43 @@ def _save(
             folder.mkdir(parents=True, exist_ok=True)
             draw_boxes(image, boxes).save(target)
         except OSError as error:
-            raise Tdmr1Error(f"{target} can't be written: {error.strerror}", "choose another --save") from error
+            raise Tdmr1Error(
+                f"cannot write {target}: {error.strerror}",
+                "choose another folder with --save",
+                code="not-writable",
+                values={"path": str(target), "reason": error.strerror},
+            ) from error
         saved.append(target)
     return saved
 
 
-def _say_saved(folder: Path | None, verdicts: Sequence[ImageScore], saved: Sequence[Path | None]) -> None:
+def _report_saved(folder: Path | None, results: Sequence[ImageScore], saved: Sequence[Path | None]) -> None:
     for target in filter(None, saved):
         message(f"saved {target}")
-    has_boxes = any(verdict.details.get(BOXES) for verdict in verdicts)
+    has_boxes = any(result.details.get(BOXES) for result in results)
     if folder is not None and not has_boxes:
-        message(f"nothing is saved in {folder}: the reward told of no boxes")
+        message(f"nothing was saved in {folder}, because the reward returned no boxes")
     if folder is None and has_boxes:
-        message("--save DIR keeps copies with the boxes drawn")
+        message("use --save DIR to save copies with the boxes")
 
 
-def _told(details: Mapping[str, Any]) -> str:
-    """Details in one cell: texts that were read in quotes, boxes only counted."""
+def _details_cell(details: Mapping[str, Any]) -> str:
+    """The details of an image as one table cell: values as JSON, boxes as their number and labels."""
     parts = []
     for name, value in details.items():
         if name == BOXES and isinstance(value, list):
             labels = ", ".join(str(box.get("label", "?")) for box in value if isinstance(box, Mapping))
             parts.append(f"boxes: {len(value)}" + (f" ({labels})" if labels else ""))
         else:
-            told = json_format.dumps(value, ensure_ascii=False, default=str)
-            parts.append(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {told}")
+            text = json_format.dumps(value, ensure_ascii=False, default=str)
+            parts.append(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {text}")
     return "; ".join(parts)
 
 
 def _documents(
-    images: Sequence[Path], prompts: Sequence[str], verdicts: Sequence[ImageScore], saved: Sequence[Path | None]
+    images: Sequence[Path], prompts: Sequence[str], results: Sequence[ImageScore], saved: Sequence[Path | None]
 ) -> list[dict[str, Any]]:
     return [
-        {"image": str(path), "prompt": prompt, "score": verdict.score, "details": verdict.details, "saved": target}
-        for path, prompt, verdict, target in zip(images, prompts, verdicts, saved, strict=True)
+        {"image": str(path), "prompt": prompt, "score": result.score, "details": result.details, "saved": target}
+        for path, prompt, result, target in zip(images, prompts, results, saved, strict=True)
     ]

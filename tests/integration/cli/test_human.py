@@ -1,4 +1,4 @@
-"""A training that waits for people: killed, interrupted and left alone in mid-labelling, with every answer kept."""
+"""A training run that waits for people, and is killed, interrupted or gets no answers. Every answer is kept."""
 
 import json
 import os
@@ -31,28 +31,28 @@ def training(folder, *settings, iterations=3):
 
 
 class Training:
-    """A training in the background, and what it said."""
+    """A training run in the background, and its messages."""
 
     def __init__(self, *arguments):
-        self.reason = []
+        self.messages = []
         self._process = subprocess.Popen(
             command(*arguments), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
-        self._reader = threading.Thread(target=lambda: self.reason.extend(self._process.stderr), daemon=True)
+        self._reader = threading.Thread(target=lambda: self.messages.extend(self._process.stderr), daemon=True)
         self._reader.start()
 
     def url(self):
-        """The page's address, once it is told."""
-        return wait_for(lambda: next(iter(re.findall(r"labelling page: (\S+)", "".join(self.reason))), None))
+        """The URL of the labelling page, once it is printed."""
+        return wait_for(lambda: next(iter(re.findall(r"labelling page: (\S+)", "".join(self.messages))), None))
 
     def signal(self, number):
         self._process.send_signal(number)
 
     def end(self):
-        """Its exit code and all that it said."""
+        """Wait for its end; returns the exit code and all messages."""
         code = self._process.wait(180)
         self._reader.join(30)
-        return code, "".join(self.reason)
+        return code, "".join(self.messages)
 
 
 @contextmanager
@@ -71,32 +71,32 @@ def wait_for(condition, seconds=120):
         if found := condition():
             return found
         time.sleep(0.05)
-    raise AssertionError("it did not happen")
+    raise AssertionError("timeout")
 
 
 class Reviewer:
-    """Somebody at the page who likes every other picture; `acknowledged` are the items whose answers were taken."""
+    """A person at the page who likes every second image; `confirmed` lists the items whose answers were stored."""
 
     def __init__(self, url):
         base, _, token = url.partition("/#")
         self._base, self._headers = base, {"Authorization": f"Bearer {token}"}
-        self.acknowledged = []
+        self.confirmed = []
 
     def answer(self, count):
-        """Answer so many pictures, whatever becomes of the server meanwhile."""
+        """Judge `count` images, even if the server is restarted meanwhile."""
         given = 0
 
         def one():
             nonlocal given
             try:
-                query = {"person": "judge", "limit": count - given}
+                query = {"person": "reviewer", "limit": count - given}
                 offers = requests.get(f"{self._base}/api/items", query, headers=self._headers, timeout=5).json()
                 for offer in offers:
                     body = {"key": secrets.token_hex(8), "item": offer["item"], "round": offer["round"]}
-                    body |= {"person": "judge", "name": "", "answer": ("like", "dislike")[offer["item"] % 2]}
+                    body |= {"person": "reviewer", "name": "", "answer": ("like", "dislike")[offer["item"] % 2]}
                     answer = requests.post(f"{self._base}/api/answers", json=body, headers=self._headers, timeout=5)
                     if answer.ok:
-                        self.acknowledged.append(offer["item"])
+                        self.confirmed.append(offer["item"])
                         given += 1
             except requests.ConnectionError:
                 pass
@@ -105,7 +105,7 @@ class Reviewer:
         wait_for(one)
 
 
-def standing(folder):
+def judged_items(folder):
     store = FeedbackStore(folder / "feedback")
     answers = store.answers()
     store.close()
@@ -140,31 +140,31 @@ def listens(process, port):
     return any(f"socket:[{inode}]" in links for inode in wanted)
 
 
-def test_killed_in_mid_labelling_nothing_is_lost_or_asked_twice(packaged_model, tmp_path):
+def test_after_a_kill_no_answer_is_lost_and_no_image_is_shown_again(packaged_model, tmp_path):
     folder = tmp_path / "run"
     with running(*training(folder)) as train:
         url = train.url()
-        judge = Reviewer(url)
-        judge.answer(IMAGES)  # the first iteration
-        judge.answer(2)
+        reviewer = Reviewer(url)
+        reviewer.answer(IMAGES)  # the first iteration
+        reviewer.answer(2)
         server = page_process(url)
         os.kill(server, signal.SIGKILL)
-        judge.answer(1)  # at the same address: the training has started its page again
+        reviewer.answer(1)  # at the same URL: the training run has restarted its page
         again = page_process(url)
         assert again not in (server, None)
         train.signal(signal.SIGKILL)
         train.end()
-        wait_for(lambda: page_process(url) is None)  # the page ends with the training that asked
-    assert standing(folder) == judge.acknowledged
-    assert len(judge.acknowledged) == IMAGES + 3
+        wait_for(lambda: page_process(url) is None)  # the page ends with its training run
+    assert judged_items(folder) == reviewer.confirmed
+    assert len(reviewer.confirmed) == IMAGES + 3
 
     with running("train", "--resume", folder) as train:
-        judge.answer(IMAGES - 3)  # the same page again: the same link
-        judge.answer(IMAGES)
-        code, said = train.end()
-    assert code == 0, said
-    assert standing(folder) == judge.acknowledged
-    assert sorted(judge.acknowledged) == list(range(1, 3 * IMAGES + 1))  # every picture was asked about once
+        reviewer.answer(IMAGES - 3)  # the resumed run uses the same link
+        reviewer.answer(IMAGES)
+        code, messages = train.end()
+    assert code == 0, messages
+    assert judged_items(folder) == reviewer.confirmed
+    assert sorted(reviewer.confirmed) == list(range(1, 3 * IMAGES + 1))  # every image was judged once
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["reward/human/mean"] for row in rows] == [0.5, 0.5, 0.5]
@@ -174,22 +174,22 @@ def test_killed_in_mid_labelling_nothing_is_lost_or_asked_twice(packaged_model, 
 def test_ctrl_c_does_not_wait_for_people(packaged_model, tmp_path):
     folder = tmp_path / "run"
     with running(*training(folder, iterations=2)) as train:
-        judge = Reviewer(train.url())
-        judge.answer(IMAGES + 2)
+        reviewer = Reviewer(train.url())
+        reviewer.answer(IMAGES + 2)
         began = time.monotonic()
         train.signal(signal.SIGINT)
-        code, said = train.end()
+        code, messages = train.end()
         assert time.monotonic() - began < 60
-    assert code == 130, said
-    assert "stopped after iteration 1 of 2" in said
-    assert "Traceback" not in said
+    assert code == 130, messages
+    assert "stopped after iteration 1 of 2" in messages
+    assert "Traceback" not in messages
     with running("train", "--resume", folder) as train:
-        judge.answer(IMAGES - 2)
+        reviewer.answer(IMAGES - 2)
         assert train.end()[0] == 0
-    assert sorted(judge.acknowledged) == list(range(1, 2 * IMAGES + 1))
+    assert sorted(reviewer.confirmed) == list(range(1, 2 * IMAGES + 1))
 
 
-def test_nobody_comes_and_the_training_says_so_and_goes_on(packaged_model, tmp_path):
+def test_without_answers_the_training_continues_after_the_time_limit(packaged_model, tmp_path):
     folder = tmp_path / "run"
     done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.02", iterations=2))
     assert "waiting for people: 0 of 6 images judged" in done.stderr
