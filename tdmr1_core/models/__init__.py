@@ -1,1 +1,1 @@
-"""Foreign networks behind one call, and the roles that share them. Knows nothing of the algorithm."""
+"""Loads diffusion pipelines, gives them one interface (Backbone), and puts the LoRAs of all roles on them."""

@@ -1,4 +1,4 @@
-"""What the engine asks of a model family. Sign and time conventions of each model are converted behind it."""
+"""The interface of a model family. Each family converts the sign and time conventions of its network."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tdmr1_core.records import Conditioning
 
 
 class Backbone(Protocol):
-    """A frozen text-to-image model in rectified-flow terms: v = eps - x_0, sigma 1 is noise and 0 the picture."""
+    """A frozen text-to-image model as a rectified flow: v = eps - x_0; sigma = 1 is noise, sigma = 0 is the image."""
 
     network: nn.Module
-    """The denoiser that LoRAs are put on."""
+    """The denoiser, to which LoRAs are added."""
     device: torch.device
     dtype: torch.dtype
-    """Of latents handed to and given by the methods below: at least float32."""
+    """The dtype of latents and velocities: float32 or float64."""
 
     def text_encoders(self) -> list[nn.Module]:
-        """The networks that `encode` asks."""
+        """The networks that `encode` uses."""
 
     def tokenizers(self) -> list[Any]:
-        """What `encode` takes texts apart with, as transformers has it."""
+        """The tokenizers of transformers that `encode` uses."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts to conditioning, one row each."""
+        """Encode prompts, one row each."""
 
     @property
     def unconditional(self) -> Conditioning:
@@ -37,20 +37,23 @@ class Backbone(Protocol):
     def velocity(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """v (B, C, H, W) at noise levels `sigma` (B,); a guidance scale other than 1 mixes in the empty prompt."""
+        """v (B, C, H, W) of latents (B, C, H, W) at noise levels `sigma` (B,).
+
+        A guidance scale other than 1 applies classifier-free guidance with the empty prompt.
+        """
 
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Clean latents (B, C, H, W) to pictures, uint8 (B, height, width, 3)."""
+        """Decode clean latents (B, C, H, W) to images, uint8 (B, height, width, 3)."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture."""
+        """The shape (C, H, W) of the latents of an image of this size in pixels."""
 
     def schedule(self, steps: int, shift: float | None = None) -> Tensor:
-        """The K + 1 noise levels of a K-step schedule, float64 (K+1,) from 1 to 0."""
+        """Noise levels of a K-step schedule, float64 (K+1,), from 1 to 0."""
 
 
-def velocities(backbone: Backbone, queries: Sequence[tuple[Tensor, Tensor, Conditioning]]) -> list[Tensor]:
-    """Several questions (latents, sigma, conditioning) to the acting role in one forward pass."""
-    latents, sigmas, conditionings = zip(*queries, strict=True)
-    answer = backbone.velocity(torch.cat(latents), torch.cat(sigmas), Conditioning.cat(conditionings))
-    return list(answer.split([len(part) for part in latents]))
+def velocities(backbone: Backbone, inputs: Sequence[tuple[Tensor, Tensor, Conditioning]]) -> list[Tensor]:
+    """Evaluate several inputs (latents, sigma, conditioning) in one forward pass. One (B, C, H, W) per input."""
+    latents, sigmas, conditionings = zip(*inputs, strict=True)
+    velocity = backbone.velocity(torch.cat(latents), torch.cat(sigmas), Conditioning.cat(conditionings))
+    return list(velocity.split([len(part) for part in latents]))

@@ -1,6 +1,6 @@
-"""The models that are known by name: the embedded ones, and those with published weights.
+"""The built-in models: the embedded tiny models and the models with published weights.
 
-Sizes are computed from the architectures and the precision their repositories store; nothing was downloaded for them.
+Download and weight sizes are computed from the architectures and the precision of the published files.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ STABILITY = "Stability AI Community License"
 
 
 def builtin_models() -> list[ModelEntry]:
-    """The models this package ships or knows."""
+    """The entries of the built-in models."""
     tiny = resources.files("tdmr1_core") / "tiny"
     shapes = ModelEntry(
         name="tiny-tdm",
-        summary="the embedded 24-pixel world of coloured shapes: learns on two CPU cores",
+        summary="the embedded world of colored shapes, 24 x 24 pixels; trains on two CPU cores",
         family="sd3",
         base=str(tiny / "pipeline"),
         lora=str(tiny / "student"),
@@ -39,7 +39,7 @@ def builtin_models() -> list[ModelEntry]:
     words = replace(
         shapes,
         name="tiny-words-tdm",
-        summary="the embedded world of three-letter words, 16 x 36 pixels: learns to spell on two CPU cores",
+        summary="the embedded world of three-letter words, 16 x 36 pixels; learns to spell on two CPU cores",
         base=str(tiny / "words_model" / "pipeline"),
         lora=str(tiny / "words_model" / "student"),
         domain="words",
@@ -52,7 +52,7 @@ def builtin_models() -> list[ModelEntry]:
     pairs = replace(
         shapes,
         name="tiny-pairs-tdm",
-        summary="the embedded world again, taught about pairs: learns to compose on two CPU cores",
+        summary="the embedded world of pairs of shapes, 24 x 24 pixels; learns to compose on two CPU cores",
         base=str(tiny / "pairs_model" / "pipeline"),
         lora=str(tiny / "pairs_model" / "student"),
         default_reward="geneval",
@@ -65,7 +65,7 @@ def builtin_models() -> list[ModelEntry]:
         pairs,
         ModelEntry(
             name="sd3.5-tdm",
-            summary="Stable Diffusion 3.5 medium in 4 steps: the model of the paper",
+            summary="Stable Diffusion 3.5 medium in 4 steps, the model of the paper",
             family="sd3",
             base="stabilityai/stable-diffusion-3.5-medium",
             lora="Luo-Yihong/TDM_sd3-5_lora/tdm_sd3-5_lora.ckpt",
@@ -73,7 +73,7 @@ def builtin_models() -> list[ModelEntry]:
             height=512,
             width=512,
             teacher_steps=40,
-            max_sequence_length=128,  # as in the authors' trainer
+            max_sequence_length=128,  # the value of the authors' trainer
             precision="bf16",
             licence=STABILITY,
             gated=True,
@@ -89,9 +89,9 @@ def builtin_models() -> list[ModelEntry]:
             domain="photo",
             height=1024,
             width=1024,
-            shift=6.0,  # of the published example
+            shift=6.0,  # the value of the published example
             teacher_guidance=7.0,
-            adapter_scale=0.125,  # the authors: "IMPORTANT"; the file is used with its rank as alpha
+            adapter_scale=0.125,  # required by the authors, for a LoRA file that is read with alpha = rank
             lora_alpha="rank",
             precision="bf16",
             licence=STABILITY,
@@ -101,7 +101,7 @@ def builtin_models() -> list[ModelEntry]:
         ),
         ModelEntry(
             name="sd3.5-large-tdm",
-            summary="Stable Diffusion 3.5 large with a few-step LoRA of your own",
+            summary="Stable Diffusion 3.5 large; you provide the few-step LoRA",
             family="sd3",
             base="stabilityai/stable-diffusion-3.5-large",
             lora=None,
@@ -117,7 +117,7 @@ def builtin_models() -> list[ModelEntry]:
         ),
         ModelEntry(
             name="z-image-turbo",
-            summary="Z-Image-Turbo (6B), which takes few steps by itself",
+            summary="Z-Image-Turbo (6B), a few-step model that needs no LoRA",
             family="zimage",
             base="Tongyi-MAI/Z-Image-Turbo",
             lora=None,

@@ -1,4 +1,4 @@
-"""What is known of a model before anything of it is loaded."""
+"""The description of a model: everything that is known before its files are loaded."""
 
 from __future__ import annotations
 
@@ -9,78 +9,86 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import JOINT_ATTENTION
 
 SAME = "same"
-"""What stands for a teacher that is the few-step model's own base."""
+"""The value of `ModelEntry.teacher` when the base is its own teacher."""
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A few-step model: a frozen base, the LoRA that makes it few-step, and how it is sampled."""
+    """A few-step model: a frozen base, the LoRA that makes it few-step, and the sampling defaults."""
 
     name: str
     summary: str
     family: str
     base: str
-    """Directory or hub id of the base. It is the teacher as well, unless that is another model."""
+    """Directory or hub id of the base. The base is also the teacher, unless `teacher` names another model."""
     lora: str | None
-    """The few-step LoRA: a file, a directory, or owner/name/file on the hub; None where the base takes few steps."""
+    """The few-step LoRA: a file, a directory, or owner/name/file on the hub. None if the base is a few-step model."""
     domain: str
-    """Which prompt sets fit its pictures."""
+    """The domain of its prompt sets: "photo", or one of the embedded worlds."""
     height: int
+    """In pixels, as `width`."""
     width: int
     steps: int = 4
     shift: float = 3.0
+    """s of the noise schedule."""
     teacher: str = SAME
-    """Directory or hub id of a second frozen backbone, which then tells every score; or `same`."""
+    """Directory or hub id of a second frozen backbone, used by every role but the generator; or `same`."""
     teacher_steps: int = 28
     teacher_guidance: float = 4.5
-    """Of the teacher's own pictures: v_uncond + guidance (v_cond - v_uncond), 1 for none."""
+    """Guidance scale when the teacher samples images: v_uncond + guidance (v_cond - v_uncond); 1 means none."""
     max_sequence_length: int = 256
+    """Tokens of a prompt for T5 (SD3) or for the text encoder (Z-Image)."""
     with_t5: bool = True
     adapter_scale: float = 1.0
-    """What the LoRA's output is multiplied by, beside alpha / rank."""
+    """An additional factor of the LoRA's output, beside alpha / rank."""
     rank: int = 32
     alpha: float = 64.0
-    """Of new LoRAs, and of a LoRA file that is a list without names."""
+    """Rank and alpha of new LoRAs, and of a LoRA file that is a list of tensors without names."""
     lora_alpha: float | Literal["rank"] | None = None
-    """Alpha of a LoRA file that has names and doesn't say it; without one, such a file is refused."""
+    """Alpha of a LoRA file with names but without alpha. If this is None, such a file is rejected."""
     targets: tuple[str, ...] = JOINT_ATTENTION
+    """The modules that get LoRAs: full names or suffixes."""
     needs_lora: bool = False
-    """Whether a training needs a LoRA of the user's, because none is published."""
+    """True if the user must provide the LoRA for training, because none is published."""
     guidance_distilled: bool = False
-    """Whether guidance is built into the base: as its own teacher it is not guided once more."""
+    """True if guidance is distilled into the base. It is then not guided again as its own teacher."""
     precision: str = "fp32"
-    """Of the frozen weights, unless the settings say another."""
+    """Default precision of the frozen weights."""
     default_reward: str | None = None
+    """The reward of a training that names none."""
     default_preset: str | None = None
     distill_preset: str | None = None
-    """What a distillation of the base starts from."""
+    """The default preset of a distillation of the base."""
     licence: str = "unknown"
-    """Of the base's weights."""
+    """The license of the base's weights."""
     gated: bool = False
-    """Whether the hub gives it only to those who accepted its licence."""
+    """True if the hub requires that users accept the license before a download."""
     download_gb: float = 0.0
-    """About how much is downloaded, in 10^9 bytes."""
+    """Approximate size of the download, in 10^9 bytes."""
     weights_gb: float = 0.0
-    """About what the frozen weights take on the device in bf16, in 10^9 bytes; training needs more than that."""
+    """Approximate size of the frozen weights in bf16, in 10^9 bytes. Training needs additional memory."""
     distribution: str = field(default="tdmr1")
+    """The Python distribution that registers the model."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that this model changes in every preset."""
+        """The settings that this model overrides in every preset."""
         changed: dict[str, Any] = {"model": {"precision": self.precision}}
         if self.guidance_distilled and self.teacher == SAME:
             changed["generator"] = {"guidance_scale": 1.0, "rl_cfg": 1.0}
         return changed
 
     def missing_lora(self) -> Tdmr1Error:
-        """What is said of a training without a LoRA where nobody has published a few-step one."""
+        """The error for a training without a LoRA of a model that needs one."""
         return Tdmr1Error(
-            f"no few-step LoRA is published for {self.name}",
-            f"give your own with --lora, or make one: tdmr1 distill --model {self.name} --prompts scenes",
+            f"the model {self.name} needs a few-step LoRA, and none is published",
+            f"pass one with --lora, or train one with `tdmr1 distill --model {self.name} --prompts scenes`",
+            code="lora-missing",
+            values={"model": self.name},
         )
 
     def with_teacher(self, teacher: str) -> ModelEntry:
-        """The same few-step model beside another frozen teacher, which is sampled as multi-step models usually are."""
+        """The same few-step model with another frozen teacher, which samples with the default steps and guidance."""
         if teacher == SAME:
             return self
         return replace(

@@ -1,4 +1,4 @@
-"""The model families: which pipeline of diffusers each is, and what differs between them. Nothing heavy is imported."""
+"""The supported model families and their differences. Imports neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ JOINT_ATTENTION = (
     "attn.add_v_proj",
     "attn.to_add_out",
 )
-"""The published LoRA targets of SD3 and SD3.5; never `attn2`, which a bare `to_q` would match too."""
+"""The published LoRA targets of SD3 and SD3.5. The prefix excludes `attn2`, which a bare `to_q` would match."""
 
 ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
-"""The published LoRA targets of Z-Image; it has none of the `add_*_proj` that the published config names as well."""
+"""The published LoRA targets of Z-Image, without `add_*_proj`: the published config names them, but it has none."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of pipeline."""
+    """A family: one pipeline class of diffusers and its adapter."""
 
     name: str
     pipeline: str
-    """Its class in diffusers, which `model_index.json` names."""
+    """The pipeline class in diffusers, as in `model_index.json`."""
     transformer: str
-    """The class of its denoiser in diffusers."""
+    """The class of the denoiser in diffusers."""
     backbone: str
-    """`module:class` of its adapter to the Backbone protocol."""
+    """`module:class` of the Backbone implementation."""
     targets: tuple[str, ...]
-    """The modules that LoRAs are put on where nothing else says so."""
+    """The default LoRA target modules."""
     max_sequence_length: int
-    """Tokens of a text, as the pipeline has them by default."""
+    """The default number of tokens per prompt of the pipeline."""
     no_guidance: float
-    """The `guidance_scale` of a call of the pipeline that means none."""
+    """The `guidance_scale` argument of the pipeline that disables guidance."""
     comfy_prefix: str
-    """What ComfyUI has before diffusers' module names in LoRA files of this family."""
+    """The prefix that ComfyUI puts before the module names of diffusers in LoRA files of this family."""
 
 
 FAMILIES = {
@@ -63,7 +63,7 @@ FAMILIES = {
         comfy_prefix="diffusion_model.",
     ),
 }
-"""The supported families by name."""
+"""The supported families, by name."""
 
 PIPELINES = {family.pipeline: family for family in FAMILIES.values()}
-"""The same by the class name that a `model_index.json` holds."""
+"""The supported families, by pipeline class."""

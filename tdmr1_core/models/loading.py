@@ -1,4 +1,4 @@
-"""From a model's entry to what lies on disk: everything is found and checked before anything heavy is loaded."""
+"""Finds, downloads and checks the files of a model before any weights are loaded, then loads the backbones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot, is_hub_id, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
 from tdmr1_core.models.meta_network import MetaNetwork
-from tdmr1_core.models.pipeline_files import check_family, fetch, has_t5, parts_of, read_config
+from tdmr1_core.models.pipeline_files import COPY_AGAIN, check_family, fetch, has_t5, parts_of, read_config
 from tdmr1_core.models.roles import LoraShape
 
 if TYPE_CHECKING:
@@ -26,33 +26,36 @@ if TYPE_CHECKING:
 
 T5 = ("text_encoder_3", "tokenizer_3")
 TEACHER_PART = "transformer"
-"""All that is loaded of a second backbone: texts and pictures are the first one's."""
+"""The only part of a second backbone that is loaded. Text encoders and autoencoder are those of the base."""
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
 NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
-"""Beginnings of config keys that say nothing of what a network computes."""
+"""Prefixes of config keys that do not affect what a network computes."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files, all there: local folders, the checked LoRA (None where none is used) and its shape."""
+    """The local files of a model, checked for completeness."""
 
     entry: ModelEntry
     folder: Path
+    """The pipeline directory of the base."""
     teacher: Path | None
+    """The pipeline directory of a second backbone."""
     absent: tuple[str, ...]
-    """Parts of the pipeline that are left out."""
+    """Parts of the pipeline that are not loaded."""
     lora: LoraFile | None
+    """The few-step LoRA; None if the model has none or it is not needed."""
     shape: LoraShape
-    """Of every LoRA of the run."""
+    """The shape of every LoRA of the run."""
 
     @property
     def family(self) -> Family:
-        """The family that the model belongs to."""
+        """The family of the model."""
         return FAMILIES[self.entry.family]
 
     @property
     def revision(self) -> str | None:
-        """The base's commit on the hub; None for a directory."""
+        """The commit of the base on the hub; None for a local directory."""
         return revision_of(self.folder)
 
 
@@ -64,9 +67,10 @@ def fetch_model(
     alpha: float | None = None,
     adapter_scale: float | None = None,
 ) -> ModelFiles:
-    """Find, download and check a model; the few-step LoRA only for a training. Other arguments replace the entry's.
+    """Find, download and check the files of a model. The few-step LoRA is read only if `training`.
 
-    Raises Tdmr1Error for whatever can't be had or doesn't fit: configs and LoRA first, then the large files.
+    `rank`, `alpha` and `adapter_scale` override those of the entry. Configs and LoRA are checked before the large files
+    are downloaded. Raises Tdmr1Error for files that are missing, not available or do not fit.
     """
     check_entry(entry, training=training)
     family = FAMILIES[entry.family]
@@ -75,30 +79,30 @@ def fetch_model(
     lora = None
     if training and entry.lora is not None:
         file = find_lora(entry.lora)
-        skeleton = MetaNetwork(family, read_config(entry.base, f"{TEACHER_PART}/config.json"))
+        network = MetaNetwork(family, read_config(entry.base, f"{TEACHER_PART}/config.json"))
         scale = entry.adapter_scale if adapter_scale is None else adapter_scale
-        lora = read_lora(file, skeleton, shape, alpha=alpha or entry.lora_alpha, scale=scale)
+        lora = read_lora(file, network, shape, alpha=alpha or entry.lora_alpha, scale=scale)
     folder = fetch(entry.base, parts_of(entry.base, absent))
     teacher = fetch(entry.teacher, [TEACHER_PART]) if entry.teacher != SAME else None
     return ModelFiles(entry, folder, teacher, absent, lora, lora.shape if lora else shape)
 
 
 def identity(model_files: ModelFiles) -> str:
-    """A hash of base and teacher that reads no weights: their configs, and names and sizes of weight files."""
-    told = hashlib.sha256()
+    """A hash of base and teacher: of their configs, and of the names and sizes of their weight files."""
+    digest = hashlib.sha256()
     for folder in filter(None, (model_files.folder, model_files.teacher)):
         for path in sorted(folder.glob("*/*")):
             if path.name in ("config.json", "scheduler_config.json"):
-                told.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+                digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
             elif path.suffix == ".safetensors":
-                told.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-    return told.hexdigest()
+                digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
 
 
 def check_entry(entry: ModelEntry, *, training: bool) -> None:
-    """Look at the small files alone, before anything else is done.
+    """Check the small files of a model: family, few-step LoRA and teacher.
 
-    Raises Tdmr1Error for a model that can't be had, is of another family, lacks a LoRA or does not fit its teacher.
+    Raises Tdmr1Error for a model that is not available, is of another family, lacks a LoRA or does not fit its teacher.
     """
     if training and entry.needs_lora and entry.lora is None:
         raise entry.missing_lora()
@@ -109,14 +113,14 @@ def check_entry(entry: ModelEntry, *, training: bool) -> None:
 
 
 def absent_parts(entry: ModelEntry) -> tuple[str, ...]:
-    """The parts of the pipeline that this model does without."""
+    """The parts of the pipeline that this model does not use."""
     if entry.family != "sd3":
         return ()
     return () if entry.with_t5 and has_t5(entry.base) else T5
 
 
 def find_lora(source: str) -> Path:
-    """A LoRA's path, from the hub where it is owner/name or owner/name/file."""
+    """The local path of a LoRA. A source owner/name or owner/name/file is downloaded from the hub."""
     if Path(source).exists() or source.count("/") not in (1, 2) or Path(source).is_absolute():
         return Path(source)
     owner, name, *file = source.split("/")
@@ -128,15 +132,18 @@ def find_lora(source: str) -> Path:
 
 
 def _check_teacher(entry: ModelEntry, family: Family) -> None:
-    """Raise Tdmr1Error unless the second backbone is of the family and was made for the same texts and latents."""
+    """Raise Tdmr1Error unless the teacher is of the family and has the text encoder and autoencoder of the base."""
     check_family(entry.teacher, family, entry.name)
     for name in SHARED_CONFIGS:
         ours, theirs = (_comparable(read_config(source, name)) for source in (entry.base, entry.teacher))
         differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if differing:
+            part = name.split("/")[0]
             raise Tdmr1Error(
-                f"the teacher {entry.teacher} has another {name.split('/')[0]} than {entry.base} ({differing[0]})",
-                "a second backbone shares texts and latents with the first: name one of the same make, or `same`",
+                f"the {part} of the teacher {entry.teacher} differs from that of {entry.base} in {differing[0]}",
+                "set model.teacher to a model with the same text encoder and autoencoder, or to `same`",
+                code="teacher-mismatch",
+                values={"teacher": entry.teacher, "base": entry.base, "part": part, "settings": differing},
             )
 
 
@@ -145,7 +152,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def backbone_class(family: Family) -> type[PipelineBackbone]:
-    """A family's adapter to the Backbone protocol."""
+    """The Backbone implementation of a family."""
     module, _, name = family.backbone.partition(":")
     found: type[PipelineBackbone] = getattr(import_module(module), name)
     return found
@@ -156,14 +163,13 @@ def load_backbone(
     device: torch.device,
     precision: torch.dtype,
     *,
-    encoders_leave: bool = False,
-    denoiser_waits: bool = False,
+    encoders_on_cpu: bool = False,
+    denoiser_on_cpu: bool = False,
 ) -> PipelineBackbone:
-    """The frozen base, ready to be asked; with `encoders_leave` its text encoders stay on the CPU until needed.
+    """Load the frozen base. Raises Tdmr1Error if diffusers cannot load it.
 
-    With `denoiser_waits` the denoiser stays there too, for whoever quantises it.
-
-    Raises Tdmr1Error if diffusers can't load it.
+    With `encoders_on_cpu` the text encoders stay on the CPU until they are needed. With `denoiser_on_cpu` the denoiser
+    stays there until it is quantized.
     """
     from tdmr1_core.models.pipeline import load_pipeline
 
@@ -176,25 +182,29 @@ def load_backbone(
         device=device,
         precision=precision,
         max_sequence_length=entry.max_sequence_length,
-        encoders_leave=encoders_leave,
-        denoiser_waits=denoiser_waits,
+        encoders_on_cpu=encoders_on_cpu,
+        denoiser_on_cpu=denoiser_on_cpu,
     )
 
 
 def load_teacher(model_files: ModelFiles, backbone: PipelineBackbone) -> PipelineBackbone | None:
-    """The second frozen backbone with the first one's other parts; None where the base is its own teacher."""
+    """Load the second backbone, which shares all parts but the denoiser; None if the base is its own teacher."""
     if model_files.teacher is None:
         return None
     with _loading(model_files.entry, model_files.teacher):
-        return backbone.beside(model_files.teacher)
+        return backbone.with_other_denoiser(model_files.teacher)
 
 
 @contextmanager
 def _loading(entry: ModelEntry, folder: Path) -> Iterator[None]:
+    """Translate the errors of diffusers to Tdmr1Error."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Tdmr1Error(
-            f"the model {entry.name} can't be loaded from {folder}: {reason}", "copy or download it again"
+            f"diffusers cannot load the model {entry.name} from {folder}: {reason}",
+            COPY_AGAIN,
+            code="model-invalid",
+            values={"model": entry.name, "folder": str(folder), "reason": reason},
         ) from error

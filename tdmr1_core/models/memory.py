@@ -1,6 +1,6 @@
-"""Ways to hold a model in less memory, at the price of time.
+"""Reduces memory at the cost of time: gradient checkpointing, decoding in parts, offloaded text encoders, compilation.
 
-None of them changes what is learnt beyond rounding, but for decoding in tiles, whose seams rewards may see.
+Results change only by rounding, except with tiled decoding, which can show seams in the images.
 """
 
 from __future__ import annotations
@@ -24,29 +24,36 @@ from tdmr1_core.models.roles import Roles
 from tdmr1_core.versions import versions
 
 GRADIENT_MODES, BATCH_KINDS = 2, 3
-"""With or without; a single image, the first number of them that is met, and any other number."""
+"""Variants that torch.compile distinguishes: with or without gradient; batch size 1, the first other size, any size."""
 ENCODING = ("diffusers", "transformers")
-"""Packages that texts are encoded by."""
+"""The packages that affect how prompts are encoded."""
 
 
 def enable_gradient_checkpointing(roles: Roles) -> None:
-    """Recompute each block in the backward pass instead of keeping what it computed, under the role it ran under."""
-    for home in roles.backbones:
-        network: Any = home.network
+    """Recompute the blocks in the backward pass instead of storing activations, with the role of the forward pass.
+
+    Raises Tdmr1Error for a network without gradient checkpointing.
+    """
+    for backbone in roles.backbones:
+        network: Any = backbone.network
         if not getattr(network, "_supports_gradient_checkpointing", False):
+            name = type(network).__name__
             raise Tdmr1Error(
-                f"{type(network).__name__} has no gradient checkpointing", "leave memory.gradient_checkpointing off"
+                f"the network {name} does not support gradient checkpointing",
+                "set memory.gradient_checkpointing to false",
+                code="model-unsupported",
+                values={"network": name},
             )
-        network.enable_gradient_checkpointing(partial(_checkpointed, roles, home))
+        network.enable_gradient_checkpointing(partial(_checkpointed, roles, backbone))
 
 
-def _checkpointed(roles: Roles, home: Backbone, block: nn.Module, *arguments: Any) -> Any:
-    again = roles.reactivate(home)
-    return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+def _checkpointed(roles: Roles, backbone: Backbone, block: nn.Module, *arguments: Any) -> Any:
+    same_role = roles.reactivate(backbone)
+    return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), same_role))
 
 
 def save_vae_memory(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:
-    """Decode picture by picture, or also tile by tile, which shows at the seams of very large pictures."""
+    """Decode one image at a time ("sliced"), or also in tiles ("tiled"), which can show seams in large images."""
     vae: Any = backbone.pipeline.vae  # type: ignore[attr-defined]
     vae.enable_slicing()
     if how == "tiled":
@@ -54,15 +61,15 @@ def save_vae_memory(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None
 
 
 def compile_blocks(roles: Roles) -> None:
-    """Compile the repeated blocks of the networks (torch.compile): minutes at first, and time saved later.
+    """Compile the repeated blocks of the networks with torch.compile, which takes minutes at the first passes.
 
-    Blocks of a class share their code, of which torch keeps few variants by default and then compiles no more: it is
-    let keep one for each block, role, gradient mode and kind of batch.
+    By default torch keeps only a few compiled variants of a class of blocks and runs further ones uncompiled. The limit
+    is raised to one variant per block, role, gradient mode and kind of batch.
     """
     blocks = [
         block
-        for home in roles.backbones
-        for part in home.network.children()
+        for backbone in roles.backbones
+        for part in backbone.network.children()
         if isinstance(part, nn.ModuleList)
         for block in part
     ]
@@ -76,9 +83,9 @@ def compile_blocks(roles: Roles) -> None:
 
 @contextmanager
 def encoders_on_device(backbone: Backbone, denoisers: Sequence[nn.Module]) -> Iterator[None]:
-    """The text encoders on the device meanwhile and the denoisers on the CPU; afterwards the other way round.
+    """Within the context the text encoders are on the device and the denoisers on the CPU; afterwards the reverse.
 
-    Denoisers in fewer bits stay where they are: they are small, and not made for moving.
+    Quantized denoisers are not moved: they are small, and their layers are not designed to be moved.
     """
     encoders, movable = backbone.text_encoders(), [network for network in denoisers if not is_quantized(network)]
     try:
@@ -98,7 +105,7 @@ def _move(networks: Sequence[nn.Module], where: torch.device | str) -> None:
 
 
 def encoder_identity(backbone: Backbone) -> list[str]:
-    """What texts are encoded by: packages, tokenizers, and names, shapes and a few numbers of every weight."""
+    """Everything that affects how prompts are encoded: package versions, tokenizers, and samples of every weight."""
     return [
         *(f"{name} {number}" for name, number in versions().items() if name in ENCODING),
         *(_digest(tokenizer) for tokenizer in backbone.tokenizers()),
@@ -107,7 +114,7 @@ def encoder_identity(backbone: Backbone) -> list[str]:
 
 
 def _digest(tokenizer: Any) -> str:
-    """Of the files that a tokenizer is saved as, its chat template among them."""
+    """A hash of the files that `save_pretrained` writes for a tokenizer, including its chat template."""
     digest = hashlib.sha256()
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -117,6 +124,7 @@ def _digest(tokenizer: Any) -> str:
 
 
 def _weights(backbone: Backbone) -> list[str]:
+    """Name, dtype, shape and first values of every weight of the text encoders."""
     return [
         f"{name} {weight.dtype} {tuple(weight.shape)} {weight.flatten()[:4].tolist()}"
         for encoder in backbone.text_encoders()

@@ -1,4 +1,4 @@
-"""A network without weights: what a LoRA on it is called and shaped, known before anything heavy is loaded."""
+"""A network on the meta device: gives names and shapes of LoRA weights without loading the network's weights."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from tdmr1_core.models.roles import LoraShape
 
 
 class MetaNetwork:
-    """A family's denoiser built from its config on the meta device."""
+    """The denoiser of a family on the meta device, built from its config."""
 
     def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
         self.family = family
         self._network = build_network(family.transformer, config, "meta")
         self._adapters = 0
         self.linears = tuple(name for name, module in self._network.named_modules() if isinstance(module, nn.Linear))
-        """The names of the modules that a LoRA can be put on."""
+        """The names of the linear layers, to which a LoRA can be added."""
 
     def lora(self, shape: LoraShape) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of a LoRA's weights, in the order of the network's parameters.
+        """Names and shapes of the weights of a LoRA, in the order of the network's parameters.
 
-        Raises Tdmr1Error if the network has none of the target modules.
+        Raises Tdmr1Error if the network lacks the target modules.
         """
         self._adapters += 1
-        adapter = f"skeleton_{self._adapters}"
+        adapter = f"meta_{self._adapters}"
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 inject_adapter_in_model(shape.peft(), self._network, adapter_name=adapter, low_cpu_mem_usage=True)
         except ValueError as error:
-            raise shape.misfit(error) from error
+            raise shape.targets_error(error) from error
         part = f".{adapter}."
         named = self._network.named_parameters()
         return {name.replace(part, "."): tuple(weight.shape) for name, weight in named if part in name}
 
 
 def build_network(kind: str, config: Mapping[str, Any], device: str) -> nn.Module:
-    """One of diffusers' networks from its config, with random weights or, on the meta device, none."""
+    """Build a network of diffusers from its config, with random weights or, on the meta device, without."""
     import diffusers
 
     with torch.device(device):

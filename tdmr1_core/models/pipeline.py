@@ -1,4 +1,4 @@
-"""What the backbones made of a diffusers pipeline share: freezing, guidance, decoding, schedule."""
+"""The Backbone implementation that the families share: freezing, guidance, decoding and schedules of a pipeline."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tdmr1_core.models.families import Family
 from tdmr1_core.records import Conditioning
 
 TIMESTEPS = 1000
-"""Diffusers' flow schedulers count sigma in thousandths."""
+"""The timestep of diffusers is 1000 sigma."""
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-"""What pipelines call theirs."""
+"""The names of the tokenizers in a pipeline."""
 
 
 class PipelineBackbone(ABC):
-    """A pipeline's parts, frozen, in rectified-flow terms. A family says how it encodes and what its network wants."""
+    """A frozen diffusers pipeline as a Backbone. Subclasses encode the prompts and call the network."""
 
     family: ClassVar[Family]
 
@@ -36,8 +36,8 @@ class PipelineBackbone(ABC):
         device: torch.device,
         precision: torch.dtype,
         max_sequence_length: int,
-        encoders_leave: bool = False,
-        denoiser_waits: bool = False,
+        encoders_on_cpu: bool = False,
+        denoiser_on_cpu: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.network: nn.Module = pipeline.transformer
@@ -45,49 +45,49 @@ class PipelineBackbone(ABC):
         self.dtype = torch.promote_types(precision, torch.float32)
         self._precision = precision
         self._max_sequence_length = max_sequence_length
-        self._encoders_leave = encoders_leave
-        self._denoiser_waits = denoiser_waits
-        self._first: Self | None = None
-        _freeze(pipeline.transformer, self._denoiser_starts, precision)
+        self._encoders_on_cpu = encoders_on_cpu
+        self._denoiser_on_cpu = denoiser_on_cpu
+        self._base: Self | None = None
+        _freeze(pipeline.transformer, self._denoiser_device, precision)
         for encoder in self.text_encoders():
-            _freeze(encoder, torch.device("cpu") if encoders_leave else device, precision)
+            _freeze(encoder, torch.device("cpu") if encoders_on_cpu else device, precision)
         _freeze(pipeline.vae, device, self.dtype)
 
     @property
-    def _denoiser_starts(self) -> torch.device:
-        """Where a denoiser is put that was read from disk: on the CPU while it waits to be quantised."""
-        return torch.device("cpu") if self._denoiser_waits else self.device
+    def _denoiser_device(self) -> torch.device:
+        """The device of a newly loaded denoiser: the CPU if it is quantized later."""
+        return torch.device("cpu") if self._denoiser_on_cpu else self.device
 
     @abstractmethod
     def text_encoders(self) -> list[nn.Module]:
-        """Those of the pipeline's text encoders that are there."""
+        """The text encoders of the pipeline that are loaded."""
 
     def tokenizers(self) -> list[Any]:
-        """Those of the pipeline's tokenizers that are there."""
+        """The tokenizers of the pipeline that are loaded."""
         found = (getattr(self.pipeline, name, None) for name in TOKENIZERS)
         return [tokenizer for tokenizer in found if tokenizer is not None]
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts to conditioning through the pipeline's own encoders, one row each."""
+        """Encode prompts with the encoders of the pipeline, one row each."""
 
     @abstractmethod
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        """The conditioning as arguments of a call of the pipeline, in the precision of latents."""
+        """The conditioning as arguments of a call of the pipeline, in the dtype of latents."""
 
     @abstractmethod
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """v as the network gives it."""
+        """v (B, C, H, W) from one forward pass of the network."""
 
     @cached_property
     def unconditional(self) -> Conditioning:
         """The conditioning of the empty prompt, one row."""
-        return self.encode([""]) if self._first is None else self._first.unconditional
+        return self.encode([""]) if self._base is None else self._base.unconditional
 
     def velocity(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """v (B, C, H, W); with guidance both branches run in one batch."""
+        """v (B, C, H, W). With guidance, both branches are evaluated in one batch (2B, C, H, W)."""
         if guidance_scale == 1.0:
             return self._forward(latents, sigma, conditioning)
         both = Conditioning.cat([self.unconditional.expand(len(latents)), conditioning])
@@ -100,29 +100,29 @@ class PipelineBackbone(ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Clean latents to uint8 (B, height, width, 3), exactly as the pipeline does it."""
+        """Decode clean latents (B, C, H, W) to images, uint8 (B, height, width, 3), exactly as the pipeline does."""
         config = self.pipeline.vae.config
         pixels = self.pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
-        pictures = self.pipeline.image_processor.postprocess(pixels, output_type="np")
-        return (pictures * 255).round().astype(np.uint8)
+        images = self.pipeline.image_processor.postprocess(pixels, output_type="np")  # (B, height, width, 3) in [0, 1]
+        return (images * 255).round().astype(np.uint8)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture in pixels. Raises Tdmr1Error for a size that can't be drawn."""
+        """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
         channels = int(self.pipeline.transformer.config.in_channels)
         return shape_of_latents(channels, self.pipeline.vae_scale_factor, self._patch_size, height, width)
 
     @property
     @abstractmethod
     def _patch_size(self) -> int:
-        """Latents that the network takes together along each axis."""
+        """The patch size of the network, in latents."""
 
     def schedule(self, steps: int, shift: float | None = None) -> Tensor:
-        """The K + 1 levels, with the scheduler's own shift unless another is given."""
+        """Noise levels, float64 (K+1,), from 1 to 0. The default shift is that of the scheduler."""
         return sigma_schedule(steps, shift or self.pipeline.scheduler.config.shift)
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Compute in the precision of latents meanwhile, with the very weights that are held in a lower one."""
+        """Within the context the network computes in the dtype of latents; its weights are cast from their values."""
         if self._precision == self.dtype:
             yield
             return
@@ -137,54 +137,58 @@ class PipelineBackbone(ABC):
             for weight in lowered:
                 weight.data = weight.data.to(former)
 
-    def beside(self, folder: Path) -> Self:
-        """Another denoiser of the same make, read from a pipeline's folder, with this one's other parts."""
+    def with_other_denoiser(self, folder: Path) -> Self:
+        """A second backbone: the denoiser of the pipeline in `folder`, with all other parts of this one."""
         other = type(self)(
-            self.with_denoiser(folder),
+            self.pipeline_with_denoiser(folder),
             device=self.device,
             precision=self._precision,
             max_sequence_length=self._max_sequence_length,
-            encoders_leave=self._encoders_leave,
-            denoiser_waits=self._denoiser_waits,
+            encoders_on_cpu=self._encoders_on_cpu,
+            denoiser_on_cpu=self._denoiser_on_cpu,
         )
-        other._first = self
+        other._base = self
         return other
 
-    def with_denoiser(self, folder: Path) -> Any:
-        """A pipeline with a denoiser freshly read from a pipeline's folder and this one's other parts."""
+    def pipeline_with_denoiser(self, folder: Path) -> Any:
+        """A pipeline with the denoiser loaded from the pipeline in `folder`, and all other parts of this one."""
         import diffusers
 
         kind = getattr(diffusers, self.family.transformer)
         fresh = kind.from_pretrained(folder / "transformer", torch_dtype=self._precision, use_safetensors=True)
-        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_starts)})
+        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_device)})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
 
 def shape_of_latents(channels: int, pixels: int, patch: int, height: int, width: int) -> tuple[int, int, int]:
-    """(C, H, W) of a picture's latents, `pixels` wide each, of which a network takes `patch` together along each axis.
+    """The shape (C, H, W) of the latents of an image of `height` x `width` pixels.
 
-    Raises Tdmr1Error for a size that can't be drawn.
+    A latent covers `pixels` x `pixels` pixels, a patch of the network covers `patch` x `patch` latents.
+    Raises Tdmr1Error unless height and width are multiples of pixels x patch.
     """
     multiple = pixels * patch
     if height % multiple or width % multiple:
         raise Tdmr1Error(
-            f"pictures of {width}×{height} pixels can't be drawn: this model needs multiples of {multiple}",
+            f"the image size is {width}×{height} pixels; this model needs multiples of {multiple}",
             "change model.height and model.width",
+            code="setting-invalid",
+            values={"width": width, "height": height, "multiple": multiple},
         )
     return channels, height // pixels, width // pixels
 
 
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Disable gradients, switch to evaluation mode, and move a network to a device and dtype."""
     part.requires_grad_(False).eval().to(device)
     if any(weight.dtype != dtype for weight in part.parameters()):
         part.to(dtype=dtype)
 
 
 def load_pipeline(family: Family, folder: Path, precision: torch.dtype, absent: Sequence[str] = ()) -> Any:
-    """A family's pipeline from a directory, from safetensors alone, without the parts named `absent`.
+    """Load a pipeline from a directory, from safetensors files only, without the parts named `absent`.
 
-    Its weights are read in `precision`, those of the autoencoder in at least float32.
+    Weights are read in `precision`, those of the autoencoder at least in float32.
     """
     import diffusers
 

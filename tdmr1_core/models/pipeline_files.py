@@ -1,4 +1,4 @@
-"""A pipeline's directory, here or on the hub: its family, its configs, and whether all of it is there."""
+"""Reads and checks a pipeline directory, local or on the hub: family, configs and completeness."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from tdmr1_core.models.hub import hub_file, hub_snapshot, is_hub_id
 
 INDEX = "model_index.json"
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-"""The config of each kind of part without weights; the others have a config.json."""
+"""The config files of parts without weights. All other parts have a config.json."""
 COPY_AGAIN = "copy or download the whole pipeline directory again"
 
 
 def read_config(source: str, name: str) -> dict[str, Any]:
-    """One of a pipeline's JSON files. Raises Tdmr1Error if it is missing or damaged, or can't be had from the hub."""
+    """Read a JSON file of a pipeline. Raises Tdmr1Error if it is missing, damaged or not available from the hub."""
     path = _hub_config(source, name) if is_hub_id(source) else Path(source) / name
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise Tdmr1Error(f"{path} is missing or damaged", COPY_AGAIN) from error
+        raise Tdmr1Error(
+            f"the file {path} of a pipeline is missing or damaged",
+            COPY_AGAIN,
+            code="model-incomplete",
+            values={"source": source, "missing": name},
+        ) from error
 
 
 @lru_cache(maxsize=64)
@@ -34,27 +39,39 @@ def _hub_config(repo: str, name: str) -> Path:
 
 
 def family_of(source: str) -> Family:
-    """The family of a directory or hub id. Raises Tdmr1Error if it is no pipeline, or of a family we don't know."""
+    """The family of a pipeline. Raises Tdmr1Error if the source is not a pipeline, or its class is not supported."""
     if not is_hub_id(source) and not (Path(source) / INDEX).is_file():
-        raise Tdmr1Error(f"{source} is not a diffusers pipeline directory", f"it needs the {INDEX} of save_pretrained")
+        raise Tdmr1Error(
+            f"{source} is not a pipeline directory of diffusers: it has no {INDEX}",
+            "name a directory written by `save_pretrained` of a diffusers pipeline",
+            code="model-incomplete",
+            values={"source": source, "missing": INDEX},
+        )
     kind = read_config(source, INDEX).get("_class_name")
     if kind not in PIPELINES:
-        raise Tdmr1Error(f"{source} holds a {kind}, which is not supported", f"supported: {', '.join(PIPELINES)}")
+        raise Tdmr1Error(
+            f"{source} holds a {kind}, which is not supported",
+            f"supported pipelines: {', '.join(PIPELINES)}",
+            code="model-unsupported",
+            values={"source": source, "pipeline": kind},
+        )
     return PIPELINES[kind]
 
 
 def check_family(source: str, family: Family, model: str) -> None:
-    """Raise Tdmr1Error for a pipeline of another family than the model's."""
+    """Raise Tdmr1Error if a pipeline is not of the family of the model."""
     found = family_of(source)
     if found != family:
         raise Tdmr1Error(
             f"{source} holds a {found.pipeline}, but the model {model} is a {family.pipeline}",
-            f"name a model of its kind with --model, or the directory itself: --model {source}",
+            f"choose a model of that family with --model, or use the directory as the model: --model {source}",
+            code="model-invalid",
+            values={"source": source, "pipeline": found.pipeline, "model": model, "expected": family.pipeline},
         )
 
 
 def parts_of(source: str, absent: Sequence[str] = ()) -> list[str]:
-    """The parts a pipeline is made of, but for those that are to be left out."""
+    """The names of the parts of a pipeline, without those in `absent`."""
     index = read_config(source, INDEX)
     return [
         name
@@ -64,7 +81,7 @@ def parts_of(source: str, absent: Sequence[str] = ()) -> list[str]:
 
 
 def fetch(source: str, parts: Sequence[str]) -> Path:
-    """The local folder with these parts, downloaded if need be. Raises Tdmr1Error if any file of theirs is missing."""
+    """The local folder with these parts, downloaded if needed. Raises Tdmr1Error if a file is missing or damaged."""
     folder = Path(source)
     if is_hub_id(source):
         folder = hub_snapshot(source, [INDEX, *(f"{part}/*" for part in parts)])
@@ -74,13 +91,13 @@ def fetch(source: str, parts: Sequence[str]) -> Path:
 
 
 def _check_part(folder: Path, part: str, hint: str) -> None:
-    """Raise Tdmr1Error unless a part's config and weights are there, every file of its full length."""
+    """Raise Tdmr1Error unless config and weights of a part exist and every weight file has its full length."""
     kind = part.split("_")[0]
     if kind == "feature":
         return
     config = folder / part / CONFIGS.get(kind, "config.json")
     if not config.is_file():
-        raise _incomplete(folder, f"{part}/{config.name} is missing", hint)
+        raise _incomplete(folder, f"{part}/{config.name}", "is missing", hint)
     if kind in CONFIGS:
         return
     indices = list((folder / part).glob("*.safetensors.index.json"))
@@ -89,36 +106,46 @@ def _check_part(folder: Path, part: str, hint: str) -> None:
     else:
         names = [path.name for path in (folder / part).glob("*.safetensors") if ".fp16" not in path.name]
     if not names:
-        raise _incomplete(folder, f"{part} has no safetensors weights", hint)
+        raise _incomplete(folder, part, "has no safetensors weights", hint)
     for name in names:
         _check_weights(folder, f"{part}/{name}", hint)
 
 
 def _check_weights(folder: Path, name: str, hint: str) -> None:
-    """Only the header is read: safetensors compares it with the file's length."""
+    """Raise Tdmr1Error unless a weight file is complete. Reads its header only, which contains the length."""
     from safetensors import SafetensorError, safe_open
 
     if not (folder / name).is_file():
-        raise _incomplete(folder, f"{name} is missing", hint)
+        raise _incomplete(folder, name, "is missing", hint)
     try:
         with safe_open(folder / name, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise _incomplete(folder, f"{name} is cut short or damaged", hint) from error
+        raise _incomplete(folder, name, "is truncated or damaged", hint) from error
 
 
-def _incomplete(folder: Path, what: str, hint: str) -> Tdmr1Error:
-    return Tdmr1Error(f"the pipeline in {folder} is incomplete: {what}", hint)
+def _incomplete(folder: Path, name: str, problem: str, hint: str) -> Tdmr1Error:
+    return Tdmr1Error(
+        f"the pipeline in {folder} is incomplete: {name} {problem}",
+        hint,
+        code="model-incomplete",
+        values={"source": str(folder), "missing": name, "problem": problem},
+    )
 
 
 def entry_of_pipeline(source: str) -> ModelEntry:
-    """A model entry for a bare pipeline directory or hub id, read from its own configs."""
+    """The model entry of a pipeline that is not registered, from its configs.
+
+    Raises Tdmr1Error if the source is not a pipeline or is not supported.
+    """
     family = family_of(source)
     scheduler = read_config(source, "scheduler/scheduler_config.json")
     if scheduler.get("use_dynamic_shifting"):
         raise Tdmr1Error(
-            f"the scheduler of {source} shifts its levels by resolution, which is not supported",
-            "set use_dynamic_shifting to false in its config, and the shift it was distilled with",
+            f"the scheduler of {source} has use_dynamic_shifting, a shift by resolution, which is not supported",
+            "in scheduler_config.json set use_dynamic_shifting to false, and shift to the value of the distillation",
+            code="model-unsupported",
+            values={"source": source, "setting": "use_dynamic_shifting"},
         )
     latents = read_config(source, "transformer/config.json").get("sample_size", 128)
     levels = read_config(source, "vae/config.json").get("block_out_channels", [0] * 4)
@@ -141,5 +168,5 @@ def entry_of_pipeline(source: str) -> ModelEntry:
 
 
 def has_t5(source: str) -> bool:
-    """Whether an SD3 pipeline has its third text encoder."""
+    """True if an SD3 pipeline has its third text encoder, T5."""
     return read_config(source, INDEX).get("text_encoder_3", [None])[0] is not None

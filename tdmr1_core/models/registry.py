@@ -1,4 +1,4 @@
-"""Models by name: what to load, and how a run uses it. Listing is cheap; torch and diffusers load with a model."""
+"""The registry of models. Listing imports neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SAME", "ModelEntry", "ModelRegistry", "builtin_models"]
 
 
 class ModelRegistry:
-    """Known models, from this package and from plugins (hook `tdmr1_register_models`)."""
+    """The models of this package and of plugins (hook `tdmr1_register_models`), by name."""
 
     def __init__(self) -> None:
         self._claims: dict[str, list[ModelEntry]] = {}
@@ -25,33 +25,41 @@ class ModelRegistry:
             self.register(entry)
 
     def register(self, entry: ModelEntry) -> None:
-        """Add a model. A name that is claimed twice is an error only when it is used."""
+        """Add a model. A name that is registered twice is an error only in `get`."""
         self._claims.setdefault(entry.name, []).append(entry)
 
     def entries(self) -> Sequence[ModelEntry]:
-        """Every model sorted by name, those that are claimed twice too."""
+        """All models, sorted by name, including those whose name is registered twice."""
         return [entry for name in sorted(self._claims) for entry in self._claims[name]]
 
     def get(
         self, name: str, *, path: Path | None = None, lora: Path | None = None, teacher: str | None = None
     ) -> ModelEntry:
-        """A registered model, or a directory or hub id of a supported family, its parts replaced on request.
+        """A registered model, or the pipeline in a directory or with a hub id. The other arguments replace parts of it.
 
-        Raises Tdmr1Error for an unknown name, one that two distributions claim, a directory that is no pipeline, or a
-        family that isn't supported or not the model's.
+        Raises Tdmr1Error for a name that is unknown or registered by two distributions, for a directory that is not a
+        pipeline, and for a family that is not supported or not that of the model.
         """
         if name in self._claims:
             entry, *rivals = self._claims[name]
             if rivals:
+                distributions = [entry.distribution, rivals[0].distribution]
                 raise Tdmr1Error(
-                    f"the model {name!r} is registered by both {entry.distribution} and {rivals[0].distribution}",
-                    "uninstall one of them or leave it out with TDMR1_DISABLE_PLUGINS",
+                    f"the model name {name!r} is registered by both {' and '.join(distributions)}",
+                    "uninstall one of them, or disable it with TDMR1_DISABLE_PLUGINS",
+                    code="model-invalid",
+                    values={"model": name, "distributions": distributions},
                 )
         elif Path(name).is_dir() or is_hub_id(name):
             entry = entry_of_pipeline(name)
         else:
             hint = close_match_hint(name, sorted(self._claims))
-            raise Tdmr1Error(f"there is no model {name!r}", f"{hint}; or name a pipeline directory or hub id")
+            raise Tdmr1Error(
+                f"there is no model {name!r}",
+                f"{hint}; or name a pipeline directory or hub id",
+                code="model-unknown",
+                values={"model": name},
+            )
         if path is not None:
             check_family(str(path), FAMILIES[entry.family], entry.name)
             entry = replace(entry, base=str(path))

@@ -1,4 +1,4 @@
-"""Who is active on the frozen backbone: the teacher has no adapter, every other role is a LoRA known by name."""
+"""The roles on the frozen backbones. Teacher and reference have no adapter; every other role is a named LoRA."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ LoraWeights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LoraShape:
-    """Rank, alpha and the modules (full names or suffixes) of a LoRA."""
+    """Rank, alpha and target modules (full names or suffixes) of a LoRA."""
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
 
     def peft(self) -> LoraConfig:
-        """As PEFT's config; B starts at zero, so a new adapter changes nothing."""
+        """The config for PEFT. B is initialized to zero, so that a new adapter does not change the output."""
         return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), init_lora_weights=True)
 
-    def misfit(self, error: ValueError) -> Tdmr1Error:
-        """What is said of a network that has none of the target modules."""
+    def targets_error(self, error: ValueError) -> Tdmr1Error:
+        """The error for a network that lacks the target modules; `error` is PEFT's."""
         shown = ", ".join(self.targets[:8]) + (", …" if len(self.targets) > 8 else "")
         return Tdmr1Error(
-            f"the LoRA's target modules {shown} do not fit the model: {error}",
-            "check the model entry's targets, or use the LoRA with the base model it was made for",
+            f"the target modules {shown} of the LoRA do not fit the model: {error}",
+            "check the `targets` of the model entry, or use the LoRA with the base model that it was trained on",
+            code="lora-mismatch",
+            values={"targets": list(self.targets)},
         )
 
 
 class Roles:
-    """Named adapters on one or two backbones. `acting(role)` says who answers; gradients of roles never meet.
+    """Named adapters on one or two backbones. Within `acting(role)` a backbone computes with the adapter of the role.
 
-    `teacher` and `reference` are a bare backbone. The adapters' parameters are float32 (float64 on such a backbone).
-    Where the few-step model is a whole checkpoint of its own, its multi-step teacher can be a second backbone: the
-    generator stays on the first, and everything that tells a score (teacher, reference, fake, surrogate) is the second.
+    The roles "teacher" and "reference" use no adapter. Adapter parameters have the dtype of latents (float32, float64).
+    If the few-step model is a full checkpoint, its multi-step teacher can be a second backbone: the generator is then
+    on the first, and all other roles (teacher, reference, fake score, surrogate) are on the second. The gradient of a
+    role never reaches the parameters of another.
     """
 
     def __init__(
@@ -74,113 +77,123 @@ class Roles:
                 for name in (*trained, *averaged):
                     self.backbone_of(name).network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
-                raise shape.misfit(error) from error
-        self._layers = {home: _lora_layers(home.network) for home in (self._scores, backbone)}
+                raise shape.targets_error(error) from error
+        self._layers = {each: _lora_layers(each.network) for each in (self._scores, backbone)}
         self._parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*trained, *averaged)}
         self.refresh()
         for name, weights in self._parameters.items():
             for weight in weights.values():
                 weight.data = weight.data.to(self.backbone_of(name).dtype)
         self._acting: dict[Backbone, str] = {}
-        for home in self._layers:
-            self._activate(TEACHER, home)
+        for each in self._layers:
+            self._activate(TEACHER, each)
 
     @property
     def backbones(self) -> tuple[Backbone, ...]:
-        """Each of them once, the one that tells scores first."""
+        """The distinct backbones. The second backbone, if there is one, comes first."""
         return tuple(self._layers)
 
     def backbone_of(self, role: str) -> Backbone:
-        """The backbone that a role is on."""
+        """The backbone of a role."""
         return self.backbone if role in (GENERATOR, GENERATOR_EMA) else self._scores
 
     def refresh(self) -> None:
-        """Find every role's parameters in the networks: once more where they were replaced there."""
-        self._parameters = {name: self._found(name) for name in self._parameters}
+        """Look up the parameters of every role in the networks, for example after they were replaced there."""
+        self._parameters = {name: self._find_parameters(name) for name in self._parameters}
 
-    def _found(self, name: str) -> dict[str, nn.Parameter]:
+    def _find_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The LoRA parameters of a role in its network, by canonical name."""
         part = f".{name}."
         named = self.backbone_of(name).network.named_parameters()
         return {key.replace(part, "."): weight for key, weight in named if part in key and "lora_" in key}
 
     @contextmanager
     def acting(self, role: str) -> Iterator[Backbone]:
-        """The role's backbone with its adapter active; the former role comes back afterwards."""
+        """The backbone of a role, with its adapter active. Restores the previous role afterwards.
+
+        Raises KeyError for an unknown role.
+        """
         if role not in (TEACHER, REFERENCE, *self._parameters):
             raise KeyError(role)
-        with self._active(role, self.backbone_of(role)) as home:
-            yield home
+        with self._active(role, self.backbone_of(role)) as backbone:
+            yield backbone
 
-    def reactivate(self, home: Backbone) -> AbstractContextManager[Backbone]:
-        """The role that acts on a backbone now, to act once more when a graph is recomputed."""
-        return self._active(self._acting[home], home)
+    def reactivate(self, backbone: Backbone) -> AbstractContextManager[Backbone]:
+        """A context that activates the current role of a backbone again, when a forward pass is recomputed later."""
+        return self._active(self._acting[backbone], backbone)
 
     @contextmanager
-    def _active(self, role: str, home: Backbone) -> Iterator[Backbone]:
-        former = self._acting[home]
-        self._activate(role, home)
+    def _active(self, role: str, backbone: Backbone) -> Iterator[Backbone]:
+        previous = self._acting[backbone]
+        self._activate(role, backbone)
         try:
-            yield home
+            yield backbone
         finally:
-            self._activate(former, home)
+            self._activate(previous, backbone)
 
-    def _activate(self, role: str, home: Backbone) -> None:
-        if role == self._acting.get(home):
+    def _activate(self, role: str, backbone: Backbone) -> None:
+        if role == self._acting.get(backbone):
             return
         active = [role] if role in self._parameters else []
-        for layer in self._layers[home]:
+        for layer in self._layers[backbone]:
             layer.set_adapter(active)
-        # PEFT lets only the active adapter require a gradient; a graph recorded under another role would lose its own.
+        # PEFT disables the gradients of inactive adapters, and graphs recorded under another role would lose theirs.
         for name, weights in self._parameters.items():
             for weight in weights.values():
                 weight.requires_grad_(name in self.trained)
-        self._acting[home] = role
+        self._acting[backbone] = role
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every role that has an adapter, trained ones first."""
+        """All roles with an adapter, the trained ones first."""
         return tuple(self._parameters)
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """A role's LoRA parameters by canonical name."""
+        """The LoRA parameters of a role, by canonical name."""
         return self._parameters[role]
 
     def weights(self, role: str) -> LoraWeights:
-        """A detached copy of a role's LoRA weights by canonical name, on the CPU."""
+        """A detached copy of the LoRA weights of a role on the CPU, by canonical name."""
         return {name: weight.detach().cpu().clone() for name, weight in self._parameters[role].items()}
 
     @torch.no_grad()
     def load(self, role: str, weights: Mapping[str, Tensor], source: str) -> None:
-        """Put weights into a role. Raises Tdmr1Error where names or shapes differ, naming `source`."""
-        own = self._parameters[role]
-        missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+        """Copy weights into a role. Raises Tdmr1Error if names or shapes differ; `source` names them in the message."""
+        parameters = self._parameters[role]
+        missing, extra = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
         if missing or extra:
             example = (missing or extra)[0]
             raise Tdmr1Error(
-                f"{source} does not fit: {len(missing)} weights missing, {len(extra)} unknown, such as {example}",
-                "use the LoRA with the base model it was made for",
+                f"{source} does not fit the model: {len(missing)} weights are missing and {len(extra)} are unknown, "
+                f"for example {example}",
+                "use the LoRA with the base model that it was trained on",
+                code="lora-mismatch",
+                values={"source": source, "missing": len(missing), "unknown": len(extra), "example": example},
             )
-        for name, weight in own.items():
+        for name, weight in parameters.items():
             if weight.shape != weights[name].shape:
+                found, expected = list(weights[name].shape), list(weight.shape)
                 raise Tdmr1Error(
-                    f"{source}: {name} is {tuple(weights[name].shape)}, the model needs {tuple(weight.shape)}",
-                    "rank or width differ; use the LoRA with the base model it was made for",
+                    f"{source} does not fit the model: {name} has shape {tuple(found)}, expected {tuple(expected)}",
+                    "use the LoRA with the base model that it was trained on, and with the same rank",
+                    code="lora-mismatch",
+                    values={"source": source, "weight": name, "found": found, "expected": expected},
                 )
-        for name, weight in own.items():
+        for name, weight in parameters.items():
             weight.copy_(weights[name])
 
     @torch.no_grad()
     def average(self, average: str, role: str, decay: float) -> None:
-        """Exponential moving average: average <- decay average + (1 - decay) role."""
+        """Update an exponential moving average: average <- decay average + (1 - decay) role."""
         for name, weight in self._parameters[average].items():
             weight.lerp_(self._parameters[role][name], 1 - decay)
 
     def copy(self, source: str, target: str) -> None:
-        """Give one role the weights of another."""
+        """Copy the weights of role `source` into role `target`."""
         self.load(target, self._parameters[source], source)
 
     def peft_config(self, role: str) -> dict[str, Any]:
-        """PEFT's config of a role's adapter as plain data."""
+        """The PEFT config of the adapter of a role, as plain data."""
         configs = self.backbone_of(role).network.peft_config
         return dict(configs[role].to_dict())  # type: ignore[index,union-attr]
 

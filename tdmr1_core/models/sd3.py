@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 behind the Backbone protocol: any StableDiffusion3Pipeline."""
+"""Stable Diffusion 3 and 3.5 as a Backbone: any StableDiffusion3Pipeline."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tdmr1_core.records import Conditioning
 
 
 class SD3Backbone(PipelineBackbone):
-    """A StableDiffusion3Pipeline's parts; its velocity has our sign already, and its time is sigma in thousandths."""
+    """A StableDiffusion3Pipeline. Its network returns v = eps - x_0 at timestep 1000 sigma."""
 
     family = FAMILIES["sd3"]
 
     def text_encoders(self) -> list[nn.Module]:
-        """Those of the three that are there."""
+        """The text encoders that are loaded, of CLIP-L, CLIP-G and T5."""
         found = (self.pipeline.text_encoder, self.pipeline.text_encoder_2, self.pipeline.text_encoder_3)
         return [encoder for encoder in found if encoder is not None]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts to token and pooled embeddings."""
+        """Encode prompts to token embeddings (B, L, D) and pooled embeddings (B, P)."""
         embeddings, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts),
             None,
@@ -37,7 +37,7 @@ class SD3Backbone(PipelineBackbone):
         return Conditioning(embeddings, pooled)
 
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        """The embeddings as the pipeline takes them."""
+        """The embeddings as arguments of the pipeline."""
         return {
             "prompt_embeds": conditioning.embeddings.to(self.dtype),
             "pooled_prompt_embeds": conditioning.pooled.to(self.dtype),
@@ -50,7 +50,7 @@ class SD3Backbone(PipelineBackbone):
             encoder_hidden_states=conditioning.embeddings.to(self._precision),
             pooled_projections=conditioning.pooled.to(self._precision),
             return_dict=False,
-        )[0]
+        )[0]  # (B, C, H, W)
         return velocity
 
     @property

@@ -1,7 +1,7 @@
-"""Z-Image and Z-Image-Turbo behind the Backbone protocol: any ZImagePipeline.
+"""Z-Image and Z-Image-Turbo as a Backbone: any ZImagePipeline.
 
-Its network takes lists of pictures and texts, counts time from 0 (noise) to 1 (picture) and points from noise to
-picture: t = 1 - sigma, and v is its answer's negative.
+The network takes lists of latents and text embeddings. Its time is t = 1 - sigma (0 is noise, 1 is the image), and its
+output is x_0 - eps = -v.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tdmr1_core.records import Conditioning
 
 
 class ZImageBackbone(PipelineBackbone):
-    """A ZImagePipeline's parts. Texts keep their own lengths; there is no pooled embedding."""
+    """A ZImagePipeline. Prompts keep their own token counts; there is no pooled embedding (P = 0)."""
 
     family = FAMILIES["zimage"]
 
     def text_encoders(self) -> list[nn.Module]:
-        """The only one, if it is there."""
+        """The only text encoder, if it is loaded."""
         return [self.pipeline.text_encoder] if self.pipeline.text_encoder is not None else []
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts to token embeddings, padded to the longest."""
+        """Encode prompts to token embeddings (B, L, D), padded to the longest."""
         texts, _ = self.pipeline.encode_prompt(
-            list(prompts),  # it writes into the list
+            list(prompts),  # a copy, because the pipeline modifies it
             device=self.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self._max_sequence_length,
@@ -39,15 +39,15 @@ class ZImageBackbone(PipelineBackbone):
         return Conditioning.cat(rows)
 
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        """The texts as the pipeline takes them."""
+        """The embeddings as arguments of the pipeline."""
         return {"prompt_embeds": [text.to(self.dtype) for text in _texts(conditioning)]}
 
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        pictures = list(latents.to(self._precision).unsqueeze(2).unbind())  # (C, 1, H, W) each
+        images = list(latents.to(self._precision).unsqueeze(2).unbind())  # (C, 1, H, W) each
         time = (TIMESTEPS - (sigma * TIMESTEPS).to(latents)) / TIMESTEPS
         texts = [text.to(self._precision) for text in _texts(conditioning)]
-        answers = self.network(pictures, time, texts, return_dict=False)[0]
-        return -torch.stack([answer.to(self.dtype) for answer in answers]).squeeze(2)
+        outputs = self.network(images, time, texts, return_dict=False)[0]  # (C, 1, H, W) each
+        return -torch.stack([output.to(self.dtype) for output in outputs]).squeeze(2)  # (B, C, H, W)
 
     @property
     def _patch_size(self) -> int:
@@ -55,7 +55,7 @@ class ZImageBackbone(PipelineBackbone):
 
 
 def _texts(conditioning: Conditioning) -> list[Tensor]:
-    """The embeddings of each text without padding, (length, D)."""
+    """The token embeddings of each prompt without padding, (length, D) each."""
     if conditioning.lengths is None:
         return list(conditioning.embeddings)
     rows = zip(conditioning.embeddings, conditioning.lengths.tolist(), strict=True)

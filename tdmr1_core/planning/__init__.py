@@ -1,1 +1,1 @@
-"""Memory, FLOPs and time of a run, without loading weights."""
+"""Estimates memory, FLOPs and time of a run without loading weights."""

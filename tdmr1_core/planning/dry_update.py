@@ -1,6 +1,7 @@
-"""What an update takes, found by doing it on tensors without numbers: the real stage, of the real network's shape.
+"""Peak memory and FLOPs of one update, measured by running it under FakeTensorMode, without weights.
 
-Everything that is held at once is counted as it comes and goes, with autocast, casts of LoRAs and recomputed blocks.
+The update runs the real stage on a network of the real shape. Live bytes are counted as tensors are created and freed,
+which includes autocast copies, casts of LoRA weights and recomputed blocks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ from tdmr1_rewards.errors import one_line
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made meanwhile: those that are `live` now, and the most that were, `peak`."""
+    """Counts the bytes of tensors created in this mode: `live` is the current sum, `peak` the maximum.
+
+    The weights of the modules `known` are not counted.
+    """
 
     def __init__(self, *known: nn.Module) -> None:
         super().__init__()
@@ -45,16 +49,16 @@ class LiveBytes(TorchDispatchMode):
         self._seen: set[int] = set()
         for module in known:
             for weight in (*module.parameters(), *module.buffers()):
-                self._watch(weight, counted=False)
+                self._count(weight, counted=False)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = function(*args, **(kwargs or {}))
-        for value in tree_iter(answer):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_iter(result):
             if isinstance(value, Tensor):
-                self._watch(value, counted=True)
-        return answer
+                self._count(value, counted=True)
+        return result
 
-    def _watch(self, tensor: Tensor, *, counted: bool) -> None:
+    def _count(self, tensor: Tensor, *, counted: bool) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata in self._seen:
             return
@@ -62,18 +66,18 @@ class LiveBytes(TorchDispatchMode):
         self._seen.add(storage._cdata)
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, storage._cdata, size)
+        weakref.finalize(storage, self._release, storage._cdata, size)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _release(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
 
 
 class FusedKernels:
-    """Attention that keeps no table of all pairs, as kernels do it, and its operations, which nobody else would count.
+    """Replaces attention by a version that stores no attention matrix, as fused kernels do, and counts its FLOPs.
 
-    With `gpu` also what autocast does on GPUs alone: layer norms in float32. They take the place of torch's own, since
-    no mode of torch reaches into blocks that are recomputed.
+    With `gpu`, layer norms under autocast run in float32, as on GPUs. Functions of torch are patched because dispatch
+    modes do not reach blocks that are recomputed.
     """
 
     def __init__(self, *, gpu: bool) -> None:
@@ -81,8 +85,8 @@ class FusedKernels:
         self._gpu = gpu
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Let torch use them meanwhile."""
+    def patched(self) -> Iterator[None]:
+        """Within the context torch uses these functions."""
         with (
             patch.object(functional, "scaled_dot_product_attention", self._attention),
             patch.object(functional, "layer_norm", partial(self._layer_norm, functional.layer_norm)),
@@ -91,20 +95,22 @@ class FusedKernels:
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
         self.operations += 4.0 * query.numel() * key.shape[-2]
-        answer: Tensor = _Attention.apply(query, key, value)
-        return answer
+        result: Tensor = _Attention.apply(query, key, value)
+        return result
 
-    def _layer_norm(self, own: Callable[..., Tensor], tensor: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        single = self._gpu and torch.is_autocast_enabled("cpu")
-        return own(tensor.float() if single else tensor, *arguments, **named)
+    def _layer_norm(self, original: Callable[..., Tensor], tensor: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        in_float32 = self._gpu and torch.is_autocast_enabled("cpu")
+        return original(tensor.float() if in_float32 else tensor, *arguments, **named)
 
 
 class _Attention(torch.autograd.Function):
+    """Attention whose result has the right shape but no values. Stores query, key, value and result for backward."""
+
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        answer = torch.empty_like(query)
-        context.save_for_backward(query, key, value, answer)
-        return answer
+        result = torch.empty_like(query)
+        context.save_for_backward(query, key, value, result)
+        return result
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
@@ -113,15 +119,18 @@ class _Attention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Update:
-    """What the generator's update of some images takes: numbers in the network and in its linear layers, operations a
-    forward pass of one image, and the most bytes that are held at once.
-    """
+    """The size of one generator update."""
 
     parameters: int
+    """Parameters and buffers of the network."""
     linear: int
+    """Weights of its linear layers."""
     lora_parameters: int
+    """Parameters of one LoRA."""
     operations: float
+    """FLOPs of one forward pass for one image."""
     bytes: int
+    """Peak bytes beside the weights and the states that are kept between updates."""
 
 
 def dry_update(
@@ -135,11 +144,11 @@ def dry_update(
     images: int = 1,
     gpu: bool = True,
 ) -> Update:
-    """Do the generator's update, the largest of an iteration, for some images with texts of `tokens` tokens.
+    """Run the generator update, the largest of an iteration, for `images` images and prompts of `tokens` tokens.
 
-    Its bytes are those beside weights and what is kept between updates. Raises Tdmr1Error where it can't be done.
+    `latent_shape` is (C, H, W). Raises Tdmr1Error if the network cannot be built or run.
     """
-    with _without_numbers():
+    with _translate_errors():
         backbone = _bare_backbone(config, family, denoiser, tokens)
         network = backbone.network
         parameters = sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
@@ -149,10 +158,10 @@ def dry_update(
         if config.memory.gradient_checkpointing:
             enable_gradient_checkpointing(roles)
     kernels = FusedKernels(gpu=gpu)
-    with _without_numbers(), FakeTensorMode(), kernels.in_place():
-        _fake(network)
+    with _translate_errors(), FakeTensorMode(), kernels.patched():
+        _to_fake_cpu(network)
         roles.refresh()
-        backbone.unconditional = _text(denoiser, tokens, next(network.parameters()).dtype)
+        backbone.unconditional = _text_conditioning(denoiser, tokens, next(network.parameters()).dtype)
         role = build_trained(config, roles)[GENERATOR]
         stage = build_generator(config, roles, role)
         trajectory = _trajectory(backbone, images, latent_shape)
@@ -170,28 +179,33 @@ def dry_update(
 
 
 @contextmanager
-def _without_numbers() -> Iterator[None]:
-    """What a network without numbers stumbles over, as a sentence."""
+def _translate_errors() -> Iterator[None]:
+    """Translate the errors of a network that cannot be built or run to Tdmr1Error."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
-        told = one_line(str(error))
-        raise Tdmr1Error(f"this model can't be planned: {told}", "see that its configs and the size fit") from error
+        reason = one_line(str(error))
+        raise Tdmr1Error(
+            f"this model cannot be planned, because its network cannot be run: {reason}",
+            "check the configs of the model, model.height and model.width",
+            code="plan-unavailable",
+            values={"reason": reason},
+        ) from error
 
 
 def _bare_backbone(config: RunConfig, family: Family, denoiser: Mapping[str, Any], tokens: int) -> PipelineBackbone:
-    """A family's backbone around a denoiser on the meta device, without any other part."""
+    """The backbone of a family with a denoiser on the meta device and no other part."""
     precision = PRECISIONS[config.model.precision]
     network = build_network(family.transformer, denoiser, "meta")
-    nn.Module.to(network, dtype=precision)  # diffusers' own warns of parts to keep in float32, though there are none
+    nn.Module.to(network, dtype=precision)  # the `to` of diffusers warns about parts kept in float32
     network.to = lambda *_, **__: network  # type: ignore[method-assign]
     encoders = dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"))
     pipeline = SimpleNamespace(transformer=network, vae=nn.Identity(), **encoders)
     return backbone_class(family)(pipeline, device=torch.device("cpu"), precision=precision, max_sequence_length=tokens)
 
 
-def _fake(network: nn.Module) -> None:
-    """Put a network from the meta device on a CPU that holds no numbers, but to which autocast applies."""
+def _to_fake_cpu(network: nn.Module) -> None:
+    """Replace meta tensors by fake CPU tensors, because autocast applies to those only."""
     for module in network.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             fake = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
@@ -201,11 +215,11 @@ def _fake(network: nn.Module) -> None:
 
 
 def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of a token's and of a pooled embedding that a denoiser takes, by its config."""
+    """The widths D and P of the token and pooled embeddings that a denoiser takes, from its config."""
     return denoiser.get("joint_attention_dim") or denoiser["cap_feat_dim"], denoiser.get("pooled_projection_dim", 0)
 
 
-def _text(denoiser: Mapping[str, Any], tokens: int, dtype: torch.dtype) -> Conditioning:
+def _text_conditioning(denoiser: Mapping[str, Any], tokens: int, dtype: torch.dtype) -> Conditioning:
     width, pooled = text_widths(denoiser)
     return Conditioning(torch.empty(1, tokens, width, dtype=dtype), torch.empty(1, pooled, dtype=dtype))
 

@@ -1,6 +1,6 @@
-"""What the repositories of the published models say of their parts, so that a run is planned without any of them.
+"""Configs of the published models, so that a run can be planned without a download.
 
-Of each part's config the values that its size depends on, by hub id and file name; the rest is diffusers' default.
+They hold the values that affect sizes; all other values are the defaults of diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AUTOENCODER: Config = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-"""Sixteen channels, eight pixels a latent: of SD3 and, with other weights, of Z-Image."""
+"""The autoencoder of SD3 and, with other weights, of Z-Image: 16 channels, 8 x 8 pixels per latent."""
 CLIP_L: Config = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -105,4 +105,4 @@ PUBLISHED: dict[str, dict[str, Config]] = {
         "text_encoder/config.json": QWEN3_4B,
     },
 }
-"""Config by hub id and file name."""
+"""Configs by hub id, then by file name."""

@@ -1,1 +1,1 @@
-"""Prompts for models of real pictures, generated from templates and words: nothing is downloaded."""
+"""Prompt sets, generated from templates and word lists, and prompt files. Nothing is downloaded."""

@@ -1,8 +1,8 @@
-"""Generated prompts of GenEval's six tasks (arXiv 2310.11513), for models that draw photographs.
+"""Generated prompts of the six tasks of GenEval (arXiv 2310.11513), for models of the domain "photo".
 
-Its sentences and COCO's 80 names, drawn anew from a seed. None asks for what one of GenEval's 553 evaluation prompts
-asks for: those are known here by their fingerprints. Single objects are the exception, since the evaluation asks for
-all 80; their sentences differ. What `held_out` sets ask for is in no other set.
+The prompts use the sentences of GenEval and the 80 class names of COCO, drawn from a seed. None has the request of one
+of the 553 evaluation prompts of GenEval, which are excluded by fingerprint. Single objects are the exception: the
+evaluation contains all 80, so only their sentences differ. Requests of held-out sets occur in no training set.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NAMES = (
     "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 # fmt: on
-"""COCO's classes as GenEval calls them."""
+"""The classes of COCO, with the names that GenEval uses."""
 COLOURABLE = tuple(name for name in NAMES if name != "person")
-"""What GenEval asks for in colour."""
+"""The classes that GenEval requests with a color."""
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 PLURALS = {
     "person": "people",
@@ -42,35 +42,35 @@ PLURALS = {
     "skis": "skis",
     "scissors": "scissors",
 }
-"""Those that are more than an added s or es."""
+"""The plurals that do not just add s or es."""
 EVALUATION = "geneval_evaluation.txt"
-"""Beside this file: the fingerprints of GenEval's evaluation prompts, one a line."""
+"""A file in this folder: the fingerprints of the evaluation prompts of GenEval, one per line."""
 PER_TASK = 480
-"""Entries a task in the training set, so that every task is asked for as often; where there are fewer, they repeat."""
+"""Training prompts per task. A task with fewer distinct prompts repeats them, so that tasks are equally frequent."""
 HELD_OUT_PER_TASK = 40
 DRAWS = 6000
-"""Most draws for one task: enough to meet nearly every prompt of the tasks that have few."""
+"""Random draws per task: enough to find nearly all prompts of tasks with few distinct ones."""
 SEED = 2310_11513
 
 Metadata = dict[str, Any]
 
 
 def geneval(held_out: bool) -> list[Prompt]:
-    """Prompts of the six tasks with GenEval's metadata: 480 a task to train with, or up to 40 that were held out."""
+    """Prompts of all tasks, with the metadata of GenEval: 480 training or at most 40 held-out prompts per task."""
     prompts = []
     for task in TASKS:
-        every = _of_task(task, held_out)
-        prompts += every if held_out else every * (PER_TASK // len(every))
+        distinct = _of_task(task, held_out)
+        prompts += distinct if held_out else distinct * (PER_TASK // len(distinct))
     return prompts
 
 
 def counting(held_out: bool) -> list[Prompt]:
-    """The prompts of the counting task alone, once each: two, three or four of a thing."""
+    """The distinct prompts of the counting task: two, three or four objects of a class."""
     return _of_task("counting", held_out)
 
 
 def fingerprint(metadata: Metadata) -> str:
-    """What a prompt asks for, whatever its words and the order of its objects, as eight hexadecimal digits."""
+    """A hash of the request of a prompt, independent of wording and order of objects: eight hexadecimal digits."""
     parts = sorted(
         "|".join([entry["class"], str(entry["count"]), entry.get("color", ""), *map(str, entry.get("position", ()))])
         for entry in metadata["include"]
@@ -79,7 +79,7 @@ def fingerprint(metadata: Metadata) -> str:
 
 
 def _of_task(task: str, held_out: bool) -> list[Prompt]:
-    """The distinct prompts of a task, in a fixed random order: at most a quarter of all there are is held out."""
+    """The distinct prompts of a task, in a fixed random order. At most a quarter of them is held out."""
     rng = random.Random(f"{SEED} {task}")
     distinct: dict[str, Metadata] = {}
     for _ in range(DRAWS):
@@ -96,6 +96,7 @@ def _of_task(task: str, held_out: bool) -> list[Prompt]:
 
 @cache
 def _evaluation() -> frozenset[str]:
+    """The fingerprints of the evaluation prompts of GenEval."""
     return frozenset((resources.files(__package__) / EVALUATION).read_text().split())
 
 
@@ -137,9 +138,9 @@ def _position(rng: random.Random) -> Metadata:
 def _color_attr(rng: random.Random) -> Metadata:
     names, colours = rng.sample(COLOURABLE, 2), rng.sample(COLOUR_WORDS, 2)
     pairs = list(zip(names, colours, strict=True))
-    told = " and ".join(f"{_with_article(colour)} {name}" for name, colour in pairs)
+    objects = " and ".join(f"{_with_article(colour)} {name}" for name, colour in pairs)
     include = [{**_entry(name), "color": colour} for name, colour in pairs]
-    return {"include": include, "exclude": [], "prompt": f"a photo of {told}"}
+    return {"include": include, "exclude": [], "prompt": f"a photo of {objects}"}
 
 
 TASKS: dict[str, Callable[[random.Random], Metadata]] = {

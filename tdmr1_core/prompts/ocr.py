@@ -1,6 +1,6 @@
-"""Prompts that ask for a text to be written in the picture, quoted as the OCR reward expects it.
+"""Prompts that ask for a text in the image, quoted as the OCR reward expects.
 
-Texts and scenes of the held-out set are in no training prompt. A text has one to five words; some hold a number.
+Texts and scenes of the held-out set occur in no training prompt. A text has one to five words; some contain a number.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ HELD_OUT_NUMBERS = (3, 8, 16, 27, 64, 99, 212, 360, 1066, 3000)
 
 
 def ocr_prompts(held_out: bool) -> list[Prompt]:
-    """The training prompts, or those held out; metadata have the `text` to be written."""
+    """The training prompts or the held-out prompts. Their metadata contain the requested `text`."""
     if held_out:
         texts = _texts(HELD_OUT_FIRST_WORDS, HELD_OUT_NOUNS, HELD_OUT_PHRASES, HELD_OUT_NUMBERED, HELD_OUT_NUMBERS)
         return _prompts(HELD_OUT_SCENES, texts, HELD_OUT_COUNT, "ocr-held-out")
@@ -139,6 +139,6 @@ def _texts(
 
 
 def _prompts(scenes: Sequence[str], texts: Sequence[str], count: int, seed: str) -> list[Prompt]:
-    """`count` of all combinations of a scene and a text."""
+    """A seeded choice of `count` combinations of a scene and a text."""
     chosen = choose([(scene, text) for scene, text in product(scenes, texts)], count, seed)
     return [Prompt(scene.format(text), {"tag": "ocr", "text": text}) for scene, text in chosen]

@@ -1,4 +1,4 @@
-"""What every prompt set is made of."""
+"""The type of a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and what is known of it (GenEval's layout where it fits)."""
+    """A prompt text and its metadata, in the format of GenEval where it applies."""
 
     text: str
     metadata: Mapping[str, Any]

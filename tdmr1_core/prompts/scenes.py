@@ -1,6 +1,6 @@
-"""Prompts of everyday and fantastic scenes, for rewards of taste that judge any picture.
+"""Prompts of everyday and fantastic scenes, for preference rewards, which score any image.
 
-Subjects and places of the held-out set are in no training prompt.
+Subjects and places of the held-out set occur in no training prompt.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ STYLES = (
 
 
 def scene_prompts(held_out: bool) -> list[Prompt]:
-    """The training prompts, or those held out."""
+    """The training prompts or the held-out prompts."""
     if held_out:
         return _prompts(HELD_OUT_SUBJECTS, HELD_OUT_PLACES, HELD_OUT_COUNT, "scenes-held-out")
     return _prompts(SUBJECTS, PLACES, TRAINING_COUNT, "scenes")

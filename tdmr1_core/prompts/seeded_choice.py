@@ -1,4 +1,4 @@
-"""A seeded choice that is the same on every machine and under every version of Python."""
+"""A seeded random choice that does not depend on the machine or the version of Python."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Item = TypeVar("Item")
 
 
 def choose(items: Iterable[Item], count: int, seed: str, key: Callable[[Item], str] = str) -> list[Item]:
-    """`count` of the items (all, if there are fewer) in an order that only `seed` and their `key` decide."""
+    """At most `count` of the items, in an order that depends only on `seed` and their `key`."""
 
-    def place(item: Item) -> bytes:
+    def position(item: Item) -> bytes:
         return hashlib.sha256(f"{seed}|{key(item)}".encode()).digest()
 
-    return sorted(items, key=place)[:count]
+    return sorted(items, key=position)[:count]

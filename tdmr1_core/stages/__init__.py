@@ -1,1 +1,1 @@
-"""The way of the data, in order: prompts, rollout, scoring, fake score, surrogate, generator."""
+"""The stages of one iteration, in this order: rollout, scoring, fake score, surrogate, generator."""

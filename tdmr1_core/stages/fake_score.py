@@ -1,4 +1,4 @@
-"""The fake score follows the generator's distribution (algorithm of TDM, arXiv 2503.06674, with a teacher term)."""
+"""Trains the fake score on samples of the generator (TDM, arXiv 2503.06674, with an additional teacher term)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tdmr1_core.stages.trained_role import TrainedRole
 
 
 class FakeScoreStage:
-    """Updates the fake score on re-noised points of the generator's trajectories."""
+    """Accumulates the gradient of the fake score, at re-noised points of the generator's trajectories."""
 
     def __init__(self, roles: Roles, role: TrainedRole, *, teacher_weight: float, micro_batch: Size, seed: int) -> None:
         self.roles = roles
@@ -33,33 +33,36 @@ class FakeScoreStage:
         fresh: bool,
         scale: float,
     ) -> float:
-        """Add `scale` times the gradient of the mean loss over all images; returns that mean loss.
+        """Add `scale` times the gradient of the mean loss over all images. Returns the mean loss.
 
-        `step_index` and `tau` are (N,); `fresh` says that the generator has not moved since the rollout, so that its
-        velocity is read off the stored latents.
+        `step_index` and `tau` have shape (N,). `fresh` means that the generator has not changed since the rollout: its
+        velocity is then computed from the stored latents instead of by a forward pass.
         """
         images, total = trajectory.groups.images, 0.0
 
-        def learn(rows: Tensor) -> None:
+        def accumulate_rows(rows: Tensor) -> None:
             nonlocal total
             noise = noise_for(self._seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
             loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
             self.role.accumulate(loss * scale)
             total += self.role.record_loss(loss, trajectory.groups, rows)
 
-        self.micro_batches.each(images, learn)
+        self.micro_batches.each(images, accumulate_rows)
         return total
 
     def losses(
         self, trajectory: Trajectory, rows: Tensor, step_index: Tensor, tau: Tensor, noise: Tensor, fresh: bool
     ) -> Tensor:
-        """The loss of each of the images `rows`: (B,), differentiable in the fake score alone."""
+        """The loss of each image of `rows`, (B,), differentiable with respect to the fake score only.
+
+        `step_index` is (N,); `rows` and `tau` are (B,); `noise` is (B, C, H, W).
+        """
         device = self.roles.backbone.device
         sigmas = trajectory.sigmas.to(device)
-        sigma, sigma_next = sigmas[step_index[rows]], sigmas[step_index[rows] + 1]
+        sigma, sigma_next = sigmas[step_index[rows]], sigmas[step_index[rows] + 1]  # (B,) each
         tau, noise = tau.to(device), noise.to(device)
-        conditioning = trajectory.conditioning.select(rows // trajectory.groups.group_size)
-        start = latents_at(trajectory, step_index, rows, device)
+        conditioning = trajectory.conditioning_for(rows)
+        start = latents_at(trajectory, step_index, rows, device)  # (B, C, H, W)
         with torch.no_grad():
             if fresh:
                 stored = latents_at(trajectory, step_index + 1, rows, device)

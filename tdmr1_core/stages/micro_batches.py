@@ -1,4 +1,4 @@
-"""How many images are worked on at once: as many as are asked for, or as many as fit."""
+"""Splits the images of an iteration into micro-batches, halved when the device runs out of memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Size = int | Literal["auto"] | None
 
 
 class MicroBatches:
-    """Goes through images in micro-batches of `size`: all at once for None and, if memory allows it, for `auto`.
+    """Processes images in micro-batches of `size`. None and "auto" start with all images in one micro-batch.
 
-    But for None the size is halved when the device runs out of memory, and stays so; what is computed doesn't change.
+    When the device runs out of memory, the size is halved for the rest of the run, unless it is None. The size changes
+    the result only by rounding.
     """
 
     def __init__(self, size: Size) -> None:
@@ -24,10 +25,11 @@ class MicroBatches:
         self.size = size if isinstance(size, int) else None
 
     def each(self, images: int, action: Callable[[Tensor], None], multiple: int = 1) -> None:
-        """Call `action` with row numbers 0 to images - 1 in order, in multiples of `multiple` where that many fit.
+        """Call `action` with the row numbers 0 to images - 1, in order, one micro-batch (B,) at a time.
 
-        An action that runs out of memory is called again with fewer rows, so it must leave nothing half done. Raises
-        Tdmr1Error if not even one image fits.
+        A micro-batch is a multiple of `multiple` rows unless it is smaller than `multiple` or the last one. An action
+        that runs out of memory is repeated with fewer rows, so it must have no effect in that case. Raises Tdmr1Error
+        if one image does not fit.
         """
         first = 0
         while first < images:
@@ -39,7 +41,7 @@ class MicroBatches:
             first += len(rows)
 
     def _fits(self, action: Callable[[Tensor], None], rows: Tensor) -> bool:
-        """Whether there was memory enough; else the size is halved."""
+        """Run the action. Returns False, with the size halved, if the device ran out of memory."""
         try:
             action(rows)
             return True
@@ -48,12 +50,19 @@ class MicroBatches:
                 raise
             if len(rows) == 1:
                 raise Tdmr1Error(
-                    "the device is out of memory with a single image at a time",
-                    "switch on memory.gradient_checkpointing, or take smaller pictures",
+                    "the device is out of memory with a micro-batch of 1 image",
+                    "set memory.gradient_checkpointing to true, or reduce model.height and model.width",
+                    code="out-of-memory",
+                    values={"micro_batch": 1},
                 ) from error
-        # Outside of the except clause: there the error would still hold on to the tensors that did not fit.
+        # Outside the except clause, where the exception would keep the tensors that did not fit alive.
         self.size = len(rows) // 2
-        warn(f"the device ran out of memory with {len(rows)} images at once, and goes on with {self.size}")
+        warn(
+            f"the device ran out of memory with a micro-batch of {len(rows)} images; continuing with {self.size}",
+            code="micro-batch-halved",
+            size=len(rows),
+            next_size=self.size,
+        )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return False

@@ -1,4 +1,4 @@
-"""Prompts to conditioning, each text once: kept in memory, or on disk for this run and later ones."""
+"""Encodes prompts, with a cache in memory or on disk."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from tdmr1_core.models.memory import encoder_identity, encoders_on_device
 from tdmr1_core.records import Conditioning
 
 DIGEST = "sha256"
-"""Where the file of an encoded text has its digest."""
+"""The metadata key of the digest in a cache file."""
 KEPT = 1024
-"""Encoded texts in memory: 1.7 GB of SD3.5's in bf16, with 205 tokens each."""
+"""The number of encoded texts kept in memory: 1.7 GB for SD3.5-medium in bf16, with 205 tokens each."""
 
 
 class PromptEncoder:
-    """Encodes every text alone, so that its bits depend on no other.
+    """Encodes each text separately, so that the result does not depend on the other texts of a batch.
 
-    With a `cache` folder what was encoded lies there, with a digest, by a hash of the text, of tokenizers and encoders,
-    of the packages they come from and of `make`, which says how they are used; without one the `most` texts used last
-    stay in memory, on the CPU. Where denoisers are given as `instead_of`, the text encoders are on the device only
-    while something is encoded, and then instead of them.
+    With a `cache` folder, encoded texts are stored there. The name of a file is a hash of the text, of the tokenizers
+    and text encoders, of the package versions, and of `make`, which describes how the encoders are used. Without a
+    folder, the `most` recently used texts are kept in memory, on the CPU.
+
+    With `instead_of`, the text encoders are on the device only while they encode; these denoisers are on the CPU then.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class PromptEncoder:
         )
         if instead_of is not None:
             with self._encoders():
-                _ = backbone.unconditional  # guidance asks for it at any time
+                _ = backbone.unconditional  # encoded now, because guidance needs it at any time
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """Conditioning on the device, one row a text. Raises Tdmr1Error where the folder can't be written."""
+        """The conditioning on the device, one row per text. Raises Tdmr1Error if the cache cannot be written."""
         known = {text: self._find(text) for text in dict.fromkeys(texts)}
         missing = [text for text, found in known.items() if found is None]
         if missing:
@@ -75,7 +76,7 @@ class PromptEncoder:
     def _recall(self, text: str) -> Conditioning | None:
         kept = self._kept.pop(text, None)
         if kept is not None:
-            self._kept[text] = kept  # at the end: the one used last
+            self._kept[text] = kept  # moved to the end: most recently used
         return kept
 
     def _keep(self, text: str, conditioning: Conditioning) -> Conditioning:
@@ -93,7 +94,10 @@ class PromptEncoder:
             building.replace(path)
         except (OSError, SafetensorError) as error:
             raise Tdmr1Error(
-                f"encoded prompts can't be kept in {self._cache}: {error}", "choose another memory.prompt_cache"
+                f"the prompt cache {self._cache} cannot be written: {error}",
+                "set memory.prompt_cache to a writable folder",
+                code="not-writable",
+                values={"path": str(self._cache)},
             ) from error
         return kept
 
@@ -104,24 +108,24 @@ class PromptEncoder:
 
 
 def _pack(conditioning: Conditioning, key: str) -> bytes:
-    """The file of a key."""
+    """The bytes of the cache file with this key, including a digest of its content."""
     tensors = {name: value.contiguous() for name, value in vars(conditioning).items() if value is not None}
     return save(tensors, {DIGEST: _digest(tensors, key)})
 
 
 def _read(path: Path) -> Conditioning | None:
-    """What was encoded, None for a file that is not there, is damaged or another's: it is written again."""
+    """Read an encoded text. None if the file is missing, damaged or of another key; it is then written again."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            told = (file.metadata() or {}).get(DIGEST)
+            digest = (file.metadata() or {}).get(DIGEST)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Conditioning(**tensors) if told == _digest(tensors, path.stem) else None
+        return Conditioning(**tensors) if digest == _digest(tensors, path.stem) else None
     except (OSError, SafetensorError, ValueError, TypeError):
         return None
 
 
 def _digest(tensors: dict[str, Tensor], key: str) -> str:
-    """A hash of names, shapes, types and values, and of whose they are."""
+    """A hash of the key and of the names, shapes, dtypes and values of the tensors."""
     return hashlib.sha256(key.encode() + save(tensors)).hexdigest()

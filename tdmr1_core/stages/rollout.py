@@ -1,4 +1,4 @@
-"""The generator's trajectories: deterministic, K steps, everything kept (paper Eq. 6)."""
+"""Samples the trajectories of the generator: K deterministic steps, with every latent kept (Eq. 6)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tdmr1_core.stages.sampling import Sampler, sample
 
 
 class RolloutStage:
-    """Samples every image of an iteration with the generator, without guidance."""
+    """Samples the images of an iteration with the generator, without guidance.
+
+    `latent_shape` is (C, H, W). `keep_on` is the device of the stored latents, by default that of the backbone.
+    """
 
     def __init__(
         self,
@@ -49,8 +52,11 @@ class RolloutStage:
         generator_updates: int,
         on_decoded: Callable[[np.ndarray], None] | None = None,
     ) -> Trajectory:
-        """Sample and decode; `on_decoded(images)` is told of each micro-batch, in order, as soon as it is finished."""
-        group = torch.tensor(groups.group_of_image)
+        """Sample and decode. `on_decoded(images)` is called with each decoded micro-batch, in order.
+
+        `conditioning` has one row per group. The images are uint8 (B, height, width, 3).
+        """
+        group = torch.tensor(groups.group_of_image)  # (N,)
         latents, images = [], []
 
         def draw(rows: Tensor) -> None:
@@ -66,13 +72,13 @@ class RolloutStage:
                     sampler=self._sampler,
                     eta=self._eta,
                     fresh_noise=fresh,
-                )
-                pictures = backbone.decode(path[-1]) if self._decode else None
+                )  # (K+1, B, C, H, W)
+                decoded = backbone.decode(path[-1]) if self._decode else None
             latents.append(path.to(self._keep_on))
-            if pictures is not None:
-                images.append(pictures)
+            if decoded is not None:
+                images.append(decoded)
                 if on_decoded is not None:
-                    on_decoded(pictures)
+                    on_decoded(decoded)
 
         self.micro_batches.each(groups.images, draw)
         return Trajectory(

@@ -1,4 +1,4 @@
-"""Following the ODE from noise to a clean latent, for rollouts, evaluation and previews alike."""
+"""Integrates the ODE from noise to clean latents, for rollouts, evaluations and previews."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ def sample(
     eta: float = 0.0,
     fresh_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """All latents (K+1, B, C, H, W) of the acting role, from `noise` down `sigmas` (K+1,).
+    """Sample with the active role from `noise` (B, C, H, W), along `sigmas` (K+1,). Returns every latent.
 
-    `eta` > 0 replaces that share of the noise after every step by `fresh_noise(step)`. Levels are rounded to the
-    latents' precision before they are subtracted, as diffusers' scheduler does it: the pictures are the same.
+    The result is (K+1, B, C, H, W). With `eta` > 0 each Euler step is replaced by `stochastic_step`, with the noise
+    `fresh_noise(step)` (B, C, H, W). Noise levels are rounded to the dtype of the latents before they are subtracted,
+    as in the scheduler of diffusers, so that both produce the same images.
     """
     latents = [noise]
-    levels = sigmas.to(noise).unsqueeze(1).expand(-1, len(noise))
-    clean_before: Tensor | None = None
+    levels = sigmas.to(noise).unsqueeze(1).expand(-1, len(noise))  # (K+1, B)
+    clean_previous: Tensor | None = None
     for k in range(len(sigmas) - 1):
         now, after = levels[k], levels[k + 1]
         velocity = backbone.velocity(latents[-1], now, conditioning, guidance_scale)
         if sampler == "dpm-solver++":
             clean = predict_clean(latents[-1], velocity, now)
-            before = levels[k - 1] if k else None
-            latents.append(dpm_solver_step(latents[-1], clean, clean_before, before, now, after))
-            clean_before = clean
+            previous = levels[k - 1] if k else None
+            latents.append(dpm_solver_step(latents[-1], clean, clean_previous, previous, now, after))
+            clean_previous = clean
         elif eta > 0 and fresh_noise is not None:
             latents.append(stochastic_step(latents[-1], velocity, now, after, fresh_noise(k), eta))
         else:

@@ -1,4 +1,4 @@
-"""The surrogate reward learns which images of a group were preferred (paper Eq. 7-9)."""
+"""Trains the surrogate reward on the preferences within each group (Eq. 7-9)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tdmr1_core.stages.trained_role import TrainedRole
 
 
 @dataclass(frozen=True)
-class _Queries:
-    """A micro-batch at the level it is asked at."""
+class _RenoisedBatch:
+    """A micro-batch re-noised to noise level tau."""
 
-    renoised: Tensor
-    target: Tensor
-    tau: Tensor
+    latents: Tensor  # (B, C, H, W)
+    target: Tensor  # (B, C, H, W), the velocity of the re-noising path
+    tau: Tensor  # (B,)
     conditioning: Conditioning
 
 
 class SurrogateStage:
-    """Updates the surrogate on re-noised stored points; noise is shared by the images of a group."""
+    """Accumulates the gradient of the surrogate, at re-noised stored latents. Images of a group share their noise."""
 
     def __init__(
         self,
@@ -65,67 +65,71 @@ class SurrogateStage:
         tau: Tensor,
         scale: float,
     ) -> dict[str, float]:
-        """Add `scale` times the gradient of the mean loss over all images; returns the means of what was seen.
+        """Add `scale` times the gradient of the mean loss over all images. Returns means by metric name.
 
-        `advantages`, `boundary` and `tau` are (N,). The group weight needs every image of a group, so micro-batches
-        smaller than a group cost one more pass without gradient.
+        `advantages`, `boundary` and `tau` have shape (N,). The group weight needs the losses of a whole group, so
+        micro-batches smaller than a group cost an additional pass without gradient.
         """
         images, group_size = trajectory.groups.images, trajectory.groups.group_size
         weights: Tensor | None = None
-        seen = {"loss/preference": 0.0, "surrogate/clipped": 0.0, "surrogate/drifted": 0.0, "surrogate/drift": 0.0}
+        means = {"loss/preference": 0.0, "surrogate/clipped": 0.0, "surrogate/drifted": 0.0, "surrogate/drift": 0.0}
 
-        def learn(rows: Tensor) -> None:
+        def accumulate_rows(rows: Tensor) -> None:
             nonlocal weights
             if weights is None and len(rows) % group_size:
                 weights = self._weights(trajectory, advantages, counters, boundary, tau)
-            queries = self._queries(trajectory, rows, counters, boundary, tau)
+            batch = self._renoise(trajectory, rows, counters, boundary, tau)
             result = self.losses(
-                queries, advantages[rows], boundary[rows], trajectory, None if weights is None else weights[rows]
+                batch, advantages[rows], boundary[rows], trajectory, None if weights is None else weights[rows]
             )
             loss = result.loss.sum() / images
             self.role.accumulate(loss * scale)
-            seen["loss/preference"] += self.role.record_loss(loss, trajectory.groups, rows)
-            seen["surrogate/clipped"] += result.clipped.sum().item() / images
-            seen["surrogate/drifted"] += result.drifted.sum().item() / images
-            seen["surrogate/drift"] += result.drift.sum().item() / images
+            means["loss/preference"] += self.role.record_loss(loss, trajectory.groups, rows)
+            means["surrogate/clipped"] += result.clipped.sum().item() / images
+            means["surrogate/drifted"] += result.drifted.sum().item() / images
+            means["surrogate/drift"] += result.drift.sum().item() / images
 
-        self.micro_batches.each(images, learn, multiple=group_size)
-        return seen
+        self.micro_batches.each(images, accumulate_rows, multiple=group_size)
+        return means
 
     def losses(
         self,
-        queries: _Queries,
+        batch: _RenoisedBatch,
         advantages: Tensor,
         boundary: Tensor,
         trajectory: Trajectory,
         weights: Tensor | None,
     ) -> PreferenceLoss:
-        """Loss and statistics of each image (B,), differentiable in the surrogate alone."""
+        """Loss and statistics per image (B,), differentiable with respect to the surrogate only.
+
+        `advantages` and `boundary` are (B,). `weights` (B,) are the group weights. With None they are computed from
+        this batch, which must then hold whole groups.
+        """
         with torch.no_grad():
             with self.roles.acting(self._reference) as backbone:
-                reference = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
-            old_loss = self._old_loss(queries, reference)
+                reference = backbone.velocity(batch.latents, batch.tau, batch.conditioning)  # (B, C, H, W)
+            old_loss = self._old_loss(batch, reference)
         with self.roles.acting(SURROGATE) as backbone:
-            velocity = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
+            velocity = backbone.velocity(batch.latents, batch.tau, batch.conditioning)  # (B, C, H, W)
         advantages = advantages.to(velocity)
         if weights is None:
-            loss, reference_loss = sample_mse(velocity, queries.target), sample_mse(reference, queries.target)
+            loss, reference_loss = sample_mse(velocity, batch.target), sample_mse(reference, batch.target)
             group_size = trajectory.groups.group_size
             weights = preference_weights(advantages, loss, reference_loss, self._beta_dpo, group_size)
-        share = (boundary.to(velocity) + 1) / trajectory.steps
-        time_weight = share if self._time_weight else torch.ones_like(share)
+        fraction = (boundary.to(velocity) + 1) / trajectory.steps  # (k + 1) / K, (B,)
+        time_weight = fraction if self._time_weight else torch.ones_like(fraction)
         return preference_loss(
-            velocity, queries.target, reference, old_loss, advantages, weights, time_weight, self._stabilisers
+            velocity, batch.target, reference, old_loss, advantages, weights, time_weight, self._stabilisers
         )
 
-    def _old_loss(self, queries: _Queries, reference: Tensor) -> Tensor | None:
-        """The loss of the surrogate's average, for the trust region."""
+    def _old_loss(self, batch: _RenoisedBatch, reference: Tensor) -> Tensor | None:
+        """The loss of the surrogate's EMA per image (B,); None without a trust region."""
         if self._stabilisers.trust_region is None:
             return None
         if self._reference == SURROGATE_EMA:
-            return sample_mse(reference, queries.target)
+            return sample_mse(reference, batch.target)
         with self.roles.acting(SURROGATE_EMA) as backbone:
-            return sample_mse(backbone.velocity(queries.renoised, queries.tau, queries.conditioning), queries.target)
+            return sample_mse(backbone.velocity(batch.latents, batch.tau, batch.conditioning), batch.target)
 
     @torch.no_grad()
     def _weights(
@@ -136,36 +140,37 @@ class SurrogateStage:
         boundary: Tensor,
         tau: Tensor,
     ) -> Tensor:
-        """w_g of every image (N,), computed without gradient in micro-batches smaller than a group."""
+        """The group weight w_g of every image, (N,), without gradient, for micro-batches smaller than a group."""
         losses: list[Tensor] = []
         reference_losses: list[Tensor] = []
 
-        def ask(rows: Tensor) -> None:
-            queries = self._queries(trajectory, rows, counters, boundary, tau)
-            answers = []
+        def evaluate_rows(rows: Tensor) -> None:
+            batch = self._renoise(trajectory, rows, counters, boundary, tau)
+            found = []
             for role in (SURROGATE, self._reference):
                 with self.roles.acting(role) as backbone:
-                    velocity = backbone.velocity(queries.renoised, queries.tau, queries.conditioning)
-                answers.append(sample_mse(velocity, queries.target))
-            losses.append(answers[0])
-            reference_losses.append(answers[1])
+                    velocity = backbone.velocity(batch.latents, batch.tau, batch.conditioning)
+                found.append(sample_mse(velocity, batch.target))
+            losses.append(found[0])
+            reference_losses.append(found[1])
 
-        self.micro_batches.each(trajectory.groups.images, ask)
+        self.micro_batches.each(trajectory.groups.images, evaluate_rows)
         loss, reference_loss = torch.cat(losses), torch.cat(reference_losses)
         group_size = trajectory.groups.group_size
         return preference_weights(advantages.to(loss), loss, reference_loss, self._beta_dpo, group_size)
 
-    def _queries(
+    def _renoise(
         self, trajectory: Trajectory, rows: Tensor, counters: tuple[int, int], boundary: Tensor, tau: Tensor
-    ) -> _Queries:
+    ) -> _RenoisedBatch:
+        """Re-noise the latents after the boundary step of the images `rows` (B,) to their levels `tau` (N,)."""
         device = self.roles.backbone.device
         level = tau[rows].to(device)
-        sigma = trajectory.sigmas.to(device)[boundary[rows] + 1]
-        point = latents_at(trajectory, boundary + 1, rows, device)
+        sigma = trajectory.sigmas.to(device)[boundary[rows] + 1]  # (B,)
+        point = latents_at(trajectory, boundary + 1, rows, device)  # (B, C, H, W)
         noise = noise_for(self._seed, "surrogate", trajectory.groups, counters, rows, "group", point)
-        return _Queries(
-            renoised=renoise(point, sigma, level, noise),
+        return _RenoisedBatch(
+            latents=renoise(point, sigma, level, noise),
             target=renoise_velocity(point, sigma, level, noise),
             tau=level,
-            conditioning=trajectory.conditioning.select(rows // trajectory.groups.group_size),
+            conditioning=trajectory.conditioning_for(rows),
         )

@@ -1,4 +1,4 @@
-"""One trained role: its parameters, its AdamW, and how often it has stepped."""
+"""One trained role: its parameters, its optimizer and its number of updates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class NotFinite(Exception):
-    """A loss or gradient was NaN or infinite: nothing was updated, and the gradient is cleared. It says which."""
+    """A loss or gradient norm is NaN or infinite. No parameter was changed, and the gradient is cleared."""
 
 
 class TrainedRole:
-    """Collects gradients for a role over micro-batches and takes one clipped AdamW step at a time."""
+    """Accumulates the gradient of a role over micro-batches, clips its norm and takes AdamW steps."""
 
     def __init__(
         self,
@@ -38,38 +38,42 @@ class TrainedRole:
         self.learning_rate = learning_rate
         self.updates = 0
         self._max_grad_norm = max_grad_norm
-        self.broken: list[str] = []
-        """What was not finite since the last step."""
+        self.not_finite: list[str] = []
+        """The losses since the last step that were not finite, as sentences."""
         kind = bitsandbytes().optim.AdamW8bit if eight_bit else torch.optim.AdamW
         self.optimizer: torch.optim.Optimizer = kind(
             list(parameters.values()), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
         )
 
     def accumulate(self, loss: Tensor) -> None:
-        """Add a loss's gradient to what is collected; all of it, or none where memory runs out meanwhile."""
+        """Add the gradient of a loss. If the device runs out of memory, nothing is added."""
         weights = list(self.parameters.values())
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
             if gradient is not None:
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
     def record_loss(self, loss: Tensor, groups: Groups, rows: Tensor) -> float:
-        """The loss of a micro-batch, the images `rows`, as a number; one that is not finite is kept in mind."""
+        """Return the loss of the micro-batch `rows` (B,) as a float. Record it if it is NaN or infinite."""
         value = loss.item()
         if not math.isfinite(value):
             first, last = groups.image_ids[int(rows[0])], groups.image_ids[int(rows[-1])]
-            self.broken.append(f"the loss is {value} for images {first} to {last} of the batch")
+            self.not_finite.append(f"the loss is {value} for images {first} to {last} of the batch")
         return value
 
     def discard(self) -> None:
-        """Forget the gradients collected so far."""
+        """Discard the accumulated gradient."""
         self.optimizer.zero_grad()
-        self.broken.clear()
+        self.not_finite.clear()
 
     def step(self, lr_scale: float) -> float:
-        """Clip, step, clear; returns the gradient norm before clipping. Raises NotFinite instead of stepping."""
+        """Take one clipped optimizer step and clear the gradient. Returns the gradient norm before clipping.
+
+        The learning rate is multiplied by `lr_scale`. Raises NotFinite, without a step, if a recorded loss or the norm
+        is not finite.
+        """
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
-        if self.broken or not math.isfinite(norm):
-            reason = self.broken[0] if self.broken else f"the norm of the gradient is {norm}"
+        if self.not_finite or not math.isfinite(norm):
+            reason = self.not_finite[0] if self.not_finite else f"the norm of the gradient is {norm}"
             self.discard()
             raise NotFinite(reason)
         for group in self.optimizer.param_groups:

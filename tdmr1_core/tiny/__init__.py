@@ -1,1 +1,1 @@
-"""The embedded world: renderer, captions, and the packaged tiny SD3 pipeline with its 4-step LoRA."""
+"""The embedded worlds: renderers, captions, and the packaged tiny SD3 pipelines with their 4-step LoRAs."""

@@ -1,9 +1,9 @@
-"""The embedded world: small seeded pictures of coloured shapes, with captions that are often wrong.
+"""The embedded world: small seeded images of colored shapes, with captions that are often wrong.
 
-Images are 24 x 24 RGB. A *count* scene holds one to four objects of one colour and shape; a *pair* scene
-holds two objects in a spatial relation. Captions name the wrong number, the wrong side or swapped colours at
-a known rate each, as captions from the web do, so that a model trained on them draws cleanly and obeys badly.
-That leaves something for a reward to mend: wrong modes, not bad drawing.
+Images are 24 x 24 RGB. A *count* scene has one to four objects of one color and shape. A *pair* scene has two objects
+of different colors in a spatial relation. Captions have a wrong number, a wrong side or swapped colors, each at a known
+rate, like captions from the web. A model trained on them draws clean objects but follows prompts badly, which a reward
+can correct.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ COLOURS = tuple(PALETTE)
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(OPPOSITE)
 ORDERED = ("left of", "above")
-"""The relations whose first thing is met first by who reads from the left and from above."""
+"""The relations in which the first object comes first when reading from left to right and from top to bottom."""
 
 RADIUS_RANGE = (2.7, 3.6)
-"""Objects' radius in pixels."""
+"""The range of the radius of objects, in pixels."""
 MIN_GAP = 1.8
-"""Clear pixels between two objects' circumscribed circles."""
+"""The minimal distance between the circumscribed circles of two objects, in pixels."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object: what it is and where (centre and radius in pixels, y downwards)."""
+    """One object. Center and radius are in pixels; y points down."""
 
     colour: str
     shape: str
@@ -48,7 +48,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `relation` says how the first of two objects lies to the second, or is None."""
+    """The content of an image. `relation` is the position of the first object relative to the second, or None."""
 
     objects: tuple[Object, ...]
     relation: str | None = None
@@ -56,7 +56,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class CaptionNoise:
-    """How often a caption is wrong or silent, as probabilities."""
+    """Probabilities of errors and omissions in captions."""
 
     wrong_number: float = 0.52
     wrong_side: float = 0.40
@@ -67,12 +67,12 @@ class CaptionNoise:
 
 
 PAIRS_NOISE = CaptionNoise(wrong_side=0.2, swapped_colours=0.12, omit_number=0.0)
-"""Of the captions of the model of pairs."""
+"""The noise of the captions on which tiny-pairs-tdm was trained."""
 
 
 @dataclass(frozen=True)
 class CountCaption:
-    """A caption of a count scene; a part that is None is left out ("red circles", "three shapes")."""
+    """A caption of a count scene. Parts that are None are omitted ("red circles", "three shapes")."""
 
     number: int | None
     colour: str | None
@@ -80,7 +80,7 @@ class CountCaption:
 
     @property
     def text(self) -> str:
-        """The words, such as "three red circles"."""
+        """The text, such as "three red circles"."""
         noun = self.shape or "shape"
         plural = noun if self.number == 1 else noun + "s"
         words = [NUMBERS[self.number - 1] if self.number else None, self.colour, plural]
@@ -88,14 +88,14 @@ class CountCaption:
 
     @property
     def held_out(self) -> bool:
-        """Whether no model of this package was ever trained on this caption: one number of every colour and shape."""
+        """True if no model of this package was trained on this caption: one number of every color and shape."""
         if self.number is None or self.colour is None or self.shape is None:
             return False
         return (self.number + COLOURS.index(self.colour) + SHAPES.index(self.shape)) % len(NUMBERS) == 0
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The request in GenEval's metadata layout."""
+        """The request in the metadata format of GenEval."""
         request: dict[str, Any] = {"class": self.shape or "shape"}
         if self.number:
             request["count"] = self.number
@@ -106,7 +106,7 @@ class CountCaption:
 
 @dataclass(frozen=True)
 class PairCaption:
-    """A caption of a pair scene: "a red circle left of a blue square", or "... and ..." without a relation."""
+    """A caption of a pair scene: "a red circle left of a blue square", or "… and …" without a relation."""
 
     first: tuple[str, str]
     relation: str | None
@@ -120,19 +120,19 @@ class PairCaption:
 
     @property
     def text(self) -> str:
-        """The words, such as "a red circle above a blue square"."""
+        """The text, such as "a red circle above a blue square"."""
         return f"a {' '.join(self.first)} {self.relation or 'and'} a {' '.join(self.second)}"
 
     @property
     def ordered(self) -> PairCaption:
-        """The same said from the left or from above: "a blue square left of a red circle" for "... right of ..."."""
+        """The same request with a relation of ORDERED: "a blue square left of a red circle" for "… right of …"."""
         if self.relation in ORDERED:
             return self
         return PairCaption(self.second, OPPOSITE[self.relation], self.first) if self.relation else self
 
     @property
     def held_out(self) -> bool:
-        """Whether no model of this package was ever trained on this caption: one relation in four of every pair."""
+        """True if no model of this package was trained on this caption: one relation in four of every pair."""
         if self.relation is None:
             return False
         position = sum(
@@ -143,7 +143,7 @@ class PairCaption:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The request in GenEval's metadata layout: the second object's position is relative to the first include."""
+        """The request in the metadata format of GenEval. The position is relative to the first entry of `include`."""
         (colour_a, shape_a), (colour_b, shape_b) = self.first, self.second
         include: list[dict[str, Any]] = [
             {"class": shape_b, "count": 1, "color": colour_b},
@@ -156,13 +156,13 @@ class PairCaption:
 
 
 def count_captions(*, held_out: bool | None = None) -> list[CountCaption]:
-    """Every caption that names number, colour and shape, in a fixed order; only those held out or not, on request."""
+    """All captions with number, color and shape in a fixed order, or only those held out (True) or not (False)."""
     every = [CountCaption(n + 1, colour, shape) for n in range(4) for colour in COLOURS for shape in SHAPES]
     return [caption for caption in every if held_out is None or caption.held_out is held_out]
 
 
 def pair_captions(relations: Sequence[str] = RELATIONS, *, held_out: bool | None = None) -> list[PairCaption]:
-    """Every caption of two objects of different colours in one of the relations, in a fixed order."""
+    """All captions of two objects of different colors in one of the relations, in a fixed order; see count_captions."""
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     every = [
         PairCaption(first, relation, second)
@@ -175,7 +175,7 @@ def pair_captions(relations: Sequence[str] = RELATIONS, *, held_out: bool | None
 
 
 def sample_scene(rng: np.random.Generator, pair_share: float = 0.3) -> Scene:
-    """Draw a scene: with probability `pair_share` two related objects, else one to four alike."""
+    """Draw a random scene: with probability `pair_share` a pair scene, otherwise a count scene."""
     if rng.random() >= pair_share:
         colour, shape = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
         number = int(rng.integers(1, len(NUMBERS) + 1))
@@ -195,7 +195,7 @@ def sample_scene(rng: np.random.Generator, pair_share: float = 0.3) -> Scene:
 
 
 def _places(rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
-    """`number` centres and radii (x, y, radius) that neither touch each other nor the border."""
+    """Random centers and radii (x, y, radius) of `number` objects that touch neither each other nor the border."""
     while True:
         places: list[tuple[float, float, float]] = []
         for _ in range(60):
@@ -208,7 +208,7 @@ def _places(rng: np.random.Generator, number: int) -> list[tuple[float, float, f
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draw a scene on a grey of random shade: uint8 (24, 24, 3), edges antialiased from exact distances."""
+    """Render a scene on a random light gray, uint8 (24, 24, 3), with edges antialiased from exact distances."""
     background = rng.uniform(0.80, 1.0)
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), background)
     ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5
@@ -221,12 +221,12 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels from the border of a shape at the origin, negative inside."""
+    """The signed distance in pixels to the border of a shape at the origin; negative inside."""
     if shape == "circle":
         return np.hypot(x, y) - radius
     if shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - 0.89 * radius
-    # An upright triangle: a floor below and two slanted sides through the apex.
+    # An upright triangle: a horizontal side below, and two slanted sides through the apex.
     slope = np.hypot(2.0, 1.0)
     return np.maximum(y - 0.85 * radius, (2.0 * np.abs(x) - y - 1.1 * radius) / slope)
 
@@ -234,7 +234,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
 def caption(
     scene: Scene, rng: np.random.Generator, noise: CaptionNoise, *, ordered: bool = False
 ) -> CountCaption | PairCaption:
-    """A noisy caption of a scene, a pair's perhaps `ordered`, that is never one of the held-out captions."""
+    """A noisy caption of a scene, with `ordered` relations on request. It is never a held-out caption."""
     if scene.relation is None:
         return _count_caption(scene, rng, noise)
     drawn = _pair_caption(scene, rng, noise)
@@ -266,7 +266,7 @@ def _pair_caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise) -
 
 
 def training_captions() -> list[CountCaption | PairCaption]:
-    """Every caption that training can meet but the empty one, in a fixed order."""
+    """All captions that occur in training, except the empty one, in a fixed order."""
     captions: list[CountCaption | PairCaption] = []
     for number in (None, 1, 2, 3, 4):
         for colour in (None, *COLOURS):
@@ -281,7 +281,7 @@ def training_captions() -> list[CountCaption | PairCaption]:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption of this world can hold."""
+    """All words of captions, sorted."""
     words = {word for entry in [*training_captions(), *count_captions()] for word in entry.text.split()}
     return sorted(words)
 
@@ -289,7 +289,7 @@ def vocabulary() -> list[str]:
 def make_dataset(
     size: int, seed: int, noise: CaptionNoise, pair_share: float = 0.3, *, ordered: bool = False
 ) -> tuple[np.ndarray, list[str], list[Scene]]:
-    """`size` pictures uint8 (N, 24, 24, 3), their noisy captions, of pairs perhaps `ordered`, and the scenes."""
+    """N = `size` images, uint8 (N, 24, 24, 3), their noisy captions (with `ordered` relations on request), scenes."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng, pair_share) for _ in range(size)]
     images = np.stack([render(scene, rng) for scene in scenes])

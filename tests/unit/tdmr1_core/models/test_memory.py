@@ -221,7 +221,7 @@ def test_a_denoiser_waits_on_the_cpu_to_be_quantised():
     pipeline.text_encoder = pipeline.text_encoder_2 = None
     device = torch.device("meta")
     named = {"device": device, "precision": torch.float32, "max_sequence_length": 0}
-    waiting = SD3Backbone(pipeline, **named, denoiser_waits=True)
+    waiting = SD3Backbone(pipeline, **named, denoiser_on_cpu=True)
     assert {weight.device.type for weight in waiting.network.parameters()} == {"cpu"}
     at_once = SD3Backbone(pipeline, **named)
     assert {weight.device for weight in at_once.network.parameters()} == {device}

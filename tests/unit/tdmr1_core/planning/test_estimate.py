@@ -1,4 +1,4 @@
-"""A plan's arithmetic: what it says of the embedded model, and how settings change it."""
+"""Plans: the numbers for the embedded model, and how settings change them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.errors import raises
 from support.runs import small_config
 from torch.nn import functional
 
@@ -34,25 +35,25 @@ def whole():
     return plan(small_config("model.device=cpu", "batch.micro_batch=null"), TINY)
 
 
-def test_parameters_are_those_of_the_weights(whole):
+def test_parameters_equal_those_of_the_weights(whole):
     from diffusers import SD3Transformer2DModel
 
     network = SD3Transformer2DModel.from_pretrained(TINY.base, subfolder="transformer")
     assert whole.parts["denoiser"] == 4 * sum(weight.numel() for weight in network.state_dict().values())
 
 
-def test_text_encoders_are_counted_in_their_configs_alone(whole, tmp_path):
+def test_text_encoders_are_counted_from_their_configs(whole, tmp_path):
     from safetensors.torch import load_file
 
     folders = [Path(TINY.base) / name for name in ("text_encoder", "text_encoder_2")]
     held = sum(weight.numel() for folder in folders for weight in load_file(folder / "model.safetensors").values())
-    assert whole.parts["text encoders"] == pytest.approx(4 * held, rel=0.02)  # beside them numbers of positions
+    assert whole.parts["text encoders"] == pytest.approx(4 * held, rel=0.02)  # buffers of position ids are counted too
     configs = shutil.ignore_patterns("*.safetensors", "tokenizer*")
     shutil.copytree(TINY.base, tmp_path / "bare", ignore=configs)
     bare = replace(TINY, base=str(tmp_path / "bare"))
     assert read_architecture(bare) == read_architecture(TINY)
     (tmp_path / "bare" / "text_encoder" / "config.json").unlink()
-    with pytest.raises(Tdmr1Error, match=r"text_encoder/config.json is missing"):
+    with raises("model-incomplete", missing="text_encoder/config.json"):
         read_architecture(bare)
 
 
@@ -76,24 +77,24 @@ def test_memory_follows_the_settings(whole):
     assert recomputed.parts["activations"] < 0.9 * whole.parts["activations"] / 2
     assert recomputed.passes > whole.passes
     assert (recomputed.images, recomputed.micro_batch) == (8, 4)
-    with pytest.raises(Tdmr1Error, match="can't be split"):
+    with raises("processes-split"):
         plan(small_config(), TINY, processes=3)
 
 
-def test_a_denoiser_in_fewer_bits_stays_while_encoders_are_there(monkeypatch):
+def test_a_quantized_denoiser_stays_on_the_device_while_prompts_are_encoded(monkeypatch):
     large = replace(read_architecture(TINY), encoders=10_000_000)
     monkeypatch.setattr("tdmr1_core.planning.estimate.read_architecture", lambda entry: large)
-    leave = ["model.device=cpu", "memory.text_encoders=cpu"]
-    whole, fewer = (plan(small_config(*leave, f"memory.weights={how}"), TINY) for how in ("whole", "8bit"))
-    assert whole.parts["text encoders in turn"] == 4e7 - whole.parts["denoiser"]
-    assert fewer.parts["text encoders in turn"] == 4e7
+    offloaded = ["model.device=cpu", "memory.text_encoders=cpu"]
+    full, quantized = (plan(small_config(*offloaded, f"memory.weights={how}"), TINY) for how in ("none", "8bit"))
+    assert full.parts["text encoders in turn"] == 4e7 - full.parts["denoiser"]
+    assert quantized.parts["text encoders in turn"] == 4e7
 
 
-@pytest.mark.parametrize("sparing", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("memory", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_update_holds_what_was_foretold(precision, sparing):
-    """The same update with numbers, on the CPU, its tensors counted in the same way."""
-    config = small_config(f"model.precision={precision}", "surrogate.trust_region=0.001", *sparing)
+def test_a_dry_update_predicts_the_peak_of_a_real_update(precision, memory):
+    """The live bytes of the same update with real tensors on the CPU."""
+    config = small_config(f"model.precision={precision}", "surrogate.trust_region=0.001", *memory)
     engine = Engine.from_config(config)
     roles, images, size = engine.roles, 3, engine.roles.backbone.latent_shape(*engine.size)
     engine.close()
@@ -106,23 +107,23 @@ def test_an_update_holds_what_was_foretold(precision, sparing):
         terms = engine._generator.losses(trajectory, rows, torch.zeros_like(rows), level, level, noise, noise)
         engine._generator.role.accumulate(terms.total.sum())
     known = read_architecture(TINY)
-    told = dry_update(
+    predicted = dry_update(
         config, FAMILIES["sd3"], known.denoiser, size, known.tokens, roles.shape, images=images, gpu=False
     )
-    print(f"{precision} {sparing}: {told.bytes / held.peak - 1:+.2%} of {held.peak / 1e6:.1f} MB")
-    assert told.bytes == pytest.approx(held.peak, rel=0.03)
+    print(f"{precision} {memory}: {predicted.bytes / held.peak - 1:+.2%} of {held.peak / 1e6:.1f} MB")
+    assert predicted.bytes == pytest.approx(held.peak, rel=0.03)
 
 
 @pytest.mark.parametrize(("gpu", "single"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_layer_norms_are_in_float32_where_autocast_has_them_so_on_gpus(gpu, single):
+def test_layer_norms_run_in_float32_under_autocast_on_gpus(gpu, single):
     narrow = torch.ones(2, 4, dtype=torch.bfloat16)
-    with FusedKernels(gpu=gpu).in_place():
+    with FusedKernels(gpu=gpu).patched():
         assert functional.layer_norm(narrow, (4,)).dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16):
             assert functional.layer_norm(narrow, (4,)).dtype == single
 
 
-def test_an_update_holds_more_on_a_gpu_by_its_layer_norms():
+def test_float32_layer_norms_need_more_memory_on_a_gpu():
     known = read_architecture(TINY)
     shape = LoraShape(TINY.rank, TINY.alpha, TINY.targets)
     held = [
@@ -140,15 +141,15 @@ def test_an_update_holds_more_on_a_gpu_by_its_layer_norms():
     assert held[0] < held[1] < 2 * held[0]
 
 
-def test_the_micro_batch_that_fits(whole):
+def test_the_largest_micro_batch_that_fits(whole):
     config = small_config("model.device=cpu")
     assert fitting_micro_batch(whole, config, whole.peak) == 8
     assert fitting_micro_batch(whole, config, whole.peak - 1) == 7
     assert fitting_micro_batch(whole, config, 1e9) == 0
 
 
-def test_auto_is_planned_as_a_run_goes_about_it(whole):
-    """All at once; where there is room for 7 of 8 images, they are halved to 4, and no size between is tried."""
+def test_an_auto_micro_batch_is_planned_as_in_a_run(whole):
+    """If only 7 of 8 images fit, the micro-batch is halved to 4; sizes in between are not tried."""
     free = plan(small_config("model.device=cpu"), TINY)
     assert free.halves
     assert (free.micro_batch, free.peak) == (8, whole.peak)
@@ -165,10 +166,10 @@ PUBLISHED_PASSES = 4 + 2 * (3 + 4 + 8)
     ("sets", "micro_batch", "further"),
     [
         ([], 4, 0),
-        ([], 3, 2 * 2),  # surrogate and reference once more, for the weights of a group
+        ([], 3, 2 * 2),  # surrogate and reference once more, for the group weights
         (["rollout.sampler=dpm-solver++"], 4, 2),  # the generator, for the fake score at both steps
         (["rollout.eta=0.5"], 4, 2),
-        (["timesteps.optimizer_step=each"], 4, 1),  # at the second step it has moved
+        (["timesteps.optimizer_step=each"], 4, 1),  # at the second step the generator has changed
         (["timesteps.optimizer_step=each", "fake.updates=2"], 4, 2 * 3 + 2),
     ],
 )
@@ -178,16 +179,16 @@ def test_passes_of_the_published_settings(sets, micro_batch, further):
     assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
 
 
-def test_the_rank_is_that_of_a_given_lora(whole, tmp_path):
+def test_the_rank_is_that_of_a_local_lora(whole, tmp_path):
     assert whole.rank == 32
-    given, skeleton = tmp_path / "lora.safetensors", MetaNetwork(FAMILIES["sd3"], read_architecture(TINY).denoiser)
-    weights = {name: torch.zeros(shape) for name, shape in skeleton.lora(LoraShape(5, 5.0, TINY.targets)).items()}
+    given, network = tmp_path / "lora.safetensors", MetaNetwork(FAMILIES["sd3"], read_architecture(TINY).denoiser)
+    weights = {name: torch.zeros(shape) for name, shape in network.lora(LoraShape(5, 5.0, TINY.targets)).items()}
     save_file(weights, given, metadata={"ss_network_alpha": "5"})
     narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora=str(given)))
     assert narrow.rank == 5
     assert narrow.parts["LoRAs"] == whole.parts["LoRAs"] * 5 / 32
-    elsewhere = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
-    assert elsewhere.rank == 7
+    on_hub = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
+    assert on_hub.rank == 7
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_the_rank_is_that_of_a_given_lora(whole, tmp_path):
         ),
     ],
 )
-def test_a_lora_that_a_training_would_refuse_is_not_planned(tmp_path, tensors, told):
+def test_a_lora_that_a_training_would_reject_is_rejected(tmp_path, tensors, told):
     save_file(tensors, tmp_path / "lora.safetensors")
     with pytest.raises(Tdmr1Error, match=told):
         plan(small_config("model.device=cpu"), replace(TINY, lora=str(tmp_path / "lora.safetensors")))
@@ -209,10 +210,10 @@ def test_a_lora_that_a_training_would_refuse_is_not_planned(tmp_path, tensors, t
         plan(small_config("model.device=cpu"), replace(TINY, lora=str(tmp_path / "absent.safetensors")))
 
 
-def test_a_size_that_cannot_be_drawn_is_not_planned():
+def test_a_size_that_does_not_fit_is_rejected():
     known = read_architecture(next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm"))
     assert known.latent_shape(512, 1024) == (16, 64, 128)
-    with pytest.raises(Tdmr1Error, match="pictures of 516×512 pixels can't be drawn: this model needs multiples of 16"):
+    with raises("setting-invalid", width=516, height=512, multiple=16):
         known.latent_shape(512, 516)
 
 

@@ -1,4 +1,4 @@
-"""Prompts of GenEval's six tasks: right layout, nothing of the evaluation, nothing held out that is trained on."""
+"""Prompts of the six GenEval tasks: format, no evaluation request, no overlap of training and held-out sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdmr1_rewards.builtin.geneval import read_request
 
 pytestmark = pytest.mark.unit
 
-# Three of the 553 evaluation prompts, by what they ask for.
+# The requests of three of the 553 evaluation prompts.
 EVALUATED = [
     {"tag": "counting", "include": [{"class": "clock", "count": 2}]},
     {"tag": "colors", "include": [{"class": "fire hydrant", "count": 1, "color": "blue"}]},
@@ -28,27 +28,27 @@ def sets():
     return {held_out: geneval(held_out) for held_out in (False, True)}
 
 
-def test_every_task_is_asked_for_as_often(sets):
+def test_tasks_are_equally_frequent(sets):
     training = collections.Counter(prompt.metadata["tag"] for prompt in sets[False])
     assert training == dict.fromkeys(TASKS, 480)
     held_out = collections.Counter(prompt.metadata["tag"] for prompt in sets[True])
     assert held_out == {**dict.fromkeys(TASKS, 40), "single_object": 20}
 
 
-def test_prompts_are_the_same_each_time_and_held_out_ones_are_others(sets):
+def test_prompts_are_deterministic_and_held_out_requests_are_distinct(sets):
     assert [prompt.text for prompt in geneval(True)] == [prompt.text for prompt in sets[True]]
     marks = [{fingerprint(prompt.metadata) for prompt in of_set} for of_set in sets.values()]
     assert not marks[0] & marks[1]
     assert len(marks[1]) == len(sets[True])
 
 
-def test_nothing_of_the_evaluation_is_asked_for(sets):
-    asked = {fingerprint(prompt.metadata) for of_set in sets.values() for prompt in of_set}
+def test_no_evaluation_request_occurs_but_single_objects(sets):
+    requests = {fingerprint(prompt.metadata) for of_set in sets.values() for prompt in of_set}
     evaluation = set(read_fingerprints())
     assert len(evaluation) == 553
     assert all(fingerprint(entry) in evaluation for entry in EVALUATED)
     singles = {fingerprint({"tag": "single_object", "include": [{"class": name, "count": 1}]}) for name in NAMES}
-    assert asked & evaluation == singles
+    assert requests & evaluation == singles
     texts = {prompt.text for of_set in sets.values() for prompt in of_set}
     assert not any(text in texts for text in ("a photo of a bench", "a photo of two clocks"))
 
@@ -59,7 +59,7 @@ def read_fingerprints():
     return (resources.files("tdmr1_core.prompts") / "geneval_evaluation.txt").read_text().split()
 
 
-def test_the_order_of_objects_makes_no_other_request_but_a_relation_does():
+def test_fingerprints_ignore_the_order_of_objects_but_not_relations():
     dog, cat = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
     assert fingerprint({"tag": "two_object", "include": [dog, cat]}) == fingerprint(
         {"tag": "two_object", "include": [cat, dog]}
@@ -72,7 +72,7 @@ def test_the_order_of_objects_makes_no_other_request_but_a_relation_does():
     assert len(marks) == 4
 
 
-def test_the_reward_reads_what_the_prompts_say(sets):
+def test_the_reward_reads_the_request_of_the_prompt(sets):
     for prompt in sets[True]:
         request = read_request(prompt.metadata, prompt.text)
         assert request.tag == prompt.metadata["tag"]
@@ -104,7 +104,7 @@ def test_articles_and_plurals():
 
 @pytest.mark.parametrize("domain", ["tiny", "photo"])
 @pytest.mark.parametrize("name", ["geneval", "count"])
-def test_the_default_sets_of_the_rewards_are_in_every_domain(domain, name):
+def test_default_sets_of_rewards_exist_in_every_domain(domain, name):
     training = load_prompts(name, domain)
     held_out = load_prompts(held_out_companion(name, domain), domain)
     assert held_out_companion(name, domain) == f"{name}-held-out"
@@ -112,10 +112,10 @@ def test_the_default_sets_of_the_rewards_are_in_every_domain(domain, name):
     assert all(read_request(prompt.metadata, prompt.text) is not None for prompt in (*training, *held_out))
 
 
-def test_the_worlds_composition_is_half_counts_that_exclude_one_more():
+def test_geneval_of_the_embedded_world_is_half_counts_that_exclude_one_more():
     tags = collections.Counter(prompt.metadata["tag"] for prompt in load_prompts("geneval", "tiny"))
     assert tags["counting"] == tags["position"]
     for prompt in load_prompts("geneval-held-out", "tiny"):
         if prompt.metadata["tag"] == "counting":
-            (asked,), (limit,) = prompt.metadata["include"], prompt.metadata["exclude"]
-            assert limit == {"class": asked["class"], "count": asked["count"] + 1}
+            (request,), (limit,) = prompt.metadata["include"], prompt.metadata["exclude"]
+            assert limit == {"class": request["class"], "count": request["count"] + 1}

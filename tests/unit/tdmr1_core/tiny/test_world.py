@@ -1,4 +1,4 @@
-"""The embedded world: what is drawn is what the scene says, and captions are as noisy as they claim."""
+"""The embedded world: images show the scene, and captions are wrong at the configured rates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tdmr1_core.tiny.world import (
 )
 
 pytestmark = pytest.mark.unit
-HONEST = CaptionNoise(0, 0, 0, 0, 0, 0)
+NO_NOISE = CaptionNoise(0, 0, 0, 0, 0, 0)
 
 
 def test_a_data_set_is_a_function_of_its_seed():
@@ -42,20 +42,20 @@ def test_a_data_set_is_a_function_of_its_seed():
     assert not np.array_equal(one[0], make_dataset(50, 4, CaptionNoise())[0])
 
 
-def test_an_ordered_data_set_names_first_what_lies_left_or_above():
+def test_an_ordered_data_set_names_the_left_or_upper_object_first():
     _, captions, scenes = make_dataset(4000, 5, PAIRS_NOISE, 0.9, ordered=True)
     pairs = [(text, scene) for text, scene in zip(captions, scenes, strict=True) if scene.relation]
     assert len(pairs) / 4000 == pytest.approx(0.9, abs=0.02)
-    told = [(text, scene) for text, scene in pairs if " and " not in text]
-    right = [text.startswith(PairCaption.of(scene).ordered.text) for text, scene in told]
-    assert np.mean(right) == pytest.approx(0.8 * 0.88, abs=0.03)
+    related = [(text, scene) for text, scene in pairs if " and " not in text]
+    correct = [text.startswith(PairCaption.of(scene).ordered.text) for text, scene in related]
+    assert np.mean(correct) == pytest.approx(0.8 * 0.88, abs=0.03)
     assert not [text for text in captions if "right of" in text or "below" in text]
-    _, honest, scenes = make_dataset(500, 6, HONEST, 1.0, ordered=True)
-    for text, scene in zip(honest, scenes, strict=True):
+    _, true_captions, scenes = make_dataset(500, 6, NO_NOISE, 1.0, ordered=True)
+    for text, scene in zip(true_captions, scenes, strict=True):
         assert " and " in text or text == PairCaption.of(scene).ordered.text
 
 
-def test_ordered_captions_say_the_same_from_the_other_side():
+def test_ordered_captions_make_the_same_request():
     red, blue = ("red", "circle"), ("blue", "square")
     assert PairCaption(red, "right of", blue).ordered.text == "a blue square left of a red circle"
     assert PairCaption(red, "below", blue).ordered == PairCaption(blue, "above", red)
@@ -63,7 +63,7 @@ def test_ordered_captions_say_the_same_from_the_other_side():
         assert PairCaption(red, relation, blue).ordered == PairCaption(red, relation, blue)
 
 
-def test_objects_keep_apart_and_inside():
+def test_objects_do_not_touch_each_other_or_the_border():
     rng = np.random.default_rng(0)
     for _ in range(300):
         objects = sample_scene(rng).objects
@@ -76,7 +76,7 @@ def test_objects_keep_apart_and_inside():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("colour", COLOURS)
-def test_an_object_has_its_colour_at_its_centre_and_the_background_at_the_corners(shape, colour):
+def test_an_object_has_its_color_at_its_center_and_the_background_at_the_corners(shape, colour):
     image = render(Scene((Object(colour, shape, 12.0, 12.0, 3.4),)), np.random.default_rng(1))
     assert np.abs(image[12, 12] / 255 - PALETTE[colour]).max() < 0.06
     corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -84,7 +84,7 @@ def test_an_object_has_its_colour_at_its_centre_and_the_background_at_the_corner
     assert corners.min() >= 200
 
 
-def test_shapes_cover_what_geometry_says():
+def test_shapes_have_their_geometric_area():
     radius, area = 3.0, {}
     for shape in SHAPES:
         image = render(Scene((Object("red", shape, 12.0, 12.0, radius),)), np.random.default_rng(2)).astype(float)
@@ -95,7 +95,7 @@ def test_shapes_cover_what_geometry_says():
     assert area["triangle"] == pytest.approx((1.95 * radius) ** 2 / 2, rel=0.08)
 
 
-def test_relations_are_what_the_picture_shows():
+def test_images_show_the_relation():
     rng = np.random.default_rng(5)
     for _ in range(200):
         scene = sample_scene(rng, pair_share=1.0)
@@ -113,7 +113,7 @@ def test_captions_without_noise_are_true():
     rng = np.random.default_rng(6)
     for _ in range(300):
         scene = sample_scene(rng)
-        words = caption(scene, rng, HONEST)
+        words = caption(scene, rng, NO_NOISE)
         first = scene.objects[0]
         if isinstance(words, CountCaption):
             assert (words.colour, words.shape) == (first.colour, first.shape)
@@ -127,9 +127,9 @@ def test_captions_without_noise_are_true():
 @pytest.mark.parametrize(
     ("noise", "what"), [("wrong_number", "number"), ("wrong_side", "side"), ("swapped_colours", "swap")]
 )
-def test_each_kind_of_noise_has_its_own_rate(noise, what):
+def test_each_kind_of_noise_has_its_rate(noise, what):
     rng = np.random.default_rng(7)
-    rates = CaptionNoise(**{**vars(HONEST), noise: 0.4})
+    rates = CaptionNoise(**{**vars(NO_NOISE), noise: 0.4})
     wrong = {"number": [], "side": [], "swap": []}
     for _ in range(4000):
         scene = sample_scene(rng)
@@ -175,7 +175,7 @@ def test_words_and_metadata():
     assert {"a", "red", "circle", "left", "of", "blue", "square"} <= set(vocabulary())
 
 
-def test_the_packaged_tokenizer_knows_every_word_and_cuts_no_caption():
+def test_the_packaged_tokenizer_knows_every_word_and_truncates_no_caption():
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(files("tdmr1_core") / "tiny" / "pipeline" / "tokenizer")
