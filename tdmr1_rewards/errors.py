@@ -76,7 +76,6 @@ CODES = {
     "reward-state": "The state of a reward cannot be saved or restored.",
     "reward-images": "Images, or the examples of a reward, have a wrong type, shape or number.",
     "reward-combined": "The combined reward is not a finite number.",
-    "reward-closed": "The rewards of this run are already closed.",
     "human-processes": "A reward that asks people needs a single process.",
     # Servers
     "address-invalid": "An address, host or port cannot be used.",

@@ -148,7 +148,7 @@ class RewardRunner:
         """
         _check_images(batch.images)
         if self._closing.is_set():
-            raise Tdmr1Error("the rewards are closed", "build a new RewardRunner", code="reward-closed")
+            raise Tdmr1Error("the rewards are closed", "build a new RewardRunner", code="reward-failed")
         applies = applicability(batch.metadata, self._weights)
         parts = [worker.submit(batch, applies[name]) for name, worker in zip(applies, self._workers, strict=True)]
         return _gather(parts, lambda answers: self._scored(batch, applies, answers))
