@@ -1,22 +1,49 @@
 import pickle
+import re
 
 import pytest
 
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
+from tdmr1_rewards.errors import CODES, UNSPECIFIED, Tdmr1Error, close_match_hint
+from tdmr1_rewards.scoring.failures import RewardFailed, RewardWarning
 
 pytestmark = pytest.mark.unit
 
 
-def test_str_is_the_message_and_the_hint_is_apart():
-    error = Tdmr1Error("it broke", "mend it")
+def test_str_is_the_message_without_the_hint():
+    error = Tdmr1Error("it broke", "repair it")
     assert str(error) == error.message == "it broke"
-    assert error.hint == "mend it"
+    assert error.hint == "repair it"
     assert Tdmr1Error("it broke").hint is None
 
 
-def test_survives_the_way_between_processes():
-    error = pickle.loads(pickle.dumps(Tdmr1Error("it broke", "mend it")))
-    assert (error.message, error.hint) == ("it broke", "mend it")
+def test_an_error_without_a_code_is_unspecified():
+    error = Tdmr1Error("it broke", "repair it")
+    assert (error.code, error.values) == (UNSPECIFIED, {})
+    assert UNSPECIFIED not in CODES
+
+
+@pytest.mark.parametrize("kind", [Tdmr1Error, RewardFailed])
+def test_an_error_can_be_pickled(kind):
+    error = pickle.loads(pickle.dumps(kind("it broke", "repair it", code="reward-state", values={"n": 1})))
+    assert type(error) is kind
+    assert error.document() == {
+        "code": "reward-state",
+        "message": "it broke",
+        "hint": "repair it",
+        "values": {"n": 1},
+    }
+
+
+def test_default_codes_of_reward_errors_and_warnings():
+    assert RewardFailed("it broke").code == "reward-failed"
+    assert RewardWarning("it broke").code == "reward-skipped"
+
+
+def test_codes_are_words_with_hyphens_and_have_a_meaning():
+    assert 60 <= len(CODES) <= 90
+    for code, meaning in CODES.items():
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", code), code
+        assert meaning.endswith("."), code
 
 
 @pytest.mark.parametrize(

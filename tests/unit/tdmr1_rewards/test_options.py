@@ -2,8 +2,8 @@ from typing import Literal
 
 import pytest
 from pydantic import Field, ValidationError, field_validator
+from support.errors import raises
 
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.options import RewardOptions, validate_options
 
 pytestmark = pytest.mark.unit
@@ -33,24 +33,29 @@ def test_valid_options_are_frozen():
         options.min_area = 3.0
 
 
-def test_every_mistake_is_told_at_once():
-    with pytest.raises(Tdmr1Error) as caught:
-        validate_options(Options, {"min_area": -1, "scor": "exact", "score": "no", "zzz": 1}, "reward 'x'")
-    assert caught.value.message == (
-        "reward 'x' got wrong options: 'model_name' is required; 'min_area' should be greater than 0, not -1; "
-        "'score' should be 'exact' or 'graded', not 'no'; unknown option 'scor' (did you mean 'score'?); "
-        "unknown option 'zzz' (known: min_area, model_name, score)"
-    )
+def test_one_error_lists_every_wrong_option():
+    wrong = {"min_area": -1, "scor": "exact", "score": "no", "zzz": 1}
+    names = ["model_name", "min_area", "score", "scor", "zzz"]
+    with raises("reward-options", reward="reward 'x'", options=names) as caught:
+        validate_options(Options, wrong, "reward 'x'")
+    assert caught.value.values["problems"] == [
+        "'model_name' is required",
+        "'min_area' should be greater than 0, not -1",
+        "'score' should be 'exact' or 'graded', not 'no'",
+        "unknown option 'scor' (did you mean 'score'?)",
+        "unknown option 'zzz' (known: min_area, model_name, score)",
+    ]
+    assert all(problem in caught.value.message for problem in caught.value.values["problems"])
     assert caught.value.hint == "options are: model_name, min_area, score"
     assert isinstance(caught.value.__cause__, ValidationError)
 
 
-def test_a_validators_own_words_are_kept():
-    with pytest.raises(Tdmr1Error, match="'model_name' must be in lower case, not 'M'"):
+def test_the_message_of_a_validator_is_kept():
+    with raises("reward-options", problems=["'model_name' must be in lower case, not 'M'"]):
         validate_options(Options, {"model_name": "M"}, "reward 'x'")
 
 
-def test_a_reward_without_options_says_so():
-    with pytest.raises(Tdmr1Error) as caught:
+def test_the_hint_for_a_reward_without_options():
+    with raises("reward-options", options=["a"]) as caught:
         validate_options(NoOptions, {"a": 1}, "reward 'x'")
     assert caught.value.hint == "it takes no options"

@@ -2,14 +2,15 @@ import os
 import subprocess
 import sys
 import types
+from functools import partial
 
 import pluggy
 import pytest
+from support.errors import raises
 from support.paths import ROOT
 from support.plugin_folder import registering, write_plugin
 
 from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import load_plugins
 from tdmr1_rewards.sources.source import create_reward, find_reward
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder on sys.path whose modules are forgotten afterwards."""
+    """A folder on sys.path. Its modules are removed from sys.modules afterwards."""
     monkeypatch.delenv("TDMR1_DISABLE_PLUGINS", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
@@ -30,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def engine_hooks():
-    """The hooks of a higher layer, as tdmr1_core will bring them."""
+    """The hooks of a higher layer, as in tdmr1_core."""
     hookspec = pluggy.HookspecMarker("tdmr1")
     module = types.ModuleType("engine_hooks")
 
@@ -52,7 +53,7 @@ def record_of(plugins, name):
     return record
 
 
-def test_the_built_in_reward_is_there_through_the_hook():
+def test_built_in_rewards_are_registered_through_the_hook():
     plugins = load_plugins()
     registered = plugins.rewards.get("object_count")
     assert isinstance(registered.spec, RewardSpec)
@@ -61,7 +62,7 @@ def test_the_built_in_reward_is_there_through_the_hook():
     assert record_of(plugins, "builtin").error is None
 
 
-def test_a_plugin_is_found_by_its_entry_point(folder):
+def test_a_plugin_is_loaded_from_its_entry_point(folder):
     write_plugin(folder, "foo", "foo_mod", registering("foo_reward"), entry_point="foo_plugin")
     plugins = load_plugins()
     assert "foo_reward" in plugins.rewards.names()
@@ -76,7 +77,6 @@ def test_listing_imports_nothing_heavy_even_with_a_plugin(tmp_path):
     program = """
 import sys
 from tdmr1_rewards.registry import load_plugins
-from tdmr1_rewards.sources.source import create_reward, find_reward
 rewards = load_plugins().rewards
 print(",".join(f"{e.spec.name} of {e.provenance}" for e in rewards.entries() if e.spec.name == "foo_reward"))
 print(sorted({"numpy", "scipy", "torch", "PIL", "pydantic", "diffusers"} & set(sys.modules)))
@@ -90,7 +90,7 @@ print("pydantic" in sys.modules)
     assert done.stdout.splitlines() == ["foo_reward of foo 1.0", "[]", "True"]
 
 
-def test_one_broken_plugin_is_a_sentence_and_the_rest_goes_on(folder):
+def test_a_broken_plugin_gets_an_error_and_the_others_load(folder):
     write_plugin(folder, "aaa", "aaa_mod", "import no_such_thing")
     write_plugin(folder, "bbb", "bbb_mod", "raise SystemExit('bye')")
     raising = registering("lost_reward") + "    raise RuntimeError('first line\\nsecond line')"
@@ -130,7 +130,7 @@ def test_one_broken_plugin_is_a_sentence_and_the_rest_goes_on(folder):
     assert error("bbb_mod") == "could not be loaded: SystemExit: bye"
     assert error("ccc_mod") == "tdmr1_register_rewards raised RuntimeError: first line second line"
     assert "'Not-Snake' is not in snake case" in error("ddd_mod")
-    assert error("eee_mod") == "tdmr1_register_rewards registered a dict where a RewardSpec belongs"
+    assert error("eee_mod") == "tdmr1_register_rewards registered a dict, but must register a RewardSpec"
     assert error("fff_mod") == "implements no hook (is its function marked @hookimpl?)"
     assert "PluginValidationError" in error("ggg_mod")
     assert "\n" not in error("ggg_mod")
@@ -140,7 +140,7 @@ def test_one_broken_plugin_is_a_sentence_and_the_rest_goes_on(folder):
     assert "lost_reward" not in names
 
 
-def test_a_misspelt_hook_is_its_plugins_error_once_all_hooks_are_known(folder, engine_hooks):
+def test_an_unknown_hook_is_an_error_if_all_hooks_are_known(folder, engine_hooks):
     source = registering("foo_reward") + "\n@hookimpl\ndef tdmr1_after_rolout(trajectory): pass\n"
     write_plugin(folder, "foo", "foo_mod", source)
     optional = "\n@hookimpl(optionalhook=True)\ndef tdmr1_of_the_future(): pass\n"
@@ -154,27 +154,26 @@ def test_a_misspelt_hook_is_its_plugins_error_once_all_hooks_are_known(folder, e
     assert "foo_reward" in plugins.rewards.names()
 
 
-def test_other_layers_bring_built_in_modules_and_collect_through_their_hooks(folder, engine_hooks):
+def test_higher_layers_add_built_in_modules_and_hooks(folder, engine_hooks):
     models = "from tdmr1_rewards import hookimpl\n\n@hookimpl\ndef tdmr1_register_models(register): register('tiny')\n"
     (folder / "core_models.py").write_text(models)
     write_plugin(folder, "foo", "foo_mod", models.replace("register('tiny')", "register(1)"))
     plugins = load_plugins([engine_hooks], ["core_models"])
     collected = plugins.collect("tdmr1_register_models", str)
     assert [(model, provenance.module) for model, provenance in collected] == [("tiny", "core_models")]
-    assert record_of(plugins, "foo_mod").error == "tdmr1_register_models registered a int where a str belongs"
+    assert record_of(plugins, "foo_mod").error == "tdmr1_register_models registered a int, but must register a str"
 
 
-def test_two_plugins_that_claim_a_name_are_both_named(folder):
+def test_the_error_for_a_name_conflict_names_both_plugins(folder):
     # The same entry-point name in both distributions is no conflict by itself.
     write_plugin(folder, "foo", "foo_mod", registering("same_reward"), entry_point="rewards")
     write_plugin(folder, "goo", "goo_mod", registering("same_reward"), entry_point="rewards")
     rewards = load_plugins().rewards
-    with pytest.raises(Tdmr1Error) as caught:
-        rewards.get("same_reward")
-    assert "'same_reward' is claimed by foo 1.0 (foo_mod) and goo 1.0 (goo_mod)" in caught.value.message
-    assert "TDMR1_DISABLE_PLUGINS=goo" in caught.value.hint
-    with pytest.raises(Tdmr1Error):
-        find_reward(rewards, "same_reward")
+    for look_up in (rewards.get, partial(find_reward, rewards)):
+        with raises("reward-name-conflict", reward="same_reward", plugins=["foo 1.0", "goo 1.0"]) as caught:
+            look_up("same_reward")
+        assert "foo 1.0 (foo_mod) and goo 1.0 (goo_mod)" in caught.value.message
+        assert "TDMR1_DISABLE_PLUGINS=goo" in caught.value.hint
     claims = [entry for entry in rewards.entries() if entry.spec.name == "same_reward"]
     assert [(str(c.provenance), *map(str, c.rivals)) for c in claims] == [
         ("foo 1.0", "goo 1.0"),
@@ -206,22 +205,20 @@ def test_the_built_ins_can_be_disabled(monkeypatch):
     assert "object_count" not in plugins.rewards.names()
 
 
-def test_an_unknown_name_gets_a_close_match():
-    with pytest.raises(Tdmr1Error, match="there is no reward 'object_cuont'") as caught:
+def test_an_unknown_name_gets_a_similar_name_as_hint():
+    with raises("reward-unknown", reward="object_cuont") as caught:
         load_plugins().rewards.get("object_cuont")
     assert caught.value.hint == "did you mean 'object_count'?"
 
 
-def test_create_builds_with_validated_options():
+def test_options_are_validated_before_a_reward_is_built():
     from tdmr1_rewards.builtin.object_count import ObjectCount
 
     rewards = load_plugins().rewards
     assert isinstance(create_reward(find_reward(rewards, "object_count"), {"score": "exact"}), ObjectCount)
-    with pytest.raises(Tdmr1Error) as caught:
+    with raises("reward-options", options=["min_area", "scor"]) as caught:
         create_reward(find_reward(rewards, "object_count"), {"scor": "exact", "min_area": 0})
-    assert caught.value.message.startswith("reward 'object_count' (from tdmr1")
-    assert "unknown option 'scor' (did you mean 'score'?)" in caught.value.message
-    assert "'min_area' should be greater than 0, not 0" in caught.value.message
+    assert caught.value.values["reward"].startswith("reward 'object_count' (from tdmr1")
 
 
 WORKSHOP = """
@@ -240,8 +237,8 @@ def make(options=None):
 def fails():
     raise OSError("no weights")
 
-def fails_kindly():
-    raise Tdmr1Error("no weights", "fetch them")
+def fails_with_hint():
+    raise Tdmr1Error("no weights", "download them", code="reward-weights", values={"file": "w.pt"})
 
 def makes_nothing():
     return None
@@ -249,26 +246,26 @@ def makes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("factory", "options_class", "options", "message"),
+    ("factory", "options_class", "options", "code", "values"),
     [
-        ("workshop:make", None, {"size": 2}, "reward 'w' (from foo 1.0) takes no options, but got 'size'"),
-        ("workshop:make", "workshop:NotOptions", {}, "workshop:NotOptions is not a RewardOptions class"),
-        ("workshop:missing", None, {}, "workshop:missing could not be imported: AttributeError"),
-        ("no_such_module:x", None, {}, "no_such_module:x could not be imported: ModuleNotFoundError"),
-        ("workshop:fails", None, {}, "reward 'w' (from foo 1.0) could not be built: OSError: no weights"),
-        ("workshop:fails_kindly", None, {}, "no weights"),
-        ("workshop:makes_nothing", None, {}, "workshop:makes_nothing made a NoneType, which cannot be called"),
+        ("workshop:make", None, {"size": 2}, "reward-options", {"options": ["size"]}),
+        ("workshop:make", "workshop:NotOptions", {}, "reward-spec", {"found": "workshop:NotOptions"}),
+        ("workshop:missing", None, {}, "reward-import", {"source": "workshop:missing"}),
+        ("no_such_module:x", None, {}, "reward-import", {"source": "no_such_module:x"}),
+        ("workshop:fails", None, {}, "reward-build", {"error": "OSError: no weights"}),
+        ("workshop:fails_with_hint", None, {}, "reward-weights", {"file": "w.pt"}),
+        ("workshop:makes_nothing", None, {}, "reward-build", {"type": "NoneType"}),
     ],
 )
-def test_what_cannot_be_built_says_why(folder, factory, options_class, options, message):
+def test_errors_of_rewards_that_cannot_be_built(folder, factory, options_class, options, code, values):
     (folder / "workshop.py").write_text(WORKSHOP)
     write_plugin(folder, "foo", "foo_mod", registering("w", factory, options_class))
-    with pytest.raises(Tdmr1Error) as caught:
+    owner = {} if code == "reward-weights" else {"reward": "reward 'w' (from foo 1.0)"}
+    with raises(code, **values, **owner):
         create_reward(find_reward(load_plugins().rewards, "w"), options)
-    assert message in caught.value.message
 
 
-def test_a_factory_gets_its_options_or_nothing(folder):
+def test_a_factory_is_called_with_its_options_or_without_an_argument(folder):
     (folder / "workshop.py").write_text(WORKSHOP)
     write_plugin(folder, "foo", "foo_mod", registering("with_options", "workshop:make", "workshop:Options"))
     write_plugin(folder, "goo", "goo_mod", registering("without", "workshop:make"))

@@ -1,4 +1,4 @@
-"""A reward in a process of its own, in this environment and in others."""
+"""A reward in another process, in this environment and in others."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support.errors import raises
 from support.paths import TESTS
 from support.reward_batches import FOO, active, faulty, make_batch
 
@@ -21,7 +22,6 @@ from tdmr1_rewards.calling import process as process_module
 from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.result_checks import CallFailed
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import RegisteredReward
 from tdmr1_rewards.scoring.runner import RewardRunner
 from tdmr1_rewards.sources.source import reference_for
@@ -35,11 +35,18 @@ def host(reference, image_format="array", python=None):
     return ProcessHost(reference, OWNER, image_format, python)
 
 
-def refused(*arguments, **keywords):
-    with pytest.raises(Tdmr1Error) as caught:
+def build_error(code, *arguments, **keywords):
+    with raises(code) as caught:
         host(*arguments, **keywords)
     assert caught.value.message.startswith(OWNER)
     assert "\n" not in caught.value.message
+    return caught.value
+
+
+def call_failure(running, *prompts, seconds=60):
+    with pytest.raises(CallFailed) as caught:
+        running.call(make_batch(*prompts), seconds)
+    assert caught.value.code == "reward-failed"
     return caught.value
 
 
@@ -53,11 +60,11 @@ def is_running(pid):
 def wait_until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came about"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
 
 
-def test_what_a_reward_prints_and_reads_does_not_touch_the_protocol(tmp_path, monkeypatch):
+def test_output_and_input_of_a_reward_do_not_disturb_the_protocol(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     running = host(faulty())
     assert list(running.call(make_batch("print", "b"), 60).scores) == [0.0, 1.0]
@@ -67,7 +74,7 @@ def test_what_a_reward_prints_and_reads_does_not_touch_the_protocol(tmp_path, mo
     assert not is_running(running.pid)
 
 
-def test_pictures_come_as_the_spec_asks(tmp_path):
+def test_images_have_the_format_of_the_spec(tmp_path):
     (tmp_path / "kinds.py").write_text(
         "from tdmr1_rewards import RewardResult\n"
         "def build():\n"
@@ -81,7 +88,7 @@ def test_pictures_come_as_the_spec_asks(tmp_path):
 
 @pytest.mark.parametrize("order", ["hang", "wait"])
 def test_a_worker_ends_with_its_parent(order, tmp_path):
-    """Killed without a chance to say anything, in a call and between calls."""
+    """The parent is killed during a call and between calls."""
     script = (
         "import sys, time; from support.reward_batches import *\n"
         "from tdmr1_rewards.calling.process import ProcessHost\n"
@@ -104,13 +111,13 @@ def test_a_worker_ends_with_its_parent(order, tmp_path):
     wait_until(lambda: not is_running(pid))
 
 
-def test_a_worker_does_not_hear_the_terminals_interrupt():
+def test_a_worker_does_not_receive_ctrl_c_of_the_terminal():
     running = host(faulty())
     assert os.getpgid(running.pid) == running.pid != os.getpgid(0)
     running.close()
 
 
-def test_what_the_reward_started_is_ended_with_it(tmp_path):
+def test_child_processes_of_a_reward_are_killed_with_it(tmp_path):
     (tmp_path / "mother.py").write_text(
         "import subprocess, sys, time\n"
         "def build():\n"
@@ -119,48 +126,49 @@ def test_what_the_reward_started_is_ended_with_it(tmp_path):
         "    return lambda batch: time.sleep(60)\n"
     )
     running = host(Reference(factory={"file": str(tmp_path / "mother.py"), "attr": "build"}))
-    with pytest.raises(CallFailed, match="did not answer within 1 s, and its process was ended"):
-        running.call(make_batch("a"), 1.0)
+    assert call_failure(running, "a", seconds=1.0).values == {"seconds": 1.0}
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_running(pid))
     running.close()
 
 
-def test_another_version_of_the_protocol_is_refused(monkeypatch):
+def test_another_protocol_version_is_rejected(monkeypatch):
     monkeypatch.setattr(process_module, "PROTOCOL", 99)
-    assert refused(faulty()).message == (f"{OWNER} runs in a worker of protocol 1, which was spoken to in protocol 99")
+    message = build_error("reward-build", faulty()).message
+    assert "protocol version 1" in message
+    assert "version 99" in message
 
 
-def test_an_answer_that_is_none_is_told(monkeypatch, tmp_path):
+def test_a_line_that_is_not_an_answer_is_reported(monkeypatch, tmp_path):
     (tmp_path / "worker.py").write_text("print('hello')\ninput()\n")
     monkeypatch.setattr(process_module, "WORKER", tmp_path / "worker.py")
-    assert "answered something that is no answer: b'hello" in refused(faulty()).message
+    assert "b'hello" in build_error("reward-build", faulty()).message
 
 
-def test_an_interpreter_that_is_none_is_told(tmp_path):
-    error = refused(faulty(), python=tmp_path / "python")
-    assert "could not be started with" in error.message
+def test_an_interpreter_that_cannot_be_started_is_reported(tmp_path):
+    error = build_error("reward-environment", faulty(), python=tmp_path / "python")
+    assert error.values["python"] == str(tmp_path / "python")
     assert "/path/to/venv/bin/python" in error.hint
     (tmp_path / "python").write_text("#!/bin/sh\nexit 4\n")
     (tmp_path / "python").chmod(0o755)
-    assert "its process ended with exit code 4" in refused(faulty(), python=tmp_path / "python").message
+    assert build_error("reward-build", faulty(), python=tmp_path / "python").values["exit_code"] == 4
 
 
 @pytest.mark.parametrize(
-    ("reference", "told"),
+    ("reference", "quoted"),
     [
-        (faulty("broken"), "could not be built: KeyError: 'weights'"),
-        (faulty("nothing"), "support.faulty_rewards:nothing could not be imported: AttributeError"),
+        (faulty("broken"), "KeyError: 'weights'"),
+        (faulty("nothing"), "support.faulty_rewards:nothing"),
         (Reference(factory="no_such_module:thing"), "ModuleNotFoundError: No module named 'no_such_module'"),
-        (Reference(factory={"file": "/nowhere/a.py", "attr": "b"}), "there is no file /nowhere/a.py"),
-        (faulty(options={"a": 1}), "takes no options, but got 'a'"),
+        (Reference(factory={"file": "/nowhere/a.py", "attr": "b"}), "/nowhere/a.py"),
+        (faulty(options={"a": 1}), "'a'"),
     ],
 )
-def test_a_reward_that_cannot_be_built_is_told_at_once(reference, told):
-    assert told in refused(reference).message
+def test_the_host_raises_if_the_reward_cannot_be_built(reference, quoted):
+    assert quoted in build_error("reward-build", reference).message
 
 
-def test_an_adapter_makes_a_reward_of_a_foreign_function(tmp_path):
+def test_an_adapter_converts_a_foreign_function(tmp_path):
     (tmp_path / "foreign.py").write_text(
         "def brightness(images, scale):\n    return [scale * i.mean() for i in images]\n"
     )
@@ -204,9 +212,9 @@ def other(tmp_path_factory):
     return bare_environment(tmp_path_factory.mktemp("other"), folder)
 
 
-def test_an_environment_without_pillow_says_what_is_missing(bare):
-    error = refused(faulty(), python=bare)
-    assert f"pillow can't be imported in the environment of {bare}" in error.message
+def test_an_environment_without_pillow_is_reported(bare):
+    error = build_error("reward-build", faulty(), python=bare)
+    assert str(bare) in error.message
     assert error.hint == f"`{bare} -m pip install pillow`"
 
 
@@ -220,8 +228,8 @@ def test_another_environment_needs_neither_torch_nor_tdmr1(other, monkeypatch):
         "@hookimpl\n"
         "def tdmr1_register_rewards(register): pass\n"
         "def build():\n"
-        "    told = {'prefix': sys.prefix, 'found': absent}\n"
-        "    return lambda batch: RewardResult([float(i.mean()) for i in batch.images], [told] * len(batch))\n"
+        "    details = {'prefix': sys.prefix, 'found': absent}\n"
+        "    return lambda batch: RewardResult([float(i.mean()) for i in batch.images], [details] * len(batch))\n"
     )
     entry = active(Reference(factory="elsewhere:build", paths=[str(folder)]), python=other)
     with RewardRunner([entry], "weighted_sum", 1) as runner:
@@ -230,9 +238,9 @@ def test_another_environment_needs_neither_torch_nor_tdmr1(other, monkeypatch):
     assert scored.details[0]["x"] == {"prefix": str(other.parents[1]), "found": []}
 
 
-def test_a_reward_that_needs_what_is_not_there_says_so(other, tmp_path):
+def test_a_missing_module_is_named_with_the_environment(other, tmp_path):
     (tmp_path / "needy.py").write_text("import pydantic\n")
-    error = refused(Reference(factory="needy:build", paths=[str(tmp_path)]), python=other)
+    error = build_error("reward-build", Reference(factory="needy:build", paths=[str(tmp_path)]), python=other)
     assert "No module named 'pydantic'" in error.message
     assert error.hint == f"install pydantic in the environment of {other}"
 
@@ -245,23 +253,20 @@ def registered(**spec):
 OPTIONS = {"options": "tdmr1_rewards.builtin.object_count:ObjectCountOptions"}
 
 
-def test_options_are_validated_before_anything_is_started():
-    with pytest.raises(Tdmr1Error, match="unknown option 'colour'"):
-        reference_for(registered(**OPTIONS), {"colour": 1})
-    with pytest.raises(Tdmr1Error, match="unknown option 'colour'"):
-        reference_for(registered(**OPTIONS), {"colour": 1}, Path("/other/python"))
-    with pytest.raises(Tdmr1Error, match="takes no options"):
-        reference_for(registered(), {"colour": 1})
+def test_options_are_validated_before_a_process_is_started():
+    for spec, python in ((OPTIONS, None), (OPTIONS, Path("/other/python")), ({}, None)):
+        with raises("reward-options", options=["colour"]):
+            reference_for(registered(**spec), {"colour": 1}, python)
 
 
-def test_options_whose_model_is_only_elsewhere_are_left_to_that_environment():
+def test_options_are_validated_in_the_other_environment_if_the_model_is_only_there():
     spec = {"options": "only_elsewhere:Options"}
     assert reference_for(registered(**spec), {"a": 1}, Path("/other/python")).options == {"a": 1}
-    with pytest.raises(Tdmr1Error, match="only_elsewhere:Options could not be imported"):
+    with raises("reward-import", source="only_elsewhere:Options"):
         reference_for(registered(**spec), {"a": 1})
 
 
-def test_a_reference_takes_along_only_the_rewards_own_module(tmp_path, monkeypatch):
+def test_a_reference_names_only_the_module_of_the_reward(tmp_path, monkeypatch):
     elsewhere = Path("/other/python")
     assert reference_for(registered(factory="yaml.nodes:Node"), {}, elsewhere).modules == {
         "yaml": str(Path(sysconfig.get_path("purelib")) / "yaml")
@@ -276,32 +281,33 @@ def test_a_reference_takes_along_only_the_rewards_own_module(tmp_path, monkeypat
     assert set(map(os.path.abspath, sys.path)) == set(reference_for(registered(), {}).paths)
 
 
-def test_the_worker_closes_in_peace_and_by_its_protocol(tmp_path):
-    """Spoken to by hand, as the documentation of the protocol has it."""
+def test_the_worker_follows_the_documented_protocol_and_exits(tmp_path):
+    """Requests and answers as documented in worker.py."""
     worker = subprocess.Popen(
         [sys.executable, str(process_module.WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
 
-    def ask(**request):
+    def send(**request):
         worker.stdin.write(json.dumps(request).encode() + b"\n")
         worker.stdin.flush()
         return json.loads(worker.stdout.readline())
 
     document = faulty().document()
-    built = ask(do="build", protocol=1, owner="it", image_format="array", reference=document)
+    built = send(do="build", protocol=1, owner="it", image_format="array", reference=document)
     assert built == {"ok": {"python": "{}.{}.{}".format(*sys.version_info[:3])}}
-    assert ask(do="setup", device="cpu") == {"ok": {}}
-    assert ask(do="score", batch={})["failed"].startswith("failed: context is a NoneType")
-    assert ask(do="close") == {"ok": {}}
+    assert send(do="setup", device="cpu") == {"ok": {}}
+    assert send(do="score", batch={})["failed"].startswith("failed: context is missing")
+    assert send(do="close") == {"ok": {}}
     worker.stdin.close()
     assert worker.wait(30) == 0
     worker.stdout.close()
 
 
-def test_a_killed_worker_is_told_by_the_signal():
+def test_a_killed_worker_is_reported_with_its_signal():
     running = host(faulty())
     os.kill(running.pid, signal.SIGKILL)
-    with pytest.raises(CallFailed, match="its process was ended by SIGKILL"):
-        running.call(make_batch("a"), 60)
+    failure = call_failure(running, "a")
+    assert failure.values == {"exit_code": -signal.SIGKILL}
+    assert "SIGKILL" in failure.reason
     assert np.array_equal(running.call(make_batch("a", "b"), 60).scores, [0.0, 1.0])
     running.close()

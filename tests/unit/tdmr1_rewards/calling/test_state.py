@@ -1,14 +1,14 @@
-"""What a reward remembers: told as JSON, taken up again, in this process and in one of its own."""
+"""The state of a reward is read as JSON data and restored, in this process and in another one."""
 
 import os
 import signal
 
 import numpy as np
 import pytest
+from support.errors import raises
 from support.reward_batches import active, faulty, make_batch
 
 from tdmr1_rewards.api import RewardResult
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring.failures import RewardFailed
 from tdmr1_rewards.scoring.runner import RewardRunner
 from tdmr1_rewards.sources.foreign import adapt
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 
 class Remembering:
-    """Scores each image by the calls so far."""
+    """The score is the number of calls so far."""
 
     def __init__(self, state=None):
         self.state = {"calls": 0} if state is None else state
@@ -34,7 +34,7 @@ class Remembering:
         return self.state
 
     def load_state_dict(self, state):
-        assert self.device is not None, "it comes after setup"
+        assert self.device is not None, "setup must come first"
         self.state = state
 
 
@@ -53,35 +53,35 @@ def score(runner):
     return runner.score(make_batch("a", "b")).per_reward["x"]
 
 
-def test_a_state_is_told_and_taken_up(runner):
-    assert runner.states() == {}, "nothing before it is set up"
+def test_a_state_is_read_and_restored(runner):
+    assert runner.states() == {}, "no state before setup"
     score(runner), score(runner)
-    told = runner.states()
-    assert told == {"x": {"calls": 2}}
+    states = runner.states()
+    assert states == {"x": {"calls": 2}}
     assert score(runner) == [3, 3]
-    assert told == {"x": {"calls": 2}}, "a copy"
-    runner.load_states(told)
+    assert states == {"x": {"calls": 2}}, "a copy"
+    runner.load_states(states)
     assert score(runner) == [3, 3]
 
 
-def test_a_reward_is_set_up_before_it_takes_up_a_state(runner):
+def test_a_reward_is_set_up_before_its_state_is_restored(runner):
     runner.load_states({"x": {"calls": 6}})
     assert score(runner) == [7, 7]
 
 
-def test_what_is_scored_unremembered_leaves_no_trace(runner):
+def test_preserving_states_restores_the_states(runner):
     with runner.preserving_states():
         assert score(runner) == [1, 1]
         assert score(runner) == [2, 2]
     assert score(runner) == [1, 1]
 
 
-def test_a_state_of_a_reward_that_is_not_there_is_refused(runner):
-    with pytest.raises(Tdmr1Error, match="a state of reward 'gone', and no such reward"):
+def test_a_state_of_an_unknown_reward_is_rejected(runner):
+    with raises("reward-state", reward="gone", rewards=["x", "other"]):
         runner.load_states({"gone": {}})
 
 
-def test_a_process_that_is_started_again_goes_on_with_the_last_state_that_was_told():
+def test_a_restarted_process_gets_the_last_state_that_was_read():
     with RewardRunner([active(faulty("Remembering"))], "weighted_sum", 1) as runner:
         score(runner), runner.states(), score(runner)
         os.kill(runner._workers[0]._host.pid, signal.SIGKILL)
@@ -92,37 +92,44 @@ def test_a_process_that_is_started_again_goes_on_with_the_last_state_that_was_to
 
 
 @pytest.mark.parametrize(
-    ("state", "why"),
+    ("state", "problem"),
     [
         ({"seen": {1, 2}}, "Object of type set is not JSON serializable"),
         ({"mean": np.zeros(2)}, "Object of type ndarray is not JSON serializable"),
         ({"mean": float("nan")}, "Out of range float values are not JSON compliant"),
-        ({1: "a"}, "it does not come back from JSON as it was"),
-        ({"pair": (1, 2)}, "it does not come back from JSON as it was"),
+        ({1: "a"}, "it changes when it is written as JSON and read again"),
+        ({"pair": (1, 2)}, "it changes when it is written as JSON and read again"),
         ([1, 2], "it is a list, not a dict"),
     ],
 )
-def test_what_is_not_json_is_refused_with_reward_and_distribution(state, why):
+def test_a_state_that_is_not_json_is_rejected(state, problem):
     reward = Remembering(state)
     with RewardRunner([active(reward)], "weighted_sum", 1) as runner:
         runner.set_up()
-        with pytest.raises(RewardFailed) as caught:
+        with raises("reward-state", reward="x", provenance="foo-dist 1.2") as caught:
             runner.states()
-    said = f"reward 'x' (from foo-dist 1.2) has a state that is not plain JSON data: {why}"
-    assert caught.value.message.startswith(said)
+    assert isinstance(caught.value, RewardFailed)
+    assert caught.value.values["problem"].startswith(problem)
     assert "\n" not in caught.value.message
 
 
-def test_a_process_of_its_own_tells_of_it_too():
+def test_a_state_cannot_be_restored_without_load_state_dict():
+    class Forgetful(Remembering):
+        load_state_dict = None
+
+    with RewardRunner([active(Forgetful())], "weighted_sum", 1) as runner, raises("reward-state", reward="x"):
+        runner.load_states({"x": {"calls": 1}})
+
+
+def test_a_state_that_is_not_json_is_rejected_in_another_process():
     with RewardRunner([active(faulty("Unspeakable"))], "weighted_sum", 1) as runner:
         runner.set_up()
-        with pytest.raises(
-            RewardFailed, match=r"\(from foo-dist 1.2\) has a state that is not plain JSON data: .* set "
-        ):
+        with raises("reward-failed", reward="x") as caught:
             runner.states()
+        assert "not plain JSON data" in caught.value.message
 
 
-def test_the_weights_of_a_torch_module_are_no_state():
+def test_the_weights_of_a_torch_module_are_not_a_state():
     torch = pytest.importorskip("torch")
 
     class Module(torch.nn.Linear):
@@ -134,7 +141,7 @@ def test_the_weights_of_a_torch_module_are_no_state():
         assert runner.states() == {}
 
 
-def test_what_a_factory_of_a_device_makes_has_its_state():
+def test_a_reward_from_a_factory_with_a_device_has_its_state():
     def factory(device):
         return Remembering()
 

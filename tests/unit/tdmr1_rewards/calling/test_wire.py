@@ -1,4 +1,4 @@
-"""What goes over the wire comes back bit for bit, and what does not belong on it is refused."""
+"""Batches and results survive encoding and decoding bit for bit; invalid documents are rejected."""
 
 import json
 from dataclasses import replace
@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from support.errors import raises
 from support.reward_batches import make_batch
 
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult
 from tdmr1_rewards.calling import wire
-from tdmr1_rewards.calling.wire import decode_batch, decode_result, encode_batch, encode_result, plain
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.calling.wire import check_token, decode_batch, decode_result, encode_batch, encode_result, plain
 
 pytestmark = pytest.mark.unit
 
@@ -52,7 +52,7 @@ def through_json(document):
 
 @given(batches())
 @settings(max_examples=60, deadline=None)
-def test_a_batch_comes_back_bit_for_bit(batch):
+def test_a_decoded_batch_is_bit_identical(batch):
     back = decode_batch(through_json(encode_batch(batch)), "array")
     if len(batch):
         assert back.images.dtype == np.uint8
@@ -65,7 +65,7 @@ def test_a_batch_comes_back_bit_for_bit(batch):
 
 @given(st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=5), st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_result_comes_back_with_its_nones(scores, data):
+def test_a_decoded_result_keeps_its_nones(scores, data):
     details = data.draw(st.none() | st.lists(metadata, min_size=len(scores), max_size=len(scores)))
     back = decode_result(through_json(encode_result(RewardResult(scores, details))))
     assert (back.scores, back.details) == (scores, details)
@@ -78,9 +78,9 @@ def test_pil_images_of_any_size_and_mode():
     assert [image.getpixel((0, 0)) for image in back.images] == [(255, 0, 0), (7, 7, 7)]
 
 
-def test_plain_values():
-    told = {1: (np.float32(0.5), np.arange(2)), "p": Path("a"), "n": float("nan"), "s": {3}, "b": np.bool_(True)}
-    assert plain(told) == {"1": [0.5, [0, 1]], "p": "a", "n": "nan", "s": [3], "b": True}
+def test_values_become_plain_json_data():
+    values = {1: (np.float32(0.5), np.arange(2)), "p": Path("a"), "n": float("nan"), "s": {3}, "b": np.bool_(True)}
+    assert plain(values) == {"1": [0.5, [0, 1]], "p": "a", "n": "nan", "s": [3], "b": True}
 
 
 def changed(**fields):
@@ -88,36 +88,39 @@ def changed(**fields):
 
 
 @pytest.mark.parametrize(
-    ("document", "told"),
+    ("document", "code", "values"),
     [
-        ([], "the batch is a list, not an object"),
-        ({}, "context is a NoneType, not an object"),
-        (changed(context={"iteration": 1.5, "seed": 0}), "iteration is a float, not a whole number"),
-        (changed(images=None), "images is missing, not a list"),
-        (changed(images="abc"), "images is a str, not a list"),
-        (changed(images=["%%%", ""]), "images[0] is no PNG picture in base64"),
-        (changed(images=["iVBORw0KGgo=", ""]), "images[0] is no PNG picture in base64"),
-        (changed(prompts=["a", 1]), "prompts[1] is a int"),
-        (changed(metadata=[{}, []]), "metadata[1] is a list"),
-        (changed(group_ids=[0, True]), "group_ids[1] is a bool"),
-        (changed(image_ids=[0]), "needs as many of each"),
+        ([], "server-protocol", {"field": "the batch", "found": "a list"}),
+        ({}, "server-protocol", {"field": "context", "found": "missing"}),
+        (changed(context={"iteration": 1.5, "seed": 0}), "server-protocol", {"field": "iteration", "found": "a float"}),
+        (changed(images=None), "server-protocol", {"field": "images", "found": "missing"}),
+        (changed(images="abc"), "server-protocol", {"field": "images", "found": "a str"}),
+        (changed(images=["%%%", ""]), "reward-images", {"index": 0}),
+        (changed(images=["iVBORw0KGgo=", ""]), "reward-images", {"index": 0}),
+        (changed(prompts=["a", 1]), "server-protocol", {"field": "prompts[1]", "found": "a int"}),
+        (changed(metadata=[{}, []]), "server-protocol", {"field": "metadata[1]", "found": "a list"}),
+        (changed(group_ids=[0, True]), "server-protocol", {"field": "group_ids[1]", "found": "a bool"}),
+        (
+            changed(image_ids=[0]),
+            "reward-images",
+            {"lengths": {"images": 2, "prompts": 2, "metadata": 2, "group_ids": 2, "image_ids": 1}},
+        ),
     ],
 )
-def test_what_is_no_batch_is_told(document, told):
-    with pytest.raises(Tdmr1Error) as caught:
+def test_an_invalid_batch_is_rejected(document, code, values):
+    with raises(code, **values):
         decode_batch(document, "array")
-    assert told in caught.value.message
 
 
-def test_pictures_of_two_sizes_are_no_array():
+def test_images_of_different_sizes_are_not_an_array():
     images = [wire.encode_image(np.zeros((2, width, 3), np.uint8)) for width in (3, 4)]
-    with pytest.raises(Tdmr1Error, match="different sizes: 3 x 2 and 4 x 2"):
+    with raises("reward-images", sizes=[[3, 2], [4, 2]]):
         decode_batch(changed(images=images), "array")
 
 
-def test_a_picture_that_would_unpack_to_too_much_is_refused(monkeypatch):
+def test_an_image_with_too_many_pixels_is_rejected(monkeypatch):
     monkeypatch.setattr(wire, "MAX_PIXELS", 19)
-    with pytest.raises(Tdmr1Error, match=r"images\[0\] has 5 x 4 pixels, more than 19"):
+    with raises("reward-images", index=0, width=5, height=4, limit=19):
         decode_batch(changed(), "array")
 
 
@@ -126,11 +129,23 @@ def test_other_formats_than_png_are_not_opened(tmp_path):
 
     Image.new("RGB", (2, 2)).save(tmp_path / "a.bmp")
     text = base64.b64encode((tmp_path / "a.bmp").read_bytes()).decode()
-    with pytest.raises(Tdmr1Error, match="is no PNG picture"):
+    with raises("reward-images", index=0):
         decode_batch(changed(images=[text, text]), "pil")
 
 
+@pytest.mark.parametrize(
+    ("token", "valid"), [("a-._~9", True), ("", False), ("a b", False), ("ä", False), ("a\nb", False)]
+)
+def test_a_token_must_fit_into_a_header(token, valid):
+    if valid:
+        check_token(token)
+        return
+    with raises("token-invalid") as caught:
+        check_token(token)
+    assert not token or token not in caught.value.message
+
+
 @pytest.mark.parametrize("document", [None, {}, {"scores": 1.0}])
-def test_what_is_no_result_is_told(document):
-    with pytest.raises(Tdmr1Error, match="not"):
+def test_an_invalid_result_is_rejected(document):
+    with raises("server-protocol"):
         decode_result(document)
