@@ -27,8 +27,9 @@ from scripted_person import ScriptedPerson, is_red
 from tdmr1_core.config_loading import read_preset, resolve
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.prompts.sets import load_prompts
-from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, draw
-from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, sample_images
+from tdmr1_core.runs.load_run import load_trained
+from tdmr1_core.runs.run import Run
 from tdmr1_rewards.feedback.records import NewItem
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -90,7 +91,7 @@ def label(root: Path, seed: int) -> None:
 
     engine = Engine.from_config(resolve([read_preset("tiny"), {"rewards": [{"name": "jpeg_size"}]}]))
     prompts = load_prompts(PROMPTS, "tiny")
-    pictures = draw(engine, GENERATOR_EMA, prompts, -(-ANSWERS // len(prompts)), LABELLED_SEED + seed)
+    pictures = sample_images(engine, GENERATOR_EMA, prompts, -(-ANSWERS // len(prompts)), LABELLED_SEED + seed)
     engine.close()
     drawn = zip(pictures.images, pictures.prompts, strict=True)
     items = [NewItem(image, prompt.text) for image, prompt in drawn][:ANSWERS]
@@ -106,9 +107,9 @@ def pictures_of(folder: Path) -> Iterator[tuple[EvaluationImages, EvaluationImag
     """The same captions and noises drawn by the model the run began with, and by its final averaged generator."""
     engine = load_trained(folder)
     prompts = load_prompts(PROMPTS, "tiny")
-    after = draw(engine, GENERATOR_EMA, prompts, PER_CAPTION, EVALUATION_SEED)
+    after = sample_images(engine, GENERATOR_EMA, prompts, PER_CAPTION, EVALUATION_SEED)
     engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-    yield draw(engine, GENERATOR_EMA, prompts, PER_CAPTION, EVALUATION_SEED), after
+    yield sample_images(engine, GENERATOR_EMA, prompts, PER_CAPTION, EVALUATION_SEED), after
     engine.close()
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from learning_report import MEASURES, STUDENT, curves, run_folder, tables
 from subjects import SUBJECTS, Measures, Sheet, Subject
 
-from tdmr1_core.runs.evaluation.evaluate import draw
+from tdmr1_core.runs.evaluation.evaluate import sample_images
 
 SETTINGS = {
     "real": [],
@@ -68,13 +68,13 @@ def measure(engine, role: str, sheets: Sequence[Sheet], **options: float) -> Mea
     """Everything about one role's pictures of the sheets, one number an image or a group."""
     measures: Measures = {}
     for sheet in sheets:
-        measures |= sheet.measure(draw(engine, role, sheet.prompts, sheet.each, EVALUATION_SEED, **options))
+        measures |= sheet.measure(sample_images(engine, role, sheet.prompts, sheet.each, EVALUATION_SEED, **options))
     return measures
 
 
 def evaluate(root: Path, subject: Subject) -> None:
     """Measure the final generator of every finished run that has no measures yet, and once the student."""
-    from tdmr1_core.runs.run import load_trained
+    from tdmr1_core.runs.load_run import load_trained
 
     for folder in sorted(path.parent for path in root.glob("*/before_after.png")):
         target, student = folder / MEASURES, root / STUDENT
@@ -90,7 +90,7 @@ def evaluate(root: Path, subject: Subject) -> None:
 
 def teacher(root: Path, subject: Subject) -> None:
     """Measure the 28-step teacher on the same captions and noises at several guidance scales."""
-    from tdmr1_cli.options import Flags, resolve_settings
+    from tdmr1_cli.settings import Flags, resolve_settings
     from tdmr1_core.engine import Engine
     from tdmr1_core.plugins import discover
 

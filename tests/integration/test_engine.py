@@ -19,7 +19,7 @@ from tdmr1_core.models.pipeline import load_pipeline
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
 from tdmr1_core.plugins import discover
-from tdmr1_core.runs.evaluation.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
 from tdmr1_rewards.hookspecs import hookimpl
 
 pytestmark = pytest.mark.integration
@@ -87,7 +87,7 @@ def test_our_sampling_is_the_pipelines_own(precision):
     pipeline.load_lora_weights(engine.entry.lora)
     pipeline.to(dtype=torch.float64 if precision == "fp64" else torch.float32)
     for prompt in engine.prompts[:3]:
-        ours = draw(engine, GENERATOR_EMA, [prompt], 3, seed=5).images
+        ours = sample_images(engine, GENERATOR_EMA, [prompt], 3, seed=5).images
         theirs = pipeline(
             prompt.text,
             num_images_per_prompt=3,
@@ -104,7 +104,7 @@ def test_our_sampling_is_the_pipelines_own(precision):
 def test_guided_teacher_is_the_pipelines_own():
     engine = Engine.from_config(small_config())
     (prompt,) = engine.prompts[:1]
-    ours = draw(engine, "teacher", [prompt], 4, seed=5, steps=6, guidance_scale=2.5).images
+    ours = sample_images(engine, "teacher", [prompt], 4, seed=5, steps=6, guidance_scale=2.5).images
     pipeline = load_pipeline(FAMILIES["sd3"], engine.model_files.folder, torch.float32, engine.model_files.absent)
     theirs = pipeline(
         prompt.text,

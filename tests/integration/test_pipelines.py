@@ -26,10 +26,11 @@ from tdmr1_core.models.lora.files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
 from tdmr1_core.planning.estimate import plan
 from tdmr1_core.plugins import discover
-from tdmr1_core.runs.evaluation.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
+from tdmr1_core.runs.load_run import load_trained
 from tdmr1_core.runs.output import export
 from tdmr1_core.runs.output.export import export_lora
-from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
 
@@ -67,7 +68,7 @@ def test_the_same_noise_gives_the_same_picture_as_the_pipeline(folders, family, 
     pipeline = kind.from_pretrained(folders[family], **dict.fromkeys(engine.model_files.absent))
     (prompt, *_), seed = engine.prompts, 5
     guidance = 3.0 if role == TEACHER else 1.0
-    ours = draw(engine, role, [prompt], 2, seed, steps=4, guidance_scale=guidance).images
+    ours = sample_images(engine, role, [prompt], 2, seed, steps=4, guidance_scale=guidance).images
     # Z-Image's pipeline adds its guidance to the prediction, so that 0 is none.
     own = {"sd3": guidance, "zimage": guidance - 1}[family]
     theirs = pipeline(

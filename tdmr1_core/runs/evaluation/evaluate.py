@@ -1,4 +1,4 @@
-"""Evaluations: any role on fixed prompts and noises, judged by the rewards, with n and a standard error."""
+"""Evaluation of a role: images from fixed prompts and noises, scored by rewards; mean, standard error and n."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.scoring.runner import RewardRunner
 
 SAMPLING_BATCH = 96
-"""Images sampled at once where the run sets no micro-batch."""
+"""The micro-batch for sampling if the run sets none, in images."""
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """Sampled images uint8 (N, height, width, 3), and the prompt of each; equal seeds give equal noises."""
+    """N sampled images: uint8 (N, height, width, 3), the prompt of each, and the position of that prompt."""
 
     images: np.ndarray
     prompts: tuple[Prompt, ...]
@@ -37,7 +37,7 @@ class EvaluationImages:
 
 @dataclass(frozen=True)
 class Measure:
-    """One reward over N judged images: mean and its standard error, taking the images as independent."""
+    """A reward over n scored images: its mean, and the standard error if the images are independent."""
 
     mean: float
     stderr: float
@@ -45,22 +45,22 @@ class Measure:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], name: str, n: Any) -> Measure:
-        """The measure that a line tells of. Raises one of `storage.MALFORMED` for a line of something else."""
+        """Read a measure from a line of a log file. Raises one of `durable_files.MALFORMED` for a malformed line."""
         return cls(number(row[f"{name}/mean"]), number(row[f"{name}/stderr"]), whole_number(n))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one role got on one prompt set: a measure for each reward, and the images themselves."""
+    """The result of one role on one prompt set: the images, their scores by reward, and a measure for each reward."""
 
     role: str
     prompt_set: str
     measures: dict[str, Measure]
-    pictures: EvaluationImages
+    samples: EvaluationImages
     scores: dict[str, list[float | None]]
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        """As lines of evaluations.jsonl, one a reward, but for the step."""
+        """The lines of evaluations.jsonl, one per reward, without the key `step`."""
         return [
             {
                 "role": self.role,
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     engine: Engine,
     role: str,
     prompts: Sequence[Prompt],
@@ -86,30 +86,31 @@ def draw(
     sampler: Sampler | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EvaluationImages:
-    """`per_prompt` images of every prompt from noises that depend on seed and prompt alone.
+    """Sample `per_prompt` images of every prompt; the noises depend only on the seed and the prompt.
 
-    The teacher samples its own number of steps at its own guidance unless told otherwise; every other role K steps
-    without guidance and with the sampler of training. `progress` is told how many images are drawn of how many.
+    By default, the teacher uses the steps and guidance scale of the model entry and Euler steps; every other role uses
+    K steps, no guidance and the sampler of training. `progress` is called with the number of finished images and the
+    total.
     """
-    teacher = role == TEACHER
-    steps = steps or (engine.entry.teacher_steps if teacher else engine.steps)
+    is_teacher = role == TEACHER
+    steps = steps or (engine.entry.teacher_steps if is_teacher else engine.steps)
     if guidance_scale is None:
-        guidance_scale = engine.entry.teacher_guidance if teacher else 1.0
+        guidance_scale = engine.entry.teacher_guidance if is_teacher else 1.0
     backbone = engine.roles.backbone
     sigmas = backbone.schedule(steps, engine.shift)
-    noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))
+    noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))  # (N, C, H, W)
     conditioning = engine.conditioning(prompts)
     images: list[np.ndarray] = []
     progress(0, len(noise))
 
-    def draw_rows(rows: Tensor) -> None:
+    def sample_rows(rows: Tensor) -> None:
         with engine.roles.acting(role) as acting:
             latents = sample(
                 acting,
                 noise[rows].to(device=backbone.device, dtype=backbone.dtype),
                 conditioning.select(rows // per_prompt),
                 sigmas,
-                sampler=sampler or ("euler" if teacher else engine.config.rollout.sampler),
+                sampler=sampler or ("euler" if is_teacher else engine.config.rollout.sampler),
                 guidance_scale=guidance_scale,
             )
         images.append(backbone.decode(latents[-1]))
@@ -117,19 +118,22 @@ def draw(
 
     micro_batches = MicroBatches(engine.config.batch.micro_batch)
     micro_batches.size = micro_batches.size or SAMPLING_BATCH
-    micro_batches.each(len(noise), draw_rows)
+    micro_batches.each(len(noise), sample_rows)
     of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
     group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]
     return EvaluationImages(np.concatenate(images), tuple(of_image), tuple(group_ids))
 
 
 def evaluation_noise(prompts: Sequence[Prompt], per_prompt: int, seed: int, shape: tuple[int, int, int]) -> Tensor:
-    """Starting noise float32 (prompts x per_prompt, C, H, W), prompt by prompt; a repeated prompt gets further ones."""
-    drawn, parts = Counter[str](), []
+    """Initial noise, float32 (prompts * per_prompt, C, H, W), in the order of the prompts.
+
+    A prompt that occurs again gets further noises of the same stream.
+    """
+    used, parts = Counter[str](), []
     for prompt in prompts:
-        numbers = range(drawn[prompt.text], drawn[prompt.text] + per_prompt)
+        numbers = range(used[prompt.text], used[prompt.text] + per_prompt)
         parts.append(seeds.noise(seed, f"evaluation/{prompt.text}", (), numbers, shape))
-        drawn[prompt.text] += per_prompt
+        used[prompt.text] += per_prompt
     return torch.cat(parts)
 
 
@@ -146,28 +150,34 @@ def evaluate(
     guidance_scale: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Sample about `images` images of a role, `spread` over the prompts, and judge them with every reward."""
+    """Sample about `images` images of a role, spread evenly over the prompts, and score them with every reward."""
     prompts, per_prompt = spread(prompts, images)
-    pictures = draw(
+    samples = sample_images(
         engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale, progress=progress
     )
     scored = runner.score(
         RewardBatch(
-            images=pictures.images,
-            prompts=[prompt.text for prompt in pictures.prompts],
-            metadata=[prompt.metadata for prompt in pictures.prompts],
-            group_ids=pictures.group_ids,
-            image_ids=list(range(len(pictures.images))),
+            images=samples.images,
+            prompts=[prompt.text for prompt in samples.prompts],
+            metadata=[prompt.metadata for prompt in samples.prompts],
+            group_ids=samples.group_ids,
+            image_ids=list(range(len(samples.images))),
             context=RewardContext(None, engine.iteration_index, seed),
         )
     )
     measures = {name: measure(scores) for name, scores in scored.per_reward.items()}
-    return Evaluation(role, prompt_set, measures, pictures, scored.per_reward)
+    return Evaluation(role, prompt_set, measures, samples, scored.per_reward)
 
 
 def measure(scores: Sequence[float | None]) -> Measure:
-    """Mean, standard error and number of the scores that were given; nan where there are too few."""
-    given = np.array([score for score in scores if score is not None])
-    mean = float(given.mean()) if len(given) else float("nan")
-    stderr = float(given.std(ddof=1) / np.sqrt(len(given))) if len(given) > 1 else float("nan")
-    return Measure(mean, stderr, len(given))
+    """Mean, standard error and number of the scores that are not None; NaN if there are too few of them."""
+    values = np.array([score for score in scores if score is not None])
+    mean = float(values.mean()) if len(values) else float("nan")
+    stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return Measure(mean, stderr, len(values))
+
+
+def paired_gain(after: Evaluation, before: Evaluation, reward: str) -> Measure:
+    """Mean, standard error and number of the differences of a reward, image by image on the same noise."""
+    pairs = zip(after.scores[reward], before.scores[reward], strict=True)
+    return measure([None if now is None or then is None else now - then for now, then in pairs])

@@ -1,8 +1,8 @@
-"""The guard: an alarm when the trained reward rises while other rewards fall or the pictures change too much.
+"""The guard: an alarm if the trained reward rises while other rewards fall or the images change too much.
 
-What it looks at is measured on the pictures of evaluations, and compared with the first one. Every departure is in
-units of the deviation that the same number had over the first pictures, so that one threshold serves them all; where
-those had none, over the later ones.
+It measures the images of every evaluation and compares them with the first evaluation. The unit of a drift is the
+standard deviation of the same measure over the images of the first evaluation (of the later one if the first is 0), so
+that one threshold fits all measures.
 """
 
 from __future__ import annotations
@@ -22,71 +22,77 @@ from tdmr1_core.config_loading import dump
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.roles import TEACHER
-from tdmr1_core.preflight.evaluation_rewards import FEWEST
+from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES
+from tdmr1_core.records import Prompt
 from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
-from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, draw, measure
-from tdmr1_core.runs.evaluation.image_statistics import colour_shares, diversity, picture_statistics, similarity
+from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, measure, sample_images
+from tdmr1_core.runs.evaluation.image_statistics import colour_histogram, diversity, image_statistics, similarity
 from tdmr1_core.runs.jsonl import read_lines, step_of
 from tdmr1_core.runs.metrics_log import GUARD
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.scoring.runner import RewardRunner
 
 CERTAIN = 3.0
-"""Standard errors that a difference must have before it counts."""
-TEACHER_SHARE, MOST_TEACHER_IMAGES = 16, 32
-"""One picture of the teacher for so many of an evaluation, and at most so many."""
+"""A difference counts if it exceeds this many standard errors."""
+IMAGES_PER_TEACHER_IMAGE, MAX_TEACHER_IMAGES = 16, 32
+"""The teacher samples one image per 16 images of an evaluation, but at most 32."""
 
 
 class GuardStopped(Tdmr1Error):
-    """The guard has stopped the run."""
+    """The guard stopped the run."""
 
 
-def _tell_few(counts: Mapping[str, int]) -> None:
-    """Say which measures the guard goes without, and on how many images or groups each was measured."""
+def _warn_few(counts: Mapping[str, int]) -> None:
+    """Warn of measures with too few values. `counts` has the number of images or groups of each."""
     if counts:
-        named = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} ({n})" for name, n in counts.items())
-        warn(f"the guard does not look at what it has measured fewer than {FEWEST} times: {named}")
+        listed = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} ({n})" for name, n in counts.items())
+        warn(
+            f"the guard ignores measures with fewer than {MIN_GUARD_SAMPLES} values: {listed}",
+            code="guard-limited",
+            counts=dict(counts),
+            needed=MIN_GUARD_SAMPLES,
+        )
 
 
 @dataclass(frozen=True)
 class GuardReading:
-    """One look at the pictures: measures by name, such as `reward/object_count` or `picture/entropy`."""
+    """The measures of one evaluation by name, such as `reward/object_count` or `picture/entropy`, and its alarms."""
 
     step: int
     measures: dict[str, Measure]
     alarms: tuple[str, ...] = ()
     subject: str = ""
-    """Which pictures and judges these are, by `subject_fingerprint`; only looks at the same are compared."""
+    """The `subject_fingerprint` of the prompts and rewards; only readings with the same subject are compared."""
 
     def row(self) -> dict[str, Any]:
-        """As a line of guard.jsonl, but for the step."""
+        """The line of guard.jsonl, without the key `step`."""
         numbers = {f"{name}/{key}": getattr(m, key) for name, m in self.measures.items() for key in ("mean", "stderr")}
         counts = {name: value.n for name, value in self.measures.items()}
         return {**numbers, "n": counts, "alarms": self.alarms, "subject": self.subject}
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> GuardReading:
-        """The look that a line tells of. Raises one of `storage.MALFORMED` for a line of something else."""
+        """Read a line of guard.jsonl. Raises one of `durable_files.MALFORMED` for a malformed line."""
         measures = {name: Measure.of(row, name, n) for name, n in row["n"].items()}
         return cls(step_of(row), measures, tuple(map(str, row["alarms"])), str(row.get("subject", "")))
 
 
-def subject_fingerprint(config: RunConfig, foundations: Fingerprints) -> str:
-    """A hash of all that says which pictures the guard looks at, and by which rewards they are judged."""
+def subject_fingerprint(config: RunConfig, inputs: Fingerprints) -> str:
+    """A hash of everything that determines which images the guard measures, and with which rewards."""
     settings = dump(config)
-    told = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
-    told |= {"guard": settings["guard"]["rewards"], "contents": foundations.model_dump()}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    subject = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
+    subject |= {"guard": settings["guard"]["rewards"], "contents": inputs.model_dump()}
+    return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def first_reading(looks: Sequence[GuardReading], subject: str) -> GuardReading | None:
-    """The look that others with the same subject are compared with."""
-    return next((look for look in looks if look.subject == subject), None)
+def first_reading(readings: Sequence[GuardReading], subject: str) -> GuardReading | None:
+    """The first reading of a subject; later readings of the same subject are compared with it."""
+    return next((reading for reading in readings if reading.subject == subject), None)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a measure has gone since the first look, in deviations of single pictures; above 0 it has risen."""
+    """The change of one measure since the first reading."""
 
     name: str
     before: Measure
@@ -94,12 +100,15 @@ class Drift:
 
     @property
     def change(self) -> float:
-        """Of the mean."""
+        """The change of the mean; above 0 if it rose."""
         return self.after.mean - self.before.mean
 
     @property
     def size(self) -> float:
-        """0 where nothing can be said; infinite between pictures that all had one value and all have another."""
+        """The change in standard deviations of single images.
+
+        It is 0 if a mean or a deviation is NaN, and infinite if the mean changed although both deviations are 0.
+        """
         deviations = (self.before.stderr * math.sqrt(self.before.n), self.after.stderr * math.sqrt(self.after.n))
         if any(map(math.isnan, (self.change, *deviations))):
             return 0.0
@@ -110,18 +119,20 @@ class Drift:
 
     @property
     def certain(self) -> bool:
-        """Whether it is more than chance."""
+        """Whether the change exceeds `CERTAIN` standard errors."""
         error = math.hypot(self.before.stderr, self.after.stderr)
         return abs(self.change) > CERTAIN * error
 
     def __str__(self) -> str:
-        what = self.name.partition("/")[2].replace("_", " ")
+        subject = self.name.partition("/")[2].replace("_", " ")
         verb = "rose" if self.change > 0 else "fell"
-        return f"{what} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
+        return (
+            f"{subject} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
+        )
 
 
 def drifts(first: GuardReading, now: GuardReading) -> list[Drift]:
-    """How far every measure has gone that both looks have."""
+    """The drift of every measure that both readings have."""
     known = first.measures
     return [Drift(name, known[name], value) for name, value in now.measures.items() if name in known]
 
@@ -129,13 +140,13 @@ def drifts(first: GuardReading, now: GuardReading) -> list[Drift]:
 def find_alarms(
     first: GuardReading, now: GuardReading, threshold: float, directions: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """A sentence if a trained reward went its way for certain while something departed by more than the threshold.
+    """An alarm if a trained reward improved and another measure drifted too far (`is_too_far`); otherwise none.
 
-    Held-out rewards, diversity and similarity count where they fall; a picture's own numbers whichever way they go.
+    `directions` has 1 for each trained reward that should rise and -1 for one that should fall.
     """
     found = drifts(first, now)
-    ways = {f"reward/{name}": direction for name, direction in directions.items()}
-    gained = [d for d in found if d.certain and d.change * ways.get(d.name, 0) > 0]
+    signs = {f"reward/{name}": direction for name, direction in directions.items()}
+    gained = [d for d in found if d.certain and d.change * signs.get(d.name, 0) > 0]
     wrong = [d for d in found if is_too_far(d, threshold)]
     if not gained or not wrong:
         return ()
@@ -143,82 +154,94 @@ def find_alarms(
     return (f"{', '.join(map(str, gained))} while {', '.join(map(str, wrong))}",)
 
 
-def is_too_far(departure: Drift, threshold: float) -> bool:
-    """Whether something other than a trained reward has gone too far."""
-    kind, _, name = departure.name.partition("/")
-    if kind == "reward" or not departure.certain:
+def is_too_far(drift: Drift, threshold: float) -> bool:
+    """Whether a measure drifted by more than the threshold. A trained reward never does.
+
+    Held-out rewards, diversity and similarity count if they fall, the other image statistics in both directions.
+    """
+    kind, _, name = drift.name.partition("/")
+    if kind == "reward" or not drift.certain:
         return False
     two_sided = kind == "picture" and name not in ("diversity", "similarity_to_teacher")
-    return (abs(departure.size) if two_sided else -departure.size) > threshold
+    return (abs(drift.size) if two_sided else -drift.size) > threshold
 
 
 @dataclass
 class Guard:
-    """Looks at evaluations; `trained` are directions by reward, `judge` scores held-out rewards, if there are any."""
+    """Reads evaluations and compares them with the first one.
+
+    `trained` has the direction of each trained reward (see `find_alarms`); `held_out_rewards` scores the others, and is
+    None if there are none.
+    """
 
     settings: GuardConfig
     trained: Mapping[str, int]
-    judge: RewardRunner | None
+    held_out_rewards: RewardRunner | None
     subject: str
     first: GuardReading | None = None
     _teacher: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     def recall(self, folder: Path) -> None:
-        """Take up the first look of a run that is continued, if it was at what is looked at now."""
-        looks = read_lines(folder / GUARD, GuardReading.of)
-        self.first = first_reading(looks, self.subject)
-        if looks and self.first is None:
-            warn("the guard has not looked at these pictures with these judges yet: it begins anew")
+        """Load the first reading of a resumed run. Warns if the run has readings, but none of the same subject."""
+        readings = read_lines(folder / GUARD, GuardReading.of)
+        self.first = first_reading(readings, self.subject)
+        if readings and self.first is None:
+            warn(
+                "the evaluation settings, prompts or rewards changed: the guard compares with the next evaluation",
+                code="guard-limited",
+                subject=self.subject,
+            )
 
     def read(self, engine: Engine, evaluations: Sequence[Evaluation]) -> GuardReading:
-        """Measure the pictures of one role on several prompt sets, and compare them with the first look."""
+        """Measure the images of one role on all prompt sets, and compare them with the first reading."""
         values: dict[str, list[float | None]] = {}
         for evaluation in evaluations:
             for name, scores in self._values(engine, evaluation).items():
                 values.setdefault(name, []).extend(scores)
         measures = {name: measure(scores) for name, scores in values.items()}
-        enough = {name: value for name, value in measures.items() if value.n >= FEWEST}
-        look = GuardReading(engine.iteration_index, enough, subject=self.subject)
+        enough = {name: value for name, value in measures.items() if value.n >= MIN_GUARD_SAMPLES}
+        reading = GuardReading(engine.iteration_index, enough, subject=self.subject)
         if self.first is None:
-            self.first = look
-            _tell_few({name: value.n for name, value in measures.items() if value.n < FEWEST})
-            return look
-        return replace(look, alarms=find_alarms(self.first, look, self.settings.threshold, self.trained))
+            self.first = reading
+            _warn_few({name: value.n for name, value in measures.items() if value.n < MIN_GUARD_SAMPLES})
+            return reading
+        return replace(reading, alarms=find_alarms(self.first, reading, self.settings.threshold, self.trained))
 
     def _values(self, engine: Engine, evaluation: Evaluation) -> dict[str, Sequence[float | None]]:
-        """Every number the guard looks at, of each image or group."""
-        pictures = evaluation.pictures
-        texts = [prompt.text for prompt in pictures.prompts]
+        """The values of every measure, one per image or one per group."""
+        samples = evaluation.samples
+        texts = [prompt.text for prompt in samples.prompts]
         values: dict[str, Sequence[float | None]] = {
             f"reward/{name}": scores for name, scores in evaluation.scores.items() if name in self.trained
         }
-        if self.judge is not None:
+        if self.held_out_rewards is not None:
             batch = RewardBatch(
-                images=pictures.images,
+                images=samples.images,
                 prompts=texts,
-                metadata=[prompt.metadata for prompt in pictures.prompts],
-                group_ids=pictures.group_ids,
+                metadata=[prompt.metadata for prompt in samples.prompts],
+                group_ids=samples.group_ids,
                 image_ids=list(range(len(texts))),
                 context=RewardContext(None, engine.iteration_index, engine.config.evaluation.seed),
             )
-            with self.judge.unremembered():
-                scored = self.judge.score(batch)
+            with self.held_out_rewards.preserving_states():
+                scored = self.held_out_rewards.score(batch)
             values |= {f"held_out/{name}": scores for name, scores in scored.per_reward.items()}
-        numbers = picture_statistics(pictures.images)
-        numbers["diversity"] = diversity(pictures.images, pictures.group_ids)
-        numbers["similarity_to_teacher"] = similarity(pictures.images, texts, self._teacher_shares(engine, evaluation))
-        return values | {f"picture/{name}": value.tolist() for name, value in numbers.items()}
+        statistics = image_statistics(samples.images)
+        statistics["diversity"] = diversity(samples.images, samples.group_ids)
+        teacher = self._teacher_histograms(engine, samples.prompts)
+        statistics["similarity_to_teacher"] = similarity(samples.images, texts, teacher)
+        return values | {f"picture/{name}": value.tolist() for name, value in statistics.items()}
 
-    def _teacher_shares(self, engine: Engine, evaluation: Evaluation) -> dict[str, np.ndarray]:
-        """Mean colour shares (64,) of the teacher's pictures by prompt, drawn once, for prompts of the first set."""
+    def _teacher_histograms(self, engine: Engine, all_prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        """Mean colour histogram (64,) of the teacher's images by prompt, sampled once for prompts of the first set."""
         if self._teacher is None:
-            prompts = list({prompt.text: prompt for prompt in evaluation.pictures.prompts}.values())
-            wanted = min(MOST_TEACHER_IMAGES, len(evaluation.pictures.prompts) // TEACHER_SHARE)
+            prompts = list({prompt.text: prompt for prompt in all_prompts}.values())
+            wanted = min(MAX_TEACHER_IMAGES, len(all_prompts) // IMAGES_PER_TEACHER_IMAGE)
             chosen = prompts[:: max(1, len(prompts) // wanted)][:wanted] if wanted else []
             self._teacher = {}
             if chosen:
-                each = max(1, wanted // len(chosen))
-                drawn = draw(engine, TEACHER, chosen, each, engine.config.evaluation.seed)
-                shares = colour_shares(drawn.images).reshape(len(chosen), each, -1).mean(axis=1)
-                self._teacher = {prompt.text: share for prompt, share in zip(chosen, shares, strict=True)}
+                per_prompt = max(1, wanted // len(chosen))
+                sampled = sample_images(engine, TEACHER, chosen, per_prompt, engine.config.evaluation.seed)
+                histograms = colour_histogram(sampled.images).reshape(len(chosen), per_prompt, -1).mean(axis=1)
+                self._teacher = {prompt.text: row for prompt, row in zip(chosen, histograms, strict=True)}
         return self._teacher

@@ -22,7 +22,7 @@ from tdmr1_core.models.lora.files import COMFY_FILE, write_comfy_lora, write_lor
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR_EMA
-from tdmr1_core.runs.evaluation.evaluate import draw, evaluation_noise
+from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
 from tdmr1_core.runs.output.model_card import model_card
 from tdmr1_core.versions import versions
 
@@ -143,14 +143,14 @@ def _compare(
     Both compute in the precision of latents, with the weights as they are held: rounding differently hides nothing.
     """
     prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
-    pipeline = backbone.with_denoiser(model_files.folder)
+    pipeline = backbone.pipeline_with_denoiser(model_files.folder)
     pipeline.load_lora_weights(lora, weight_name=WEIGHT_FILE)
     pipeline.transformer.to(dtype=backbone.dtype)
     shape = backbone.latent_shape(*engine.size)
     largest = 0
     for prompt in prompts:
         with backbone.exact():
-            ours = draw(engine, GENERATOR_EMA, [prompt], COMPARED_IMAGES, seed, sampler="euler").images
+            ours = sample_images(engine, GENERATOR_EMA, [prompt], COMPARED_IMAGES, seed, sampler="euler").images
         noise = evaluation_noise([prompt], COMPARED_IMAGES, seed, shape)
         with torch.no_grad():
             theirs = pipeline(

@@ -9,7 +9,7 @@ from tdmr1_core.durable_files import translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, draw
+from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, sample_images
 from tdmr1_core.runs.output.image_grids import save_before_after, save_grid
 
 SAMPLES, BEFORE_AFTER = "samples", "before_after.png"
@@ -42,4 +42,4 @@ def save_comparison(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> 
 
 def _draw(engine: Engine, prompts: Sequence[Prompt]) -> EvaluationImages:
     step = max(1, len(prompts) // PROMPTS)
-    return draw(engine, GENERATOR_EMA, prompts[::step][:PROMPTS], COLUMNS, engine.config.evaluation.seed)
+    return sample_images(engine, GENERATOR_EMA, prompts[::step][:PROMPTS], COLUMNS, engine.config.evaluation.seed)
