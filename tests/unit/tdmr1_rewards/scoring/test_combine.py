@@ -1,14 +1,14 @@
 import math
 
 import pytest
+from support.errors import raises
 
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring.combine import applicability, normalised_sum, weighted_sum
 
 pytestmark = pytest.mark.unit
 
 
-def test_weighted_sum_by_hand():
+def test_weighted_sum_equals_a_hand_calculation():
     per_reward = {"a": [1.0, 2.0, 0.0], "b": [10.0, -4.0, 0.5]}
     assert weighted_sum(per_reward, {"b": 0.5, "a": 2.0}) == [7.0, 2.0, 0.25]
 
@@ -16,16 +16,16 @@ def test_weighted_sum_by_hand():
 def test_one_none_makes_the_total_none_and_zero_does_not():
     per_reward = {"a": [0.0, None, 1.0, None], "b": [0.0, 1.0, None, None]}
     assert weighted_sum(per_reward, {"a": 1.0, "b": 1.0}) == [0.0, None, None, None]
-    # Even at weight 0: the total would otherwise rest on an image that was not judged.
+    # Also with weight 0: otherwise an image that was not judged would have a total.
     assert weighted_sum({"a": [None], "b": [1.0]}, {"a": 0.0, "b": 1.0}) == [None]
 
 
-def test_weighted_sum_refuses_unequal_lengths():
+def test_weighted_sum_rejects_unequal_lengths():
     with pytest.raises(ValueError):
         weighted_sum({"a": [1.0], "b": [1.0, 2.0]}, {"a": 1.0, "b": 1.0})
 
 
-def test_normalised_sum_by_hand():
+def test_normalised_sum_equals_a_hand_calculation():
     # Group 0: a = 1, 3 (mean 2, std 1), b = 0, 10 (mean 5, std 5). Group 7: a = 2, 2 (all equal), b = 4, 8.
     per_reward = {"a": [1.0, 2.0, 3.0, 2.0], "b": [0.0, 4.0, 10.0, 8.0]}
     total = normalised_sum(per_reward, {"a": 1.0, "b": 3.0}, [0, 7, 0, 7], eps=0.0)[::2]
@@ -34,7 +34,7 @@ def test_normalised_sum_by_hand():
     assert total == pytest.approx([-1 / 2 - 3 * 5 / 6, -3 * 2 / 3, 1 / 2 + 3 * 5 / 6, 3 * 2 / 3], abs=1e-12)
 
 
-def test_each_reward_is_normalised_over_its_own_valid_scores():
+def test_each_reward_is_normalised_over_its_own_scores_that_are_not_none():
     # b's None leaves b's mean 3 and std 1, but a is still normalised over all three: mean 2, std √(2/3).
     total = normalised_sum({"a": [1.0, 2.0, 3.0], "b": [2.0, None, 4.0]}, {"a": 1.0, "b": 1.0}, [0, 0, 0], eps=0.0)
     assert total[1] is None
@@ -42,15 +42,15 @@ def test_each_reward_is_normalised_over_its_own_valid_scores():
     assert total[2] == pytest.approx(1 / math.sqrt(2 / 3) + 1, abs=1e-12)
 
 
-def test_sums_that_no_number_can_hold_are_a_sentence():
+def test_a_total_that_is_not_finite_is_an_error():
     for scores, weight in (([1e300], 1e10), ([1.0], math.nan), ([-1e308], -10.0)):
-        with pytest.raises(Tdmr1Error, match=r"^the combined reward of an image is not finite: \S+ × \S+$"):
+        with raises("reward-combined", terms=f"{weight:g} × {scores[0]:g}"):
             weighted_sum({"a": scores}, {"a": weight})
-    with pytest.raises(Tdmr1Error, match=r"not finite: 1 × 1e\+308 \+ 1 × 1e\+308$"):
+    with raises("reward-combined", terms="1 × 1e+308 + 1 × 1e+308"):
         weighted_sum({"a": [1e308], "b": [1e308]}, {"a": 1.0, "b": 1.0})
 
 
-def test_scores_whose_squares_are_infinite_are_normalised():
+def test_scores_whose_squares_overflow_are_normalised():
     # Mean 1.5e200, std 0.5e200.
     assert normalised_sum({"a": [1e200, 2e200]}, {"a": 1.0}, [0, 0]) == pytest.approx([-1, 1])
 
@@ -67,7 +67,7 @@ def test_scale_and_offset_of_a_reward_do_not_matter():
     assert moved == pytest.approx(plain, abs=1e-9)
 
 
-def test_which_rewards_apply_is_what_the_metadata_names():
+def test_the_metadata_names_the_rewards_that_apply():
     metadata = [{}, {"rewards": ["a"]}, {"rewards": ("b", "unknown")}, {"rewards": []}, {"rewards": None}]
     assert applicability(metadata, ["a", "b"]) == {
         "a": [True, True, False, False, True],
@@ -76,12 +76,12 @@ def test_which_rewards_apply_is_what_the_metadata_names():
 
 
 @pytest.mark.parametrize("wrong", ["a", {"a": 1}, [1], 3])
-def test_what_is_no_list_of_names_is_refused(wrong):
-    with pytest.raises(Tdmr1Error, match="is no list of reward names"):
+def test_metadata_that_is_not_a_list_of_names_is_rejected(wrong):
+    with raises("reward-metadata", key="rewards", found=wrong):
         applicability([{"rewards": wrong}], ["a"])
 
 
-def test_the_total_is_over_those_that_apply():
+def test_the_total_includes_only_rewards_that_apply():
     # Image by image: both, only a, only b, none, and an applying reward that could not judge.
     per_reward = {"a": [1.0, 2.0, None, None, None], "b": [10.0, None, 20.0, None, 30.0]}
     applies = {"a": [True, True, False, False, True], "b": [True, False, True, False, True]}
@@ -89,7 +89,7 @@ def test_the_total_is_over_those_that_apply():
     assert weighted_sum(per_reward, weights, applies) == [7.0, 4.0, 10.0, None, None]
 
 
-def test_a_score_that_does_not_apply_counts_nowhere():
+def test_a_score_of_a_reward_that_does_not_apply_is_ignored():
     # Group 0: a applies to images 0 and 2 (1 and 3: mean 2, std 1), b to all (0, 3, 6: mean 3, std √6).
     # Group 1: only b applies (5 and None), so its one judged image has a zero and the other nothing.
     per_reward = {"a": [1.0, 99.0, 3.0, 7.0, 7.0], "b": [0.0, 3.0, 6.0, 5.0, None]}

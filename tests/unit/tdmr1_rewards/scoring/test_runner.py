@@ -1,3 +1,4 @@
+import reprlib
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -6,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from PIL import Image
+from support.errors import raises
 
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult, RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
@@ -40,11 +42,11 @@ def run(entries, batch, combine="weighted_sum"):
 
 
 def first_pixels(batch):
-    """The reward that tells each image by its only value."""
+    """Scores each image by the value of its pixels."""
     return RewardResult([float(image[0, 0, 0]) for image in batch.images], [{"p": p} for p in batch.prompts])
 
 
-def test_scores_details_and_total():
+def test_scores_details_and_the_total():
     halves = active(lambda b: RewardResult([None if p == "1" else 0.5 for p in b.prompts]), "halves", 4.0)
     scored = run([active(first_pixels, "pixels", 2.0), halves], make_batch(3))
     assert scored.per_reward == {"pixels": [0.0, 1.0, 2.0], "halves": [0.5, None, 0.5]}
@@ -91,7 +93,7 @@ def test_groupwise_rewards_get_whole_groups_and_scores_return_to_their_images():
     assert calls == [[1, 1, 2, 2], [3, 3, 3, 3, 4]]
 
 
-def test_images_come_in_the_format_the_spec_asks_for():
+def test_images_have_the_format_of_the_spec():
     seen = {}
 
     def keeping(name):
@@ -109,7 +111,7 @@ def test_images_come_in_the_format_the_spec_asks_for():
     assert np.array_equal(seen["array"], batch.images)
 
 
-def test_a_reward_that_draws_on_its_images_spoils_nobody_elses():
+def test_a_reward_that_changes_its_images_does_not_affect_other_rewards():
     def vandal(batch):
         batch.images[:] = 99
         return RewardResult([0.0] * len(batch))
@@ -126,64 +128,72 @@ def test_real_numbers_of_any_type_become_floats(score):
 
 
 @pytest.mark.parametrize(
-    ("score", "told"),
+    ("score", "kind"),
     [
-        (float("nan"), "nan, a float, for image 100"),
-        (float("-inf"), "-inf, a float, for image 100"),
-        (np.float32("nan"), "a float32, for image 100"),
-        ("0.5", "'0.5', a str, for image 100"),
-        (1j, "1j, a complex, for image 100"),
-        (np.zeros(1), "a ndarray, for image 100"),
+        (float("nan"), "float"),
+        (float("-inf"), "float"),
+        (np.float32("nan"), "float32"),
+        ("0.5", "str"),
+        (1j, "complex"),
+        (np.zeros(1), "ndarray"),
     ],
 )
-def test_what_is_not_a_finite_number_is_refused(score, told):
-    with pytest.raises(Tdmr1Error) as caught:
+def test_a_score_that_is_not_a_finite_number_is_rejected(score, kind):
+    with raises("reward-result", reward="x", provenance="foo-dist 1.2", image_id=100, type=kind) as caught:
         run([active(lambda b: RewardResult([score]))], make_batch(1))
-    assert caught.value.message.startswith("reward 'x' (from foo-dist 1.2) answered ")
-    assert told in caught.value.message
+    assert caught.value.message.startswith("reward 'x' (from foo-dist 1.2) ")
+    assert caught.value.values["score"] == reprlib.repr(score)
     assert "None" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("result", "values"),
     [
-        (None, "answered a NoneType instead of a RewardResult"),
-        ([1.0, 2.0], "answered a list instead of a RewardResult"),
-        (RewardResult([1.0]), "answered 1 scores for 2 images"),
-        (RewardResult([1.0] * 3), "answered 3 scores for 2 images"),
-        (RewardResult(1.0), "answered scores of type float, not a list"),
-        (RewardResult([1.0] * 2, [{}]), "answered 1 details for 2 images"),
-        (RewardResult([1.0] * 2, [{}, "a"]), "gave a str as details of image 101, not a mapping"),
+        (None, {"type": "NoneType"}),
+        ([1.0, 2.0], {"type": "list"}),
+        (RewardResult([1.0]), {"field": "scores", "found": 1, "expected": 2}),
+        (RewardResult([1.0] * 3), {"field": "scores", "found": 3, "expected": 2}),
+        (RewardResult(1.0), {"field": "scores", "type": "float"}),
+        (RewardResult({"a": 1.0, "b": 2.0}), {"field": "scores", "type": "dict"}),
+        (RewardResult([1.0] * 2, [{}]), {"field": "details", "found": 1, "expected": 2}),
+        (RewardResult([1.0] * 2, [{}, "a"]), {"image_id": 101, "type": "str"}),
     ],
 )
-def test_answers_of_the_wrong_form_are_refused(answer, told):
-    with pytest.raises(Tdmr1Error) as caught:
-        run([active(lambda b: answer)], make_batch(2))
+def test_a_result_of_the_wrong_form_is_rejected(result, values):
+    with raises("reward-result", reward="x", **values) as caught:
+        run([active(lambda b: result)], make_batch(2))
     assert caught.value.message.startswith("reward 'x' (from foo-dist 1.2) ")
-    assert told in caught.value.message
 
 
-def test_an_exception_names_the_reward_and_keeps_its_cause():
+def test_the_error_for_an_exception_names_the_reward_and_keeps_the_cause():
     def reward(batch):
         raise ValueError("no such word")
 
-    with pytest.raises(Tdmr1Error) as caught:
+    with raises("reward-failed", reward="x", provenance="foo-dist 1.2", error="ValueError: no such word") as caught:
         run([active(first_pixels, "fine"), active(reward)], make_batch(1))
-    assert caught.value.message == "reward 'x' (from foo-dist 1.2) raised ValueError: no such word"
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_a_rewards_own_hint_is_kept():
+def test_code_values_and_hint_of_a_tdmr1_error_are_kept():
     def reward(batch):
-        raise Tdmr1Error("the server is away", "start it")
+        raise Tdmr1Error("the server is down", "start it", code="server-unreachable", values={"server": "a"})
 
-    with pytest.raises(Tdmr1Error, match=r"reward 'x' .* failed: the server is away") as caught:
+    with raises("server-unreachable", reward="x", server="a") as caught:
         run([active(reward)], make_batch(1))
+    assert "the server is down" in caught.value.message
     assert caught.value.hint == "start it"
 
 
+def test_a_tdmr1_error_without_a_code_gets_the_code_reward_failed():
+    def reward(batch):
+        raise Tdmr1Error("the server is down")
+
+    with raises("reward-failed", reward="x"):
+        run([active(reward)], make_batch(1))
+
+
 class Lifecycle:
-    """Notes what is done to it."""
+    """Records the calls of its methods."""
 
     def __init__(self):
         self.events = []
@@ -199,7 +209,7 @@ class Lifecycle:
         self.events.append("close")
 
 
-def test_set_up_once_before_the_first_call_and_closed_after_the_last():
+def test_a_reward_is_set_up_once_before_the_first_call_and_closed_after_the_last():
     reward = Lifecycle()
     with RewardRunner([active(reward)], "weighted_sum", workers=3, device="cuda:1") as runner:
         assert reward.events == []
@@ -209,7 +219,7 @@ def test_set_up_once_before_the_first_call_and_closed_after_the_last():
     assert reward.events == ["setup cuda:1", "call", "call", "call", "close"]
 
 
-def test_a_failing_set_up_or_close_names_the_reward_and_others_are_closed():
+def test_errors_of_setup_and_close_name_the_reward_and_other_rewards_are_closed():
     class Failing(Lifecycle):
         def setup(self, device):
             raise OSError("no weights")
@@ -219,14 +229,14 @@ def test_a_failing_set_up_or_close_names_the_reward_and_others_are_closed():
 
     other = Lifecycle()
     runner = RewardRunner([active(Failing()), active(other, "other")], "weighted_sum", workers=1)
-    with pytest.raises(Tdmr1Error, match=r"reward 'x' \(from foo-dist 1.2\) could not be set up: OSError: no weights"):
+    with raises("reward-failed", reward="x", provenance="foo-dist 1.2", error="OSError: no weights"):
         runner.score(make_batch(1))
-    with pytest.raises(Tdmr1Error, match=r"reward 'x' \(from foo-dist 1.2\) could not be closed: OSError: stuck"):
+    with raises("reward-failed", reward="x", provenance="foo-dist 1.2", error="OSError: stuck"):
         runner.close()
     assert other.events[-1] == "close"
 
 
-def test_submit_does_not_wait_and_one_reward_is_never_called_twice_at_once():
+def test_submit_does_not_wait_and_calls_to_one_reward_never_overlap():
     release = threading.Event()
     running = []
     most = []
@@ -247,7 +257,7 @@ def test_submit_does_not_wait_and_one_reward_is_never_called_twice_at_once():
     assert most == [1] * 6
 
 
-def test_different_rewards_run_side_by_side():
+def test_different_rewards_run_in_parallel():
     meeting = threading.Barrier(2, timeout=10)
 
     def waits_for_the_other(batch):
@@ -265,7 +275,7 @@ def test_one_worker_is_enough_for_many_rewards_and_batches():
         assert [future.result(timeout=10).total for future in futures] == [[0.0, 3.0]] * 5
 
 
-def test_close_drops_what_has_not_begun():
+def test_close_cancels_queued_calls():
     begun, release = threading.Event(), threading.Event()
 
     def slow(batch):
@@ -286,23 +296,27 @@ def test_close_drops_what_has_not_begun():
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "found"),
     [
         ([1, 2], "a list"),
-        (np.zeros((2, 4, 4, 3), np.float32), r"float32 \(2, 4, 4, 3\)"),
-        (np.zeros((2, 3, 4, 4), np.uint8), r"uint8 \(2, 3, 4, 4\)"),
+        (np.zeros((2, 4, 4, 3), np.float32), "float32 (2, 4, 4, 3)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), "uint8 (2, 3, 4, 4)"),
     ],
 )
-def test_images_of_another_kind_are_refused_at_once(images, told):
+def test_images_of_another_type_or_shape_are_rejected(images, found):
     batch = RewardBatch(images, ["", ""], [{}, {}], [0, 0], [0, 1], RewardContext(None, 0, 0))
-    with pytest.raises(Tdmr1Error, match=f"images to score are {told}, but must be"):
+    with raises("reward-images", found=found):
         run([active(first_pixels)], batch)
 
 
 @pytest.mark.parametrize(
-    ("names", "combine", "told"),
-    [([], "weighted_sum", "no reward"), (["a", "a"], "weighted_sum", "twice"), (["a"], "mean", "combine is 'mean'")],
+    ("names", "combine", "code", "values"),
+    [
+        ([], "weighted_sum", "setting-invalid", {}),
+        (["a", "a"], "weighted_sum", "setting-conflict", {"rewards": ["a", "a"]}),
+        (["a"], "mean", "setting-invalid", {"setting": "combine", "found": "mean"}),
+    ],
 )
-def test_a_runner_that_cannot_work_is_refused(names, combine, told):
-    with pytest.raises(Tdmr1Error, match=told):
+def test_invalid_arguments_of_a_runner_are_rejected(names, combine, code, values):
+    with raises(code, **values):
         RewardRunner([active(first_pixels, name) for name in names], combine, workers=1)
