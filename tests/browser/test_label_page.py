@@ -291,7 +291,7 @@ def test_a_wrong_link_says_so(visit, label, link):
     running = label(1)
     page = visit(link(running.url))
     expect(page.locator("#notice-title")).to_have_text("This link does not work")
-    expect(page.locator("#notice-text")).to_contain_text("Open the whole link that tdmr1 printed")
+    expect(page.locator("#notice-text")).to_contain_text("Open the complete link that tdmr1 printed")
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(500)
     assert answers(running) == []
