@@ -13,7 +13,7 @@ def spec(*requires, install=None):
 
 
 @pytest.mark.parametrize("requires", [(), ("json",), ("no_such_20|json",), ("json|no_such_20",), ("json.decoder",)])
-def test_usable(requires):
+def test_a_reward_is_usable_if_its_modules_are_installed(requires):
     found = availability(spec(*requires, install="tdmr1[x]"))
     assert found.usable
     assert str(found) == "yes"
@@ -21,7 +21,7 @@ def test_usable(requires):
 
 
 @pytest.mark.parametrize(
-    ("requires", "install", "said"),
+    ("requires", "install", "text"),
     [
         (("no_such_20",), None, "no, needs no_such_20"),
         (("no_such_20", "json"), "tdmr1[x]", "no, needs no_such_20: pip install 'tdmr1[x]'"),
@@ -29,10 +29,10 @@ def test_usable(requires):
         (("no_such_20.sub",), None, "no, needs no_such_20.sub"),
     ],
 )
-def test_not_usable_and_why(requires, install, said):
+def test_the_text_names_what_is_missing(requires, install, text):
     found = availability(spec(*requires, install=install))
     assert not found.usable
-    assert str(found) == said
+    assert str(found) == text
 
 
 def test_nothing_is_imported(monkeypatch):

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 import sys
@@ -7,18 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.errors import raises
 
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult, RewardSpec
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.calling.reference import build
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance, RewardRegistry, load_plugins
 from tdmr1_rewards.sources import source as sources
 
 pytestmark = pytest.mark.unit
 
 HERE = Path(sys.executable)
-"""An interpreter to name as another: its processes are."""
+"""This interpreter, used like that of another environment."""
 MINE = """
     import sibling
     from tdmr1_rewards import RewardBatch, RewardOptions, RewardResult, RewardSpec
@@ -70,7 +71,7 @@ def registry():
 
 @pytest.fixture
 def mine(tmp_path):
-    """A file of rewards with a module beside it; what it loads is forgotten afterwards."""
+    """A file with rewards and a module next to it. Their modules are removed from sys.modules afterwards."""
     path = tmp_path / "rewards" / "mine.py"
     path.parent.mkdir()
     path.write_text(textwrap.dedent(MINE))
@@ -82,7 +83,7 @@ def mine(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, which is importable only as long as a test lasts."""
+    """The current folder; its modules can be imported during the test only."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -114,27 +115,28 @@ def batch_of(images):
         ("remote:http://a:1/ocr,http://b:2/ocr", "remote", "http://a:1/ocr,http://b:2/ocr", "", "ocr"),
     ],
 )
-def test_sources_are_taken_apart_and_written_again(text, kind, place, attribute, name):
+def test_a_source_is_parsed_and_formatted(text, kind, place, attribute, name):
     source = sources.parse_source(text)
     assert (source.kind, source.place, source.attribute, source.name) == (kind, place, attribute, name)
     assert str(source) == text
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "hint"),
     [
-        ("remote:http://127.0.0.1:8000", "is not the address of a reward"),
-        ("remote:ftp://host/x", "is not the address of a reward"),
-        ("remote:host:8000/x", "is not the address of a reward"),
-        ("file.py:", "does not name a function in the file"),
-        ("file.py:0.5", "does not name a function in the file"),
-        ("a:b:c", "is not the source of a reward"),
-        ("", "is not the source of a reward"),
+        ("remote:http://127.0.0.1:8000", "remote:http://127.0.0.1:8000/object_count"),
+        ("remote:ftp://host/x", "remote:http://127.0.0.1:8000/object_count"),
+        ("remote:host:8000/x", "remote:http://127.0.0.1:8000/object_count"),
+        ("file.py:", "path/to/file.py:my_reward"),
+        ("file.py:0.5", "path/to/file.py:my_reward"),
+        ("a:b:c", sources.FORMS),
+        ("", sources.FORMS),
     ],
 )
-def test_what_is_no_source_is_told(text, message):
-    with pytest.raises(Tdmr1Error, match=message):
+def test_a_text_that_is_not_a_source_is_rejected(text, hint):
+    with raises("reward-source", source=text) as caught:
         sources.parse_source(text)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -151,34 +153,34 @@ def test_names_become_snake_case(name, expected):
     assert sources.snake_case(name) == expected
 
 
-def test_a_path_is_made_absolute_and_nothing_else(folder):
+def test_absolute_changes_only_the_path_of_a_file(folder):
     assert str(sources.parse_source("r/mine.py:fn").absolute()) == f"{folder}/r/mine.py:fn"
     assert str(sources.parse_source("some.module:fn").absolute()) == "some.module:fn"
 
 
-def test_a_registered_name_is_looked_up(registry):
+def test_a_registered_name_is_found(registry):
     assert sources.find_reward(registry, "legible").provenance.distribution == "some-dist"
-    with pytest.raises(Tdmr1Error, match="could not be imported"):
+    with raises("reward-import", source="nowhere:Thing"):
         sources.create_reward(sources.find_reward(registry, "legible"), {})
-    with pytest.raises(Tdmr1Error, match="there is no reward 'leggible'") as caught:
+    with raises("reward-unknown", reward="leggible") as caught:
         sources.find_reward(registry, "leggible")
     assert caught.value.hint == "did you mean 'legible'?"
 
 
-def test_a_forgotten_function_is_hinted_at(registry):
+def test_the_hint_for_a_file_or_module_without_a_function(registry):
     for text in ("package.module", "path/to/file"):
-        with pytest.raises(Tdmr1Error, match="there is no reward") as caught:
+        with raises("reward-unknown", reward=text) as caught:
             sources.find_reward(registry, text)
         assert "path/to/file.py:fn" in caught.value.hint
 
 
-def test_a_word_for_a_weight_is_told(registry):
-    with pytest.raises(Tdmr1Error, match="'heavy' is not a number") as caught:
+def test_a_word_instead_of_a_weight_is_rejected(registry):
+    with raises("reward-source", source="legible:heavy", weight="heavy") as caught:
         sources.find_reward(registry, "legible:heavy")
     assert "legible:0.5" in caught.value.hint
 
 
-def test_a_class_of_a_file_gets_its_options(registry, mine):
+def test_a_class_in_a_file_gets_its_options(registry, mine):
     found = sources.find_reward(registry, f"{mine}:MyReward")
     assert (found.spec.name, found.spec.summary, found.spec.image_format) == ("my_reward", "Twice as good.", "pil")
     assert (found.provenance.distribution, found.spec.default_prompts) == (str(mine), sources.NO_PROMPTS)
@@ -186,7 +188,7 @@ def test_a_class_of_a_file_gets_its_options(registry, mine):
     assert sources.create_reward(sources.find_reward(registry, f"{mine}:MyReward"), {"factor": 3})(
         batch_of([0, 0])
     ).scores == [3.0, 3.0]
-    with pytest.raises(Tdmr1Error, match="unknown option 'facter'"):
+    with raises("reward-options", options=["facter"]):
         sources.create_reward(sources.find_reward(registry, f"{mine}:MyReward"), {"facter": 3})
 
 
@@ -199,19 +201,19 @@ def test_a_class_of_a_file_gets_its_options(registry, mine):
         ("SPEC", 2.0, "a RewardSpec"),
     ],
 )
-def test_what_a_file_may_hold(registry, mine, attribute, score, taken_as):
+def test_objects_in_a_file_can_be_rewards(registry, mine, attribute, score, taken_as):
     source = f"{mine}:{attribute}"
     assert sources.find_reward(registry, source).taken_as == taken_as
     assert sources.create_reward(sources.find_reward(registry, source), {})(batch_of([0])).scores == [score]
     if attribute != "SPEC":
-        with pytest.raises(Tdmr1Error, match="option"):
+        with raises("reward-options", options=["factor"]):
             sources.create_reward(sources.find_reward(registry, source), {"factor": 3})
 
 
 @pytest.mark.parametrize(
     ("attribute", "loaded"), [("MyReward", "MyReward"), ("SPEC", "MyReward"), ("peers", "peers"), ("ready", "ready")]
 )
-def test_another_process_is_told_where_things_lie(registry, mine, attribute, loaded):
+def test_a_reference_names_the_file_and_the_object(registry, mine, attribute, loaded):
     reference = sources.reference_for(sources.find_reward(registry, f"{mine}:{attribute}"), {})
     assert reference.factory == {"file": str(mine), "attr": loaded}
     images = np.ones((2, 4, 4, 3), np.uint8)
@@ -220,7 +222,7 @@ def test_another_process_is_told_where_things_lie(registry, mine, attribute, loa
     assert (elsewhere.factory, elsewhere.paths, elsewhere.modules) == (reference.factory, (), {})
 
 
-def test_a_module_is_found_by_another_process(registry, folder):
+def test_a_module_of_the_current_folder_can_be_imported_by_another_process(registry, folder):
     (folder / "own_module.py").write_text("def score(batch):\n    raise OSError\n")
     reference = sources.reference_for(sources.find_reward(registry, "own_module:score", HERE), {}, HERE)
     assert (reference.factory, reference.paths) == ("own_module:score", [str(folder)])
@@ -228,7 +230,7 @@ def test_a_module_is_found_by_another_process(registry, folder):
 
 
 @pytest.mark.parametrize("attribute", ["MyReward", "SPEC", "peers", "ready"])
-def test_what_a_file_holds_for_another_environment_is_seen_there(registry, mine, attribute):
+def test_an_object_for_another_environment_is_described_there(registry, mine, attribute):
     elsewhere = sources.find_reward(registry, f"{mine}:{attribute}", HERE)
     assert private_name(mine) not in sys.modules
     here = sources.find_reward(registry, f"{mine}:{attribute}")
@@ -236,11 +238,12 @@ def test_what_a_file_holds_for_another_environment_is_seen_there(registry, mine,
     assert (elsewhere.provenance, elsewhere.taken_as) == (here.provenance, here.taken_as)
 
 
-def test_what_cannot_be_seen_there_is_told(registry, mine):
-    with pytest.raises(Tdmr1Error, match="has no 'scroe'") as caught:
+def test_errors_in_another_environment_are_reported(registry, mine):
+    with raises("reward-build") as caught:
         sources.find_reward(registry, f"{mine}:scroe", HERE)
+    assert "'scroe'" in caught.value.message
     assert caught.value.hint == "did you mean 'score'?"
-    with pytest.raises(Tdmr1Error, match="could not be started with /no/python"):
+    with raises("reward-environment", python="/no/python"):
         sources.find_reward(registry, f"{mine}:score", Path("/no/python"))
 
 
@@ -265,7 +268,7 @@ FREEZING = """
 """
 
 
-def test_what_auto_stands_for_in_another_environment_is_asked_there(folder, monkeypatch):
+def test_options_are_frozen_in_the_other_environment(folder, monkeypatch):
     (folder / "freezing.py").write_text(textwrap.dedent(FREEZING))
     monkeypatch.syspath_prepend(folder)
     origin = Provenance("p", "some-dist", "1.0", "some_mod")
@@ -280,16 +283,17 @@ def test_what_auto_stands_for_in_another_environment_is_asked_there(folder, monk
         assert elsewhere["size"] == 2
         assert re.fullmatch(r"process \d+", elsewhere["engine"])
         assert elsewhere != here
-        with pytest.raises(Tdmr1Error, match="unknown option 'sise'"):
+        with raises("reward-build") as caught:
             sources.freeze_options(sources.find_reward(registry, source, HERE), {"sise": 2}, HERE)
+        assert "'sise'" in caught.value.message
 
 
-def test_a_server_is_no_other_process(registry):
-    with pytest.raises(Tdmr1Error, match="already runs on a server"):
+def test_a_server_cannot_be_isolated(registry):
+    with raises("setting-conflict", reward="object_count"):
         sources.reference_for(sources.find_reward(registry, "remote:http://127.0.0.1:8000/object_count"), {})
 
 
-def test_what_auto_stands_for_is_frozen(registry, mine, monkeypatch):
+def test_options_with_the_value_auto_are_frozen(registry, mine, monkeypatch):
     assert sources.freeze_options(sources.find_reward(registry, f"{mine}:score"), {}) == {}
     installed = load_plugins().rewards
     monkeypatch.setattr(
@@ -304,12 +308,12 @@ def test_what_auto_stands_for_is_frozen(registry, mine, monkeypatch):
     }
 
 
-def test_a_spec_keeps_its_own_name_and_prompts(registry, mine):
+def test_a_spec_in_a_file_keeps_its_name_and_prompts(registry, mine):
     spec = sources.find_reward(registry, f"{mine}:SPEC").spec
     assert (spec.name, spec.default_prompts) == ("special", "count")
 
 
-def test_a_peers_function_gets_arrays(registry, mine):
+def test_a_function_of_flow_grpo_gets_arrays(registry, mine):
     found = sources.find_reward(registry, f"{mine}:peers")
     assert found.spec.image_format == "array"
     assert found.taken_as == "a flow_grpo-style function, peers(images, prompts, metadata)"
@@ -323,68 +327,90 @@ def test_a_file_leaves_sys_path_as_it_was(registry, mine):
 
 
 @pytest.mark.parametrize(
-    ("attribute", "message", "hint"),
+    ("attribute", "code", "values", "hint"),
     [
-        ("scroe", "has no 'scroe'", "did you mean 'score'?"),
-        ("number", "is a int, which cannot be called", "known are"),
-        ("Plain.nothing", "has no 'nothing'", ""),
+        ("scroe", "reward-import", {"attribute": "scroe"}, "did you mean 'score'?"),
+        ("number", "reward-signature", {}, "fn(batch: RewardBatch)"),
+        ("Plain.nothing", "reward-import", {"attribute": "nothing"}, ""),
     ],
 )
-def test_what_a_file_does_not_hold(registry, mine, attribute, message, hint):
-    with pytest.raises(Tdmr1Error, match=message) as caught:
+def test_an_object_that_is_missing_or_no_reward_is_rejected(registry, mine, attribute, code, values, hint):
+    with raises(code, **values) as caught:
         sources.find_reward(registry, f"{mine}:{attribute}")
     assert hint in caught.value.hint
 
 
-def test_a_missing_file_names_its_neighbour(registry, mine):
-    with pytest.raises(Tdmr1Error, match="there is no file") as caught:
+def test_the_hint_for_a_missing_file_is_a_file_next_to_it(registry, mine):
+    with raises("reward-import", file=f"{mine.parent}/mien.py") as caught:
         sources.find_reward(registry, f"{mine.parent}/mien.py:score")
     assert caught.value.hint == "did you mean 'mine.py'?"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "quoted"),
     [
         ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
         ("raise RuntimeError('a\\nb')", "RuntimeError: a b"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("def f(:", "line 1, could not be run: SyntaxError"),
+        ("def f(:", "line 1, cannot be imported: SyntaxError"),
     ],
 )
-def test_a_file_that_cannot_be_run_is_one_sentence(registry, tmp_path, text, said):
+def test_the_error_of_a_file_that_cannot_be_imported_is_one_sentence(registry, tmp_path, text, quoted):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    with pytest.raises(Tdmr1Error) as caught:
+    with raises("reward-import") as caught:
         sources.find_reward(registry, f"{path}:fn")
-    assert said in caught.value.message
+    assert quoted in caught.value.message
     assert "\n" not in caught.value.message
     assert private_name(path) not in sys.modules
 
 
-def test_a_module_of_the_current_folder(registry, folder):
+def test_a_module_of_the_current_folder_is_found(registry, folder):
     (folder / "my_pack_17").mkdir()
     (folder / "my_pack_17" / "__init__.py").write_text("")
     (folder / "my_pack_17" / "judge.py").write_text("def score(batch):\n    return 1\n")
     found = sources.find_reward(registry, "my_pack_17.judge:score")
     assert found.provenance.distribution == "my_pack_17.judge"
-    with pytest.raises(Tdmr1Error, match=r"there is no module .my_pack_17\.jugde"):
+    with raises("reward-import", module="my_pack_17.jugde"):
         sources.find_reward(registry, "my_pack_17.jugde:score")
-    with pytest.raises(Tdmr1Error, match=r"the module my_pack_17\.judge has no 'scroe'"):
+    with raises("reward-import", source="the module my_pack_17.judge", attribute="scroe"):
         sources.find_reward(registry, "my_pack_17.judge:scroe")
 
 
-def test_what_a_module_cannot_import_is_not_taken_for_the_module(registry, folder):
+def test_a_failed_import_inside_a_module_is_not_a_missing_module(registry, folder):
     (folder / "importer_18.py").write_text("import no_such_thing")
-    with pytest.raises(Tdmr1Error, match="the module importer_18 could not be imported: ModuleNotFoundError"):
+    error = "ModuleNotFoundError: No module named 'no_such_thing'"
+    with raises("reward-import", source="the module importer_18", error=error):
         sources.find_reward(registry, "importer_18:score")
 
 
-def test_a_server_is_described_without_asking_it(registry):
+def test_a_server_is_described_without_a_request(registry):
     found = sources.find_reward(registry, "remote:http://127.0.0.1:9/ocr_match")
     assert (found.spec.name, found.provenance.distribution) == ("ocr_match", "http://127.0.0.1:9/ocr_match")
 
 
-def test_scores_of_a_native_function_are_its_own(registry, mine):
+def test_a_native_function_is_not_wrapped(registry, mine):
     assert isinstance(
         sources.create_reward(sources.find_reward(registry, f"{mine}:score"), {})(batch_of([0])), RewardResult
     )
+
+
+@pytest.mark.parametrize("text", ["legible", "remote:http://127.0.0.1:9/ocr_match"])
+def test_a_parsed_source_is_kept_and_accepted(registry, text):
+    source = sources.parse_source(text)
+    found = sources.find_reward(registry, source)
+    assert found.source == source
+    assert found == sources.find_reward(registry, text)
+
+
+def test_a_found_reward_is_not_looked_up_again(registry, mine, monkeypatch):
+    found = [sources.find_reward(registry, source) for source in ("legible", f"{mine}:MyReward")]
+    monkeypatch.setattr(sources, "parse_source", None)
+    monkeypatch.setattr(RewardRegistry, "get", None)
+    assert sources.create_reward(found[1], {"factor": 3})(batch_of([0])).scores == [3.0]
+    assert sources.reference_for(found[1], {}, HERE).factory == {"file": str(mine), "attr": "MyReward"}
+    assert sources.fingerprint_source(found[0]) == "some-dist 1.0"
+    assert sources.fingerprint_source(found[1]) == (
+        f"MyReward of sha256 {hashlib.sha256(mine.read_bytes()).hexdigest()}"
+    )
+    assert [sources.freeze_options(one, {"a": 1}) for one in found] == [{"a": 1}] * 2
