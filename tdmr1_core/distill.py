@@ -1,4 +1,4 @@
-"""TDM: a K-step LoRA out of a multi-step teacher (arXiv 2503.06674), from the same stages without any reward."""
+"""TDM: distills a multi-step teacher into a K-step LoRA (arXiv 2503.06674), with the same stages but no rewards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from tdmr1_core.records import IterationReport
 
 
 class DistillEngine(Engine):
-    """An engine whose iteration distils: the generator follows the guided teacher less the fake score."""
+    """An engine for distillation: the generator moves along x_0 of the guided teacher - x_0 of the fake score."""
 
     def iteration(self) -> IterationReport:
-        """One iteration of TDM: roll out, and update fake score and generator at M of the K steps."""
+        """Run one iteration of TDM: rollout, and updates of fake score and generator at M of the K steps."""
         started = self._begin()
         trajectory = self.rollout(self.next_groups())
         for step in range(self.config.timesteps.per_iteration):

@@ -1,9 +1,10 @@
-"""TDM-R1, one iteration at a time (arXiv 2603.07700): sample, score, compare, and update three LoRAs.
+"""TDM-R1, one iteration at a time (arXiv 2603.07700): sample, score, compute advantages, and update three LoRAs.
 
-`Engine.iteration` is the algorithm; each of its stages is public, so that a researcher can take control. It differs
-from the authors' trainer in this: (1) draws come from named streams and do not depend on processes or micro-batches;
-(2) k and tau may be shared by a group or a sample instead of by all; (3) the drift clip looks at one sample's mean, so
-that it does not depend on the micro-batch either; (4) Euler samples by default, as the losses assume.
+`Engine.iteration` is the algorithm. Its stages are public methods, so that researchers can write their own loop.
+Differences from the authors' trainer: (1) random draws come from named streams and do not depend on processes or
+micro-batches; (2) k and tau can be drawn per group or per sample instead of once per step; (3) the drift threshold
+applies to the mean of one sample, so that it does not depend on the micro-batch; (4) the default sampler is Euler, as
+the losses assume.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ from tdmr1_core.stages.trained_role import NotFinite
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.scoring.failures import RewardFailed
 
-MOST_BROKEN = 10
-"""Updates of a role that may be left out in a row because they are not finite."""
+MAX_NOT_FINITE = 10
+"""The run stops when this many consecutive updates of a role are not finite."""
 
 
 class Engine:
-    """Holds the roles and their stages, and runs iterations. Build it with `Engine.from_config`.
+    """Owns the roles and stages of a run, and runs iterations. Build it with `Engine.from_config`.
 
-    Of several processes each has an engine with its own groups of every iteration. Stages take and give what belongs to
-    those; rewards are compared, gradients and metrics averaged, and updates left out, over all of them.
+    With several processes, each has an engine that samples its own groups. The stages take and return data of these
+    groups. Advantages are computed, gradients and metrics averaged, and updates skipped over all processes.
     """
 
     def __init__(self, config: RunConfig, parts: Parts, processes: Processes = ALONE) -> None:
@@ -95,7 +96,7 @@ class Engine:
             GENERATOR: self._generator,
         }
         self._metrics: dict[str, float] = {}
-        self._seen: dict[str, list[float]] = {}
+        self._update_metrics: dict[str, list[float]] = {}
         self._skipped: list[str] = []
         self._in_a_row = dict.fromkeys(self.trained, 0)
 
@@ -127,7 +128,7 @@ class Engine:
     # The algorithm.
 
     def iteration(self) -> IterationReport:
-        """One iteration of TDM-R1: roll out, score, and update each role at M of the K steps."""
+        """Run one iteration of TDM-R1: rollout, scores, advantages, and an update of each role at M of the K steps."""
         started = self._begin()
         trajectory = self.rollout(self.next_groups())
         scores = self.score(trajectory)
@@ -141,20 +142,20 @@ class Engine:
         return self._finish(trajectory.groups, started)
 
     def iterations(self) -> Iterator[IterationReport]:
-        """Iterations up to the configured number, from wherever the engine stands."""
+        """Run the remaining iterations, up to the configured number."""
         while self.iteration_index < self.config.iterations:
             yield self.iteration()
 
     # The stages.
 
     def next_groups(self) -> Groups:
-        """The prompts of this iteration."""
+        """The groups of the next iteration, for this process."""
         batch, seed = self.config.batch, self.config.seed
         groups = next_groups(self.prompts, self.iteration_index, batch.groups, batch.group_size, seed)
         return self.processes.shard_groups(groups)
 
     def rollout(self, groups: Groups) -> Trajectory:
-        """Sample every image; scoring of finished groups begins while the next ones are sampled."""
+        """Sample every image. Complete groups are scored while the next ones are sampled."""
         self.hooks.call("tdmr1_before_rollout", engine=self, groups=groups)
         scoring = self.scoring
         with self._timed("rollout"):
@@ -168,9 +169,13 @@ class Engine:
         return trajectory
 
     def score(self, trajectory: Trajectory) -> Scores:
-        """The rewards of the last rollout's images. Raises Tdmr1Error if a reward fails."""
+        """Collect the scores of the last rollout. Raises Tdmr1Error if a reward fails, or in a distillation."""
         if self.scoring is None:
-            raise Tdmr1Error("a distillation has no rewards to score with", "train with --reward instead")
+            raise Tdmr1Error(
+                "a distillation has no rewards, so it cannot score images",
+                "use the settings of a training, with at least one reward",
+                code="distillation-no-rewards",
+            )
         with self._timed("score"):
             scores, states = self.processes.on_each(self.scoring.collect_with_states)
         gathered = self.processes.gather((replace(scores, details=()), states))
@@ -180,17 +185,20 @@ class Engine:
         return scores
 
     def advantages(self, scores: Scores) -> Advantages:
-        """Rewards compared within each group, and brought to the scale of all groups.
+        """Compute the advantages within each group, over the groups of all processes.
 
-        Raises RewardFailed for one that counts and is not finite.
+        Raises RewardFailed if the combined reward of a valid image is not finite.
         """
         config, size = self.config.advantages, self.config.batch.group_size
         total, valid = map(torch.cat, zip(*self.processes.gather((scores.total, scores.valid)), strict=True))
-        broken = (valid & ~total.isfinite()).nonzero().flatten().tolist()
-        if broken:
+        not_finite = (valid & ~total.isfinite()).nonzero().flatten().tolist()
+        if not_finite:
+            image, value = not_finite[0], total[not_finite[0]].item()
             raise RewardFailed(
-                f"the combined reward of image {broken[0]} of the batch is {total[broken[0]].item()}",
-                "an image that can't be judged has None from its reward, and is not valid",
+                f"the combined reward of image {image} of the batch is {value}; it must be finite",
+                "return None from a reward for an image that it cannot score",
+                code="reward-combined",
+                values={"image": image, "reward": str(value)},
             )
         values = group_advantages(total, valid, size, std=config.std, clip=config.clip, binary=config.binary)
         if config.permute:
@@ -205,7 +213,7 @@ class Engine:
         return advantages
 
     def update_fake(self, trajectory: Trajectory, step: int = 0, repeat: int = 0) -> UpdateStats:
-        """Let the fake score follow the generator at the step-th drawn point of each trajectory."""
+        """Update the fake score at the drawn step number `step` of each trajectory."""
         if veto := self._veto(FAKE, trajectory=trajectory):
             return veto
         step_index, tau = self._generator_points(trajectory, step, repeat)
@@ -218,7 +226,7 @@ class Engine:
     def update_surrogate(
         self, trajectory: Trajectory, advantages: Advantages, step: int = 0, repeat: int = 0
     ) -> UpdateStats:
-        """Let the surrogate prefer what the rewards preferred, at a boundary drawn for itself."""
+        """Update the surrogate towards the preferences of the rewards, at a boundary of its own for each image."""
         if self.config.generator.reward_scale == 0:
             return self._skip(SURROGATE, "generator.reward_scale is 0: the reward term is off")
         if not advantages.has_signal:
@@ -239,8 +247,8 @@ class Engine:
             config.seed, "tau-surrogate", groups, counters, config.surrogate.tau_sharing, lower, self.shift
         )
         with self._timed(SURROGATE):
-            seen = self._surrogate.accumulate(trajectory, advantages.values, counters, boundary, tau, self._scale)
-            stats = self._apply(SURROGATE, step, seen)
+            metrics = self._surrogate.accumulate(trajectory, advantages.values, counters, boundary, tau, self._scale)
+            stats = self._apply(SURROGATE, step, metrics)
             if "grad_norm/surrogate" in stats.metrics:
                 updates = self.trained[SURROGATE].updates
                 decay = min(config.surrogate.ema_max, config.surrogate.ema_slope * updates)
@@ -250,7 +258,7 @@ class Engine:
     def update_generator(
         self, trajectory: Trajectory, advantages: Advantages | None = None, step: int = 0
     ) -> UpdateStats:
-        """Move the generator along the surrogate's gradient, the teacher's guidance and the reverse KL."""
+        """Update the generator with the reward, guidance and reverse KL terms, at the drawn step number `step`."""
         rewarded = self.config.kind == "train" and self.config.generator.reward_scale > 0
         if rewarded and advantages is not None and not advantages.has_signal:
             return self._skip(GENERATOR, "no group has two different rewards")
@@ -263,13 +271,13 @@ class Engine:
             config.seed, "tau-reward", trajectory.groups, (step,), config.surrogate.tau_sharing, lower, self.shift
         )
         with self._timed(GENERATOR):
-            seen = self._generator.accumulate(trajectory, step, step_index, tau, tau_reward, self._scale)
-            stats = self._apply(GENERATOR, step, seen)
+            metrics = self._generator.accumulate(trajectory, step, step_index, tau, tau_reward, self._scale)
+            stats = self._apply(GENERATOR, step, metrics)
             if "grad_norm/generator" in stats.metrics:
                 self.roles.average(GENERATOR_EMA, GENERATOR, config.generator.ema_decay)
         return self._report(stats)
 
-    # What the stages share.
+    # Helpers of the stages.
 
     @property
     def steps(self) -> int:
@@ -283,22 +291,22 @@ class Engine:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures, in pixels."""
+        """Height and width of the images, in pixels."""
         return self.config.model.height or self.entry.height, self.config.model.width or self.entry.width
 
     def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Encoded prompts, one row each; every text is encoded once and alone, so that its bits depend on no other."""
+        """Encode prompts, one row each. Each text is encoded separately, so its encoding depends on no other text."""
         return self._encoder([prompt.text for prompt in prompts])
 
     def _begin(self) -> float:
-        self._metrics, self._seen, self._skipped = {}, {}, []
+        self._metrics, self._update_metrics, self._skipped = {}, {}, []
         return time.monotonic()
 
     def _finish(self, groups: Groups, started: float) -> IterationReport:
-        """Count the iteration, gather its metrics and tell the plugins."""
+        """Count the iteration, average its metrics over the processes, and call the hook."""
         self.iteration_index += 1
         seconds = time.monotonic() - started
-        means = {name: sum(values) / len(values) for name, values in self._seen.items()}
+        means = {name: sum(values) / len(values) for name, values in self._update_metrics.items()}
         timing = {"time/iteration": seconds, "images_per_second": groups.images * self.processes.count / seconds}
         metrics = self.processes.mean({**self._metrics, **means, **timing})
         report = IterationReport(self.iteration_index, metrics, tuple(dict.fromkeys(self._skipped)))
@@ -306,9 +314,10 @@ class Engine:
         return report
 
     def load_reward_states(self, states: list[dict[str, State]]) -> None:
-        """Let rewards remember what they told in each process; those of the first, where there were more or fewer.
+        """Restore the states of the rewards, one mapping per process.
 
-        Raises Tdmr1Error for a reward that is not there or can't take it up.
+        If their number differs from the number of processes, every process restores the first one. Raises Tdmr1Error
+        for a reward that is missing or cannot restore its state.
         """
         if len(states) != self.processes.count:
             states = states[:1] * self.processes.count
@@ -317,15 +326,16 @@ class Engine:
         self.reward_states = states
 
     def counters(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights and optimisers, as JSON: updates left out in a row, and sizes.
+        """The counters of a checkpoint, as JSON data.
 
-        Sizes are those that micro-batches were halved to, with what the settings said then.
+        They are the consecutive skipped updates of each role, the current micro-batch sizes of the stages, and the
+        setting batch.micro_batch from which these sizes were halved.
         """
         sizes = {name: stage.micro_batches.size for name, stage in self._stages.items()}
         return {"in_a_row": self._in_a_row, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
-        """Take up the counters of a checkpoint; its sizes only where the settings still ask for the same one."""
+        """Restore the counters of a checkpoint. Sizes are restored only if batch.micro_batch has not changed."""
         self._in_a_row = {name: int(counters["in_a_row"][name]) for name in self.trained}
         if counters["micro_batch"] == self.config.batch.micro_batch:
             for name, stage in self._stages.items():
@@ -333,12 +343,15 @@ class Engine:
                 stage.micro_batches.size = None if size is None else int(size)
 
     def close(self) -> None:
-        """Let the rewards go."""
+        """Close the rewards."""
         if self.scoring is not None:
             self.scoring.runner.close()
 
     def _generator_points(self, trajectory: Trajectory, step: int, repeat: int) -> tuple[Tensor, Tensor]:
-        """The drawn step (N,) of each image and its level (N,): the generator's are those of the first fake update."""
+        """The step index (N,) and the noise level (N,) of each image, for the fake score and the generator.
+
+        The generator uses those of the first fake score update (`repeat` = 0).
+        """
         times, groups, seed = self.config.timesteps, trajectory.groups, self.config.seed
         step_index = draw_steps(seed, groups, self.steps, times.per_iteration, times.k_sharing)[step]
         lower = trajectory.sigmas[step_index + 1]
@@ -346,39 +359,50 @@ class Engine:
 
     @property
     def _scale(self) -> float:
-        """What a loss is multiplied by so that accumulated steps average."""
+        """The factor of a loss: accumulated steps are averaged."""
         times = self.config.timesteps
         return 1 / times.per_iteration if times.optimizer_step == "iteration" else 1.0
 
-    def _apply(self, name: str, step: int, seen: Mapping[str, float]) -> UpdateStats:
-        """Step a role's optimiser, if this is the time to."""
+    def _apply(self, name: str, step: int, metrics: Mapping[str, float]) -> UpdateStats:
+        """Take an optimizer step of a role, if `step` is the last of an accumulated update."""
         times = self.config.timesteps
-        seen = {key: value for key, value in seen.items() if math.isfinite(value)}
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         if times.optimizer_step == "iteration" and step < times.per_iteration - 1:
-            return UpdateStats(name, seen)
+            return UpdateStats(name, metrics)
         role = self.trained[name]
         role.not_finite = self.processes.union(role.not_finite)
         self.processes.average_gradients(role.parameters.values())
         progress = self.iteration_index / self.config.iterations
         try:
             norm = role.step(1 - (1 - self.config.optimizer.final_lr) * progress)
-        except NotFinite as broken:
-            reason = str(broken)
-            return self.processes.on_each(lambda: self._leave_out_broken(name, step, reason))
+        except NotFinite as error:
+            reason = str(error)
+            return self.processes.on_each(lambda: self._skip_not_finite(name, step, reason))
         self._in_a_row[name] = 0
-        return UpdateStats(name, {**seen, f"grad_norm/{name}": norm})
+        return UpdateStats(name, {**metrics, f"grad_norm/{name}": norm})
 
-    def _leave_out_broken(self, name: str, step: int, reason: str) -> UpdateStats:
-        """Leave out an update that is not finite. Raises Tdmr1Error if the settings say so, or for one too many."""
+    def _skip_not_finite(self, name: str, step: int, reason: str) -> UpdateStats:
+        """Skip an update that is not finite.
+
+        Raises Tdmr1Error if optimizer.on_not_finite is "stop", or after MAX_NOT_FINITE consecutive updates.
+        """
         self._in_a_row[name] += 1
         self._metrics[f"not_finite/{name}"] = self._metrics.get(f"not_finite/{name}", 0.0) + 1
-        if self.config.optimizer.on_not_finite == "stop" or self._in_a_row[name] >= MOST_BROKEN:
-            often = f", for the {MOST_BROKEN}th time in a row" if self._in_a_row[name] >= MOST_BROKEN else ""
+        if self.config.optimizer.on_not_finite == "stop" or self._in_a_row[name] >= MAX_NOT_FINITE:
+            iteration, in_a_row = self.iteration_index + 1, self._in_a_row[name]
+            times = f", {in_a_row} times in a row" if in_a_row >= MAX_NOT_FINITE else ""
             raise Tdmr1Error(
-                f"the update of the {name} is not finite at step {step + 1} of iteration {self.iteration_index + 1}"
-                f"{often}: {reason}",
-                "leave such updates out with optimizer.on_not_finite: skip in the run's config.yaml and go on, or "
+                f"the update of the {name} is not finite at step {step + 1} of iteration {iteration}{times}: {reason}",
+                "set optimizer.on_not_finite to skip in the config.yaml of the run and resume it, or "
                 f"start a new run with a lower {name}.learning_rate",
+                code="update-not-finite",
+                values={
+                    "role": name,
+                    "step": step + 1,
+                    "iteration": iteration,
+                    "in_a_row": in_a_row,
+                    "reason": reason,
+                },
             )
         return self._skip(name, reason)
 
@@ -392,9 +416,9 @@ class Engine:
         return UpdateStats(name, {}, reason)
 
     def _report(self, stats: UpdateStats) -> UpdateStats:
-        """Average an update's numbers into the iteration's and tell the plugins."""
+        """Add the metrics of an update to those of the iteration, and call the hook."""
         for name, value in stats.metrics.items():
-            self._seen.setdefault(name, []).append(value)
+            self._update_metrics.setdefault(name, []).append(value)
         self.hooks.call(f"tdmr1_after_{stats.role}_update", engine=self, stats=stats)
         return stats
 

@@ -135,6 +135,12 @@ def all_conditionings() -> Conditioning:
     return Conditioning(torch.stack(tokens), torch.stack(pooled))
 
 
+def network_inputs(seed: int = 0) -> tuple[Tensor, Tensor, Conditioning]:
+    """Random latents (2, 4, 4, 4), noise levels (2,) and conditioning of two images."""
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return latents, torch.tensor([0.9, 0.4], dtype=torch.float64), all_conditionings().select([1, 2])
+
+
 ADVANTAGES = Advantages(torch.tensor([1.0, -0.5, -0.5, 0.9, 0.3, -1.2], dtype=torch.float64), 0.0)
 SECTIONS: dict[str, dict[str, Any]] = {
     "batch": {"groups": 2, "group_size": 3},

@@ -1,4 +1,4 @@
-"""The stages against `support.naive`: losses, gradients and whole iterations, in float64."""
+"""The stages compared with the naive implementation in support/naive.py: losses, gradients, iterations, in float64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PLAIN = Settings()
 
 @dataclass(frozen=True)
 class Case:
-    """Settings of the losses and how the product is asked to compute them."""
+    """Settings of the losses, and how the engine computes them."""
 
     settings: Settings = PLAIN
     micro_batch: int | None = None
@@ -57,12 +57,12 @@ class Case:
 
     @property
     def advantages(self) -> list[float]:
-        """The fixed advantages, or their opposites."""
+        """The fixed advantages times `sign`."""
         return [self.sign * advantage for advantage in ADVANTAGES]
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """As the product's config."""
+        """The settings as sections of the config."""
         s = self.settings
         return {
             "batch": {"groups": 2, "group_size": GROUP, "micro_batch": self.micro_batch},
@@ -93,40 +93,40 @@ class Case:
         }
 
     def engine(self) -> Engine:
-        """The product."""
+        """An engine with these settings."""
         return make_engine(self.sections, seed=SEED, kind=self.kind)
 
 
 def naive() -> Naive:
-    """The other side, with the same weights."""
+    """The naive implementation, with the same weights."""
     return Naive(tiny_transformer(), ALPHA / RANK, start_loras())
 
 
 def stored(trajectory: Trajectory) -> Stored:
-    """A trajectory as the naive side takes it."""
+    """A trajectory in the format of the naive implementation."""
     texts = [trajectory.groups.prompts[group].text for group in trajectory.groups.group_of_image]
     return Stored(trajectory.latents, SIGMAS, texts, trajectory.groups.group_size)
 
 
 def ids(sharing: str, images: int) -> list[int]:
-    """Who shares a draw."""
+    """An id per image: images with equal ids share a draw."""
     return {"step": [0] * images, "group": [i // GROUP for i in range(images)], "sample": list(range(images))}[sharing]
 
 
 def levels(name: str, counters: tuple[int, ...], sharing: str, lower: list[float], iteration: int = 0) -> list[float]:
-    """Levels from the common uniform numbers."""
+    """Noise levels computed from the same uniform numbers."""
     uniform = seeds.uniform(SEED, name, (iteration, *counters), ids(sharing, len(lower)))
     return [level(float(u), low) for u, low in zip(uniform, lower, strict=True)]
 
 
 def noises(name: str, counters: tuple[int, ...], sharing: str, images: int, iteration: int = 0) -> list[Tensor]:
-    """The common noises, one for each image."""
+    """The same noises, one per image."""
     drawn = seeds.noise(SEED, name, (iteration, *counters), ids(sharing, images), (4, 4, 4))
     return list(drawn.double())
 
 
 def assert_same(stats: UpdateStats, engine: Engine, role: str, expected: Answer, scale: float = 0.5) -> None:
-    """Metrics and gradients agree to 1e-9; losses are reported unscaled, gradients carry the 1/M of accumulation."""
+    """Check metrics and gradients to 1e-9. Metrics are unscaled, gradients contain the factor 1/M of accumulation."""
     assert stats.metrics == pytest.approx(expected.losses, rel=1e-9, abs=1e-13)
     found = gradients(engine, role)
     assert found.keys() == expected.gradient.keys()
@@ -175,7 +175,7 @@ def expected_generator(case: Case, trajectory: Trajectory) -> Answer:
         Case(Settings(teacher_weight=0.7), k_sharing="group", tau_sharing="group", micro_batch=3),
         Case(Settings(teacher_weight=0.0), kind="distill", micro_batch=2),
     ],
-    ids=["stored", "asked-1", "asked-4", "weight-3", "distill-2"],
+    ids=["stored", "evaluated-1", "evaluated-4", "weight-3", "distill-2"],
 )
 def test_fake_step(case: Case) -> None:
     engine = case.engine()
@@ -211,10 +211,10 @@ def test_surrogate_step(case: Case) -> None:
     trajectory = random_trajectory(engine, TEXTS, GROUP, stored_velocity=True)
     expected = expected_surrogate(case, trajectory)
     if case.settings in (CLIPPING, CLOSE, DRIFTING):
-        stopped = expected.drifted if case.settings == DRIFTING else expected.clipped
-        assert 0 < sum(stopped) < len(stopped)
-        hit = [advantage for stop, advantage in zip(stopped, case.advantages, strict=True) if stop]
-        assert max(hit) > 0 if case.sign > 0 else min(hit) < 0
+        masked = expected.drifted if case.settings == DRIFTING else expected.clipped
+        assert 0 < sum(masked) < len(masked)
+        affected = [advantage for mask, advantage in zip(masked, case.advantages, strict=True) if mask]
+        assert max(affected) > 0 if case.sign > 0 else min(affected) < 0
     stats = engine.update_surrogate(trajectory, Advantages(torch.tensor(case.advantages, dtype=torch.float64), 0.0))
     assert_same(stats, engine, SURROGATE, expected)
 
@@ -256,7 +256,7 @@ def test_generator_step(case: Case) -> None:
     assert_same(stats, engine, GENERATOR, expected)
 
 
-def test_second_step_accumulates_and_draws_anew() -> None:
+def test_the_second_step_accumulates_and_uses_new_draws() -> None:
     case = Case(stored_velocity=False)
     engine = case.engine()
     trajectory = random_trajectory(engine, TEXTS, GROUP, stored_velocity=False)
@@ -271,7 +271,7 @@ def test_second_step_accumulates_and_draws_anew() -> None:
 
 
 class Recorder:
-    """Keeps what the engine tells its plugins."""
+    """A plugin that records what the hooks receive."""
 
     def __init__(self) -> None:
         self.trajectory: Trajectory | None = None
@@ -279,22 +279,22 @@ class Recorder:
 
     @hookimpl
     def tdmr1_after_rollout(self, trajectory: Trajectory) -> None:
-        """Keep the trajectory."""
+        """Record the trajectory."""
         self.trajectory = trajectory
 
     @hookimpl
     def tdmr1_after_scoring(self, scores: Any) -> None:
-        """Keep the rewards."""
+        """Record the rewards."""
         self.rewards = scores.total.tolist()
 
 
 def brightness(batch: RewardBatch) -> RewardResult:
-    """A reward that tells images apart."""
+    """The mean brightness of each image."""
     return RewardResult([float(image.astype(float).mean()) for image in batch.images])
 
 
 class NaiveRun:
-    """Section 8 on the naive side: the state of a run."""
+    """The state of a run in the naive implementation."""
 
     def __init__(self, case: Case, each: bool, fake_updates: int) -> None:
         self.case, self.each, self.fake_updates = case, each, fake_updates
@@ -308,7 +308,7 @@ class NaiveRun:
         self.surrogate_updates = 0
 
     def iteration(self, index: int, trajectory: Trajectory, rewards: list[float], lr_scale: float) -> Tensor:
-        """One iteration; returns its latents."""
+        """Run one iteration. Returns its latents."""
         case, s, world, groups = self.case, self.case.settings, self.world, trajectory.groups
         texts = [groups.prompts[group].text for group in groups.group_of_image]
         latents = world.rollout(noises("rollout", (), "sample", 6, index), texts, SIGMAS)
@@ -320,13 +320,13 @@ class NaiveRun:
             for repeat in range(self.fake_updates):
                 taus = levels("tau", (step, repeat), case.tau_sharing, lower, index)
                 eps = noises("fake", (step, repeat), "sample", 6, index)
-                self._learn(FAKE, world.fake(s, at, ks, taus, eps, False), step, lr_scale)
+                self._update(FAKE, world.fake(s, at, ks, taus, eps, False), step, lr_scale)
 
             bs = draw_boundaries(SEED, groups, 4, (step, 0), "sample", True).tolist()
             b_lower = [max(SIGMAS[k + 1], 0.55) for k in bs]
             taus = levels("tau-surrogate", (step, 0), case.surrogate_tau_sharing, b_lower, index)
             eps = noises("surrogate", (step, 0), "group", 6, index)
-            if self._learn(SURROGATE, world.surrogate(s, at, values, bs, taus, eps), step, lr_scale):
+            if self._update(SURROGATE, world.surrogate(s, at, values, bs, taus, eps), step, lr_scale):
                 self._average(SURROGATE_EMA, SURROGATE, min(0.25, 0.1 + 0.1 * self.surrogate_updates))
                 self.surrogate_updates += 1
 
@@ -338,11 +338,11 @@ class NaiveRun:
                 noises("reward", (step,), "group", 6, index),
             )
             answer = world.generator(s, at, ks, taus, taus_reward, eps, eps_reward)
-            if self._learn(GENERATOR, answer, step, lr_scale):
+            if self._update(GENERATOR, answer, step, lr_scale):
                 self._average(GENERATOR_EMA, GENERATOR, 0.6)
         return latents
 
-    def _learn(self, role: str, answer: Answer, step: int, lr_scale: float) -> bool:
+    def _update(self, role: str, answer: Answer, step: int, lr_scale: float) -> bool:
         waiting = self.waiting[role]
         waiting.append(answer.gradient)
         if not self.each and step == 0:
@@ -359,7 +359,7 @@ class NaiveRun:
 
 @pytest.mark.parametrize(("each", "micro_batch"), [(False, None), (True, 2)], ids=["accumulated", "each"])
 def test_whole_iterations(each: bool, micro_batch: int | None) -> None:
-    """Rollout, advantages, draws, updates, AdamW, averages and the learning-rate schedule of two iterations."""
+    """Two iterations: rollout, advantages, draws, updates, AdamW, averages and the learning-rate schedule."""
     settings = Settings(reference=EMA, trust_region=0.05, drift_threshold=0.08, trunc_steps=3)
     case = Case(settings, micro_batch=micro_batch)
     sections = case.sections

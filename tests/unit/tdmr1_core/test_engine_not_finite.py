@@ -1,18 +1,19 @@
-"""A loss or gradient that is NaN or infinite never reaches a weight, an optimiser, an average or a metric."""
+"""A loss or gradient that is NaN or infinite changes no weight, optimizer state, average or metric."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.errors import raises
 from support.product import ADVANTAGES, EACH, SECTIONS, UPDATES, engine_and_trajectory
 from torch import Tensor
 
-from tdmr1_core.engine import MOST_BROKEN, Engine
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.engine import MAX_NOT_FINITE, Engine
 from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE
 from tdmr1_core.records import Scores, Trajectory
 from tdmr1_core.stages.scoring import reward_metrics
@@ -27,7 +28,7 @@ def engine_that(policy: str, **sections: Any) -> tuple[Engine, Trajectory]:
 
 
 def with_a_bad_image(trajectory: Trajectory, bad: float) -> Trajectory:
-    """Image 4 of the six is not finite."""
+    """The trajectory with the latents of image 4 of 6 set to `bad`."""
     latents = trajectory.latents.clone()
     latents[:, 4] = bad
     return replace(trajectory, latents=latents)
@@ -41,13 +42,14 @@ def everything(engine: Engine) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("role", [FAKE, SURROGATE, GENERATOR])
-def test_the_run_stops_and_names_role_step_and_images(role, bad):
+def test_the_run_stops_with_role_step_and_images(role, bad):
     engine, good = engine_that("stop")
     before, trajectory = everything(engine), with_a_bad_image(good, bad)
-    told = rf"^the update of the {role} is not finite at step 1 of iteration 1: the loss is (nan|inf) for images 3 to 5"
-    with pytest.raises(Tdmr1Error, match=told) as caught:
+    with raises("update-not-finite", role=role, step=1, iteration=1, in_a_row=1) as caught:
         UPDATES[role](engine, trajectory)
-    assert "optimizer.on_not_finite: skip in the run's config.yaml" in caught.value.hint
+    assert re.match(r"the loss is (nan|inf) for images 3 to 5", caught.value.values["reason"])
+    assert "optimizer.on_not_finite" in caught.value.hint
+    assert f"{role}.learning_rate" in caught.value.hint
     check_untouched(engine, before)
 
 
@@ -60,7 +62,7 @@ def check_untouched(engine: Engine, before: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("role", [FAKE, SURROGATE, GENERATOR])
-def test_the_update_is_left_out_and_the_next_one_made(role):
+def test_the_update_is_skipped_and_the_next_one_is_made(role):
     engine, good = engine_that("skip")
     before = everything(engine)
     stats = UPDATES[role](engine, with_a_bad_image(good, math.nan))
@@ -74,7 +76,7 @@ def test_the_update_is_left_out_and_the_next_one_made(role):
     assert all(math.isfinite(value) for value in report.metrics.values())
 
 
-def test_one_bad_step_of_an_accumulated_update_leaves_all_of_it_out():
+def test_one_bad_step_skips_the_whole_accumulated_update():
     engine, good = engine_that("skip", timesteps=SECTIONS["timesteps"])
     before = everything(engine)
     engine.update_generator(with_a_bad_image(good, math.nan), ADVANTAGES, 0)
@@ -85,16 +87,16 @@ def test_one_bad_step_of_an_accumulated_update_leaves_all_of_it_out():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_rewards_that_are_not_finite_teach_nothing_in_silence(bad):
+def test_rewards_that_are_not_finite_are_an_error(bad):
     engine, _ = engine_that("skip")
     total, valid = torch.tensor([0.0, 1.0, 2.0, bad, bad, bad], dtype=torch.float64), torch.tensor([True] * 6)
-    with pytest.raises(Tdmr1Error, match=f"^the combined reward of image 3 of the batch is {bad}$"):
+    with raises("reward-combined", image=3, reward=str(bad)):
         engine.advantages(Scores(total, valid, {}, ()))
     large = engine.advantages(Scores(torch.tensor([1e200, 2e200, 0.0] * 2, dtype=torch.float64), valid, {}, ()))
     assert large.values.tolist() == pytest.approx([0, 1.5**0.5, -(1.5**0.5)] * 2, abs=1e-12)
 
 
-def test_metrics_of_rewards_that_float64_cannot_hold_are_left_out():
+def test_reward_metrics_that_overflow_float64_are_omitted():
     scores = Scores(
         torch.tensor([1e200, 2e200], dtype=torch.float64), torch.tensor([True] * 2), {"a": [1e200, 2e200]}, ()
     )
@@ -103,16 +105,16 @@ def test_metrics_of_rewards_that_float64_cannot_hold_are_left_out():
     assert not {"reward/std", "reward/a/std"} & metrics.keys()
 
 
-def test_too_many_in_a_row_stop_the_run():
+def test_too_many_consecutive_skipped_updates_stop_the_run():
     engine, good = engine_that("skip")
     bad = with_a_bad_image(good, math.nan)
-    for _ in range(MOST_BROKEN - 1):
+    for _ in range(MAX_NOT_FINITE - 1):
         engine.update_fake(bad)
-    with pytest.raises(Tdmr1Error, match=f"for the {MOST_BROKEN}th time in a row"):
+    with raises("update-not-finite", role=FAKE, in_a_row=MAX_NOT_FINITE):
         engine.update_fake(bad)
 
 
-def test_a_gradient_that_is_not_finite_while_the_loss_is():
+def test_a_gradient_that_is_not_finite_with_a_finite_loss():
     engine, good = engine_that("skip")
     weight = next(iter(engine.trained[FAKE].parameters.values()))
     handle = weight.register_hook(lambda gradient: gradient * math.inf)

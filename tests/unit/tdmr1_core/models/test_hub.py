@@ -1,4 +1,4 @@
-"""What is said when a model can't be had: a stand-in hub answers over HTTP, and caches are half full."""
+"""Errors for models that are not available, with a fake hub over HTTP and incomplete caches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
+from support.errors import raises
 from support.paths import ROOT
 
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models import pipeline_files
 from tdmr1_core.models.hub import hub_file, is_hub_id, revision_of
 from tdmr1_core.models.loading import fetch_model, find_lora
@@ -24,7 +24,7 @@ from tdmr1_core.models.registry import ModelRegistry
 
 pytestmark = pytest.mark.unit
 
-ANSWERS = {
+RESPONSES = {
     "gated": (403, {"X-Error-Code": "GatedRepo"}),
     "missing": (404, {"X-Error-Code": "RepoNotFound"}),
     "empty": (404, {"X-Error-Code": "EntryNotFound"}),
@@ -33,12 +33,12 @@ ANSWERS = {
 }
 
 
-class StandIn(BaseHTTPRequestHandler):
-    """Answers by the name of the repository."""
+class FakeHub(BaseHTTPRequestHandler):
+    """Responds according to the name of the repository."""
 
     def do_GET(self):
-        kind = next(name for name in ANSWERS if name in self.path)
-        status, headers = ANSWERS[kind]
+        kind = next(name for name in RESPONSES if name in self.path)
+        status, headers = RESPONSES[kind]
         self.send_response(status)
         for name, value in {**headers, "Content-Length": "0"}.items():
             self.send_header(name, value)
@@ -52,7 +52,7 @@ class StandIn(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty hub cache, and no token."""
+    """An empty hub cache without a token."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -60,7 +60,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-ASK = """
+REQUEST = """
 import json, sys
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.hub import hub_file
@@ -68,56 +68,57 @@ for repo in sys.argv[1:]:
     try:
         hub_file(repo, "model_index.json")
     except Tdmr1Error as error:
-        print(json.dumps([error.message, error.hint]))
+        print(json.dumps(error.document()))
 print(sorted({"torch", "diffusers", "transformers"} & sys.modules.keys()))
 """
-REPOSITORIES = [f"owner/{name}" for name in ANSWERS]
+REPOSITORIES = [f"owner/{name}" for name in RESPONSES]
 
 
-def ask(folder, **environment):
-    """What a process says that asks the stand-in hub for each repository: (message, hint) by name."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+def request_all(folder, **environment):
+    """The errors of a process that requests each repository from the fake hub, by name."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(folder), "NO_PROXY": "127.0.0.1"}
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(folder), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", ASK, *REPOSITORIES],
-        env={**kept, **own, **environment},
+        [sys.executable, "-c", REQUEST, *REPOSITORIES],
+        env={**kept, **hub, **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     server.shutdown()
-    *told, loaded = done.stdout.splitlines()
+    *errors, loaded = done.stdout.splitlines()
     assert loaded == "[]"
-    return dict(zip(ANSWERS, map(json.loads, told), strict=True))
+    return dict(zip(RESPONSES, map(json.loads, errors), strict=True))
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """What is said without a token."""
-    return ask(tmp_path_factory.mktemp("hub"))
+def errors(tmp_path_factory):
+    """The errors without a token, by repository."""
+    return request_all(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.mark.parametrize(
-    ("name", "message", "hint"),
+    ("name", "code", "values", "hint"),
     [
-        ("gated", "owner/gated is gated: its licence must be accepted", "https://huggingface.co/owner/gated"),
-        ("missing", "no such model on the hub, or it is private", "hf auth login"),
-        ("empty", "owner/empty has no model_index.json", "diffusers"),
-        ("refused", "the hub refused owner/refused (status 401)", "hf auth login"),
-        ("forbidden", "the hub refused owner/forbidden (status 403)", "--model-path"),
+        ("gated", "hub-denied", {"repo": "owner/gated"}, "https://huggingface.co/owner/gated"),
+        ("missing", "hub-denied", {"repo": "owner/missing"}, "hf auth login"),
+        ("empty", "model-incomplete", {"source": "owner/empty", "missing": "model_index.json"}, "diffusers"),
+        ("refused", "hub-denied", {"repo": "owner/refused", "status": 401}, "hf auth login"),
+        ("forbidden", "hub-denied", {"repo": "owner/forbidden", "status": 403}, "--model-path"),
     ],
 )
-def test_what_the_hub_refuses(said, name, message, hint):
-    assert message in said[name][0]
-    assert hint in said[name][1]
-    assert "\n" not in said[name][0]
+def test_errors_of_the_hub(errors, name, code, values, hint):
+    error = errors[name]
+    assert (error["code"], error["values"]) == (code, values)
+    assert hint in error["hint"]
+    assert "\n" not in error["message"]
 
 
-def test_a_token_that_is_not_enough(tmp_path):
-    assert "check the token's permissions" in ask(tmp_path, HF_TOKEN="hf_something")["gated"][1]
+def test_a_token_without_permission(tmp_path):
+    assert "check the token's permissions" in request_all(tmp_path, HF_TOKEN="hf_something")["gated"]["hint"]
 
 
 def test_no_network(cache, monkeypatch):
@@ -125,20 +126,21 @@ def test_no_network(cache, monkeypatch):
         raise LocalEntryNotFoundError("no file") from ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(Tdmr1Error, match="the hub can't be reached, and owner/name is not in its cache"):
+    with raises("hub-unavailable", repo="owner/name") as caught:
         hub_file("owner/name", "model_index.json")
+    assert "offline" not in caught.value.values
 
 
 def test_offline_without_the_model(cache):
     for source in ("owner/name", "stabilityai/stable-diffusion-3.5-medium"):
-        with pytest.raises(Tdmr1Error, match=f"{source} is not in the hub's cache here") as caught:
+        with raises("hub-unavailable", repo=source, offline=True) as caught:
             pipeline_files.family_of(source)
         assert "unset HF_HUB_OFFLINE" in caught.value.hint
         assert f"hf download {source}" in caught.value.hint
 
 
 def cached(cache, repo, files):
-    """A repository as the hub's client keeps it."""
+    """Write a repository in the layout of the hub cache. Returns its snapshot folder."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("a" * 40)
@@ -155,8 +157,8 @@ def weights(folder):
 
 
 def zimage(folder, **changes):
-    """The files of a pipeline, as far as they are looked at before anything is loaded."""
-    whole = weights(folder)
+    """The files of a pipeline that are checked before anything is loaded."""
+    complete = weights(folder)
     files = {
         "model_index.json": {
             "_class_name": "ZImagePipeline",
@@ -165,21 +167,21 @@ def zimage(folder, **changes):
         "scheduler/scheduler_config.json": {"shift": 3.0},
         "tokenizer/tokenizer_config.json": {},
         "text_encoder/config.json": {},
-        "text_encoder/model.safetensors": whole,
+        "text_encoder/model.safetensors": complete,
         "transformer/config.json": {},
         "transformer/diffusion_pytorch_model.safetensors.index.json": {
             "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}
         },
-        "transformer/one.safetensors": whole,
-        "transformer/two.safetensors": whole,
+        "transformer/one.safetensors": complete,
+        "transformer/two.safetensors": complete,
         "vae/config.json": {"block_out_channels": [1, 1, 1, 1]},
-        "vae/diffusion_pytorch_model.safetensors": whole,
+        "vae/diffusion_pytorch_model.safetensors": complete,
     }
     files |= changes
     return {name: content for name, content in files.items() if content is not None}
 
 
-def test_a_cached_model_is_used_without_a_network(cache, tmp_path):
+def test_a_cached_model_needs_no_network(cache, tmp_path):
     folder = cached(cache, "Tongyi-MAI/Z-Image-Turbo", zimage(tmp_path))
     found = fetch_model(ModelRegistry().get("z-image-turbo"), training=True)
     assert (found.folder, found.revision, found.lora) == (folder, "a" * 40, None)
@@ -188,49 +190,49 @@ def test_a_cached_model_is_used_without_a_network(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "missing", "problem"),
     [
-        ("transformer/two.safetensors", None, "transformer/two.safetensors is missing"),
-        ("transformer/two.safetensors", "cut", "transformer/two.safetensors is cut short or damaged"),
-        ("vae/diffusion_pytorch_model.safetensors", None, "vae has no safetensors weights"),
-        ("tokenizer/tokenizer_config.json", None, "tokenizer/tokenizer_config.json is missing"),
+        ("transformer/two.safetensors", None, "transformer/two.safetensors", "is missing"),
+        ("transformer/two.safetensors", "truncated", "transformer/two.safetensors", "is truncated or damaged"),
+        ("vae/diffusion_pytorch_model.safetensors", None, "vae", "has no safetensors weights"),
+        ("tokenizer/tokenizer_config.json", None, "tokenizer/tokenizer_config.json", "is missing"),
     ],
 )
 @pytest.mark.parametrize("local", [True, False])
-def test_a_half_downloaded_model(cache, tmp_path, name, content, said, local):
-    files = zimage(tmp_path, **{name: weights(tmp_path)[:-40] if content == "cut" else None})
+def test_an_incomplete_model(cache, tmp_path, name, content, missing, problem, local):
+    files = zimage(tmp_path, **{name: weights(tmp_path)[:-40] if content == "truncated" else None})
     folder = cached(cache, "Tongyi-MAI/Z-Image-Turbo", files)
     entry = ModelRegistry().get("z-image-turbo", path=folder if local else None)
-    with pytest.raises(Tdmr1Error, match=f"is incomplete: {said}") as caught:
+    with raises("model-incomplete", source=str(folder), missing=missing, problem=problem) as caught:
         fetch_model(entry, training=True)
     assert ("copy or download" if local else "hf download Tongyi-MAI/Z-Image-Turbo") in caught.value.hint
 
 
-def test_wrong_families(cache, tmp_path):
+def test_wrong_pipeline_classes(cache, tmp_path):
     folder = cached(cache, "owner/name", zimage(tmp_path))
-    with pytest.raises(Tdmr1Error, match=r"holds a ZImagePipeline, but the model sd3\.5-tdm is a"):
+    with raises("model-invalid", pipeline="ZImagePipeline", model="sd3.5-tdm", expected="StableDiffusion3Pipeline"):
         ModelRegistry().get("sd3.5-tdm", path=folder)
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     pipeline_files._hub_config.cache_clear()
     for source in ("owner/name", str(folder)):
-        with pytest.raises(Tdmr1Error, match="holds a FluxPipeline, which is not supported"):
+        with raises("model-unsupported", source=source, pipeline="FluxPipeline"):
             ModelRegistry().get(source)
 
 
 def test_a_scheduler_that_shifts_by_resolution(cache, tmp_path):
     changed = {"scheduler/scheduler_config.json": {"use_dynamic_shifting": True}}
     cached(cache, "owner/name", zimage(tmp_path, **changed))
-    with pytest.raises(Tdmr1Error, match="shifts its levels by resolution"):
+    with raises("model-unsupported", source="owner/name", setting="use_dynamic_shifting"):
         ModelRegistry().get("owner/name")
 
 
 def test_a_model_without_a_published_lora(cache):
-    with pytest.raises(Tdmr1Error, match=r"no few-step LoRA is published for sd3\.5-large-tdm") as caught:
+    with raises("lora-missing", model="sd3.5-large-tdm") as caught:
         fetch_model(ModelRegistry().get("sd3.5-large-tdm"), training=True)
     assert "--lora" in caught.value.hint
 
 
-def test_loras_of_the_hub(cache, tmp_path):
+def test_loras_on_the_hub(cache, tmp_path):
     folder = cached(cache, "Luo-Yihong/TDM_sd3-5_lora", {"tdm_sd3-5_lora.ckpt": b"x"})
     assert find_lora("Luo-Yihong/TDM_sd3-5_lora/tdm_sd3-5_lora.ckpt") == folder / "tdm_sd3-5_lora.ckpt"
     folder = cached(cache, "Luo-Yihong/TDM_sd3_lora", {"pytorch_lora_weights.safetensors": b"x"})
@@ -243,5 +245,5 @@ def test_loras_of_the_hub(cache, tmp_path):
     ("text", "is_id"),
     [("owner/name", True), ("Tongyi-MAI/Z-Image", True), ("name", False), ("./a/b", False), ("/a/b", False)],
 )
-def test_what_reads_as_a_hub_id(text, is_id):
+def test_hub_ids(text, is_id):
     assert is_hub_id(text) is is_id

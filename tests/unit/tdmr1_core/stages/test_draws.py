@@ -1,4 +1,4 @@
-"""Which points are trained on: sharing, distinctness, probabilities and ranges of the draws."""
+"""Random draws of an iteration: sharing, distinctness, probabilities and ranges."""
 
 from __future__ import annotations
 
@@ -97,23 +97,23 @@ def test_boundary_last_and_shared() -> None:
 
 
 @pytest.mark.parametrize("sharing", ["step", "group", "sample"])
-def test_levels_lie_above_their_lower_end(sharing: Sharing) -> None:
+def test_levels_are_above_their_lower_bound(sharing: Sharing) -> None:
     groups = make_groups(40, 3)
     lower = torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64).repeat(40)
     levels = draw_levels(0, "tau", groups, (1,), sharing, lower, 3.0)
     assert levels.dtype == torch.float64
     assert bool((levels > lower).all())
     assert bool((levels <= 1).all())
-    # One uniform number: in unshifted time the distance to 1 is (1 - u) times that of the start.
+    # In unshifted time, the fraction of the way from the start to 1 is the uniform number.
     unshifted, start = levels / (3 - 2 * levels), lower / (3 - 2 * lower) + 0.02
-    share = ((unshifted - start) / (1 - start)).view(40, 3)
-    spread = (share - share[:, :1]).abs().max().item()
+    fraction = ((unshifted - start) / (1 - start)).view(40, 3)
+    spread = (fraction - fraction[:, :1]).abs().max().item()
     assert (spread < 1e-9) is (sharing != "sample")
     if sharing == "step":
-        assert share.max().item() - share.min().item() < 1e-9
+        assert fraction.max().item() - fraction.min().item() < 1e-9
 
 
-def test_levels_have_names_and_counters() -> None:
+def test_levels_depend_on_name_and_counters() -> None:
     groups, lower = make_groups(), torch.zeros(6, dtype=torch.float64)
     draws = [
         draw_levels(0, "tau", groups, (1,), "sample", lower, 3.0),
@@ -125,7 +125,7 @@ def test_levels_have_names_and_counters() -> None:
     assert not torch.equal(draws[0], draw_levels(0, "tau", groups, (1,), "sample", lower, 1.0))
 
 
-def test_noise_is_shared_in_the_group_and_independent_of_micro_batches() -> None:
+def test_noise_is_shared_within_the_group_and_independent_of_micro_batches() -> None:
     groups, like = make_groups(), torch.zeros(4, 2, 3, 3, dtype=torch.float64)
     rows = torch.arange(6)
     shared = noise_for(0, "n", groups, (1,), rows, "group", like)
@@ -134,12 +134,12 @@ def test_noise_is_shared_in_the_group_and_independent_of_micro_batches() -> None
     assert torch.equal(shared[0], shared[2])
     assert torch.equal(shared[3], shared[5])
     assert not torch.equal(shared[2], shared[3])
-    own = noise_for(0, "n", groups, (1,), rows, "sample", like)
-    assert len({tuple(row.flatten().tolist()) for row in own}) == 6
-    for whole, sharing in ((shared, "group"), (own, "sample")):
+    separate = noise_for(0, "n", groups, (1,), rows, "sample", like)
+    assert len({tuple(row.flatten().tolist()) for row in separate}) == 6
+    for whole, sharing in ((shared, "group"), (separate, "sample")):
         parts = [noise_for(0, "n", groups, (1,), part, sharing, like) for part in rows.split(4)]  # type: ignore[arg-type]
         assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(own, noise_for(0, "n", make_groups(iteration=1), (1,), rows, "sample", like))
+    assert not torch.equal(separate, noise_for(0, "n", make_groups(iteration=1), (1,), rows, "sample", like))
 
 
 def test_latents_at() -> None:
@@ -152,6 +152,12 @@ def test_latents_at() -> None:
     steps, rows = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([1, 3, 5])
     found = latents_at(trajectory, steps, rows, torch.device("cpu"))
     assert found.flatten().tolist() == [11, 23, 5]
+
+
+def test_conditioning_for_images_is_that_of_their_group() -> None:
+    conditioning = Conditioning(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[1.0], [2.0]]))
+    trajectory = Trajectory(make_groups(), torch.zeros(1), torch.zeros(1), conditioning, None, True, 0)
+    assert trajectory.conditioning_for(torch.tensor([5, 0, 2, 3])).pooled.flatten().tolist() == [2, 1, 1, 2]
 
 
 def test_conditioning_rows() -> None:

@@ -1,4 +1,4 @@
-"""Sampling with a model that can be worked out by hand, and the questions that are put to it."""
+"""Sampling, compared with values computed by hand; the inputs of the backbone."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SIGMAS = sigma_schedule(4, 3)
 
 
 class Scripted:
-    """Answers with v = (x - x_0) / sigma for its x_0, and keeps the questions."""
+    """A model with v = (x - x_0) / sigma for a constant x_0, or a constant v. Records its inputs."""
 
     def __init__(self, clean: float = 3.0, *, velocity: float | None = None) -> None:
         self.clean, self.fixed = clean, velocity
-        self.asked: list[tuple[list[float], Conditioning, float]] = []
+        self.inputs: list[tuple[list[float], Conditioning, float]] = []
 
     def velocity(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """As the protocol says."""
-        self.asked.append((sigma.tolist(), conditioning, guidance_scale))
+        """As in Backbone."""
+        self.inputs.append((sigma.tolist(), conditioning, guidance_scale))
         if self.fixed is not None:
             return torch.full_like(latents, self.fixed)
         return (latents - self.clean) / sigma.view(-1, 1, 1, 1)
@@ -41,35 +41,35 @@ def start(*values: float) -> Tensor:
 
 
 def rows(count: int) -> Conditioning:
-    """Conditioning of that many rows."""
+    """A conditioning with `count` rows."""
     return Conditioning(torch.zeros(count, 1, 1), torch.zeros(count, 1))
 
 
 def test_euler_by_hand() -> None:
-    # v = 2 throughout: 5, 5 - 0.1 * 2, 5 - 0.25 * 2, 5 - 0.5 * 2, 5 - 2.
+    # v = 2 at every step: 5, 5 - 0.1 * 2, 5 - 0.25 * 2, 5 - 0.5 * 2, 5 - 2.
     model, conditioning = Scripted(velocity=2.0), rows(2)
     path = sample(model, start(5, 0), conditioning, SIGMAS, guidance_scale=1.5)  # type: ignore[arg-type]
     assert path.shape == (5, 2, 1, 1, 1)
     assert path[:, 0].flatten().tolist() == pytest.approx([5, 4.8, 4.5, 4, 3])
     assert path[:, 1].flatten().tolist() == pytest.approx([0, -0.2, -0.5, -1, -2])
-    assert [asked[0] for asked in model.asked] == [pytest.approx([s, s]) for s in (1, 0.9, 0.75, 0.5)]
-    assert all(asked[1] is conditioning and asked[2] == 1.5 for asked in model.asked)
+    assert [inputs[0] for inputs in model.inputs] == [pytest.approx([s, s]) for s in (1, 0.9, 0.75, 0.5)]
+    assert all(inputs[1] is conditioning and inputs[2] == 1.5 for inputs in model.inputs)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpm-solver++"])
-def test_a_constant_picture(sampler: str) -> None:
+def test_a_constant_image(sampler: str) -> None:
     path = sample(Scripted(3.0), start(-2), rows(1), SIGMAS, sampler=sampler)  # type: ignore[arg-type]
     assert path.flatten().tolist() == pytest.approx([3 * (1 - s) - 2 * s for s in (1, 0.9, 0.75, 0.5, 0)])
 
 
-def test_dpm_keeps_the_former_prediction() -> None:
+def test_dpm_uses_the_previous_prediction() -> None:
     """x_0 = 1, 2, 3, 4 at the four steps."""
 
     class Moving(Scripted):
         def velocity(
             self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
         ) -> Tensor:
-            self.clean = len(self.asked) + 1.0
+            self.clean = len(self.inputs) + 1.0
             return super().velocity(latents, sigma, conditioning, guidance_scale)
 
     path = sample(Moving(), start(10), rows(1), SIGMAS, sampler="dpm-solver++").flatten().tolist()  # type: ignore[arg-type]
@@ -80,16 +80,16 @@ def test_dpm_keeps_the_former_prediction() -> None:
     assert path == pytest.approx([10, 9.1, third, fourth, 4])
 
 
-def test_eta_asks_for_fresh_noise_at_every_step() -> None:
-    asked: list[int] = []
+def test_eta_uses_fresh_noise_at_every_step() -> None:
+    steps: list[int] = []
 
     def fresh(step: int) -> Tensor:
-        asked.append(step)
+        steps.append(step)
         return start(7)
 
-    # All of the noise is replaced: x = (1 - s) 3 + s 7, 0.3 + 6.3 to begin with.
+    # All noise is replaced: x = (1 - s) 3 + s 7, at first 0.3 + 6.3.
     path = sample(Scripted(3.0), start(-2), rows(1), SIGMAS, eta=1.0, fresh_noise=fresh)  # type: ignore[arg-type]
-    assert asked == [0, 1, 2, 3]
+    assert steps == [0, 1, 2, 3]
     assert path.flatten().tolist() == pytest.approx([-2, 6.6, 6, 5, 3])
 
 
@@ -101,7 +101,7 @@ def test_eta_zero_draws_nothing() -> None:
     assert path[-1].item() == pytest.approx(3)
 
 
-def test_the_backbone_guides_with_the_empty_prompt() -> None:
+def test_guidance_uses_the_empty_prompt() -> None:
     backbone = make_backbone()
     conditioning = all_conditionings().select([1, 3])
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -115,29 +115,29 @@ def test_the_backbone_guides_with_the_empty_prompt() -> None:
     assert (with_prompt - without).abs().max().item() > 1e-3
 
 
-def test_several_questions_in_one_pass() -> None:
+def test_several_inputs_in_one_pass() -> None:
     backbone, conditioning = make_backbone(), all_conditionings()
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 2, 4, 4, 4, generator=generator, dtype=torch.float64)
-    queries = [
+    inputs = [
         (first, torch.tensor([0.9, 0.3], dtype=torch.float64), conditioning.select([1, 2])),
         (second[:1], torch.tensor([0.5], dtype=torch.float64), conditioning.select([0])),
     ]
-    answers = velocities(backbone, queries)
-    assert [len(answer) for answer in answers] == [2, 1]
-    for answer, query in zip(answers, queries, strict=True):
-        torch.testing.assert_close(answer, backbone.velocity(*query), rtol=1e-12, atol=1e-12)
+    found = velocities(backbone, inputs)
+    assert [len(velocity) for velocity in found] == [2, 1]
+    for velocity, one in zip(found, inputs, strict=True):
+        torch.testing.assert_close(velocity, backbone.velocity(*one), rtol=1e-12, atol=1e-12)
 
 
-def test_backbone_facts() -> None:
+def test_schedule_latent_shape_and_decoding() -> None:
     backbone = make_backbone()
     assert backbone.schedule(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
     assert backbone.schedule(2, 1.0).tolist() == pytest.approx([1, 0.5, 0])
     assert backbone.latent_shape(8, 12) == (4, 4, 6)
     assert backbone.dtype == torch.float64
     torch.testing.assert_close(backbone.unconditional.pooled[0], encoded(PROMPTS[0])[1])
-    # The VAE shows latents / 2 + 0.1; 0.3 becomes 0.25 -> (0.25 / 2 + 0.5) * 255 = 159.4, beyond 1 is white.
+    # The test VAE decodes latents / 2 + 0.1; 0.3 becomes 0.25 -> (0.25 / 2 + 0.5) * 255 = 159.4, beyond 1 is white.
     latents = torch.tensor([0.3, 9.0, -9.0, 0.0], dtype=torch.float64).view(1, 4, 1, 1)
-    picture = backbone.decode(latents)
-    assert picture.shape == (1, 2, 2, 3)
-    assert picture[0, 0, 0].tolist() == [159, 255, 0]
+    image = backbone.decode(latents)
+    assert image.shape == (1, 2, 2, 3)
+    assert image[0, 0, 0].tolist() == [159, 255, 0]

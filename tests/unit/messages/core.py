@@ -1,0 +1,202 @@
+"""One example per error code of the algorithm, stages, models, planning and prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+
+def reward_combined(tmp_path: Path) -> None:
+    import torch
+
+    from tdmr1_core.records import Advantages
+
+    Advantages(torch.tensor([float("nan"), 0.5]), 0.0)
+
+
+def distillation_no_rewards(tmp_path: Path) -> None:
+    from tdmr1_core.engine import Engine
+
+    Engine.score(SimpleNamespace(scoring=None), None)
+
+
+def update_not_finite(tmp_path: Path) -> None:
+    from tdmr1_core.engine import Engine
+
+    engine = SimpleNamespace(
+        _in_a_row={"generator": 0},
+        _metrics={},
+        iteration_index=2,
+        config=SimpleNamespace(optimizer=SimpleNamespace(on_not_finite="stop")),
+    )
+    Engine._skip_not_finite(engine, "generator", 0, "the loss is nan for images 3 to 5 of the batch")
+
+
+def _run_out_of_memory(images: int) -> None:
+    import torch
+
+    from tdmr1_core.stages.micro_batches import MicroBatches
+
+    def action(rows: torch.Tensor) -> None:
+        if len(rows) > 1 or images == 1:
+            raise torch.OutOfMemoryError("injected")
+
+    MicroBatches("auto").each(images, action)
+
+
+def out_of_memory(tmp_path: Path) -> None:
+    _run_out_of_memory(1)
+
+
+def micro_batch_halved(tmp_path: Path) -> None:
+    _run_out_of_memory(2)
+
+
+def model_unknown(tmp_path: Path) -> None:
+    from tdmr1_core.models.registry import ModelRegistry
+
+    ModelRegistry().get("sd3.5-tmd")
+
+
+def model_invalid(tmp_path: Path) -> None:
+    from tdmr1_core.models.registry import ModelRegistry
+
+    (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
+    ModelRegistry().get("sd3.5-tdm", path=tmp_path)
+
+
+def model_incomplete(tmp_path: Path) -> None:
+    from tdmr1_core.models.pipeline_files import fetch
+
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    fetch(str(tmp_path), ["vae"])
+
+
+def model_unsupported(tmp_path: Path) -> None:
+    from tdmr1_core.models.pipeline_files import family_of
+
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    family_of(str(tmp_path))
+
+
+def teacher_mismatch(tmp_path: Path) -> None:
+    from tdmr1_core.models.loading import check_entry
+    from tdmr1_core.models.registry import ModelRegistry
+
+    for name, width in (("base", 8), ("teacher", 16)):
+        for part in ("text_encoder", "vae"):
+            (tmp_path / name / part).mkdir(parents=True)
+            (tmp_path / name / part / "config.json").write_text(json.dumps({"hidden_size": width}))
+        (tmp_path / name / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    entry = replace(ModelRegistry().get("tiny-tdm"), base=str(tmp_path / "base"), teacher=str(tmp_path / "teacher"))
+    check_entry(entry, training=False)
+
+
+def hub_unavailable(tmp_path: Path) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from tdmr1_core.models.hub import hub_file
+
+    with patch("huggingface_hub.hf_hub_download", side_effect=LocalEntryNotFoundError("injected")):
+        hub_file("owner/name", "model_index.json")
+
+
+def hub_denied(tmp_path: Path) -> None:
+    from huggingface_hub.errors import GatedRepoError
+
+    from tdmr1_core.models.hub import hub_file
+
+    response = SimpleNamespace(headers={}, request=None, status_code=403)
+    gated = GatedRepoError("injected", response=response)
+    with (
+        patch("huggingface_hub.get_token", return_value=None),
+        patch("huggingface_hub.hf_hub_download", side_effect=gated),
+    ):
+        hub_file("owner/name", "model_index.json")
+
+
+def dependency_missing(tmp_path: Path) -> None:
+    from tdmr1_core.models.quantization import bitsandbytes
+
+    with patch.dict(sys.modules, {"bitsandbytes": None}):
+        bitsandbytes()
+
+
+def lora_missing(tmp_path: Path) -> None:
+    from tdmr1_core.models.registry import ModelRegistry
+
+    raise ModelRegistry().get("sd3.5-large-tdm").missing_lora()
+
+
+def lora_mismatch(tmp_path: Path) -> None:
+    from tdmr1_core.models.roles import LoraShape
+
+    raise LoraShape(4, 8.0, ("attn.to_q",)).targets_error(ValueError("Target modules attn.to_q not found"))
+
+
+def setting_invalid(tmp_path: Path) -> None:
+    from tdmr1_core.models.pipeline import shape_of_latents
+
+    shape_of_latents(16, 8, 2, 512, 516)
+
+
+def plan_unavailable(tmp_path: Path) -> None:
+    from tdmr1_core.planning.estimate import count_parameters
+
+    count_parameters("NoSuchNetwork", {})
+
+
+def prompts_unknown(tmp_path: Path) -> None:
+    from tdmr1_core.prompts.sets import load_prompts
+
+    load_prompts("cuont", "tiny")
+
+
+def _load_prompt_file(path: Path, content: bytes) -> None:
+    from tdmr1_core.prompts.sets import load_prompts
+
+    path.write_bytes(content)
+    load_prompts(str(path), "photo")
+
+
+def prompts_unreadable(tmp_path: Path) -> None:
+    _load_prompt_file(tmp_path / "prompts.txt", b"\xff\xfe")
+
+
+def prompts_empty(tmp_path: Path) -> None:
+    _load_prompt_file(tmp_path / "prompts.txt", b"\n")
+
+
+def prompt_invalid(tmp_path: Path) -> None:
+    _load_prompt_file(tmp_path / "prompts.jsonl", b'{"text": "a cat"}\n')
+
+
+EXAMPLES: dict[str, Callable[[Path], None]] = {
+    "reward-combined": reward_combined,
+    "distillation-no-rewards": distillation_no_rewards,
+    "update-not-finite": update_not_finite,
+    "out-of-memory": out_of_memory,
+    "micro-batch-halved": micro_batch_halved,
+    "model-unknown": model_unknown,
+    "model-invalid": model_invalid,
+    "model-incomplete": model_incomplete,
+    "model-unsupported": model_unsupported,
+    "teacher-mismatch": teacher_mismatch,
+    "hub-unavailable": hub_unavailable,
+    "hub-denied": hub_denied,
+    "dependency-missing": dependency_missing,
+    "lora-missing": lora_missing,
+    "lora-mismatch": lora_mismatch,
+    "setting-invalid": setting_invalid,
+    "plan-unavailable": plan_unavailable,
+    "prompts-unknown": prompts_unknown,
+    "prompts-unreadable": prompts_unreadable,
+    "prompts-empty": prompts_empty,
+    "prompt-invalid": prompt_invalid,
+}
