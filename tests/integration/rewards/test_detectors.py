@@ -181,9 +181,9 @@ def test_a_zero_shot_detector_takes_any_class_name(checkpoints):
 
 
 def test_a_detector_that_cannot_be_loaded_is_an_error(checkpoints, tmp_path):
-    def check(source, code, **values):
+    def check(detector, code, **values):
         with raises(code, **values) as caught:
-            ObjectCount(ObjectCountOptions(detector=str(source))).setup("cpu")
+            ObjectCount(ObjectCountOptions(detector=str(detector))).setup("cpu")
         assert caught.value.hint
 
     check(tmp_path / "nothing", "file-missing", path=str(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""easyocr and open_clip, which need torchvision, really run: in an environment of their own, on networks made here."""
+"""easyocr and open_clip, which need torchvision, run in a separate environment with tiny networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.own_environment.layered import HERE, Job, engine_elsewhere, make_en
 pytestmark = pytest.mark.integration
 
 LEVELS = {"-": 1.0, "a": -1.0, "b": -0.5, "c": 0.0}
-"""The brightness of each character for bar_reader.py; the first is CTC's blank."""
+"""The brightness of each character for bar_reader.py; the first is the blank of CTC."""
 PROMPTS = ["a red circle", "a dog in the snow", "a red circle"]
 
 
@@ -24,7 +24,7 @@ def python(tmp_path_factory) -> Path:
 
 
 def draw_bars(path: Path, text: str) -> Path:
-    """Each character as a bar of 8 by 32 pixels in its brightness, with blanks between and around."""
+    """Save an image with one bar of 8 x 32 pixels for each character, with a blank before, between and after them."""
     levels = [LEVELS[character] for character in "-" + "-".join(text) + "-"]
     bars = np.repeat(np.round((np.array(levels) + 1) * 127.5).astype(np.uint8), 8)
     Image.fromarray(np.broadcast_to(bars, (32, len(bars))).copy()).convert("RGB").save(path)
@@ -41,7 +41,7 @@ def bar_reader(tmp_path) -> dict[str, object]:
     (networks / "bar_reader.yaml").write_text(
         "network_params: {bar: 8}\nimgH: 32\nlang_list: [en]\ncharacter_list: abc\n"
     )
-    # easyocr expects what DataParallel saves.
+    # easyocr expects the keys of a DataParallel state dict.
     torch.save({"module.levels": torch.tensor(list(LEVELS.values()))}, weights / "bar_reader.pth")
     return {
         "detect": False,
@@ -52,19 +52,19 @@ def bar_reader(tmp_path) -> dict[str, object]:
     }
 
 
-def test_easyocr_reads_with_a_network_of_the_users(python, bar_reader, tmp_path):
+def test_easyocr_reads_with_a_custom_network(python, bar_reader, tmp_path):
     image = draw_bars(tmp_path / "cab.png", "cab")
     prompts = ['the word "cab"', 'the word "CAN"', 'the word "nnn"', "no word"]
     without_weights = {"engine": "easyocr", "model_storage_directory": str(tmp_path), "download_enabled": False}
-    spoilt = {**bar_reader, "model_storage_directory": str(tmp_path / "spoilt")}
-    (tmp_path / "spoilt").mkdir()
-    torch.save({"module.levels": Path("anything but a tensor")}, tmp_path / "spoilt" / "bar_reader.pth")
+    unsafe = {**bar_reader, "model_storage_directory": str(tmp_path / "unsafe")}
+    (tmp_path / "unsafe").mkdir()
+    torch.save({"module.levels": Path("anything but a tensor")}, tmp_path / "unsafe" / "bar_reader.pth")
     read, *others = score_elsewhere(
         python,
         [
             Job("ocr_match", {"engine": "easyocr", **bar_reader}, [image] * 4, prompts),
             Job("ocr_match", without_weights, [image], ['"cab"']),
-            Job("ocr_match", {**spoilt, "engine": "easyocr"}, [image], ['"cab"']),
+            Job("ocr_match", {**unsafe, "engine": "easyocr"}, [image], ['"cab"']),
         ],
     )
     assert read["scores"] == [1.0, pytest.approx(2 / 3), 0.0, None]
@@ -74,12 +74,12 @@ def test_easyocr_reads_with_a_network_of_the_users(python, bar_reader, tmp_path)
     assert engine_elsewhere(python, {**without_weights, "engine": "auto"}) == "rapidocr"
     assert "downloads disabled" in missing["error"]
     assert "rapidocr" in missing["hint"]
-    assert "holds more than tensors" in pickled["error"]
+    assert "must contain only tensors" in pickled["error"]
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[Path]:
-    """Square, wide and tall pictures with something in them."""
+def images(tmp_path) -> list[Path]:
+    """A square, a wide and a tall image with random content."""
     rng = np.random.default_rng(0)
     paths = []
     for number, (width, height) in enumerate([(64, 64), (96, 64), (64, 96)]):
@@ -89,31 +89,31 @@ def pictures(tmp_path) -> list[Path]:
     return paths
 
 
-def test_open_clip_rewards_answer_what_the_library_says(python, pictures, tmp_path):
+def test_open_clip_rewards_agree_with_the_library(python, images, tmp_path):
     folder = tmp_path / "tiny"
-    arguments = [str(folder), json.dumps([str(path) for path in pictures]), json.dumps(PROMPTS)]
+    arguments = [str(folder), json.dumps([str(path) for path in images]), json.dumps(PROMPTS)]
     made = run([str(python), str(HERE / "make_open_clip.py"), *arguments])
     expected = json.loads(made.stdout.splitlines()[-1])
     torch.save({"layers.0.weight": torch.zeros(1, 24)}, folder / "unknown.pth")
     torch.save(torch.nn.Linear(768, 1).state_dict(), folder / "wide.pth")
     torch.save({"weight": Path("anything but a tensor")}, folder / "pickled.pth")
     model = {"model": f"local-dir:{folder}"}
-    beauty = {**model, "weights": None}
+    without_weights = {**model, "weights": None}
 
     def job(reward: str, **options: object) -> Job:
-        return Job(reward, options, pictures, PROMPTS)
+        return Job(reward, options, images, PROMPTS)
 
     clip, hps, linear, mlp, *refused = score_elsewhere(
         python,
         [
             job("clip_score", library="open_clip", scale=2.0, **model),
             job("hpsv2", checkpoint=str(folder / "preference.pt"), **model),
-            job("aesthetic", head=str(folder / "linear.pth"), **beauty),
-            job("aesthetic", head=str(folder / "mlp.safetensors"), **beauty),
-            job("aesthetic", head=str(folder / "unknown.pth"), **beauty),
-            job("aesthetic", head=str(folder / "wide.pth"), **beauty),
-            job("aesthetic", head=str(folder / "pickled.pth"), **beauty),
-            job("aesthetic", head=str(folder / "nowhere.pth"), **beauty),
+            job("aesthetic", head=str(folder / "linear.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "mlp.safetensors"), **without_weights),
+            job("aesthetic", head=str(folder / "unknown.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "wide.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "pickled.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "nowhere.pth"), **without_weights),
             job("aesthetic", head=str(folder / "linear.pth"), model="ViT-L-14", weights="openai"),
             job("clip_score", library="open_clip", model=f"local-dir:{tmp_path}"),
         ],
@@ -126,10 +126,10 @@ def test_open_clip_rewards_answer_what_the_library_says(python, pictures, tmp_pa
     assert len(mlp["details"][0]["head_sha256"]) == 12
     for scores in (clip, hps, linear, mlp):
         assert len({round(score, 6) for score in scores["scores"]}) == 3
-    told = [answer["error"] for answer in refused]
-    assert "no aesthetic head that is known" in told[0]
-    assert "768 numbers" in told[1]
-    assert "can't be read" in told[2]
-    assert "there is no file" in told[3]
-    assert "another activation" in told[4]
-    assert "can't be loaded" in told[5]
+    errors = [answer["error"] for answer in refused]
+    assert "is not a supported aesthetic head" in errors[0]
+    assert "takes embeddings of width 768" in errors[1]
+    assert "cannot be read" in errors[2]
+    assert "there is no file" in errors[3]
+    assert "were trained with QuickGELU" in errors[4]
+    assert "cannot be loaded" in errors[5]
