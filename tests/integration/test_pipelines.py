@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.errors import raises
 from support.pipelines import make_sd35, make_zimage
 from support.runs import Silent
 
@@ -223,13 +224,13 @@ def test_a_second_backbone_tells_every_score(folders, second):
         assert any(not torch.equal(weight, roles.weights(role)[name]) for name, weight in weights.items()), role
 
 
-def test_teachers_that_do_not_go_with_the_base(folders, second, tmp_path):
-    with pytest.raises(Tdmr1Error, match="holds a StableDiffusion3Pipeline, but the model"):
+def test_teachers_that_do_not_fit_the_base(folders, second, tmp_path):
+    with raises("model-invalid", pipeline="StableDiffusion3Pipeline", expected="ZImagePipeline"):
         Engine.from_config(settings(folders, "zimage", model={"teacher": str(folders["sd3"])}))
     other = shutil.copytree(second, tmp_path / "other")
     config = json.loads((other / "vae" / "config.json").read_text())
     (other / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5}))
-    with pytest.raises(Tdmr1Error, match=r"has another vae than .* \(shift_factor\)"):
+    with raises("teacher-mismatch", teacher=str(other), part="vae", settings=["shift_factor"]):
         Engine.from_config(settings(folders, "zimage", model={"teacher": str(other)}))
 
 
@@ -289,8 +290,8 @@ def test_a_run_with_another_sampler_exports_too(folders, tmp_path):
     assert "The run sampled with dpm-solver++" in (tmp_path / "lora" / "README.md").read_text()
 
 
-def test_a_size_that_cannot_be_drawn(folders):
-    with pytest.raises(Tdmr1Error, match="needs multiples of 16"):
+def test_a_size_that_does_not_fit(folders):
+    with raises("setting-invalid", height=72, multiple=16):
         Engine.from_config(settings(folders, "zimage", model={"height": 72}))
 
 

@@ -29,7 +29,7 @@ def told(done):
         (["--iterations", "0"], "iterations", "tdmr1 config show"),
         (["--iterations", "soon"], "--iterations", "tdmr1 train --help"),
         (["--itertions", "2"], "no such option: --itertions", "did you mean '--iterations'?"),
-        (["--model-path", "nowhere"], "nowhere is not a diffusers pipeline directory", "model_index.json"),
+        (["--model-path", "nowhere"], "nowhere is not a pipeline directory of diffusers", "save_pretrained"),
         (["missing.yaml"], "missing.yaml can't be read", "check the path"),
         (["--resume", "."], "is not a run folder", "--output of an earlier run"),
         (["--resume", ".", "--iterations", "5"], "--resume takes no other setting", "another --output"),
@@ -93,13 +93,13 @@ def test_a_run_without_a_checkpoint_cannot_be_continued(tdmr1, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "holds no prompts"), (b"\xff\xfe\x00\x89PNG", "is not text")]
+    ("content", "code"), [(b"\n \n", "[prompts-empty]"), (b"\xff\xfe\x00\x89PNG", "[prompts-unreadable]")]
 )
-def test_a_prompt_file_without_prompts(tdmr1, tmp_path, content, message):
+def test_a_prompt_file_without_prompts(tdmr1, tmp_path, content, code):
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
     output = tmp_path / "run"
-    assert message in told(tdmr1("train", "--prompts", path, "--output", output, "--quiet", "--dry-run", code=2))[0]
+    assert code in told(tdmr1("train", "--prompts", path, "--output", output, "--quiet", "--dry-run", code=2))[0]
     assert not output.exists()
 
 
@@ -109,7 +109,7 @@ def test_a_prompt_file_is_checked_before_weights_are_loaded(tdmr1, tmp_path):
     arguments = ["--prompts", path, "--output", tmp_path / "run", "--model-path", tmp_path / "model", "--quiet"]
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    assert "holds no prompts" in told(tdmr1("train", *arguments, code=2))[0]
+    assert "[prompts-empty]" in told(tdmr1("train", *arguments, code=2))[0]
     assert not (tmp_path / "run").exists()
 
 
