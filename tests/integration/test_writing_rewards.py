@@ -1,4 +1,4 @@
-"""The guide to rewards, followed to the letter: its files are written, and its commands are run in its order."""
+"""The files of the guide to rewards are written, and its commands are run in their order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support.paths import ROOT
 
 from tdmr1_rewards import RewardBatch, RewardContext
 from tdmr1_rewards.calling.import_file import load_from_file
-from tdmr1_rewards.calling.state import give_state, take_state
+from tdmr1_rewards.calling.state import get_state, load_state
 
 pytestmark = pytest.mark.integration
 
 GUIDE = (ROOT / "docs" / "writing_rewards.md").read_text()
 LONG = {"train": ["--dry-run"], "probe": ["--help"]}
-"""What long commands are run with: their arguments are read, and they end at once."""
+"""Options for commands that take long: the arguments are parsed and the command ends."""
 
 
 def blocks(language: str) -> list[str]:
@@ -30,17 +30,17 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with the guide's files and a picture."""
+    """A folder with the files of the guide and an image."""
     folder = tmp_path_factory.mktemp("guide")
     files = {match[1]: block for block in blocks("python") if (match := re.match(r"# (\w+\.py)\n", block))}
     assert sorted(files) == ["bright.py", "running.py", "sharp.py", "warm.py"]
     for name, text in files.items():
         (folder / name).write_text(text)
-    Image.new("RGB", (64, 48), (230, 120, 30)).save(folder / "picture.png")
+    Image.new("RGB", (64, 48), (230, 120, 30)).save(folder / "image.png")
     return folder
 
 
-def test_every_command_works(folder):
+def test_every_command_of_the_guide_works(folder):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
     assert len(commands) >= 12
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -52,7 +52,7 @@ def test_every_command_works(folder):
         assert done.stdout.strip(), line
 
 
-def test_files_and_modules_are_said_to_be_taken_as_something(folder):
+def test_a_run_prints_the_convention_of_a_function(folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = ["train", "--reward", "sharp.py:sharp:0.5", "--dry-run"]
     done = run(sys.executable, "-m", "tdmr1_cli", *arguments, cwd=folder, env=environment)
@@ -61,10 +61,10 @@ def test_files_and_modules_are_said_to_be_taken_as_something(folder):
     assert "prompts: 36 in count" in done.stderr
 
 
-def test_the_reward_that_remembers_goes_on_as_if_there_had_been_no_stop(folder):
+def test_the_state_of_the_running_reward_can_be_saved_and_restored(folder):
     first, second = (load_from_file(folder / "running.py", "Running")() for _ in range(2))
-    image = Image.open(folder / "picture.png")
+    image = Image.open(folder / "image.png")
     batch = RewardBatch([image], [""], [{}], [0], [0], RewardContext(None, 0, 0))
     before = first(batch).scores
-    give_state(second, take_state(first))
+    load_state(second, get_state(first))
     assert second(batch).scores == first(batch).scores != before

@@ -1,4 +1,4 @@
-"""What a plugin's author tests: the contract by tdmr1's own kit, and a case computed by hand."""
+"""Tests of a plugin: the contract, with check_reward, and two scores computed by hand."""
 
 import numpy as np
 from tdmr1_red_share import RedShare
@@ -7,21 +7,21 @@ from tdmr1_rewards import RewardBatch, RewardContext
 from tdmr1_rewards.testing import check_reward
 
 
-def test_it_is_fit_to_train_with() -> None:
-    """Nothing that the kit looks at fails, and the good examples are preferred."""
+def test_it_is_suitable_for_training() -> None:
+    """No check fails, and good examples have higher scores."""
     report = check_reward("red_share")
     assert report.fit
     assert "good and bad" in [check.name for check in report.of("passed")]
 
 
-def test_what_cheats_it_is_known() -> None:
-    """A blank picture of the right colour is as red as a disc."""
+def test_a_blank_image_gets_a_high_score() -> None:
+    """A blank image of the right color is as red as a disc."""
     warned = {check.name for check in check_reward("red_share").of("warned")}
     assert "blank" in warned
 
 
-def test_a_third_of_grey_is_red() -> None:
-    """Two pictures by hand: grey, and dark red."""
+def test_scores_equal_a_hand_calculation() -> None:
+    """A third of gray is red; dark red is all red."""
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[0] = 200
     images[1, ..., 0] = 50
