@@ -103,7 +103,7 @@ def test_broken_plugins_never_break_the_host(environment, tmp_path):
         assert "plugin wrong_hook (from wrong_hook 1.0)" in listed.stderr
         environment.tdmr1("train", "--dry-run")
         claimed = environment.tdmr1("train", "--reward", "red_share", "--dry-run", code=2).stderr
-        assert "is claimed by" in claimed
+        assert "[reward-name-conflict]" in claimed
         assert "TDMR1_DISABLE_PLUGINS=" in claimed
     finally:
         for distribution in ("tdmr1-red-share", *BROKEN):

@@ -122,24 +122,25 @@ def check_stopped(folder, stderr):
 
 
 @pytest.mark.parametrize(
-    ("fault", "settings", "told"),
+    ("fault", "settings", "quoted", "code"),
     [
-        ("raise", {}, "raised OSError: the lens is dirty"),
-        ("hang", {"timeout": 10}, "did not answer within 10 s"),
-        ("hang", {"timeout": 10, "isolated": True}, "did not answer within 10 s, and its process was ended"),
-        ("nan", {}, "answered nan, a float, for image 0"),
-        ("short", {"retries": 1}, r"answered 5 scores for 6 images \(tried 2 times\)"),
-        ("die", {"isolated": True}, "failed: its process ended with exit code 9"),
+        ("raise", {}, "OSError: the lens is dirty", "reward-failed"),
+        ("hang", {"timeout": 10}, "within 10 s", "reward-failed"),
+        ("hang", {"timeout": 10, "isolated": True}, "within 10 s", "reward-failed"),
+        ("nan", {}, "nan, a float, for image 0", "reward-result"),
+        ("short", {"retries": 1}, r"5 scores for 6 images \(tried 2 times\)", "reward-result"),
+        ("die", {"isolated": True}, "code 9", "reward-failed"),
     ],
 )
-def test_a_fault_stops_the_run_with_nothing_lost(undisturbed, plugin, tmp_path, fault, settings, told):
+def test_a_fault_stops_the_run_with_nothing_lost(undisturbed, plugin, tmp_path, fault, settings, quoted, code):
     folder, switch = tmp_path / "run", tmp_path / "switch"
     switch.write_text(fault)
     arguments = training(folder, name="redness", options={"switch": str(switch)}, **settings)
     began = time.monotonic()
     done = run_tdmr1(*arguments, code=2, **plugin)
     assert time.monotonic() - began < 400
-    assert re.search(rf"^error: reward 'redness' {ORIGIN} {told}$", done.stderr, re.MULTILINE), done.stderr
+    pattern = rf"^error: reward 'redness' {ORIGIN} .*{quoted}.* \[{code}\]$"
+    assert re.search(pattern, done.stderr, re.MULTILINE), done.stderr
     check_stopped(folder, done.stderr)
     saved = folder / "failures" / "iteration-000002" / "redness"
     assert str(saved) in done.stderr
@@ -167,9 +168,7 @@ def test_skipped_images_are_counted_and_told(packaged_model, plugin, tmp_path):
     switch.write_text("die")
     settings = {"isolated": True, "on_failure": "skip", "batch_size": 2, "options": {"switch": str(switch)}}
     done = run_tdmr1(*training(folder, name="redness", iterations=2, **settings), **plugin)
-    assert re.search(
-        rf"^warning: reward 'redness' {ORIGIN} failed: its process ended .* iteration 2", done.stderr, re.M
-    )
+    assert re.search(rf"^warning: reward 'redness' {ORIGIN} .* iteration 2 \[reward-skipped\]$", done.stderr, re.M)
     rows = lines_of(folder)
     assert [row["reward/redness/failed"] for row in rows] == [0, 2]
     assert [row["reward/redness/unjudged"] for row in rows] == [0, 0]
@@ -243,7 +242,9 @@ def test_a_server_that_stays_away_stops_the_run_which_can_be_resumed(undisturbed
         finally:
             run.kill()
     assert run.returncode == 2, rest
-    assert f"reward 'far' (from test-redness 1.0) failed: the server at {url[0].rpartition('/')[0]} could not" in rest
+    server_address = re.escape(url[0].rpartition("/")[0])
+    pattern = rf"^error: reward 'far' {ORIGIN} .*{server_address}.* \[server-unreachable\]$"
+    assert re.search(pattern, rest, re.MULTILINE), rest
     check_stopped(folder, rest)
     with server(plugin, url[1]):
         run_tdmr1("train", "--resume", folder, **plugin)
