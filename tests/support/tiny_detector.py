@@ -1,8 +1,8 @@
-"""A genuine detector directory of transformers, small enough to learn the tiny world in a minute of one core.
+"""A small transformers detector that learns the tiny world in a minute on one core.
 
-It is a Deformable DETR on a ResNet of two stages: 36 queries that begin on a grid of 6 x 6 points, and each learns to
-answer for the object whose centre lies in its cell. That fixed pairing stands for Hungarian matching, which needs far
-longer to settle (RT-DETRv2 with its own loss had the right counts of three shapes in 27 % of scenes after a minute).
+It is a Deformable DETR on a ResNet of two stages. Its 36 queries start on a grid of 6 x 6 points, and each is trained
+on the object whose center lies in its cell. This fixed assignment replaces Hungarian matching, which converges much
+more slowly (after a minute, RT-DETRv2 with its own loss counted three shapes correctly in 27 % of the scenes).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from transformers import (
 from tdmr1_core.tiny import world
 
 CLASSES = tuple(f"{colour} shape" for colour in world.COLOURS)
-"""What it tells apart: colours, which it learns in a minute where shapes take several."""
+"""Its classes are colors, which it learns in a minute; shapes take several minutes."""
 CELLS = 6
-"""Query points a side; a cell is 4 pixels wide, so that no two centres of a scene share one."""
+"""Query points per side. A cell is 4 pixels wide, so no two objects of a scene have their centers in one cell."""
 INPUT_SIZE = 48
-"""Pixels a side that the network sees: twice the world's."""
+"""Side of the network input in pixels: twice the side of the images."""
 MEAN, DEVIATION = 0.8, 0.25
-"""Of a picture's values, 0 to 1."""
+"""Mean and deviation of pixel values (0 to 1)."""
 REACH = {"circle": (1.0, 1.0, 1.0), "square": (0.89, 0.89, 0.89), "triangle": (0.975, 1.1, 0.85)}
-"""How far a shape reaches sideways, up and down, in radii."""
+"""Extent of each shape sideways, up and down, in radii."""
 
 
 def box_of(item: world.Object) -> tuple[float, float, float, float]:
@@ -41,14 +41,14 @@ def box_of(item: world.Object) -> tuple[float, float, float, float]:
 
 
 def scenes_and_images(number: int, seed: int) -> tuple[list[world.Scene], np.ndarray]:
-    """Scenes of the tiny world, counts and pairs, and their pictures (N, 24, 24, 3)."""
+    """Scenes of the tiny world, both counts and pairs, and their images (N, 24, 24, 3)."""
     rng = np.random.default_rng(seed)
     scenes = [world.sample_scene(rng) for _ in range(number)]
     return scenes, np.stack([world.render(scene, rng) for scene in scenes])
 
 
 def build() -> DeformableDetrForObjectDetection:
-    """The untrained network, its queries on the grid."""
+    """The untrained network, with its queries on the grid."""
     torch.manual_seed(0)
     backbone = ResNetConfig(
         embedding_size=32, hidden_sizes=[32, 64], depths=[1, 2], layer_type="basic", out_features=["stage2"]
@@ -69,35 +69,35 @@ def build() -> DeformableDetrForObjectDetection:
         label2id={name: index for index, name in enumerate(CLASSES)},
     )
     model = DeformableDetrForObjectDetection(config)
-    model.requires_grad_(True)  # transformers freezes the first layers, which are pretrained as a rule
+    model.requires_grad_(True)  # transformers freezes the first layers, which are usually pretrained
     rows, columns = torch.meshgrid(torch.arange(CELLS), torch.arange(CELLS), indexing="ij")
     points = torch.logit((torch.stack([columns, rows], dim=-1).reshape(-1, 2) + 0.5) / CELLS)
     with torch.no_grad():
         model.model.reference_points.weight.zero_()[:, :2].copy_(torch.eye(2))
         model.model.query_position_embeddings.weight[:, :2] = points
         for layer in model.model.decoder.layers:
-            layer.encoder_attn.sampling_offsets.bias *= 0.1  # begin by looking at the own cell
+            layer.encoder_attn.sampling_offsets.bias *= 0.1  # start with attention on the cell itself
     return model
 
 
 def train(folder: Path, *, steps: int, batch: int = 48, learning_rate: float = 1e-3, report: int = 0) -> None:
-    """Train a network on rendered scenes and save it with its processor, as `load_detector` reads it."""
+    """Train a network on rendered scenes and save it with its processor, in the format of `load_detector`."""
     model = build()
     scenes, images = scenes_and_images(1500, seed=1)
     pixels = _network_input(images)
     classes, boxes = _targets(scenes)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.15)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
     generator = torch.Generator().manual_seed(0)
     model.train()
     for step in range(steps):
         rows = torch.randint(len(pixels), (batch,), generator=generator)
         outputs = model(pixel_values=pixels[rows])
         loss = _loss(outputs.logits, outputs.pred_boxes, classes[rows], boxes[rows])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if report and step % report == report - 1:
             print(step + 1, f"{loss.item():.4f}", flush=True)
@@ -115,7 +115,7 @@ def _network_input(images: np.ndarray) -> Tensor:
 
 
 def _targets(scenes: list[world.Scene]) -> tuple[Tensor, Tensor]:
-    """For every query the class as one-hot (N, 36, 4), zero without an object, and the box (N, 36, 4): centre, size."""
+    """For every query the one-hot class (N, 36, 4), 0 without an object, and the box (N, 36, 4) as center and size."""
     classes = torch.zeros(len(scenes), CELLS**2, len(CLASSES))
     boxes = torch.zeros(len(scenes), CELLS**2, 4)
     for row, scene in enumerate(scenes):
@@ -129,7 +129,7 @@ def _targets(scenes: list[world.Scene]) -> tuple[Tensor, Tensor]:
 
 
 def _loss(logits: Tensor, boxes: Tensor, classes: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy on every query, and the boxes' absolute error where there is an object, per object."""
+    """Cross-entropy of all queries plus the absolute box error of queries with an object, per object."""
     entropy = functional.binary_cross_entropy_with_logits(logits, classes, reduction="sum")
     distance = ((boxes - truth).abs() * classes.amax(dim=2, keepdim=True)).sum()
     return (entropy + 5 * distance) / classes.sum()

@@ -1,4 +1,4 @@
-"""A real engine reads rendered words: right ones are found, wrong ones are not, and it tells how many of each kind."""
+"""rapidocr reads rendered words of several kinds; a wrong word scores lower than the right one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdmr1_rewards.builtin.ocr_match import OcrMatch, OcrMatchOptions
 pytestmark = pytest.mark.integration
 
 FLOORS = {"clean": 10, "noisy": 9, "rotated": 9, "low contrast": 9, "blurred": 9, "inverted": 10}
-"""Of ten words of each kind, so many must be read right at least."""
+"""For each kind, how many of ten words must at least be read correctly."""
 
 
 def read(images, texts, **options):
@@ -26,37 +26,37 @@ def read(images, texts, **options):
 
 
 @pytest.fixture(scope="module")
-def judged():
+def scored():
     rendered = list(rendered_words())
     return rendered, read([item.image for item in rendered], [item.text for item in rendered])
 
 
-def test_words_of_every_kind_are_read(judged, record_property):
-    rendered, result = judged
+def test_words_of_every_kind_are_read(scored, record_property):
+    rendered, result = scored
     right = defaultdict(int)
     for item, score in zip(rendered, result.scores, strict=True):
         right[item.kind] += score == 1.0
-    told = ", ".join(f"{kind} {right[kind]}/{len(WORDS)}" for kind in KINDS)
-    record_property("read_right", told)
-    print(f"rapidocr read right: {told}")
-    assert {kind: right[kind] >= floor for kind, floor in FLOORS.items()} == dict.fromkeys(KINDS, True), told
+    summary = ", ".join(f"{kind} {right[kind]}/{len(WORDS)}" for kind in KINDS)
+    record_property("read_right", summary)
+    print(f"rapidocr read correctly: {summary}")
+    assert {kind: right[kind] >= floor for kind, floor in FLOORS.items()} == dict.fromkeys(KINDS, True), summary
 
 
-def test_another_word_scores_lower_than_the_right_one(judged):
-    rendered, result = judged
-    clean = [(item, told) for item, told in zip(rendered, result.details, strict=True) if item.kind == "clean"]
+def test_another_word_scores_lower_than_the_right_one(scored):
+    rendered, result = scored
+    clean = [(item, details) for item, details in zip(rendered, result.details, strict=True) if item.kind == "clean"]
     wrong = read([item.image for item, _ in clean], [*WORDS[1:], WORDS[0]])
     assert max(wrong.scores) <= 0.5
-    assert [told["read"] for told in wrong.details] == [told["read"] for _, told in clean]
-    assert {told["engine"] for told in wrong.details} == {"rapidocr"}
+    assert [each["read"] for each in wrong.details] == [details["read"] for _, details in clean]
+    assert {each["engine"] for each in wrong.details} == {"rapidocr"}
 
 
-def test_an_empty_picture_scores_nothing():
+def test_an_image_without_text_scores_0():
     assert read([draw_text("")], ["Open"]).scores == [0.0]
     assert read([draw_text("")], ["Open"], detect=False).scores == [0.0]
 
 
-def test_the_shipped_examples_are_told_apart():
+def test_good_examples_score_1_and_bad_ones_at_most_half():
     examples = shop_signs()
     texts = [example.prompt.split('"')[1] for example in examples]
     scores = read([example.image for example in examples], texts).scores
@@ -64,8 +64,8 @@ def test_the_shipped_examples_are_told_apart():
     assert max(s for s, e in zip(scores, examples, strict=True) if not e.good) <= 0.5
 
 
-def test_one_line_of_a_tiny_picture_is_read_without_looking_for_it():
-    """A picture of 80 by 24 pixels, as a tiny model draws it, enlarged; the crop leaves what stands below it out."""
+def test_one_line_of_a_tiny_image_is_read_without_detection():
+    """Images of 80 x 24 pixels, as a tiny model draws them, are enlarged; the crop excludes the line below."""
     words = ["OPEN", "STOP", "TAXI", "MILK"]
     tiny = [draw_text(word).crop((48, 40, 208, 88)).resize((80, 24)) for word in words]
     assert read(tiny, words, detect=False, upscale=2).scores == [1.0] * 4

@@ -295,13 +295,14 @@ def test_the_rate_limit_spaces_requests_evenly(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "wrong"),
+    ("options", "wrong", "problem"),
     [
-        ({}, ["base_url", "model"]),
-        ({"base_url": "127.0.0.1", "model": "m"}, ["base_url"]),
-        ({"base_url": "http://x", "model": "m", "minimum": 5, "maximum": 5}, [""]),
+        ({}, ["base_url", "model"], "'base_url' is required"),
+        ({"base_url": "127.0.0.1", "model": "m"}, ["base_url"], "'base_url'"),
+        ({"base_url": "http://x", "model": "m", "minimum": 5, "maximum": 5}, [""], "`minimum` should be below"),
     ],
 )
-def test_invalid_options_are_an_error(options, wrong):
-    with raises("reward-options", options=wrong):
+def test_invalid_options_are_an_error(options, wrong, problem):
+    with raises("reward-options", options=wrong) as caught:
         validate_options(VlmJudgeOptions, options, "reward 'vlm_judge'")
+    assert problem in caught.value.values["problems"][0]
