@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--decoder", choices=["whole", "sliced", "tiled"], default="sliced")
+    parser.add_argument("--decoder", choices=["none", "sliced", "tiled"], default="sliced")
     given = parser.parse_args()
     memory = {"gradient_checkpointing": given.checkpointing, "compile": given.compile, "decoder": given.decoder}
     config = RunConfig.model_validate(

@@ -1,4 +1,4 @@
-"""From presets, YAML files and `--set a.b=c` to one checked RunConfig, with every mistake named at once."""
+"""Merges presets, YAML files and `--set a.b=c` into one validated RunConfig, and reports all mistakes at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tdmr1_core.errors import Tdmr1Error, close_match_hint
 
 Tree = dict[str, Any]
 
-LONGEST = 80
-"""Characters of what was typed that a message repeats."""
+MAX_QUOTED = 80
+"""Characters of an argument that a message quotes."""
 
 
 def preset_names() -> list[str]:
@@ -30,21 +30,36 @@ def preset_names() -> list[str]:
 def read_preset(name: str) -> Tree:
     """A packaged preset as a tree. Raises Tdmr1Error for an unknown name."""
     if name not in preset_names():
-        raise Tdmr1Error(f"there is no preset {name!r}", close_match_hint(name, preset_names()))
+        raise Tdmr1Error(
+            f"there is no preset {name!r}",
+            close_match_hint(name, preset_names()),
+            code="preset-unknown",
+            values={"name": name},
+        )
     return _parse((resources.files("tdmr1_core") / "presets" / f"{name}.yaml").read_text(), f"preset {name}")
 
 
 def read_file(path: Path) -> Tree:
-    """A YAML file as a tree, laid on the preset that it `extends`.
+    """A YAML file as a tree, merged over the preset that it `extends`.
 
-    Raises Tdmr1Error if it can't be read or isn't a mapping, and for an unknown preset.
+    Raises Tdmr1Error if it cannot be read, is not a mapping, or extends an unknown preset.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise Tdmr1Error(f"config file {path} can't be read: {error.strerror}", "check the path") from error
+        raise Tdmr1Error(
+            f"the settings file {path} cannot be read: {error.strerror}",
+            "check the path",
+            code="config-unreadable",
+            values={"file": str(path)},
+        ) from error
     except UnicodeDecodeError as error:
-        raise Tdmr1Error(f"config file {path} is not text (byte {error.start})", "save it as UTF-8 YAML") from error
+        raise Tdmr1Error(
+            f"the settings file {path} is not UTF-8 text (byte {error.start})",
+            "save it as UTF-8 YAML",
+            code="config-unreadable",
+            values={"file": str(path), "byte": error.start},
+        ) from error
     return _parse(text, str(path))
 
 
@@ -55,17 +70,27 @@ def _parse(text: str, where: str) -> Tree:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "unreadable"
-        raise Tdmr1Error(f"{where}{line} is not valid YAML: {problem}", "check indentation and colons there") from error
+        raise Tdmr1Error(
+            f"{where}{line} is not valid YAML: {problem}",
+            "check the indentation and the colons there",
+            code="config-unreadable",
+            values={"file": where, "line": mark.line + 1 if mark else None},
+        ) from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise Tdmr1Error(f"{where} holds a {type(tree).__name__}, not settings", "write `key: value` lines")
+        raise Tdmr1Error(
+            f"{where} contains a {type(tree).__name__}, not settings",
+            "write `key: value` lines",
+            code="config-unreadable",
+            values={"file": where, "found": type(tree).__name__},
+        )
     extended = tree.pop("extends", None)
     return tree if extended is None else merge(read_preset(str(extended)), tree)
 
 
 def _load_yaml(text: str) -> Any:
-    """What YAML text says. Raises YAMLError also for numbers and dates that can't be, and for endless nesting."""
+    """The value of a YAML text. Raises YAMLError also for impossible numbers and dates, and for endless nesting."""
     try:
         return yaml.safe_load(text)
     except (ValueError, RecursionError) as error:
@@ -73,55 +98,75 @@ def _load_yaml(text: str) -> Any:
 
 
 def parse_assignments(assignments: Iterable[str]) -> Tree:
-    """`a.b=c` arguments as a tree; values are read as YAML. Raises Tdmr1Error for one without key or equals sign."""
+    """`a.b=c` arguments as a tree; values are parsed as YAML. Raises Tdmr1Error if key or equals sign is missing."""
     tree: Tree = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         parts = key.strip().split(".")
-        shown = repr(assignment if len(assignment) <= LONGEST else assignment[: LONGEST - 1] + "…")
+        shown = repr(assignment if len(assignment) <= MAX_QUOTED else assignment[: MAX_QUOTED - 1] + "…")
         if not equals or not all(parts):
-            raise Tdmr1Error(f"--set {shown} is not an assignment", "write it as `--set generator.learning_rate=1e-4`")
+            raise Tdmr1Error(
+                f"--set {shown} is not an assignment",
+                "write it as `--set generator.learning_rate=1e-4`",
+                code="assignment-invalid",
+                values={"assignment": assignment},
+            )
         try:
             parsed = _load_yaml(value)
         except yaml.YAMLError as error:
-            raise Tdmr1Error(f"the value of --set {shown} can't be read", "quote it, as in 'a.b=\"text\"'") from error
+            raise Tdmr1Error(
+                f"the value of --set {shown} is not valid YAML",
+                "quote it, as in 'a.b=\"text\"'",
+                code="assignment-invalid",
+                values={"assignment": assignment},
+            ) from error
         node = tree
         for part in parts[:-1]:
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
-                raise Tdmr1Error(f"--set {shown} goes below a value set before it", "drop one of the two")
+                raise Tdmr1Error(
+                    f"--set {shown} sets a part of a value that another --set replaces",
+                    "remove one of the two",
+                    code="assignment-invalid",
+                    values={"assignment": assignment},
+                )
             node = child
         node[parts[-1]] = parsed
     return tree
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`over` laid on `base`: mappings merge key by key, a mapping with number keys changes items of a list."""
+    """`over` merged into `base`: mappings merge key by key; a mapping with number keys changes items of a list."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     if isinstance(base, list) and isinstance(over, dict) and all(str(key).isdigit() for key in over):
         changed = list(base)
         for key, value in over.items():
             if int(key) >= len(changed):
-                raise Tdmr1Error(f"there is no item {key} in a list of {len(changed)}", "items are counted from 0")
+                raise Tdmr1Error(
+                    f"there is no item {key} in a list of {len(changed)} items",
+                    "items are counted from 0",
+                    code="assignment-invalid",
+                    values={"item": key, "length": len(changed)},
+                )
             changed[int(key)] = merge(changed[int(key)], value)
         return changed
     return over
 
 
 def resolve(trees: Sequence[Tree]) -> RunConfig:
-    """The settings that later trees lay over earlier ones. Raises Tdmr1Error that names every wrong setting."""
+    """The settings of several trees; later ones override earlier ones. Raises one Tdmr1Error for all mistakes."""
     merged: Tree = {}
     for tree in trees:
         merged = merge(merged, tree)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise _sentence(error) from error
+        raise _as_error(error) from error
 
 
-def _sentence(error: ValidationError) -> Tdmr1Error:
-    """All problems of a validation as one message, with close matches for unknown keys in the hint."""
+def _as_error(error: ValidationError) -> Tdmr1Error:
+    """All problems of a validation as one error, with close matches for unknown keys in the hint."""
     problems, hints = [], []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
@@ -133,13 +178,28 @@ def _sentence(error: ValidationError) -> Tdmr1Error:
             problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
             problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {_shown(item['input'])[:60]})")
-    hint = "; ".join(dict.fromkeys(hints)) or "`tdmr1 config show` lists every setting with its meaning"
+    hint = "; ".join(dict.fromkeys(hints)) or "run `tdmr1 config show` for all settings and their meaning"
     start = "" if len(problems) == 1 else f"{len(problems)} settings are wrong: "
-    return Tdmr1Error(start + "; ".join(problems), hint)
+    unknown = all(item["type"] == "extra_forbidden" for item in error.errors())
+    names = list(dict.fromkeys(_setting_name(item["loc"]) for item in error.errors()))
+    code = "setting-unknown" if unknown else "setting-invalid"
+    return Tdmr1Error(start + "; ".join(problems), hint, code=code, values={"settings": names, "problems": problems})
+
+
+def _setting_name(location: Sequence[int | str]) -> str:
+    """The dotted name of a setting. Pydantic appends the member of a union that failed; that part is omitted."""
+    parts = list(location)
+    while len(parts) > 1 and not isinstance(parts[-1], int):
+        try:
+            _fields_at(RunConfig, parts[:-1])
+            break
+        except (StopIteration, KeyError):  # the parent is a setting, not a section
+            parts.pop()
+    return ".".join(map(str, parts))
 
 
 def _shown(value: Any) -> str:
-    """A value as it was written, or nearly so for one that contains itself."""
+    """A value as JSON, or its repr if it is not JSON."""
     try:
         return json.dumps(value, default=str)
     except (ValueError, TypeError):
@@ -158,7 +218,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """An annotation and all that it is made of: `tuple[RewardConfig, ...] | None` holds a RewardConfig."""
+    """An annotation and the annotations inside it: `tuple[RewardConfig, ...] | None` contains RewardConfig."""
     yield annotation
     for part in getattr(annotation, "__args__", ()):
         yield from _kinds(part)

@@ -25,7 +25,8 @@ class ErrorCollector:
         try:
             return action()
         except Tdmr1Error as error:
-            self.errors.append(error)
+            if error.document() not in [other.document() for other in self.errors]:
+                self.errors.append(error)
             return None
 
     def raise_all(self) -> None:

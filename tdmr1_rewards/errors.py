@@ -30,6 +30,7 @@ CODES = {
     "setting-invalid": "A setting has a value of the wrong type or outside its range.",
     "setting-conflict": "Settings contradict each other, or make the run pointless.",
     "setting-ineffective": "Warning: a setting has no effect in this run.",
+    "setting-renamed": "Warning: a value of a setting has a new name; the old one is still read.",
     "assignment-invalid": "`--set` needs the form name=value.",
     "preset-unknown": "A preset with this name does not exist.",
     "wrong-kind": "The settings are for a training and the command distills, or the other way round.",

@@ -1,4 +1,4 @@
-"""What a run stands on outside its folder: prompts, rewards, base and LoRA, known by what is in them."""
+"""Fingerprints of a run's external inputs: prompts, rewards, base model and LoRA. Only their content counts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump, fingerprint, read_file
 from tdmr1_core.durable_files import replace_durable
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.loading import ModelFiles, identity
-from tdmr1_core.plugins import Extensions
+from tdmr1_core.preflight.resolved import ResolvedRun
 from tdmr1_core.prompts.prompt import Prompt
-from tdmr1_core.prompts.sets import evaluation_prompts
 from tdmr1_core.versions import versions
-from tdmr1_rewards.sources.source import find_reward, fingerprint_source
+from tdmr1_rewards.sources.source import fingerprint_source
 
 CONFIG, HEADER = "config.yaml", "tdmr1"
 TRAINING, EVALUATIONS = "the training", "evaluations"
 
 
 class Fingerprints(BaseModel):
-    """Hashes of the prompts by what they are for, and what is known of each reward by its name in the settings."""
+    """Fingerprints of the prompts by their use, and of each reward by its name in the settings."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -36,7 +35,7 @@ class Fingerprints(BaseModel):
 
 
 class Header(Fingerprints):
-    """The first lines of a run's config.yaml, which are no settings."""
+    """The section `tdmr1` of a run's config.yaml: the inputs that the run began with. It holds no settings."""
 
     versions: dict[str, str] = {}
     config_hash: str | None = None
@@ -44,17 +43,18 @@ class Header(Fingerprints):
     lora: dict[str, Any] | None = None
 
 
-def fingerprint_inputs(config: RunConfig, extensions: Extensions) -> Fingerprints:
-    """What a run with these settings stands on, here and now. Raises Tdmr1Error for what is not there."""
-    sets = evaluation_prompts(config, extensions, extensions.entry(config.model).domain).values()
-    listed = {"": config.rewards, "evaluation.": config.evaluation.rewards, "guard.": config.guard.rewards or ()}
-    registry = extensions.plugins.rewards
+def fingerprint_inputs(resolved: ResolvedRun) -> Fingerprints:
+    """The fingerprints of a run's prompts and rewards. Rewards that are used without being named have none."""
+    config, sets = resolved.config, resolved.evaluation_prompts
+    listed = {
+        "": resolved.rewards,
+        "evaluation.": resolved.evaluation_rewards if config.evaluation.rewards else (),
+        "guard.": resolved.held_out_rewards if config.guard.rewards else (),
+    }
     return Fingerprints(
-        prompts=dict(zip((TRAINING, EVALUATIONS), map(_hash, sets), strict=False)),
+        prompts=dict(zip((TRAINING, EVALUATIONS), (_hash(each.prompts) for each in sets), strict=False)),
         rewards={
-            place + reward.name: fingerprint_source(
-                find_reward(registry, reward.source or reward.name, reward.python), reward.python
-            )
+            place + reward.config.name: fingerprint_source(reward.registered, reward.config.python)
             for place, rewards in listed.items()
             for reward in rewards
         },
@@ -62,17 +62,17 @@ def fingerprint_inputs(config: RunConfig, extensions: Extensions) -> Fingerprint
 
 
 def _hash(prompts: Sequence[Prompt]) -> str:
-    """The SHA-256 of prompts in their order, with what belongs to them."""
-    told = hashlib.sha256()
+    """The SHA-256 of prompts and their metadata, in their order."""
+    digest = hashlib.sha256()
     for prompt in prompts:
-        told.update((json.dumps([prompt.text, prompt.metadata], sort_keys=True, default=str) + "\n").encode())
-    return told.hexdigest()
+        digest.update((json.dumps([prompt.text, prompt.metadata], sort_keys=True, default=str) + "\n").encode())
+    return digest.hexdigest()
 
 
-def write_config(folder: Path, config: RunConfig, foundations: Fingerprints, model_files: ModelFiles | None) -> None:
-    """Write a new run's settings under a header that says what it stands on."""
+def write_config(folder: Path, config: RunConfig, inputs: Fingerprints, model_files: ModelFiles | None) -> None:
+    """Write the config.yaml of a new run: the header with its inputs, then the settings."""
     header = Header(
-        **foundations.model_dump(),
+        **inputs.model_dump(),
         versions=versions(),
         config_hash=fingerprint(config),
         base=identity(model_files) if model_files else None,
@@ -83,51 +83,83 @@ def write_config(folder: Path, config: RunConfig, foundations: Fingerprints, mod
 
 
 def read_header(folder: Path) -> Header:
-    """What a run began on. Raises Tdmr1Error for a header that no run has written."""
+    """The inputs that a run began with. Raises Tdmr1Error for a header that no run wrote."""
     path = folder / CONFIG
     try:
         return Header.model_validate(read_file(path).get(HEADER) or {})
     except ValidationError as error:
-        place = ".".join(map(str, (HEADER, *error.errors()[0]["loc"])))
-        raise Tdmr1Error(f"{place} in {path} is not what a run writes there", "put the file back as it was") from error
+        entry = ".".join(map(str, (HEADER, *error.errors()[0]["loc"])))
+        raise Tdmr1Error(
+            f"{entry} in {path} has a value that no run writes",
+            "restore the file; only the settings below its header may be edited",
+            code="config-incomplete",
+            values={"path": str(path), "entry": entry},
+        ) from error
 
 
-def differences(began: Fingerprints, now: Fingerprints) -> list[str]:
-    """A sentence for everything that is no longer what a run began with, and yet may change.
+def differences(began: Fingerprints, now: Fingerprints) -> list[RunWarning]:
+    """A warning for each input that changed since the run began, and may change.
 
-    Raises Tdmr1Error for other prompts of the training: their order is the run's.
+    Raises Tdmr1Error if the training prompts changed, because the run depends on their order.
     """
     if not began.prompts:
-        return [f"{CONFIG} does not say which prompts and rewards the run began with, so they are not compared"]
-    other = {name for name, told in now.prompts.items() if began.prompts.get(name, told) != told}
-    told_of = "the prompts of {} are not those that the run began with"
-    if TRAINING in other:
-        raise Tdmr1Error(told_of.format(TRAINING), "put them back, or start a new run")
-    sentences = [told_of.format(name) for name in sorted(other)]
-    for name, told in now.rewards.items():
-        before = began.rewards.get(name, told)
-        if before != told:
-            sentences.append(f"reward {name} was {before} when the run began, and is {told}")
-    return sentences
+        return [
+            RunWarning(
+                f"{CONFIG} has no fingerprints of prompts and rewards, so they are not compared", code="resume-inputs"
+            )
+        ]
+    changed = {name for name, value in now.prompts.items() if began.prompts.get(name, value) != value}
+    if TRAINING in changed:
+        raise Tdmr1Error(
+            "the training prompts are not those that the run began with",
+            "restore them, or start a new run",
+            code="resume-inputs",
+            values={"input": "training prompts"},
+        )
+    warnings = [
+        RunWarning(
+            f"the prompts of {name} are not those that the run began with",
+            code="resume-inputs",
+            values={"input": f"prompts of {name}"},
+        )
+        for name in sorted(changed)
+    ]
+    for name, value in now.rewards.items():
+        before = began.rewards.get(name, value)
+        if before != value:
+            message = f"reward {name} has changed since the run began: it was {before}, it is {value}"
+            values = {"input": f"reward {name}", "before": before, "now": value}
+            warnings.append(RunWarning(message, code="resume-inputs", values=values))
+    return warnings
 
 
 def check_same_base(folder: Path, model_files: ModelFiles | None) -> None:
-    """Raise Tdmr1Error for another base model or teacher than a run began with."""
+    """Raise Tdmr1Error if the base model or the teacher is not the one that the run began with."""
     if model_files is not None and read_header(folder).base not in (None, identity(model_files)):
         raise Tdmr1Error(
-            f"{model_files.folder} is not the model that the run began with: its configs or weight files are others",
-            "name that one in model.path of the run's config.yaml, or start a new run",
+            f"the model in {model_files.folder} is not the one that the run began with: other configs or weight files",
+            "set model.path in the run's config.yaml to the original model, or start a new run",
+            code="resume-inputs",
+            values={"input": "model", "path": str(model_files.folder)},
         )
 
 
 def check_same_lora(folder: Path, model_files: ModelFiles | None) -> None:
-    """Raise Tdmr1Error for another LoRA than a run began with, for one where it had none, and for none."""
+    """Raise Tdmr1Error if the LoRA is not the one that the run began with, or if one was added or removed."""
     header = read_header(folder)
     if model_files is None or header.base is None:
         return
     began, lora = (header.lora or {}).get("sha256"), model_files.lora
-    if began == (lora.sha256 if lora else None):
+    now = lora.sha256 if lora else None
+    if began == now:
         return
-    told = f"{lora.path} is not the LoRA" if lora else "there is no LoRA, and so not the one"
-    hint = f"put that one back ({str(began)[:16]}…)" if began else "leave it out"
-    raise Tdmr1Error(f"{told} that the run began with", f"{hint}, or start a new run")
+    found = f"the LoRA {lora.path} is not the one that the run began with" if lora else "the LoRA of the run is missing"
+    hint = (
+        f"restore the LoRA with sha256 {str(began)[:16]}…" if began else "remove model.lora: the run began without a LoRA"
+    )
+    raise Tdmr1Error(
+        found,
+        f"{hint}, or start a new run",
+        code="resume-inputs",
+        values={"input": "lora", "path": str(lora.path) if lora else None, "before": began, "now": now},
+    )

@@ -1,4 +1,4 @@
-"""Where a run goes on: its settings, an intact checkpoint, and which settings were changed in between."""
+"""Resume: the checkpoint to continue from, the settings, and which of them changed since the run was stopped."""
 
 from __future__ import annotations
 
@@ -45,70 +45,89 @@ HARMLESS = (
     "saving.**",
     "optimizer.on_not_finite",
 )
-"""Settings that may change in the middle of a run: what is learnt stays the same, up to rounding.
+"""Settings that may change at a resume: they do not change what the run learns, except for rounding.
 
-Of paths that is seen by what lies there (`foundations`), not by where. `*` stands for one part of a name, `**` for all
-the rest.
+Paths are among them, because the content of files is compared by `fingerprints`. `*` stands for one part of a name,
+`**` for all remaining parts.
 """
 
 Changes = dict[str, tuple[Any, Any]]
-"""Values before and after by dotted name."""
+"""The former and the new value of each changed setting, by dotted name."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint to continue at, the settings to continue with, and what is new in them."""
+    """The checkpoint and the settings to continue with, and the settings that changed."""
 
     config: RunConfig
     checkpoint: Path
     changes: Changes = field(default_factory=dict)
 
     def record(self, folder: Path, differences: Sequence[str]) -> None:
-        """Add a line to the run's `resumes.jsonl`, with what of its foundations is no longer the same."""
+        """Append a line to the run's `resumes.jsonl`; `differences` describes the inputs that changed."""
         line = json.dumps({"checkpoint": self.checkpoint.name, "changes": self.changes, "differences": differences})
         keep_lines(folder / RESUMES)
         append_durable(folder / RESUMES, f"{line}\n".encode())
 
 
-def load_run_config(folder: Path) -> RunConfig:
-    """The resolved settings of a run folder. Raises Tdmr1Error if there are none, or the folder's links lead out."""
+def require_run_folder(folder: Path) -> Path:
+    """The config.yaml of a run folder. Raises Tdmr1Error for any other folder, and for links that lead out of it."""
     path = folder / CONFIG
     if not path.is_file():
-        raise Tdmr1Error(f"{folder} is not a run folder: it has no {CONFIG}", "give the --output of an earlier run")
+        raise Tdmr1Error(
+            f"{folder} is not a run folder: it has no {CONFIG}",
+            "give the --output of an earlier run",
+            code="run-folder-missing",
+            values={"folder": str(folder)},
+        )
     check_links(folder)
-    tree = read_file(path)
+    return path
+
+
+def load_run_config(folder: Path) -> RunConfig:
+    """The settings of a run folder. Raises Tdmr1Error if there are none, and for links that lead out of the folder."""
+    tree = read_file(require_run_folder(folder))
     tree.pop(HEADER, None)
     return resolve([tree])
 
 
 def find_resume_point(folder: Path) -> ResumePoint:
-    """Where and how to go on. Raises Tdmr1Error without an intact checkpoint, and for settings that can't change."""
-    config = load_run_config(folder)
+    """The checkpoint and the settings to continue a run with.
+
+    Raises Tdmr1Error if no checkpoint is intact, and for settings that are missing or may not change.
+    """
+    config, path = load_run_config(folder), folder / CONFIG
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    done, kept = iteration_of(checkpoint), read_config(checkpoint)
-    if missing := _missing(kept, read_file(folder / CONFIG)):
+    done, saved = iteration_of(checkpoint), read_config(checkpoint)
+    if missing := _missing(saved, read_file(path)):
         raise Tdmr1Error(
-            f"{folder / CONFIG} says nothing of {', '.join(missing)}: was it cut off?",
-            f"put back what is missing; {checkpoint / SETTINGS} has all of it",
+            f"{path} lacks settings: {', '.join(missing)} (is the file truncated?)",
+            f"add what is missing; {checkpoint / SETTINGS} has all settings",
+            code="config-incomplete",
+            values={"path": str(path), "missing": missing},
         )
     if config.iterations < done:
         raise Tdmr1Error(
-            f"iterations is {config.iterations} in {folder / CONFIG}, and {done} are done already",
-            f"set it to {done} or more there, or begin a new run with `tdmr1 train CONFIG --output …`",
+            f"iterations is {config.iterations} in {path}, but the run has completed {done}",
+            f"set it to {done} or more, or start a new run with `tdmr1 train CONFIG --output …`",
+            code="resume-settings",
+            values={"path": str(path), "iterations": config.iterations, "completed": done},
         )
-    changes = find_changes(dump(resolve([kept])), dump(config))
-    refused = {name: values for name, values in changes.items() if not _may_change(name, config)}
+    changes = find_changes(dump(resolve([saved])), dump(config))
+    refused = {name: list(values) for name, values in changes.items() if not _may_change(name, config)}
     if refused:
-        told = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in refused.items())
+        listed = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in refused.items())
         raise Tdmr1Error(
-            f"{folder / CONFIG} is not what the run began with: {told}",
-            "put it back, or begin a new run with `tdmr1 train CONFIG --output …`",
+            f"settings in {path} changed that a resumed run must keep: {listed}",
+            "restore them, or start a new run with `tdmr1 train CONFIG --output …`",
+            code="resume-settings",
+            values={"path": str(path), "changes": refused},
         )
     return ResumePoint(config, checkpoint, changes)
 
 
 def find_changes(former: Any, latter: Any, prefix: str = "") -> Changes:
-    """What differs between two trees of settings; lists of equal length are compared item by item."""
+    """The differences between two trees of settings. Lists of equal length are compared item by item."""
     if isinstance(former, list) and isinstance(latter, list) and len(former) == len(latter):
         former, latter = ({str(i): item for i, item in enumerate(items)} for items in (former, latter))
     if isinstance(former, Mapping) and isinstance(latter, Mapping):
@@ -120,7 +139,7 @@ def find_changes(former: Any, latter: Any, prefix: str = "") -> Changes:
 
 
 def _missing(whole: Mapping[str, Any], part: Any, prefix: str = "") -> list[str]:
-    """The dotted names of one tree of settings that another one lacks, but for what lies in lists."""
+    """The dotted names in the tree `whole` that the tree `part` lacks. Lists are not searched."""
     found = part if isinstance(part, Mapping) else {}
     names = []
     for key, value in whole.items():
@@ -132,7 +151,7 @@ def _missing(whole: Mapping[str, Any], part: Any, prefix: str = "") -> list[str]
 
 
 def _may_change(name: str, config: RunConfig) -> bool:
-    if name == "iterations":  # the length of the schedule, where there is one
+    if name == "iterations":  # it is also the length of the learning rate schedule, if there is one
         return config.optimizer.final_lr == 1
     return any(_matches(name.split("."), pattern.split(".")) for pattern in HARMLESS)
 

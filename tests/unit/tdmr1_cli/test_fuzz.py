@@ -16,13 +16,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tdmr1_cli import main as boundary
-from tdmr1_cli import run_command as running
+from tdmr1_cli import main as entry
 from tdmr1_cli.main import main
-from tdmr1_cli.options import Flags
 from tdmr1_cli.run_command import start_run
+from tdmr1_cli.settings import Flags
 from tdmr1_core import plugins
 from tdmr1_core.config_loading import describe
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.planning import estimate
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +53,10 @@ TREES = st.recursive(
 SECTIONS = st.sampled_from(["rewards", "model", "batch", "kind", "guard", "prompts", "evaluation", "tdmr1"])
 
 
+def no_estimate(*_: Any) -> Any:
+    raise Tdmr1Error("not estimated in this test")
+
+
 def search(examples: int) -> Any:
     """The same made-up cases every time."""
     unconcerned = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -69,7 +74,7 @@ def elsewhere(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1"})
     monkeypatch.setattr(plugins, "discover", lambda: found)
-    monkeypatch.setattr(running, "_say_needs", lambda *_: None)  # it builds a network
+    monkeypatch.setattr(estimate, "plan", no_estimate)  # it would build a network
 
 
 def check(capsys: Any, arguments: list[str]) -> str:
@@ -92,7 +97,7 @@ def check_settings(capsys: Any, monkeypatch: Any, flags: Flags) -> str:
     """What `tdmr1 train … --dry-run` does after its words are taken apart."""
     with monkeypatch.context() as patched:
         dry = partial(start_run, "train", flags, None, dry_run=True, quiet=True)
-        patched.setattr(boundary, "_run", lambda arguments: dry() or 0)
+        patched.setattr(entry, "_run", lambda arguments: dry() or 0)
         return check(capsys, [])
 
 
@@ -143,7 +148,7 @@ def test_more_points_than_there_are_steps_are_refused(capsys, monkeypatch, steps
     """Also where only the model says how many steps there are."""
     steps, sets = (steps, [f"rollout.steps={steps}"]) if said else (4, [])
     wanted = steps + more
-    told = f"timesteps.per_iteration is {wanted} but there are only {steps} steps"
+    told = f"timesteps.per_iteration is {wanted}, but there are only {steps} steps"
     assert told in check_settings(capsys, monkeypatch, Flags(sets=[*sets, f"timesteps.per_iteration={wanted}"]))
 
 

@@ -1,10 +1,11 @@
-"""Layers of settings, and what is said when they are wrong."""
+"""Merging layers of settings, and the errors of wrong ones."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 from pydantic import BaseModel
+from support.errors import raises, warns
 from support.paths import ROOT
 
 from tdmr1_core.config import RewardConfig, RunConfig
@@ -19,14 +20,13 @@ from tdmr1_core.config_loading import (
     read_preset,
     resolve,
 )
-from tdmr1_core.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit
 
 REWARD = {"rewards": [{"name": "object_count"}]}
 
 
-def test_every_shipped_yaml_is_a_valid_config():
+def test_every_shipped_settings_file_is_valid():
     shipped = [*ROOT.glob("tdmr1_*/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")]
     shipped = [path for path in shipped if not path.name.startswith("accelerate_")]  # those are accelerate's own
     assert len(shipped) >= 6
@@ -61,68 +61,82 @@ def test_published_settings(preset, groups, beta_dpo, query, train, rl_cfg, clip
     assert (config.surrogate.drift_threshold, config.surrogate.reference_penalty) == (0.05, 0.001)
 
 
-def test_later_layers_win_and_keep_the_rest():
+def test_later_layers_override_single_settings():
     config = resolve([read_preset("tiny"), REWARD, {"seed": 3}, parse_assignments(["seed=4", "batch.groups=2"])])
     assert (config.seed, config.batch.groups, config.batch.group_size) == (4, 2, 12)
 
 
-def test_assignments_reach_into_lists_and_read_numbers():
+def test_assignments_change_list_items_and_parse_numbers():
     tree = parse_assignments(["rewards.0.weight=1e-1", "generator.learning_rate=1e-4", "advantages.permute=true"])
     config = resolve([REWARD, tree])
     assert (config.rewards[0].weight, config.generator.learning_rate, config.advantages.permute) == (0.1, 1e-4, True)
-    with pytest.raises(Tdmr1Error, match="no item 3 in a list of 1"):
+    with raises("assignment-invalid", item="3", length=1):
         resolve([REWARD, parse_assignments(["rewards.3.weight=1"])])
 
 
-def test_merge_leaves_its_arguments_alone():
+def test_merge_does_not_change_its_arguments():
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merge(base, over) == {"a": {"b": 3, "c": 2}}
     assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
 
 
 @pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=1", ".a=1"])
-def test_malformed_assignments(assignment):
-    with pytest.raises(Tdmr1Error, match="is not an assignment"):
+def test_a_malformed_assignment_is_rejected(assignment):
+    with raises("assignment-invalid", assignment=assignment):
         parse_assignments([assignment])
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_name():
-    with pytest.raises(Tdmr1Error) as caught:
+def test_all_mistakes_are_reported_at_once_with_the_nearest_name():
+    with raises("setting-invalid") as caught:
         resolve([REWARD, {"generator": {"learning_rat": 1}, "iterations": "many", "batch": {"group_size": 1}}])
-    assert caught.value.message.startswith("3 settings are wrong")
-    for part in ("generator.learning_rat is not a setting", "iterations:", '"many"', "batch.group_size:"):
-        assert part in caught.value.message
+    assert set(caught.value.values["settings"]) == {"generator.learning_rat", "iterations", "batch.group_size"}
+    assert '"many"' in caught.value.message
     assert "did you mean 'learning_rate'?" in caught.value.hint
 
 
+def test_an_unknown_setting_has_its_own_code():
+    with raises("setting-unknown", settings=["generator.learning_rat"]):
+        resolve([REWARD, {"generator": {"learning_rat": 1}}])
+
+
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "problem"),
     [
         ({"rewards": []}, "at least one reward"),
         ({"rewards": [{"name": "a"}, {"name": "a"}]}, "named more than once"),
-        ({**REWARD, "rollout": {"steps": 2}, "timesteps": {"per_iteration": 3}}, "per_iteration is 3 but"),
-        ({**REWARD, "surrogate": {"updates": 2}}, "surrogate.updates is 2 but"),
+        ({**REWARD, "rollout": {"steps": 2}, "timesteps": {"per_iteration": 3}}, "per_iteration is 3, but"),
+        ({**REWARD, "surrogate": {"updates": 2}}, "surrogate.updates is 2, but"),
+        ({**REWARD, "memory": {"weights": "nf4"}, "model": {"precision": "fp64"}}, "model.precision fp64"),
     ],
 )
-def test_settings_that_contradict_each_other(tree, said):
-    with pytest.raises(Tdmr1Error, match=said):
+def test_settings_that_exclude_each_other_are_rejected(tree, problem):
+    with raises("setting-invalid") as caught:
         resolve([tree])
+    (found,) = caught.value.values["problems"]
+    assert problem in found
 
 
-def test_files_that_are_no_settings(tmp_path):
-    for name, content, said in [
-        ("list.yaml", b"- 1\n", "holds a list"),
-        ("broken.yaml", b"a: [1\nb: 2\n", "line 2 is not valid YAML"),
-        ("binary.yaml", b"\xff\xfe\x00", "is not text"),
+def test_a_file_without_settings_is_rejected_with_the_place(tmp_path):
+    for name, content, values in [
+        ("list.yaml", b"- 1\n", {"found": "list"}),
+        ("broken.yaml", b"a: [1\nb: 2\n", {"line": 2}),
+        ("binary.yaml", b"\xff\xfe\x00", {"byte": 0}),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(Tdmr1Error, match=said):
+        with raises("config-unreadable", file=str(tmp_path / name), **values):
             read_file(tmp_path / name)
-    with pytest.raises(Tdmr1Error, match="can't be read"):
+    with raises("config-unreadable", file=str(tmp_path / "absent.yaml")):
         read_file(tmp_path / "absent.yaml")
 
 
-def test_a_config_survives_its_own_file():
+@pytest.mark.parametrize("name", ["decoder", "weights", "optimizer"])
+def test_the_former_word_whole_is_read_as_none_with_a_warning(name):
+    with warns("setting-renamed"):
+        config = resolve([REWARD, {"memory": {name: "whole"}}])
+    assert config == resolve([REWARD])
+
+
+def test_a_config_equals_itself_after_a_yaml_round_trip():
     config = resolve([read_preset("tiny"), REWARD])
     again = resolve([yaml.safe_load(yaml.safe_dump(dump(config)))])
     assert again == config
@@ -135,7 +149,7 @@ def is_number(annotation):
 
 
 def numbers_of(section, prefix=""):
-    """The dotted names of settings that are numbers with a fraction."""
+    """The dotted names of settings that are floats."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from numbers_of(field.annotation, f"{prefix}{name}.")
@@ -147,24 +161,24 @@ LISTS = ("rewards", "evaluation.rewards", "guard.rewards")
 NUMBERS = [*numbers_of(RunConfig), *(f"{place}.0.{name}" for place in LISTS for name in numbers_of(RewardConfig))]
 
 
-def test_the_settings_that_are_numbers_are_found():
+def test_the_float_settings_are_found():
     assert {"model.alpha", "generator.tau_min", "surrogate.trust_region", "guard.rewards.0.weight"} <= set(NUMBERS)
     assert len(NUMBERS) >= 35
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["nan", ".inf"])
-def test_numbers_that_are_not_finite_are_refused(name, value):
+def test_a_number_that_is_not_finite_is_rejected(name, value):
     lists = {
         "rewards": [{"name": "a"}],
         "evaluation": {"rewards": [{"name": "b"}]},
         "guard": {"rewards": [{"name": "c"}]},
     }
-    with pytest.raises(Tdmr1Error, match=f"{name}.*(finite|valid number|greater than|less than)"):
+    with raises("setting-invalid", settings=[name]):
         resolve([lists, parse_assignments([f"{name}={value}"])])
 
 
-def test_every_setting_has_a_meaning():
+def test_every_setting_has_a_description():
     rows = describe(RunConfig)
     assert len(rows) > 60
     assert [name for name, _, _, meaning in rows if not meaning] == []

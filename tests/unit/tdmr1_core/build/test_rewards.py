@@ -1,4 +1,4 @@
-"""What "auto" stands for is kept in a run's settings, so that they say what was used."""
+"""Options such as "auto" are frozen in a run's settings, so that they name what was used."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ import pytest
 from tdmr1_core.config import EvaluationConfig, GuardConfig, RewardConfig, RunConfig
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
+from tdmr1_core.preflight.resolved import resolve_run
 from tdmr1_core.runs.run import Run
-from tdmr1_core.stages.scoring import freeze_rewards
 from tdmr1_rewards.registry import load_plugins
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ SPEC = RewardSpec(
 
 @pytest.fixture
 def config(tmp_path):
-    """A choosy reward here and in another process, and as a judge."""
+    """A reward with an option to freeze: in this process, in another one, and for evaluations."""
     (tmp_path / "choosy.py").write_text(CHOOSY)
     source = f"{tmp_path}/choosy.py:SPEC"
     here = RewardConfig(name="here", source=source, options={"upscale": 2.0})
@@ -45,8 +45,8 @@ def config(tmp_path):
     return RunConfig(rewards=(here, elsewhere), **judges)
 
 
-def test_rewards_and_judges_are_frozen_wherever_they_live(config):
-    frozen = freeze_rewards(config, load_plugins().rewards)
+def test_training_and_evaluation_rewards_are_frozen_in_any_process(config):
+    frozen = resolve_run(config, Extensions(load_plugins(), ModelRegistry())).config
     here, elsewhere = (reward.options for reward in frozen.rewards)
     assert here == {"upscale": 2.0, "engine": str(os.getpid())}
     assert elsewhere.keys() == {"engine"}
@@ -55,8 +55,8 @@ def test_rewards_and_judges_are_frozen_wherever_they_live(config):
     assert [reward.options for reward in frozen.guard.rewards] == [here]
 
 
-def test_a_run_made_from_python_is_frozen_too(config, tmp_path):
+def test_a_run_made_in_python_is_frozen(config, tmp_path):
     extensions = Extensions(load_plugins(), ModelRegistry())
     run = Run.create(config, tmp_path / "run", extensions)
     assert all(reward.options["engine"] != "auto" for reward in run.config.rewards)
-    assert freeze_rewards(run.config, extensions.plugins.rewards).rewards[0] == run.config.rewards[0]
+    assert resolve_run(run.config, extensions).config.rewards[0] == run.config.rewards[0]

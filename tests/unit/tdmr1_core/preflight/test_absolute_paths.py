@@ -1,4 +1,4 @@
-"""What a run keeps of relative paths means the same from any folder."""
+"""Relative paths in settings become absolute, so that a run means the same from any folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import shutil
 import sys
 
 import pytest
+from support.errors import raises
 
-from tdmr1_cli.options import Flags, resolve_settings
+from tdmr1_cli.settings import Flags, resolve_settings
+from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, resolve
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
-from tdmr1_core.prompts.sets import evaluation_prompts
+from tdmr1_core.preflight.resolved import resolve_run
 from tdmr1_core.runs.run import Run
 from tdmr1_rewards.sources.source import find_reward
 
@@ -35,9 +36,13 @@ RELATIVE = (
 )
 
 
+def absolute(config: RunConfig) -> RunConfig:
+    return make_absolute(config, FOUND.entry(config.model), FOUND)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with everything that the settings name, and that tests are run in."""
+    """The working folder, with everything that the settings name."""
     folder = tmp_path / "here"
     shutil.copytree(TINY.base, folder / "base", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
     for name, text in {"train.txt": "one circle\n", "texts/held.txt": "two circles\n", "g.py": GOOD}.items():
@@ -48,8 +53,8 @@ def here(tmp_path, monkeypatch):
     return folder
 
 
-def test_everything_relative_becomes_absolute(here):
-    kept = make_absolute(resolve([parse_assignments(RELATIVE)]), FOUND)
+def test_every_relative_path_becomes_absolute(here):
+    kept = absolute(resolve([parse_assignments(RELATIVE)]))
     model, (reward, other), (judge,) = kept.model, kept.rewards, kept.evaluation.rewards
     assert (model.name, model.teacher, model.path) == (str(here / "base"), str(here / "base"), here / "base")
     assert model.lora == here / "lora.safetensors"
@@ -58,18 +63,18 @@ def test_everything_relative_becomes_absolute(here):
     sources = [reward.source, judge.source, *(held.source for held in kept.guard.rewards)]
     assert sources == [*[f"{here}/g.py:good"] * 3, None]
     assert other.python == here / "bin/python"
-    assert make_absolute(kept, FOUND) == kept
+    assert absolute(kept) == kept
 
 
-def test_names_and_ids_of_the_hub_stay(here):
+def test_names_and_hub_ids_do_not_change(here):
     for name in ("tiny-tdm", "count", "object_count", "same"):
         (here / name).mkdir()
     named = ("rewards=[{name: object_count}]", "prompts.train=count", "model.name=tiny-tdm", "model.teacher=same")
     config = resolve([parse_assignments([*named, "model.lora=owner/name/file.safetensors"])])
-    assert make_absolute(config, FOUND) == config
+    assert absolute(config) == config
 
 
-def test_the_command_line_and_python_keep_the_same(here, tmp_path, monkeypatch):
+def test_the_command_line_and_python_resolve_the_same_paths(here, tmp_path, monkeypatch):
     sets = [part for part in RELATIVE if not part.startswith(("model.", "rewards"))]
     flags = Flags(rewards=["g.py:good"], sets=sets)
     shown = resolve_settings(flags, "train", FOUND).config
@@ -79,9 +84,12 @@ def test_the_command_line_and_python_keep_the_same(here, tmp_path, monkeypatch):
     kept = Run.create(given, tmp_path / "run", FOUND).config
     monkeypatch.chdir(tmp_path)
     for config in (shown, kept):
-        texts = [prompt.text for prompts in evaluation_prompts(config, FOUND, "tiny").values() for prompt in prompts]
-        assert texts == ["one circle", "two circles"]
+        resolved = resolve_run(config, FOUND)
+        assert [prompt.text for each in resolved.evaluation_prompts for prompt in each.prompts] == [
+            "one circle",
+            "two circles",
+        ]
         for reward in (*config.rewards, *config.evaluation.rewards, *config.guard.rewards):
             assert find_reward(FOUND.plugins.rewards, reward.source or reward.name).spec.name
-    with pytest.raises(Tdmr1Error, match=r"train\.txt"):
-        evaluation_prompts(given, FOUND, "tiny")
+    with raises("prompts-unknown", name="train.txt"):
+        resolve_run(resolve([{"rewards": [{"name": "object_count"}]}, parse_assignments(["prompts.train=train.txt"])]))

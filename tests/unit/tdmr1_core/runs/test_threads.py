@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tdmr1_core.runs.run import set_threads
+from tdmr1_core.runs.load_run import set_threads
 
 pytestmark = pytest.mark.unit
 

@@ -3,13 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.errors import raises
 
-from tdmr1_cli.options import Flags, parse_reward, resolve_settings
+from tdmr1_cli.settings import Flags, parse_reward, resolve_settings
+from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.prompts.sets import training_prompts
-from tdmr1_core.stages.scoring import build_runner
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.registry import Provenance, RewardRegistry
@@ -18,12 +18,19 @@ pytestmark = pytest.mark.unit
 
 
 class PluginsWithRewards:
-    """What of `Plugins` settings need."""
+    """The part of `Plugins` that settings use."""
 
     def __init__(self, **presets):
         origin = Provenance("test", "test", "1", "test")
         specs = [
-            RewardSpec(name=n, summary="", factory="a:b", default_prompts="count", default_preset=p)
+            RewardSpec(
+                name=n,
+                summary="",
+                factory="a:b",
+                options="support.any_options:AnyOptions",
+                default_prompts={"object_count": "count", "geneval": "geneval", "ocr_match": "ocr"}.get(n, ""),
+                default_preset=p,
+            )
             for n, p in presets.items()
         ]
         self.rewards = RewardRegistry((spec, origin) for spec in specs)
@@ -38,7 +45,7 @@ def extensions():
 
 @pytest.fixture
 def photo_model(tmp_path):
-    """A pipeline directory, which has neither reward nor preset of its own."""
+    """A pipeline directory. It has no default reward and no default preset."""
     folder = tmp_path / "photo"
     configs = {
         "model_index.json": '{"_class_name": "StableDiffusion3Pipeline"}',
@@ -59,13 +66,13 @@ def write(folder, text):
     return path
 
 
-def test_nothing_given_trains_the_embedded_model(extensions):
+def test_without_arguments_the_embedded_model_is_trained(extensions):
     settings = resolve_settings(Flags(), "train", extensions)
     assert (settings.config.model.name, settings.preset) == ("tiny-tdm", "tiny")
     assert [reward.name for reward in settings.config.rewards] == ["object_count"]
 
 
-def test_each_layer_lies_over_the_one_before(extensions, tmp_path):
+def test_each_layer_overrides_the_one_before(extensions, tmp_path):
     path = write(tmp_path, "iterations: 7\nseed: 7\nbatch: {groups: 7, group_size: 7}\n")
     flags = Flags(config=path, seed=8, iterations=8, sets=["iterations=9"])
     config = resolve_settings(flags, "train", extensions).config
@@ -73,7 +80,7 @@ def test_each_layer_lies_over_the_one_before(extensions, tmp_path):
     assert config.surrogate.boundary == "last"  # the preset's
 
 
-def test_a_file_keeps_the_models_preset_unless_none_is_asked_for(extensions, tmp_path):
+def test_a_file_keeps_the_preset_of_the_model_unless_it_is_none(extensions, tmp_path):
     path = write(tmp_path, "seed: 7\n")
     assert resolve_settings(Flags(config=path), "train", extensions).preset == "tiny"
     settings = resolve_settings(Flags(config=path, preset="none"), "train", extensions)
@@ -81,13 +88,13 @@ def test_a_file_keeps_the_models_preset_unless_none_is_asked_for(extensions, tmp
     assert settings.config.batch.groups == 48
 
 
-def test_the_preset_is_the_rewards_where_the_model_has_none(extensions, photo_model):
+def test_the_reward_gives_the_preset_if_the_model_has_none(extensions, photo_model):
     settings = resolve_settings(Flags(model=str(photo_model), rewards=["legible:2"]), "train", extensions)
     assert settings.preset == "ocr"
     assert settings.config.rewards[0].weight == 2
 
 
-def test_a_published_model_is_complete_as_typed(extensions):
+def test_a_published_model_and_a_reward_are_a_complete_command(extensions):
     settings = resolve_settings(Flags(model="sd3.5-tdm", rewards=["legible"]), "train", extensions)
     assert (settings.preset, settings.entry.base) == ("ocr", "stabilityai/stable-diffusion-3.5-medium")
     assert (settings.config.model.precision, settings.config.batch.groups) == ("bf16", 48)
@@ -96,7 +103,7 @@ def test_a_published_model_is_complete_as_typed(extensions):
     assert resolve_settings(flags, "train", extensions).config.model.precision == "fp32"
 
 
-def test_a_teacher_with_guidance_built_in_is_not_guided_again(extensions):
+def test_a_guidance_distilled_teacher_is_not_guided_again(extensions):
     flags = Flags(model="z-image-turbo", rewards=["legible"])
     own = resolve_settings(flags, "train", extensions).config.generator
     assert (own.guidance_scale, own.rl_cfg) == (1.0, 1.0)
@@ -105,20 +112,20 @@ def test_a_teacher_with_guidance_built_in_is_not_guided_again(extensions):
     assert other.entry.teacher == "Tongyi-MAI/Z-Image"
 
 
-def test_a_model_whose_lora_nobody_published(extensions):
+def test_a_model_without_a_published_lora_needs_one_for_training_only(extensions):
     flags = Flags(model="sd3.5-large-tdm", rewards=["legible"])
-    with pytest.raises(Tdmr1Error, match="no few-step LoRA is published"):
+    with raises("lora-missing"):
         resolve_settings(flags, "train", extensions)
     assert resolve_settings(replace(flags, lora=Path("mine.safetensors")), "train", extensions).entry.adapter_scale == 1
-    resolve_settings(Flags(model="sd3.5-large-tdm"), "distill", extensions)
+    resolve_settings(Flags(model="sd3.5-large-tdm", prompts="ocr"), "distill", extensions)
 
 
 def test_a_model_without_a_reward_needs_one(extensions, photo_model):
-    with pytest.raises(Tdmr1Error, match="at least one reward"):
+    with raises("setting-invalid"):
         resolve_settings(Flags(model=str(photo_model)), "train", extensions)
 
 
-def test_other_rewards_are_evaluated_by_themselves(extensions):
+def test_a_reward_that_the_preset_does_not_evaluate_scores_evaluations_itself(extensions):
     own = resolve_settings(Flags(), "train", extensions).config
     other = resolve_settings(Flags(rewards=["legible"]), "train", extensions).config
     assert [reward.options for reward in own.evaluation.rewards] == [{"score": "exact"}]
@@ -139,7 +146,7 @@ def test_an_option_of_the_default_reward(extensions):
 def test_a_distillation_has_its_own_preset_and_no_reward(extensions, tmp_path):
     settings = resolve_settings(Flags(), "distill", extensions)
     assert (settings.preset, settings.config.rewards) == ("distill-tiny", ())
-    with pytest.raises(Tdmr1Error, match="for a distillation") as caught:
+    with raises("wrong-kind", found="distill", expected="train") as caught:
         resolve_settings(Flags(config=write(tmp_path, "kind: distill\n")), "train", extensions)
     assert "tdmr1 distill" in caught.value.hint
 
@@ -154,13 +161,13 @@ def test_paths_are_kept_absolute(extensions, photo_model, tmp_path, monkeypatch)
     assert config.prompts.train == str(tmp_path / "mine.txt")
 
 
-def test_unknown_evaluation_rewards_are_told(extensions):
-    with pytest.raises(Tdmr1Error, match="there is no reward 'object_cuont'"):
+def test_an_unknown_evaluation_reward_is_reported(extensions):
+    with raises("reward-unknown"):
         resolve_settings(Flags(sets=["evaluation.rewards=[{name: object_cuont}]"]), "train", extensions)
 
 
 @pytest.mark.parametrize("text", ["model: 3", "rewards: 3", "rewards: [3]", "evaluation: []", "kind: 3", "batch: [1]"])
-def test_settings_of_a_wrong_shape_are_told(extensions, tmp_path, text):
+def test_settings_of_a_wrong_shape_are_rejected(extensions, tmp_path, text):
     with pytest.raises(Tdmr1Error):
         resolve_settings(
             Flags(config=write(tmp_path, text), rewards=["legible"] if "rewards" not in text else ()),
@@ -203,23 +210,23 @@ def test_a_reward_with_its_source_and_weight(monkeypatch, text, name, source, we
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code"),
     [
-        ("a:", "'' is not a number"),
-        ("a:5x", "'5x' is not a number"),
-        ("a.py:fn:heavy", "'heavy' is not a number"),
-        ("a.py:fn:nan", "'nan' is not a number"),
-        ("a.py:fn:inf", "'inf' is not a number"),
-        ("a.py", "names no function of the file"),
-        ("a.py:0.5", "names no function of the file"),
-        ("remote:http://127.0.0.1:8000", "is not understood"),
-        ("remote:ftp://host/x", "is not understood"),
-        ("a:b:c:1", "is not understood"),
-        ("", "is not understood"),
+        ("a:", "argument-invalid"),
+        ("a:5x", "argument-invalid"),
+        ("a.py:fn:heavy", "argument-invalid"),
+        ("a.py:fn:nan", "argument-invalid"),
+        ("a.py:fn:inf", "argument-invalid"),
+        ("a.py", "reward-source"),
+        ("a.py:0.5", "reward-source"),
+        ("remote:http://127.0.0.1:8000", "reward-source"),
+        ("remote:ftp://host/x", "reward-source"),
+        ("a:b:c:1", "reward-source"),
+        ("", "reward-source"),
     ],
 )
-def test_a_reward_that_is_not_understood(text, message):
-    with pytest.raises(Tdmr1Error, match=message) as caught:
+def test_a_reward_of_no_known_form_is_rejected_with_a_hint(text, code):
+    with raises(code) as caught:
         parse_reward(text)
     assert caught.value.hint
 
@@ -249,35 +256,32 @@ def test_a_weight_keeps_the_source_of_the_file(extensions, tmp_path, monkeypatch
     assert reward.options == {"image_format": "pil"}
 
 
-def test_sources_that_are_not_there_are_told_together(extensions, tmp_path):
+def test_all_sources_that_do_not_exist_are_reported_together(extensions, tmp_path):
     flags = Flags(rewards=["no_module_19:fn", f"{tmp_path}/no.py:other", "legible:heavy"])
-    with pytest.raises(Tdmr1Error, match="3 things are wrong") as caught:
+    with raises("several-errors") as caught:
         resolve_settings(flags, "train", extensions)
-    for part in ("there is no module 'no_module_19'", "there is no file", "'heavy' is not a number"):
-        assert part in caught.value.message
+    codes = [error["code"] for error in caught.value.values["errors"]]
+    assert sorted(codes) == ["reward-import", "reward-import", "reward-source"]
 
 
-def test_a_reward_without_prompts_takes_the_first_set_of_the_model(extensions, tmp_path):
+def test_a_reward_without_prompts_uses_the_first_set_of_the_domain(extensions, tmp_path):
     (tmp_path / "mine.py").write_text(REWARDS)
     rewards = [f"{tmp_path}/mine.py:bright"]
-    assert training_prompts(resolve_settings(Flags(rewards=rewards), "train", extensions).config, extensions) == "count"
-    config = resolve_settings(Flags(rewards=["legible", *rewards]), "train", extensions).config
-    assert training_prompts(config, extensions) == "count"
-    config = resolve_settings(Flags(rewards=rewards, prompts="pairs"), "train", extensions).config
-    assert training_prompts(config, extensions) == "pairs"
+    assert resolve_settings(Flags(rewards=rewards), "train", extensions).prompts.name == "count"
+    assert resolve_settings(Flags(rewards=["legible", *rewards]), "train", extensions).prompts.name == "count"
+    assert resolve_settings(Flags(rewards=rewards, prompts="pairs"), "train", extensions).prompts.name == "pairs"
 
 
-def test_a_reward_without_prompts_of_a_model_without_sets(extensions, tmp_path, monkeypatch):
+def test_a_reward_without_prompts_and_a_domain_without_sets_is_rejected(extensions, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(REWARDS)
-    config = resolve_settings(Flags(rewards=[f"{tmp_path}/mine.py:bright"]), "train", extensions).config
-    monkeypatch.setattr("tdmr1_core.prompts.sets.PROMPT_SETS", {})
-    with pytest.raises(Tdmr1Error, match="'bright' has no prompts of its own") as caught:
-        training_prompts(config, extensions)
+    monkeypatch.setattr("tdmr1_core.preflight.resolved.PROMPT_SETS", {})
+    with raises("prompts-missing", reward="bright", domain="tiny") as caught:
+        resolve_settings(Flags(rewards=[f"{tmp_path}/mine.py:bright"]), "train", extensions)
     assert "--prompts" in caught.value.hint
 
 
 READING = {"engine": "rapidocr", "detect": False, "upscale": 4, "threads": 1}
-"""How the preset tiny-words reads."""
+"""The OCR options of the preset tiny-words."""
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,7 @@ def test_a_reward_keeps_the_options_of_the_models_preset(extensions, typed):
     assert rewards.get("legible", {}) == {}
 
 
-def test_a_file_that_names_the_reward_keeps_them_too(extensions, tmp_path):
+def test_a_file_that_names_the_reward_keeps_the_options_of_the_preset(extensions, tmp_path):
     path = write(tmp_path, "model: {name: tiny-words-tdm}\nrewards: [{name: ocr_match, weight: 2.0}]\n")
     (reward,) = resolve_settings(Flags(config=path), "train", extensions).config.rewards
     assert (reward.weight, reward.options) == (2.0, READING)
@@ -319,7 +323,7 @@ def test_a_file_that_names_the_reward_keeps_them_too(extensions, tmp_path):
         ("tiny-words-tdm", ["legible"], {}),
     ],
 )
-def test_evaluations_judge_by_what_is_trained(extensions, model, rewards, judges):
+def test_evaluations_score_what_is_trained(extensions, model, rewards, judges):
     config = resolve_settings(Flags(model=model, rewards=rewards), "train", extensions).config
     assert {judge.name: judge.options.get("score") for judge in config.evaluation.rewards} == judges
 
@@ -329,7 +333,7 @@ def test_a_file_for_another_environment_is_not_loaded_here(extensions, tmp_path)
     mine.write_text(REWARDS)
     reward = f"{{name: b, source: '{mine}:bright', python: {sys.executable}}}"
     path = write(tmp_path, f"rewards: [{reward}]\nevaluation: {{rewards: [{reward}]}}\n")
-    config = resolve_settings(Flags(config=path), "train", extensions).config
-    assert training_prompts(config, extensions) == "count"
-    build_runner(config.rewards, extensions.plugins, combine="weighted_sum", workers=1, device="cpu").close()
+    resolved = resolve_settings(Flags(config=path), "train", extensions)
+    assert resolved.prompts.name == "count"
+    build_runner(resolved.rewards, combine="weighted_sum", workers=1, device="cpu").close()
     assert private_name(mine) not in sys.modules
