@@ -104,7 +104,7 @@ SPECS = (
     ),
     RewardSpec(
         name="pickscore",
-        summary="how likely are users to choose the image for its prompt? (PickScore)",
+        summary="how strongly would users prefer the image for its prompt? (PickScore)",
         factory="tdmr1_rewards.builtin.pickscore:PickScore",
         options="tdmr1_rewards.builtin.pickscore:PickScoreOptions",
         default_prompts="scenes",
@@ -116,7 +116,7 @@ SPECS = (
     ),
     RewardSpec(
         name="hpsv2",
-        summary="how strongly do users prefer the image for its prompt? (HPS v2.1)",
+        summary="how strongly would users prefer the image for its prompt? (HPS v2.1)",
         factory="tdmr1_rewards.builtin.hpsv2:HpsScore",
         options="tdmr1_rewards.builtin.hpsv2:HpsOptions",
         default_prompts="scenes",

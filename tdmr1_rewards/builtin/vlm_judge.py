@@ -1,8 +1,9 @@
 """Scores by a vision-language model behind any endpoint that implements OpenAI's chat completions API.
 
 Each request contains one image and a question from a template. The model must answer with one JSON object that has a
-number `score` from `minimum` to `maximum`; it is rescaled to 0 to 1. After any other answer
-the image has no score. Answers are cached in a folder, so a repeated or resumed evaluation sends no request twice.
+number `score` from `minimum` to `maximum`; it is rescaled to 0 to 1. Any other answer is an error; with the option
+`on_bad_answer: none`, the image has no score instead. Valid answers are cached in a folder, so a repeated or resumed
+evaluation does not send the same request again.
 """
 
 from __future__ import annotations
