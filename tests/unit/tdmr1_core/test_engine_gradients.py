@@ -165,9 +165,9 @@ def test_the_generator_loss_reaches_no_other_role(reference: str) -> None:
         others = [weight for role in (FAKE, SURROGATE) for weight in engine.roles.parameters(role).values()]
         found = torch.autograd.grad(term.sum(), others, retain_graph=True, allow_unused=True)
         assert found == (None,) * len(others)
-        own = engine.roles.parameters(GENERATOR)
-        gradient = torch.autograd.grad(term.sum(), list(own.values()), retain_graph=True)
-        assert live(dict(zip(own, gradient, strict=True))) == own.keys() - UNUSED
+        generator = engine.roles.parameters(GENERATOR)
+        gradient = torch.autograd.grad(term.sum(), list(generator.values()), retain_graph=True)
+        assert live(dict(zip(generator, gradient, strict=True))) == generator.keys() - UNUSED
 
 
 def contains_tensor(thing: Any) -> bool:
