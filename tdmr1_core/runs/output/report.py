@@ -1,6 +1,6 @@
-"""What a run folder tells of its run: settings, curves, evaluations, alarms, updates left out and continuations.
+"""The contents of a report: settings, curves, evaluations, guard alarms, skipped updates and resumes of a run.
 
-It is read from the files that the run writes line by line, so a run that goes on or was cut short has a report too.
+They are read from the log files of the run folder, so a run that is not finished has a report too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tdmr1_core.runs.jsonl import LARGEST_COUNT, Row, number, read_lines, step_o
 from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS
 
 ALWAYS = ("kind", "model.name", "seed", "iterations", "batch.groups", "batch.group_size", "rollout.steps")
-"""Settings that are shown even where they are at their default."""
+"""Settings that are always shown, also with their default value."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A reward on a prompt set over the run: (iteration, measure) for every evaluation, oldest first."""
+    """One reward on one prompt set: (iteration, measure) of every evaluation, oldest first."""
 
     prompts: str
     reward: str
@@ -35,32 +35,32 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Report:
-    """A run as its folder has it; rows are the lines of its files."""
+    """A run, read from its folder. `metrics` and `resumes` are the lines of the files of that name."""
 
     folder: Path
     config: RunConfig
     versions: dict[str, str]
     metrics: list[dict[str, Any]]
     evaluations: list[Evaluated]
-    looks: list[GuardReading]
+    readings: list[GuardReading]
     resumes: list[dict[str, Any]]
 
     @property
     def iterations(self) -> int:
-        """How many are over."""
+        """The number of completed iterations."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Dotted names and values of what is not at its default, after a few that every reader asks for."""
-        usual = dump(RunConfig(kind=self.config.kind, rewards=self.config.rewards))
-        changed = {name: new for name, (_, new) in find_changes(usual, dump(self.config)).items()}
+        """Settings by dotted name: first those in ALWAYS, then all that differ from their default."""
+        defaults = dump(RunConfig(kind=self.config.kind, rewards=self.config.rewards))
+        changed = {name: new for name, (_, new) in find_changes(defaults, dump(self.config)).items()}
         rewards = {f"rewards.{reward.name}": f"weight {reward.weight:g}" for reward in self.config.rewards}
         return {name: _value(self.config, name) for name in ALWAYS} | rewards | changed
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """(iteration, value) of the combined and each reward, or of the losses where there are none."""
+        """(iteration, value) of the combined reward and of each reward; of the losses if there are no rewards."""
         wanted = ["reward/mean", *(f"reward/{reward.name}/mean" for reward in self.config.rewards)]
         if len(self.config.rewards) == 1:
             wanted = wanted[:1]
@@ -71,21 +71,24 @@ class Report:
 
     @property
     def alarms(self) -> list[tuple[int, str]]:
-        """(iteration, sentence) of every alarm of the guard."""
-        return [(look.step, alarm) for look in self.looks for alarm in look.alarms]
+        """(iteration, message) of every guard alarm."""
+        return [(reading.step, alarm) for reading in self.readings for alarm in reading.alarms]
 
     @property
     def drifts(self) -> list[tuple[Drift, bool]]:
-        """How far the guard's numbers are from the first look, farthest first, and whether that is too far."""
-        first = first_reading(self.looks, self.looks[-1].subject) if self.looks else None
-        if first is None or first is self.looks[-1]:
+        """The drift of each guard measure in the last reading, largest first, and whether it is too far."""
+        first = first_reading(self.readings, self.readings[-1].subject) if self.readings else None
+        if first is None or first is self.readings[-1]:
             return []
-        found = sorted(drifts(first, self.looks[-1]), key=lambda departure: -abs(departure.size))
-        return [(departure, is_too_far(departure, self.config.guard.threshold)) for departure in found]
+        found = sorted(drifts(first, self.readings[-1]), key=lambda drift: -abs(drift.size))
+        return [(drift, is_too_far(drift, self.config.guard.threshold)) for drift in found]
 
     @property
-    def left_out(self) -> dict[str, int]:
-        """Iterations in which a role was not updated, updates that were not finite, and images without a reward."""
+    def skipped(self) -> dict[str, int]:
+        """Counts of iterations without an update of a role, updates that were not finite, and images without a score.
+
+        Counts of 0 are omitted.
+        """
         counts: dict[str, int] = {}
         for role in ("fake", "surrogate", "generator"):
             if role == "surrogate" and self.config.kind != "train":
@@ -94,17 +97,17 @@ class Report:
             counts[f"iterations without an update of the {role}"] = missing
             counts[f"updates of the {role} that were not finite"] = self._total(f"not_finite/{role}")
         for reward in self.config.rewards:
-            for what, told in (("failed", "failed on"), ("unjudged", "could not judge")):
-                counts[f"images that {reward.name} {told}"] = self._total(f"reward/{reward.name}/{what}")
+            for metric, verb in (("failed", "failed on"), ("unjudged", "could not judge")):
+                counts[f"images that {reward.name} {verb}"] = self._total(f"reward/{reward.name}/{metric}")
         return {what: count for what, count in counts.items() if count}
 
     def _total(self, name: str) -> int:
-        """The sum of a metric that counts something."""
+        """The sum of a counter over all iterations. Values outside 0 to LARGEST_COUNT are ignored."""
         return round(sum(count for row in self.metrics if 0 <= (count := row.get(name, 0)) <= LARGEST_COUNT))
 
 
 def read_report(folder: Path) -> Report:
-    """Read a run folder. Raises Tdmr1Error for one that is no run's, or that leads out of itself."""
+    """Read a run folder. Raises Tdmr1Error for any other folder, and for links that lead out of it."""
     config = load_run_config(folder)
     return Report(
         folder,
@@ -118,7 +121,7 @@ def read_report(folder: Path) -> Report:
 
 
 def read_evaluations(folder: Path) -> list[Evaluated]:
-    """Every reward on every prompt set, as a run folder has it. Raises Tdmr1Error where the file can't be read."""
+    """Every reward on every prompt set in a run folder. Raises Tdmr1Error if the file cannot be read."""
     found: dict[tuple[str, str], list[tuple[int, Measure]]] = {}
     for measured in read_lines(folder / EVALUATIONS, _measured):
         for prompts, reward, step, value in measured:
@@ -128,14 +131,14 @@ def read_evaluations(folder: Path) -> list[Evaluated]:
 
 
 def _measured(row: Row) -> list[tuple[str, str, int, Measure]]:
-    """Prompt set, reward, iteration and measure for each reward of a line of evaluations."""
+    """Prompt set, reward, iteration and measure of each reward in a line of evaluations.jsonl."""
     step, prompts = step_of(row), str(row["prompts"])
     names = [key.removesuffix("/mean") for key in row if key.endswith("/mean")]
     return [(prompts, name, step, Measure.of(row, name, row["n"])) for name in names]
 
 
 def _numbers(row: Row) -> Row:
-    """A line of metrics, if it is one."""
+    """Check a line of metrics.jsonl. Raises one of `durable_files.MALFORMED`."""
     step_of(row)
     for value in row.values():
         number(value)
@@ -143,14 +146,14 @@ def _numbers(row: Row) -> Row:
 
 
 def _resume(row: Row) -> Row:
-    """A line of continuations, if it is one."""
+    """Convert a line of resumes.jsonl. Raises one of `durable_files.MALFORMED`."""
     changes = {name: [old, new] for name, (old, new) in row["changes"].items()}
-    differences = [str(sentence) for sentence in row.get("differences", ())]
+    differences = [str(difference) for difference in row.get("differences", ())]
     return {"checkpoint": str(row["checkpoint"]), "changes": changes, "differences": differences}
 
 
 def _value(config: RunConfig, name: str) -> Any:
-    """The setting of a dotted name."""
+    """The value of the setting with a dotted name."""
     tree: Any = dump(config)
     for part in name.split("."):
         tree = tree[part] if isinstance(tree, Mapping) else None

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it: curves are SVG, pictures are inside."""
+"""A report as one HTML file without external files: curves are SVG, images are embedded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ img { max-width: 100%; image-rendering: pixelated } code { font-size: .9em }
 
 
 def report_page(report: Report) -> str:
-    """The whole page."""
+    """The report as HTML."""
     config = report.config
     what = " + ".join(reward.name for reward in config.rewards) or "distillation"
     title = f"{config.model.name}, {what}"
@@ -35,7 +35,7 @@ def report_page(report: Report) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{report.iterations} of {config.iterations} iterations, in <code>{escape(str(report.folder))}</code></p>",
-        *(f'<p class="alarm">Guard, iteration {step}: {escape(told)}</p>' for step, told in report.alarms),
+        *(f'<p class="alarm">Guard, iteration {step}: {escape(alarm)}</p>' for step, alarm in report.alarms),
         _section("Training", _chart(training, "training, by iteration")),
         _section("Evaluations (mean ± standard error)", _chart(held_out, "evaluations, by iteration")),
         _rows(
@@ -43,9 +43,9 @@ def report_page(report: Report) -> str:
             [_first_and_last(each.prompts, each.reward, each.points) for each in report.evaluations],
         ),
         _section("Guard", _guard(report)),
-        _section("Left out", _left_out(report)),
-        _section("Continued", _resumes(report)),
-        _picture(report),
+        _section("Skipped", _skipped(report)),
+        _section("Resumes", _resumes(report)),
+        _before_after(report),
         _section("Settings", _rows(["setting", "value"], [[k, str(v)] for k, v in report.settings.items()])),
         _section("Versions", _rows(["package", "version"], [list(pair) for pair in report.versions.items()])),
     ]
@@ -54,7 +54,7 @@ def report_page(report: Report) -> str:
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n{content or '<p>Nothing.</p>'}"
+    return f"<h2>{escape(title)}</h2>\n{content or '<p>None.</p>'}"
 
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -71,40 +71,43 @@ def _points(points: Sequence[tuple[int, Measure]]) -> list[Point]:
 
 def _first_and_last(prompts: str, reward: str, points: Sequence[tuple[int, Measure]]) -> list[str]:
     (first, before), (last, after) = points[0], points[-1]
-    told = [f"{value.mean:.3f} ± {value.stderr:.3f}".replace("nan", "–") for value in (before, after)]
-    return [prompts, reward, told[0], told[1] if last > first else "–", f"{first} and {last}", str(after.n)]
+    shown = [f"{value.mean:.3f} ± {value.stderr:.3f}".replace("nan", "–") for value in (before, after)]
+    return [prompts, reward, shown[0], shown[1] if last > first else "–", f"{first} and {last}", str(after.n)]
 
 
 def _guard(report: Report) -> str:
+    if not report.readings:
+        return ""
     rows = [
         [
-            departure.name,
-            f"{departure.before.mean:.4g} ± {departure.before.stderr:.2g}",
-            f"{departure.after.mean:.4g} ± {departure.after.stderr:.2g}",
-            f"{departure.size:+.2f}",
+            drift.name,
+            f"{drift.before.mean:.4g} ± {drift.before.stderr:.2g}",
+            f"{drift.after.mean:.4g} ± {drift.after.stderr:.2g}",
+            f"{drift.size:+.2f}",
             "too far" if too_far else "",
         ]
-        for departure, too_far in report.drifts
+        for drift, too_far in report.drifts
     ]
-    threshold = f"<p>{len(report.looks)} looks, {len(report.alarms)} alarms; a departure counts as too far beyond "
-    threshold += f"{report.config.guard.threshold:g} deviations of single pictures at the first look.</p>"
-    columns = ["number", "first look", "last look", "departure, deviations", ""]
-    return threshold + _rows(columns, rows) if report.looks else ""
+    summary = f"<p>{len(report.readings)} readings, {len(report.alarms)} alarms. A drift of more than "
+    summary += f"{report.config.guard.threshold:g} deviations is too far. The unit is the standard deviation of single "
+    summary += "images in the first reading.</p>"
+    columns = ["measure", "first reading", "last reading", "drift, deviations", ""]
+    return summary + _rows(columns, rows)
 
 
-def _left_out(report: Report) -> str:
-    return _rows(["what", "how many"], [[what, str(count)] for what, count in report.left_out.items()])
+def _skipped(report: Report) -> str:
+    return _rows(["what", "how many"], [[what, str(count)] for what, count in report.skipped.items()])
 
 
 def _resumes(report: Report) -> str:
     rows = []
     for resume in report.resumes:
         changed = [f"{name}: {old} → {new}" for name, (old, new) in resume["changes"].items()]
-        rows.append([resume["checkpoint"], "; ".join([*changed, *resume["differences"]]) or "nothing"])
-    return _rows(["from", "what was changed"], rows)
+        rows.append([resume["checkpoint"], "; ".join([*changed, *resume["differences"]]) or "none"])
+    return _rows(["from checkpoint", "changes"], rows)
 
 
-def _picture(report: Report) -> str:
+def _before_after(report: Report) -> str:
     path = report.folder / BEFORE_AFTER
     if not path.is_file():
         return ""
@@ -113,7 +116,7 @@ def _picture(report: Report) -> str:
 
 
 def _chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
-    """Lines over iterations with bars of one standard error; what is not finite is left out."""
+    """A line chart over iterations with bars of one standard error. Values that are not finite are skipped."""
     kept = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
