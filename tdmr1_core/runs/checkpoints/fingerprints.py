@@ -154,9 +154,7 @@ def check_same_lora(folder: Path, model_files: ModelFiles | None) -> None:
     if began == now:
         return
     found = f"the LoRA {lora.path} is not the one that the run began with" if lora else "the LoRA of the run is missing"
-    hint = (
-        f"restore the LoRA with sha256 {str(began)[:16]}…" if began else "remove model.lora: the run began without a LoRA"
-    )
+    hint = f"restore the LoRA with sha256 {str(began)[:16]}…" if began else "remove model.lora: the run had no LoRA"
     raise Tdmr1Error(
         found,
         f"{hint}, or start a new run",

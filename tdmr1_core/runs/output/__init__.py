@@ -1,1 +1,1 @@
-"""What a run gives to its user: LoRA exports, images and reports."""
+"""The outputs of a run: LoRA exports, image grids and reports."""

@@ -1,4 +1,4 @@
-"""A run's averaged generator as a diffusers LoRA, written only after a clean pipeline drew the same pixels with it."""
+"""Exports a run's averaged generator as a diffusers LoRA, and checks it: a new pipeline must give the same pixels."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from tdmr1_core.versions import versions
 COMPARED_PROMPTS, COMPARED_IMAGES = 4, 2
 CARD = "README.md"
 EXPORT = "export"
-"""Where a run folder has its LoRA."""
+"""The folder of the exported LoRA inside a run folder."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The written LoRA file, and how far the clean pipeline's pixels were from ours (levels of 255, images compared).
+    """The written files and the result of the check.
 
-    `call` holds the arguments that a call of the pipeline needs beside the prompt.
+    `largest_difference` is the largest difference of a pixel (0 to 255) over the `images` compared. `call` holds the
+    arguments that the pipeline needs beside the prompt.
     """
 
     file: Path
@@ -47,14 +48,19 @@ class Exported:
 
 
 def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exported:
-    """Write `folder/pytorch_lora_weights.safetensors` with a model card, and on request the same for ComfyUI.
+    """Write `folder/pytorch_lora_weights.safetensors`, a model card and, with `comfy`, a LoRA file for ComfyUI.
 
-    Raises Tdmr1Error if one of the files is there already, or if the LoRA does not draw the same.
+    Raises Tdmr1Error if a file already exists, if the LoRA does not reproduce the images, or if writing fails.
     """
     names = [WEIGHT_FILE, CARD, *([COMFY_FILE] if comfy else [])]
     for name in names:
         if (folder / name).exists():
-            raise Tdmr1Error(f"{folder / name} is already there", "choose another --output, or remove it first")
+            raise Tdmr1Error(
+                f"{folder / name} already exists",
+                "choose another --output, or remove the file first",
+                code="file-exists",
+                values={"path": str(folder / name)},
+            )
     backbone, model_files = engine.roles.backbone, engine.model_files
     assert isinstance(backbone, PipelineBackbone)
     assert model_files is not None
@@ -70,8 +76,11 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
         difference, images = _compare(engine, backbone, model_files, building, call)
         if difference > 1:
             raise Tdmr1Error(
-                f"the exported LoRA draws other pictures: a pixel differs by {difference} of 255",
-                "nothing was written; please report this with `tdmr1 doctor`",
+                f"the exported LoRA does not reproduce the images of the run: a pixel differs by {difference} of 255, "
+                "expected at most 1",
+                "nothing was written; please report this with the output of `tdmr1 doctor`",
+                code="export-mismatch",
+                values={"difference": difference, "images": images},
             )
         card = model_card(model_files, metadata, call, engine.prompts[0].text, difference, images)
         (building / CARD).write_text(card, encoding="utf-8")
@@ -79,14 +88,19 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
         for name in names:
             os.replace(building / name, folder / name)
     except OSError as error:
-        raise Tdmr1Error(f"{folder} can't be written: {error.strerror}", "choose another --output") from error
+        raise Tdmr1Error(
+            f"{folder} cannot be written: {error.strerror}",
+            "choose another --output",
+            code="not-writable",
+            values={"path": str(folder), "reason": error.strerror},
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Exported(folder / WEIGHT_FILE, folder / COMFY_FILE if comfy else None, difference, images, call)
 
 
 def exported_of(folder: Path, iteration: int) -> Path | None:
-    """The LoRA in a folder, if it says that it is of that iteration."""
+    """The exported LoRA in a folder, if its metadata names this iteration; otherwise None."""
     file = folder / WEIGHT_FILE
     try:
         with safe_open(file, "pt") as opened:
@@ -97,7 +111,7 @@ def exported_of(folder: Path, iteration: int) -> Path | None:
 
 
 def _call(engine: Engine, backbone: PipelineBackbone) -> dict[str, Any]:
-    """The arguments of the pipeline's call that mean our sampling; its scheduler shifts the sigmas that it is given."""
+    """The arguments with which the pipeline samples as the engine does. Its scheduler applies the shift to `sigmas`."""
     height, width = engine.size
     shift = backbone.pipeline.scheduler.config.shift
     return {
@@ -110,9 +124,9 @@ def _call(engine: Engine, backbone: PipelineBackbone) -> dict[str, Any]:
 
 
 def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> dict[str, str]:
-    """What the file says of itself, beside the adapter's config that diffusers reads; every value is text."""
+    """The metadata of the LoRA file, as text, without the adapter config that diffusers reads."""
     config = engine.config
-    told = {
+    values = {
         "base_model": engine.entry.base,
         "base_revision": model_files.revision or "",
         "family": model_files.family.name,
@@ -131,16 +145,16 @@ def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> 
         "pipeline_call": call,
         "versions": versions(),
     }
-    return {f"tdmr1.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+    return {f"tdmr1.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
 def _compare(
     engine: Engine, backbone: PipelineBackbone, model_files: ModelFiles, lora: Path, call: dict[str, Any]
 ) -> tuple[int, int]:
-    """Largest pixel difference between our sampling and diffusers' own call with the file loaded, and of how many.
+    """Compare the engine's images with those of a diffusers pipeline that loaded the exported file.
 
-    Both take Euler steps, as the pipeline's own scheduler does. The pipeline gets a denoiser freshly read from disk.
-    Both compute in the precision of latents, with the weights as they are held: rounding differently hides nothing.
+    Returns the largest pixel difference and the number of images. The pipeline has a denoiser newly read from disk.
+    Both use Euler steps and the same precision, so that rounding does not differ.
     """
     prompts, seed = engine.prompts[:COMPARED_PROMPTS], engine.config.evaluation.seed
     pipeline = backbone.pipeline_with_denoiser(model_files.folder)

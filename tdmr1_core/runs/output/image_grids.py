@@ -1,4 +1,4 @@
-"""Grids of samples as PNG files that people look at."""
+"""Image grids of samples, written as PNG files."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 CAPTION_HEIGHT = 22
 GAP = 4
-LEAST_CELL = 72
-"""Small pictures are enlarged, pixel by pixel, to at least this many pixels."""
+MIN_CELL_SIZE = 72
+"""Smaller images are enlarged by a whole factor to at least this height and width, in pixels."""
 
 
 def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
-    """Write images uint8 (N, height, width, 3) as a grid with `columns` images a row."""
+    """Write images uint8 (N, height, width, 3) as a grid with `columns` images per row."""
     _grid(images, columns).save(path)
 
 
 def save_before_after(
     before: np.ndarray, after: np.ndarray, captions: Sequence[str], titles: tuple[str, str], path: Path
 ) -> None:
-    """Write pairs of rows: for each caption its images before and after, (captions, columns, height, width, 3) each."""
+    """Write one row per caption: its images before on the left, its images after on the right.
+
+    `before` and `after` are uint8 (captions, columns, height, width, 3); `titles` are the headings of the two sides.
+    """
     blocks = []
-    for caption, former, latter in zip(captions, before, after, strict=True):
-        left, right = _grid(former, len(former)), _grid(latter, len(latter))
+    for caption, images_before, images_after in zip(captions, before, after, strict=True):
+        left, right = _grid(images_before, len(images_before)), _grid(images_after, len(images_after))
         block = Image.new("RGB", (left.width + 5 * GAP + right.width, CAPTION_HEIGHT + left.height), "white")
         pen = ImageDraw.Draw(block)
         font = ImageFont.load_default(14)
@@ -44,7 +47,7 @@ def save_before_after(
 
 def _grid(images: np.ndarray, columns: int) -> Image.Image:
     count, height, width, _ = images.shape
-    factor = max(1, -(-LEAST_CELL // min(height, width)))
+    factor = max(1, -(-MIN_CELL_SIZE // min(height, width)))
     rows = -(-count // columns)
     cell_height, cell_width = height * factor + GAP, width * factor + GAP
     sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), "white")

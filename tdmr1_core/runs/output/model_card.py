@@ -1,4 +1,4 @@
-"""The README.md of an exported LoRA: what it is, how to draw with it, and what was checked."""
+"""The README.md of an exported LoRA: what it is, how to use it, and how it was checked."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def model_card(
     largest_difference: int,
     images: int,
 ) -> str:
-    """A model card with the front matter of the hub and a script that draws the same pictures as the run."""
+    """A model card with the front matter of the Hugging Face hub and a script that samples as the run does."""
     entry = model_files.entry
-    told = {name.removeprefix("tdmr1."): value for name, value in metadata.items()}
-    rewards = json.loads(told["rewards"])
+    details = {name.removeprefix("tdmr1."): value for name, value in metadata.items()}
+    rewards = json.loads(details["rewards"])
     trained = (
         f"reinforced with {', '.join(f'`{name}` (weight {weight:g})' for name, weight in rewards.items())}"
         if rewards
         else "distilled from its multi-step teacher, without any reward"
     )
     revision = f" at revision `{model_files.revision}`" if model_files.revision else ""
-    started = model_files.lora.path.name if model_files.lora else "the base itself"
+    origin = f"the LoRA {model_files.lora.path.name}" if model_files.lora else "the base model"
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["lora", "tdmr1", "few-step"]}
     if "/" in entry.base and not entry.base.startswith("/"):
         front |= {"base_model": entry.base}
@@ -39,36 +39,36 @@ def model_card(
         "",
         f"# {entry.name}, {trained}",
         "",
-        f"A LoRA for `{entry.base}`{revision}, which draws in {told['steps']} steps without guidance. It began as",
-        f"{started} and was trained for {told['iteration']} iterations of tdmr1 (settings {told['config_hash']}).",
-        "Its adapter scale is 1: nothing is to be multiplied.",
+        f"A LoRA for `{entry.base}`{revision}. It samples in {details['steps']} steps without guidance. It was trained",
+        f"from {origin} for {details['iteration']} iterations of tdmr1 (settings {details['config_hash']}).",
+        "Use it with an adapter scale of 1.",
         "",
         "```python",
         *script(model_files, call, prompt).splitlines(),
         "```",
         "",
-        f"Before it was written, a pipeline freshly read from disk drew {images} of the run's own pictures with it;",
-        f"the largest difference of a pixel was {largest_difference} of 255.",
+        f"The export was checked: a new diffusers pipeline with this LoRA reproduced {images} images of the run. The",
+        f"largest difference of a pixel value was {largest_difference} (of 0 to 255).",
         "",
-        *_other_sampler(told["sampler"]),
-        f"The base's licence ({entry.licence}) applies to what is made with it.",
+        *_other_sampler(details["sampler"]),
+        f"The license of the base model ({entry.licence}) applies to this LoRA and to its images.",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | `{value}` |" for name, value in told.items() if name not in ("versions", "pipeline_call")),
+        *(f"| {name} | `{value}` |" for name, value in details.items() if name not in ("versions", "pipeline_call")),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _other_sampler(sampler: str) -> list[str]:
-    """What is to be known of a run that did not sample as the call above does."""
+    """A note if the run used another sampler than the script."""
     if sampler == "euler":
         return []
-    return [f"The run sampled with {sampler}; the call above takes Euler steps on the same noise levels.", ""]
+    return [f"The run sampled with {sampler}; the script above uses Euler steps on the same noise levels.", ""]
 
 
 def script(model_files: ModelFiles, call: Mapping[str, Any], prompt: str) -> str:
-    """A script without tdmr1 that draws a picture with the LoRA beside it."""
+    """A Python script without tdmr1 that samples an image with the LoRA file in the same folder."""
     absent = "".join(f", {name}=None" for name in model_files.absent)
     arguments = "".join(f"    {name}={value!r},\n" for name, value in call.items())
     return (
@@ -77,10 +77,10 @@ def script(model_files: ModelFiles, call: Mapping[str, Any], prompt: str) -> str
         f"\n"
         f"pipeline = {model_files.family.pipeline}.from_pretrained({model_files.entry.base!r}{absent})\n"
         f'pipeline.load_lora_weights(".", weight_name="{WEIGHT_FILE}")\n'
-        f"picture = pipeline(\n"
+        f"image = pipeline(\n"
         f"    {prompt!r},\n"
         f"{arguments}"
         f"    generator=torch.Generator().manual_seed(0),\n"
         f").images[0]\n"
-        f'picture.save("picture.png")\n'
+        f'image.save("image.png")\n'
     )

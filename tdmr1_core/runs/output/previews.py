@@ -1,4 +1,4 @@
-"""The same prompts and noises as ever, as the generator draws them now: pictures of a run that people look at."""
+"""Image grids of a run, to look at: the same prompts and noises at every iteration."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ PROMPTS, COLUMNS = 6, 8
 
 
 def save_preview(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> None:
-    """Write a grid of the averaged generator's pictures into a run folder's samples."""
-    pictures = _draw(engine, prompts)
+    """Write a grid of the averaged generator's images into `samples/` of a run folder."""
+    samples = _sample(engine, prompts)
     path = folder / SAMPLES / f"step-{engine.iteration_index:06d}.png"
     with translate_write_errors(folder):
-        save_grid(pictures.images, COLUMNS, path)
+        save_grid(samples.images, COLUMNS, path)
 
 
 def save_comparison(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> Path:
-    """Write the pictures of the weights the run started from beside those of the averaged ones it ended with."""
-    after = _draw(engine, prompts)
-    ended = engine.roles.weights(GENERATOR_EMA)
+    """Write a grid that compares the weights at the start of the run with the averaged weights at its end."""
+    after = _sample(engine, prompts)
+    final_weights = engine.roles.weights(GENERATOR_EMA)
     engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-    before = _draw(engine, prompts)
-    engine.roles.load(GENERATOR_EMA, ended, "the end of the run")
+    before = _sample(engine, prompts)
+    engine.roles.load(GENERATOR_EMA, final_weights, "the end of the run")
     captions = [prompt.text for prompt in after.prompts[::COLUMNS]]
     shape = (len(captions), COLUMNS, *after.images.shape[1:])
     path = folder / BEFORE_AFTER
@@ -40,6 +40,6 @@ def save_comparison(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> 
     return path
 
 
-def _draw(engine: Engine, prompts: Sequence[Prompt]) -> EvaluationImages:
+def _sample(engine: Engine, prompts: Sequence[Prompt]) -> EvaluationImages:
     step = max(1, len(prompts) // PROMPTS)
     return sample_images(engine, GENERATOR_EMA, prompts[::step][:PROMPTS], COLUMNS, engine.config.evaluation.seed)
