@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from support.errors import raises
 
 from tdmr1_core.config_loading import parse_assignments, read_preset, resolve
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.runs.probe import probe
 
 pytestmark = pytest.mark.learning
@@ -33,5 +33,5 @@ def test_a_surrogate_of_permuted_advantages_learns_nothing():
 
 
 def test_a_probe_needs_a_reward_term():
-    with pytest.raises(Tdmr1Error, match="needs a reward"):
+    with raises("setting-conflict", reward_scale=0):
         probe(engine("generator.reward_scale=0", "batch.groups=1", "batch.group_size=2"))

@@ -126,9 +126,7 @@ class Drift:
     def __str__(self) -> str:
         subject = self.name.partition("/")[2].replace("_", " ")
         verb = "rose" if self.change > 0 else "fell"
-        return (
-            f"{subject} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
-        )
+        return f"{subject} {verb} from {self.before.mean:.3g} to {self.after.mean:.3g} ({self.size:+.1f} deviations)"
 
 
 def drifts(first: GuardReading, now: GuardReading) -> list[Drift]:

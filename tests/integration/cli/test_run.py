@@ -128,7 +128,7 @@ def test_exporting_a_run(trained, tdmr1, tmp_path):
     document = json.loads(tdmr1("export", folder, "--output", tmp_path / "lora", "--json").stdout)
     assert document["largest_difference"] <= 1
     assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file()
-    assert "is already there" in tdmr1("export", folder, "--output", tmp_path / "lora", code=2).stderr
+    assert "[file-exists]" in tdmr1("export", folder, "--output", tmp_path / "lora", code=2).stderr
 
 
 def test_probing_says_whether_the_surrogate_learnt(packaged_model, tdmr1):
