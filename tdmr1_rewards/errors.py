@@ -61,7 +61,7 @@ CODES = {
     "lora-note": "Warning: how a LoRA file was read.",
     # Rewards
     "reward-unknown": "A reward with this name is not registered.",
-    "reward-name-conflict": "The name of a reward is in use: two plugins register it, or `rewards new` would use it again.",
+    "reward-name-conflict": "The name of a reward is already used by another plugin, reward or module.",
     "reward-source": "The source of a reward is not of a known form.",
     "reward-spec": "The RewardSpec of a reward has an invalid field, or is for another version of the reward API.",
     "reward-import": "The module, file or function of a reward cannot be imported.",
