@@ -1,1 +1,1 @@
-"""LoRA files of other toolkits: names, ranks and metadata."""
+"""Reads and writes LoRA files of several toolkits: keys, ranks, alphas and metadata."""

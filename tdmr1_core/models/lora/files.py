@@ -1,7 +1,7 @@
-"""LoRA files: diffusers', PEFT's and kohya's safetensors, and the published list of tensors without names.
+"""LoRA files: safetensors of diffusers, PEFT and kohya, and the authors' published list of tensors without names.
 
-Reading unpickles nothing: torch.load runs with `weights_only=True`. A file is fitted to the network's skeleton, so that
-whatever is wrong with it is said before any weight of the network is loaded.
+No pickle is executed: torch.load runs with `weights_only=True`. A file is matched to the network on the meta device, so
+that every error is found before the weights of the network are loaded.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch import Tensor
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.lora.key_names import parse_key
-from tdmr1_core.models.lora.matching import RawLora, fitted, named_by_position
+from tdmr1_core.models.lora.matching import RawLora, match_by_name, name_by_position
 from tdmr1_core.models.lora.metadata import PREFIX, WEIGHT_FILE, adapter_settings, open_safetensors, weight_file
 from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.roles import LoraShape, LoraWeights, Roles
 
 COMFY_FILE = "comfyui_lora.safetensors"
 NAMELESS = "ema_parameters"
-"""Where the published checkpoints keep their list of tensors."""
-BY_POSITION = "by position: two tensors of one shape that had changed places could not be noticed"
+"""The key of the list of tensors in the published checkpoints."""
+BY_POSITION = "matched by position, so swapped tensors of the same shape cannot be detected"
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as read from disk, with the adapter scale folded into its B matrices."""
+    """A LoRA read from disk. Its B matrices are multiplied by the adapter scale."""
 
     path: Path
     sha256: str
@@ -43,11 +43,11 @@ class LoraFile:
     shape: LoraShape
     weights: LoraWeights
     scale: float
-    """The adapter scale that was folded in."""
+    """The adapter scale that the B matrices were multiplied by."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was loaded, as plain data."""
+        """A description as plain data, for the header of a run's config.yaml."""
         return {
             "file": str(self.path),
             "sha256": self.sha256,
@@ -59,7 +59,7 @@ class LoraFile:
         }
 
     def __str__(self) -> str:
-        scale = "" if self.scale == 1 else f", adapter scale {self.scale:g} folded in"
+        scale = "" if self.scale == 1 else f", adapter scale {self.scale:g} applied"
         return (
             f"{len(self.weights)} weights of {self.path} ({self.layout}), rank {self.shape.rank}, "
             f"alpha {self.shape.alpha:g}{scale}, sha256 {self.sha256[:16]}"
@@ -68,29 +68,34 @@ class LoraFile:
 
 def read_lora(
     path: Path,
-    skeleton: MetaNetwork,
+    network: MetaNetwork,
     expected: LoraShape,
     *,
     alpha: float | Literal["rank"] | None = None,
     scale: float = 1.0,
 ) -> LoraFile:
-    """Read a LoRA file, or the one inside a directory, for this network.
+    """Read a LoRA file, or the one in a directory, for this network.
 
-    `expected` says rank, alpha and targets of a list without names, which says none of them; `alpha` is taken where a
-    file with names doesn't say it. Raises Tdmr1Error for a file that is missing, damaged, holds more than tensors or
-    does not fit, and for one that doesn't say its alpha where none is given: a wrong alpha is silently wrong.
+    `expected` is the shape of a list without names; it cannot be read from such a file. `alpha` is used for a file with
+    names that does not contain its alpha. Raises Tdmr1Error if the file is missing, damaged, holds more than tensors or
+    does not fit, and if the alpha is unknown: a wrong alpha changes the images without any error.
     """
     path = weight_file(path)
     raw = (_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)).widened()
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(raw.tensors, list):
-        weights = named_by_position(raw.tensors, skeleton, expected, path)
-        layout, shape = f"the published list without names, {BY_POSITION}", expected
+        weights = name_by_position(raw.tensors, network, expected, path)
+        layout, shape = f"published list without names, {BY_POSITION}", expected
     else:
-        layout, shape, weights = fitted(raw, skeleton, expected.targets, alpha, path)
+        layout, shape, weights = match_by_name(raw, network, expected.targets, alpha, path)
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
-        raise Tdmr1Error(f"{path} holds numbers that are not finite", "download or export it again")
+        raise Tdmr1Error(
+            f"{path} holds weights that are not finite",
+            "download or export it again",
+            code="lora-unreadable",
+            values={"path": str(path)},
+        )
     if scale != 1:
         weights = {name: weight * scale if ".lora_B." in name else weight for name, weight in weights.items()}
     return LoraFile(path, sha256, layout, shape, weights, scale)
@@ -104,7 +109,7 @@ def _read_safetensors(path: Path) -> RawLora:
 
 
 def _read_torch(path: Path) -> RawLora:
-    """A file of torch.save, of which tensors and plain containers alone are read."""
+    """Read a file of torch.save that holds only tensors and plain containers."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -112,8 +117,10 @@ def _read_torch(path: Path) -> RawLora:
         if found is None:
             raise _damaged(path) from error
         raise Tdmr1Error(
-            f"{path} holds more than tensors ({found[1]}), which could run code when it is loaded",
-            "use a safetensors file, or one of torch.save with nothing but tensors",
+            f"{path} holds the Python object {found[1]}, which could run code when the file is loaded",
+            "use a safetensors file, or a file of torch.save that holds only tensors",
+            code="lora-unreadable",
+            values={"path": str(path), "object": found[1]},
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _damaged(path) from error
@@ -122,15 +129,25 @@ def _read_torch(path: Path) -> RawLora:
         return RawLora([item.detach() for item in tensors], {})
     if isinstance(tensors, dict) and any(isinstance(key, str) and parse_key(key) for key in tensors):
         return RawLora({str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}, {})
-    raise Tdmr1Error(f"{path} holds neither a LoRA nor a list {NAMELESS!r} of tensors", "give a LoRA file")
+    raise Tdmr1Error(
+        f"{path} holds neither LoRA weights by name nor a list {NAMELESS!r} of tensors",
+        "give a LoRA file",
+        code="lora-keys",
+        values={"path": str(path)},
+    )
 
 
 def _damaged(path: Path) -> Tdmr1Error:
-    return Tdmr1Error(f"{path} is cut short, or no file of torch.save with tensors alone", "download it again")
+    return Tdmr1Error(
+        f"{path} is truncated, or is not a file of torch.save that holds only tensors",
+        "download it again",
+        code="lora-unreadable",
+        values={"path": str(path)},
+    )
 
 
 def write_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str]) -> Path:
-    """Save a role as diffusers saves LoRAs, with the metadata that keeps alpha and more of it. Returns the file."""
+    """Save a role in the layout of diffusers, with PEFT's adapter config in the metadata. Returns the file."""
     config = roles.peft_config(role)
     packed = {f"{PREFIX}{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     header = {**metadata, "format": "pt", "lora_adapter_metadata": json.dumps(packed, indent=2, sort_keys=True)}
@@ -140,7 +157,7 @@ def write_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str
 
 
 def write_comfy_lora(roles: Roles, role: str, folder: Path, metadata: Mapping[str, str], family: Family) -> Path:
-    """Save a role for ComfyUI: kohya's parts, each with its alpha, on diffusers' module names. Returns the file."""
+    """Save a role for ComfyUI: kohya's part names and an alpha for each of diffusers' modules. Returns the file."""
     prefix, parts = family.comfy_prefix, {"lora_A": "lora_down", "lora_B": "lora_up"}
     weights: dict[str, Tensor] = {}
     for name, weight in roles.weights(role).items():

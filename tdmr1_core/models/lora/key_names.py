@@ -1,4 +1,4 @@
-"""The many names of one LoRA weight: diffusers, PEFT, kohya and the models' own, told apart and made canonical."""
+"""Keys of LoRA files: the names of diffusers, PEFT, kohya and the models' original code, mapped to module names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Part = Literal["down", "up", "alpha"]
 
 PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
-"""Of kohya's names, in which every dot of the module is an underscore."""
+"""The prefixes of kohya's names. In the rest of these names, underscores replace the dots of the module name."""
 TEXT_ENCODERS = ("text_encoder", "lora_te", "text_model")
 OTHER_METHODS = {
     "dora_scale": "DoRA",
@@ -24,7 +24,7 @@ OTHER_METHODS = {
     ".diff": "weight difference",
     "lora_mid": "Tucker-decomposed LoRA",
 }
-"""Parts of names that tell of an adapter that is not a plain LoRA."""
+"""Parts of keys that identify an adapter that is not a plain LoRA, with the name of the method."""
 
 _PARTS: dict[str, Part] = {
     "lora_A": "down",
@@ -60,21 +60,24 @@ _ORIGINAL: dict[str, dict[str, tuple[str, ...]]] = {
         "attention.out": ("attention.to_out.0",),
     },
 }
-"""What the models' own code calls the modules of a block; a fused one stands for several of diffusers'."""
+"""The module names inside a block in the models' original code, with diffusers' names of the same layers.
+
+A fused module has several names: its rows are those of the diffusers modules, one after the other.
+"""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a LoRA file taken apart."""
+    """A parsed key of a LoRA file."""
 
     module: str
     part: Part
     flat: bool
-    """Whether the module's dots are underscores."""
+    """Whether underscores replace the dots of the module name."""
 
 
 def parse_key(key: str) -> Key | None:
-    """The module and part that a key names, without prefix; None for one that is no LoRA weight."""
+    """Parse a key and remove its prefix; None if the key is not one of a LoRA."""
     match = _NAME.fullmatch(key)
     if match is None:
         return None
@@ -88,17 +91,21 @@ def parse_key(key: str) -> Key | None:
 
 
 def module_names(family: Family, linears: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What each name of a module stands for: diffusers' own name, or the parts of a fused module in their order."""
+    """The diffusers modules of each known module name: the module itself, or the parts of a fused module in order.
+
+    `linears` are the names of the linear layers of the network.
+    """
     known: dict[str, tuple[str, ...]] = {name: (name,) for name in linears}
-    ours, theirs = _BLOCKS[family.name]
+    diffusers_block, original_block = _BLOCKS[family.name]
     for block in {match[0] for name in known if (match := re.match(r".+?\.\d+(?=\.)", name))}:
         for original, parts in _ORIGINAL[family.name].items():
             names = tuple(f"{block}.{part}" for part in parts)
             if all(name in known for name in names):
-                known.setdefault(f"{block.replace(ours, theirs, 1) if ours else block}.{original}", names)
+                renamed = block.replace(diffusers_block, original_block, 1) if diffusers_block else block
+                known.setdefault(f"{renamed}.{original}", names)
     return known
 
 
-def flattened(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The same with underscores for dots, as kohya writes them."""
+def flatten_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The same mapping with underscores instead of dots in its keys, as in kohya's names."""
     return {name.replace(".", "_"): parts for name, parts in names.items()}

@@ -1,4 +1,4 @@
-"""Which file a LoRA is, and what it says of itself before any of its numbers is read; torch is not needed for it."""
+"""Finds a LoRA file and reads its metadata. It reads no tensors and does not need torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREFIX = "transformer."
 
 
 def weight_file(path: Path) -> Path:
-    """The file itself, or the one in a directory. Raises Tdmr1Error where there is none."""
+    """The path itself, or the LoRA file in a directory. Raises Tdmr1Error if there is none."""
     if path.is_dir():
         for name in (WEIGHT_FILE, PEFT_FILE):
             if (path / name).is_file():
@@ -30,42 +30,55 @@ def weight_file(path: Path) -> Path:
             return found[0]
         path = path / WEIGHT_FILE
     if not path.is_file():
-        raise Tdmr1Error(f"there is no LoRA file {path}", "give a .safetensors or .ckpt file, or its directory")
+        raise Tdmr1Error(
+            f"the LoRA file {path} does not exist",
+            "give a .safetensors or .ckpt file, or its directory",
+            code="lora-missing",
+            values={"path": str(path)},
+        )
     return path
 
 
 @contextmanager
 def open_safetensors(path: Path, framework: Literal["pt", "np"]) -> Iterator[Any]:
-    """A file to read from. Raises Tdmr1Error for one that is damaged."""
+    """Open a safetensors file. Raises Tdmr1Error if it is damaged."""
     try:
         with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise Tdmr1Error(
-            f"{path} is not a readable safetensors file: {error}", "download or export it again"
+            f"{path} is not a readable safetensors file: {error}",
+            "download or export it again",
+            code="lora-unreadable",
+            values={"path": str(path)},
         ) from error
 
 
 def adapter_settings(metadata: Mapping[str, str], path: Path) -> tuple[dict[str, Any], float | None]:
-    """PEFT's adapter config, from the file's metadata or its neighbour, and kohya's alpha of the whole network.
+    """PEFT's adapter config and kohya's alpha for the whole network; empty and None if the file has none.
 
-    Raises Tdmr1Error where either is damaged.
+    The config is in the file's metadata, or in adapter_config.json beside it. Raises Tdmr1Error if it is damaged.
     """
     try:
         packed = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         config = {key.removeprefix(PREFIX): value for key, value in packed.items() if key.startswith(PREFIX)}
-        neighbour = path.with_name(PEFT_CONFIG)
-        if not config and neighbour.is_file():
-            config = dict(json.loads(neighbour.read_text(encoding="utf-8")))
+        beside = path.with_name(PEFT_CONFIG)
+        if not config and beside.is_file():
+            config = dict(json.loads(beside.read_text(encoding="utf-8")))
         _check_config(config)
         network_alpha = metadata.get("ss_network_alpha")
         return config, float(network_alpha) if network_alpha not in (None, "None") else None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Tdmr1Error(f"the metadata of {path} is damaged: {error}", "download or export it again") from error
+        raise Tdmr1Error(
+            f"the metadata of {path} is damaged: {error}",
+            "download or export it again",
+            code="lora-unreadable",
+            values={"path": str(path)},
+        ) from error
 
 
-def says_alpha(path: Path) -> bool:
-    """Whether a LoRA in safetensors says its alpha; not where it is elsewhere, or damaged, which loading it tells."""
+def has_alpha(path: Path) -> bool:
+    """Whether a LoRA file contains its alpha. False for a missing or damaged file, which loading reports."""
     try:
         path = weight_file(path)
         if path.suffix != ".safetensors":
@@ -75,16 +88,16 @@ def says_alpha(path: Path) -> bool:
         config, network_alpha = adapter_settings(metadata, path)
     except Tdmr1Error:
         return False
-    own = any(key is not None and key.part == "alpha" for key in keys)
-    return own or network_alpha is not None or "lora_alpha" in config
+    per_module = any(key is not None and key.part == "alpha" for key in keys)
+    return per_module or network_alpha is not None or "lora_alpha" in config
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for an adapter's config with a rank, alpha or target modules that are none."""
+    """Raise ValueError for an adapter config whose rank, alpha or target modules have a wrong type or value."""
     rank, alpha, targets = config.get("r", 1), config.get("lora_alpha", 1), config.get("target_modules") or []
     if not isinstance(rank, int):
-        raise ValueError(f"its rank is {rank!r}")
+        raise ValueError(f"the rank is {rank!r}, not an integer")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ValueError(f"its alpha is {alpha!r}")
+        raise ValueError(f"alpha is {alpha!r}, not a finite number")
     if not isinstance(targets, str | list) or not all(isinstance(target, str) for target in targets):
-        raise ValueError(f"its target modules are {targets!r}")
+        raise ValueError(f"the target modules are {targets!r}, not text or a list of texts")

@@ -91,7 +91,7 @@ def _obsolete(folder: Path, newest: Path, keep: int) -> list[Path]:
     if good is None and (folder / GOOD).exists():
         warn(
             f"{folder / GOOD} names no checkpoint, so no checkpoint is deleted",
-            code="checkpoint-pointer",
+            code="checkpoint-damaged",
             path=str(folder / GOOD),
         )
         return []
@@ -210,7 +210,7 @@ def latest_checkpoint(folder: Path) -> Path:
         if folder / named not in candidates:
             warn(
                 f"{pointer} names the checkpoint {named}, which does not exist",
-                code="checkpoint-pointer",
+                code="checkpoint-damaged",
                 path=str(pointer),
                 checkpoint=named,
             )
@@ -251,7 +251,7 @@ def _fallback(folder: Path) -> str | None:
         substitute = f"{used}, the last checkpoint without a guard alarm" if used else "the newest intact checkpoint"
         warn(
             f"{pointer} names no checkpoint; using {substitute}",
-            code="checkpoint-pointer",
+            code="checkpoint-damaged",
             path=str(pointer),
             used=used,
         )
