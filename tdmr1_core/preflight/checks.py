@@ -16,7 +16,7 @@ from typing import Any
 from tdmr1_core.config import RewardConfig, RunConfig, Section
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
-from tdmr1_core.models.lora.metadata import says_alpha
+from tdmr1_core.models.lora.metadata import has_alpha
 from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES, trained_directions
 
 ONE_SIDED_TRUST_REGION = 1.0
@@ -206,7 +206,7 @@ INEFFECTIVE = (
     ),
     Ineffective(
         "model.alpha",
-        lambda s: s.starts_from_lora and says_alpha(s.lora_path),
+        lambda s: s.starts_from_lora and has_alpha(s.lora_path),
         "the few-step LoRA file stores its alpha",
     ),
     # Steps and batch

@@ -13,7 +13,7 @@ from tdmr1_core.algorithm.advantages import group_advantages
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, preset_names, read_preset, resolve
 from tdmr1_core.models.entry import ModelEntry
-from tdmr1_core.models.lora.metadata import says_alpha
+from tdmr1_core.models.lora.metadata import has_alpha
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.resolved import resolve_run
 
@@ -209,12 +209,12 @@ def test_alpha_is_read_from_metadata_neighbouring_files_and_tensors(tmp_path):
     save_file(tensors, tmp_path / "kohya.safetensors", metadata={"ss_network_alpha": "4"})
     save_file({**tensors, "a.alpha": torch.tensor(4.0)}, tmp_path / "own.safetensors")
     save_file(tensors, tmp_path / "silent.safetensors")
-    assert [says_alpha(tmp_path / f"{name}.safetensors") for name in ("kohya", "own", "silent")] == [True, True, False]
+    assert [has_alpha(tmp_path / f"{name}.safetensors") for name in ("kohya", "own", "silent")] == [True, True, False]
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
-    assert says_alpha(tmp_path / "silent.safetensors")
+    assert has_alpha(tmp_path / "silent.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
-    assert not says_alpha(tmp_path / "damaged.safetensors")
-    assert not says_alpha(tmp_path / "absent.safetensors")
+    assert not has_alpha(tmp_path / "damaged.safetensors")
+    assert not has_alpha(tmp_path / "absent.safetensors")
 
 
 def test_controls_are_not_contradictions():
