@@ -24,8 +24,7 @@ class Reference:
     `factory` is "module:attr", or {"file": path, "attr": name} for a Python file. With an `options_model`
     ("module:attr" of a RewardOptions class) the factory is called with the validated `options`, else without an
     argument. With an `adapter` ("module:attr") the factory is not called: adapter(factory, options, owner=…) returns
-    the reward.
-    `paths` are put first on sys.path. `modules` maps names of top-level modules to a file or a package folder.
+    the reward. `paths` are put first on sys.path. `modules` maps names of top-level modules to a file or a package folder.
     """
 
     factory: str | Mapping[str, str]
@@ -58,15 +57,15 @@ def portable(reference: Reference, python: Path | None) -> Reference:
     if not isinstance(reference.factory, str):
         return reference
     top = reference.factory.partition(":")[0].partition(".")[0]
-    place = _location(top)
-    if place is None or top == "tdmr1_rewards":
+    location = _location(top)
+    if location is None or top == "tdmr1_rewards":
         return reference
-    if place.parent in _installed_folders():
-        return replace(reference, modules={top: str(place)})
-    return replace(reference, paths=[str(place.parent)])
+    if location.parent in _installed_folders():
+        return replace(reference, modules={top: str(location)})
+    return replace(reference, paths=[str(location.parent)])
 
 
-def build(reference: Reference, owner: str) -> Reward:
+def build(reference: Reference, owner: object) -> Reward:
     """Import and build the reward. The options are validated before the factory is called.
 
     Raises Tdmr1Error, which starts with `owner`, for wrong options, and if the reward cannot be imported or built.
@@ -76,7 +75,7 @@ def build(reference: Reference, owner: str) -> Reward:
     factory = _load_factory(reference.factory, owner)
     try:
         if reference.adapter is not None:
-            reward = resolve(reference.adapter, owner)(factory, reference.options, owner=owner)
+            reward = resolve(reference.adapter, owner)(factory, reference.options, owner=str(owner))
         else:
             reward = factory(*arguments)
     except Tdmr1Error:
@@ -88,20 +87,20 @@ def build(reference: Reference, owner: str) -> Reward:
             f"{owner}: {reference.factory} returned a {type(reward).__name__}, which cannot be called",
             "return a Reward, or a function of a RewardBatch",
             code="reward-build",
-            values={"reward": owner, "factory": str(reference.factory), "type": type(reward).__name__},
+            values={"reward": str(owner), "factory": str(reference.factory), "type": type(reward).__name__},
         )
     return reward
 
 
-def build_failed(owner: str, error: Exception) -> Tdmr1Error:
+def build_failed(owner: object, error: Exception) -> Tdmr1Error:
     """The error for an exception of a factory."""
     described = describe_error(error)
     return Tdmr1Error(
-        f"{owner} cannot be built: {described}", code="reward-build", values={"reward": owner, "error": described}
+        f"{owner} cannot be built: {described}", code="reward-build", values={"reward": str(owner), "error": described}
     )
 
 
-def validated_options(reference: Reference, owner: str) -> Any:
+def validated_options(reference: Reference, owner: object) -> Any:
     """The options as an instance of their model. Raises Tdmr1Error if they are wrong or the model cannot be loaded."""
     assert reference.options_model is not None
     model = resolve(reference.options_model, owner)
@@ -112,22 +111,22 @@ def validated_options(reference: Reference, owner: str) -> Any:
             f"{owner}: {reference.options_model} is not a RewardOptions class",
             "derive it from tdmr1_rewards.RewardOptions",
             code="reward-spec",
-            values={"reward": owner, "field": "options", "found": reference.options_model},
+            values={"reward": str(owner), "field": "options", "found": reference.options_model},
         )
     return validate_options(model, reference.options, owner)
 
 
-def check_optionless(reference: Reference, owner: str) -> None:
+def check_optionless(reference: Reference, owner: object) -> None:
     """Raise Tdmr1Error if there are options and the reward takes none."""
     if reference.options and reference.options_model is None and reference.adapter is None:
         raise Tdmr1Error(
             f"{owner} takes no options, but got {', '.join(map(repr, reference.options))}",
             code="reward-options",
-            values={"reward": owner, "options": list(reference.options)},
+            values={"reward": str(owner), "options": list(reference.options)},
         )
 
 
-def resolve(name: str, owner: str) -> Any:
+def resolve(name: str, owner: object) -> Any:
     """Import the object "module:attr". Raises Tdmr1Error if that fails."""
     try:
         return pkgutil.resolve_name(name)
@@ -136,7 +135,7 @@ def resolve(name: str, owner: str) -> Any:
         raise Tdmr1Error(
             f"{owner}: {name} cannot be imported: {described}",
             code="reward-import",
-            values={"reward": owner, "source": name, "error": described},
+            values={"reward": str(owner), "source": name, "error": described},
         ) from error
 
 
@@ -157,7 +156,7 @@ def _installed_folders() -> set[Path]:
     return {Path(sysconfig.get_path(name)).absolute() for name in ("purelib", "platlib")}
 
 
-def _load_factory(factory: str | Mapping[str, str], owner: str) -> Any:
+def _load_factory(factory: str | Mapping[str, str], owner: object) -> Any:
     if isinstance(factory, str):
         return resolve(factory, owner)
     try:

@@ -154,7 +154,7 @@ class RewardRunner:
         return _gather(parts, lambda answers: self._scored(batch, applies, answers))
 
     def close(self) -> None:
-        """Cancel the queued calls, wait up to 5 seconds for running calls, and close every reward.
+        """Cancel the queued calls, wait up to `GRACE` seconds for running calls, and close every reward.
 
         Raises the error of the first reward that cannot be closed.
         """
