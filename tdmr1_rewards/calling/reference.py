@@ -24,7 +24,8 @@ class Reference:
     `factory` is "module:attr", or {"file": path, "attr": name} for a Python file. With an `options_model`
     ("module:attr" of a RewardOptions class) the factory is called with the validated `options`, else without an
     argument. With an `adapter` ("module:attr") the factory is not called: adapter(factory, options, owner=…) returns
-    the reward. `paths` are put first on sys.path. `modules` maps names of top-level modules to a file or a package folder.
+    the reward. `paths` are put first on sys.path. `modules` maps names of top-level modules to a file or a package
+    folder.
     """
 
     factory: str | Mapping[str, str]
