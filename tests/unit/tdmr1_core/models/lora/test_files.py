@@ -1,4 +1,4 @@
-"""LoRA files of every layout land on the right names, and one that does not fit is refused in a sentence."""
+"""LoRA files of every layout get the right names; files that do not fit raise an error with a code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, ZImageTransformer2DModel
 from safetensors.torch import save_file
+from support.errors import raises
 from support.pipelines import SD3_TARGETS, ZIMAGE_TARGETS, published_checkpoint
 
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import ATTENTION, FAMILIES, JOINT_ATTENTION
 from tdmr1_core.models.lora.files import read_lora
 from tdmr1_core.models.meta_network import MetaNetwork
@@ -54,17 +54,17 @@ KINDS = {
 
 
 class Case:
-    """A family's tiny network, and a random LoRA on it in the authors' layout."""
+    """A tiny network of a family, and a random LoRA for it in the published layout."""
 
     def __init__(self, family, folder):
         kind, config, published_targets, targets = KINDS[family]
-        self.skeleton = MetaNetwork(FAMILIES[family], config)
+        self.network = MetaNetwork(FAMILIES[family], config)
         self.expected = LoraShape(RANK, 2.0 * RANK, targets)
         self.file = folder / f"{family}.ckpt"
         self.weights = published_checkpoint(kind(**config), published_targets, self.file, RANK)
 
     def read(self, path, **options):
-        return read_lora(path, self.skeleton, self.expected, **options)
+        return read_lora(path, self.network, self.expected, **options)
 
     def saved(self, path, named, **metadata):
         save_file({key: weight.contiguous() for key, weight in named.items()}, path, metadata=metadata or None)
@@ -86,17 +86,17 @@ def same(found, wanted):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_the_published_layout_lands_on_the_right_names(case):
+def test_the_published_list_gets_the_right_names(case):
     lora = case.read(case.file)
     same(lora.weights, case.weights)
     assert lora.shape == case.expected
     assert lora.record["sha256"] == hashlib.sha256(case.file.read_bytes()).hexdigest()
     assert lora.record["weights"] == len(case.weights)
-    assert "changed places could not be noticed" in str(lora)
+    assert "matched by position" in lora.layout
 
 
-def test_the_published_loras_of_the_full_size_networks():
-    """Z-Image's has 8 tensors in each of 34 blocks; SD3.5's 16 in 24, but for the last block's text output."""
+def test_tensor_counts_of_the_full_size_networks():
+    """Z-Image: 8 tensors in each of 34 blocks. SD3.5: 16 in each of 24 blocks, without the last block's text output."""
     medium = SD3 | {"num_layers": 24, "num_attention_heads": 24, "dual_attention_layers": tuple(range(13))}
     for family, config, count in (("zimage", {}, 272), ("sd3", medium, 382)):
         names = MetaNetwork(FAMILIES[family], config).lora(LoraShape(32, 64.0, FAMILIES[family].targets))
@@ -104,14 +104,14 @@ def test_the_published_loras_of_the_full_size_networks():
         assert not any(".attn2." in name for name in names)
 
 
-def test_an_adapter_scale_is_folded_into_b(case):
+def test_an_adapter_scale_multiplies_the_b_matrices(case):
     lora = case.read(case.file, scale=0.125)
     for name, weight in case.weights.items():
         assert torch.equal(lora.weights[name], weight * (0.125 if ".lora_B." in name else 1))
     assert "0.125" in str(lora)
 
 
-def test_diffusers_and_peft_files(case, tmp_path):
+def test_diffusers_and_peft_files_are_read(case, tmp_path):
     packed = {"transformer.r": RANK, "transformer.lora_alpha": 3, "transformer.target_modules": case.expected.targets}
     metadata = {"lora_adapter_metadata": json.dumps(packed)}
     named = {f"transformer.{name}": weight for name, weight in case.weights.items()}
@@ -141,14 +141,14 @@ def kohya(weights, alpha, prefix="lora_unet_"):
     return named
 
 
-def test_kohyas_names_with_their_own_alpha(case, tmp_path):
+def test_kohya_names_with_an_alpha_per_module_are_read(case, tmp_path):
     lora = case.read(case.saved(tmp_path / "kohya.safetensors", kohya(case.weights, 6)))
     same(lora.weights, case.weights)
     assert (lora.shape.rank, lora.shape.alpha) == (RANK, 6)
     assert "kohya" in str(lora)
 
 
-def test_alphas_that_differ_become_one(sd3, tmp_path):
+def test_different_alphas_are_converted_to_one(sd3, tmp_path):
     named = kohya(sd3.weights, 6)
     changed = "transformer_blocks.1.attn.to_k"
     named[f"lora_unet_{changed.replace('.', '_')}.alpha"] = torch.tensor(3.0)
@@ -167,7 +167,7 @@ def test_alphas_that_differ_become_one(sd3, tmp_path):
         ("zimage", "layers.0.attention.out", ["layers.0.attention.to_out.0"]),
     ],
 )
-def test_fused_modules_of_the_models_own_code(tmp_path, family, fused, parts):
+def test_fused_modules_of_the_original_code_are_split(tmp_path, family, fused, parts):
     case = Case(family, tmp_path)
     rows = case.weights[f"{parts[0]}.lora_B.weight"].shape[0]
     down, up = torch.randn(RANK, 16), torch.randn(len(parts) * rows, RANK)
@@ -175,16 +175,15 @@ def test_fused_modules_of_the_models_own_code(tmp_path, family, fused, parts):
         named = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
         lora = case.read(case.saved(tmp_path / "fused.safetensors", named))
         assert {name.rsplit(".lora_", 1)[0] for name in lora.weights} == set(parts)
-        # What the LoRA adds to the fused weight is what it adds to the parts, one below another.
+        # The parts' updates, concatenated by rows, are the update of the fused weight.
         added = [lora.weights[f"{p}.lora_B.weight"] @ lora.weights[f"{p}.lora_A.weight"] for p in parts]
         torch.testing.assert_close(torch.cat(added), up @ down)
 
 
-def test_a_file_that_does_not_say_its_alpha(sd3, tmp_path):
+def test_a_file_without_alpha_needs_the_setting(sd3, tmp_path):
     file = sd3.saved(tmp_path / "lora.safetensors", {f"transformer.{n}": w for n, w in sd3.weights.items()})
-    with pytest.raises(Tdmr1Error, match="does not say its alpha") as caught:
+    with raises("lora-alpha", path=str(file), rank=RANK):
         sd3.read(file)
-    assert f"has {RANK}, its rank" in caught.value.hint
     assert sd3.read(file, alpha=7.0).shape.alpha == 7
     assert sd3.read(file, alpha="rank").shape.alpha == RANK
 
@@ -196,11 +195,11 @@ class Payload:
         return os.mkdir, ("harmed",)
 
 
-def test_a_pickle_payload_is_refused_and_does_nothing(sd3, tmp_path, monkeypatch):
+def test_a_pickle_payload_is_refused_and_not_executed(sd3, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "payload.ckpt"
     torch.save({"ema_parameters": list(sd3.weights.values()), "extra": Payload()}, file)
-    with pytest.raises(Tdmr1Error, match=r"holds more than tensors.*mkdir"):
+    with raises("lora-unreadable", object="posix.mkdir"):
         sd3.read(file)
     assert not (tmp_path / "harmed").exists()
 
@@ -215,61 +214,79 @@ def test_truncated_files_are_refused(sd3, tmp_path):
         ("c.safetensors", safe[:-100]),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(Tdmr1Error, match=r"cut short|not a readable") as caught:
+        with raises("lora-unreadable", path=str(tmp_path / name)) as caught:
             sd3.read(tmp_path / name)
         assert "download" in caught.value.hint
 
 
-def wrong_lists(case):
-    tensors = list(case.weights.values())
-    wider = [torch.zeros(RANK, 17), *tensors[1:]]
-    return {
-        "holds 29 tensors, but a LoRA on this": tensors[:-1],
-        r"tensor 0 of .* is \(4, 17\), but": wider,
-        "rank 5, not 4": [torch.zeros(5, 16), *tensors[1:]],
-        "not finite": [torch.full((RANK, 16), torch.nan), *tensors[1:]],
-        "neither a LoRA nor a list": [],
-    }
+WRONG_LISTS = {
+    "one tensor less": ("lora-mismatch", {"tensors": 29, "expected": 30}, lambda tensors: tensors[:-1]),
+    "wider": (
+        "lora-mismatch",
+        {"position": 0, "shape": [4, 17], "expected": [4, 16]},
+        lambda tensors: [torch.zeros(RANK, 17), *tensors[1:]],
+    ),
+    "rank 5": ("lora-mismatch", {"rank": 5, "expected": 4}, lambda tensors: [torch.zeros(5, 16), *tensors[1:]]),
+    "not finite": ("lora-unreadable", {}, lambda tensors: [torch.full((RANK, 16), torch.nan), *tensors[1:]]),
+    "empty": ("lora-keys", {}, lambda tensors: []),
+}
 
 
-@pytest.mark.parametrize("said", ["holds 29 tensors", "tensor 0", "rank 5", "not finite", "neither a LoRA"])
-def test_lists_that_do_not_fit(sd3, tmp_path, said):
-    ((pattern, tensors),) = [item for item in wrong_lists(sd3).items() if item[0].startswith(said)]
-    torch.save({"ema_parameters": tensors}, tmp_path / "wrong.ckpt")
-    with pytest.raises(Tdmr1Error, match=pattern) as caught:
-        sd3.read(tmp_path / "wrong.ckpt")
+@pytest.mark.parametrize(("code", "values", "change"), WRONG_LISTS.values(), ids=WRONG_LISTS)
+def test_lists_that_do_not_fit_are_refused(sd3, tmp_path, code, values, change):
+    file = tmp_path / "wrong.ckpt"
+    torch.save({"ema_parameters": change(list(sd3.weights.values()))}, file)
+    with raises(code, path=str(file), **values) as caught:
+        sd3.read(file)
     assert caught.value.hint
 
 
-def test_named_files_that_do_not_fit(sd3, tmp_path):
-    good = kohya(sd3.weights, 6)
-    first = "lora_unet_transformer_blocks_0_attn_to_q"
-    wrong = {
-        "does not fit: 1 of its modules": good | {"lora_unet_double_blocks_0_img.lora_up.weight": torch.zeros(2, 2)},
-        "half of a LoRA": {key: weight for key, weight in good.items() if key != f"{first}.lora_up.weight"},
-        "different ranks": good | {f"{first}.lora_down.weight": torch.zeros(2, 16)},
-        "the model needs": good | {f"{first}.lora_down.weight": torch.zeros(RANK, 17)},
-        r"has the shapes \(4, 16\) and \(16,\)": good | {f"{first}.lora_up.weight": torch.zeros(16)},
-        "changes the text encoder": good | {"lora_te1_layers_0.lora_up.weight": torch.zeros(2, 2)},
-        "no plain LoRA but DoRA": good | {f"{first}.dora_scale": torch.zeros(2)},
-        "1 unknown keys": good | {"something": torch.zeros(2)},
-    }
-    for said, named in wrong.items():
-        with pytest.raises(Tdmr1Error, match=said) as caught:
-            sd3.read(sd3.saved(tmp_path / "wrong.safetensors", named))
-        assert caught.value.hint
+FIRST = "lora_unet_transformer_blocks_0_attn_to_q"
+MODULE = "transformer_blocks.0.attn.to_q"
+OTHER = "lora_unet_double_blocks_0_img.lora_up.weight"
+WRONG_KEYS = {
+    "unknown module": ("lora-mismatch", {"unknown": 1}, {OTHER: torch.zeros(2, 2)}),
+    "half of a LoRA": ("lora-keys", {"module": MODULE}, {f"{FIRST}.lora_up.weight": None}),
+    "different ranks": ("lora-unsupported", {"ranks": [2, 4]}, {f"{FIRST}.lora_down.weight": torch.zeros(2, 16)}),
+    "wider": (
+        "lora-mismatch",
+        {"parameter": f"{MODULE}.lora_A.weight", "shape": [4, 17], "expected": [4, 16]},
+        {f"{FIRST}.lora_down.weight": torch.zeros(RANK, 17)},
+    ),
+    "not linear": (
+        "lora-unsupported",
+        {"module": MODULE, "shapes": [[4, 16], [16]]},
+        {f"{FIRST}.lora_up.weight": torch.zeros(16)},
+    ),
+    "text encoder": (
+        "lora-unsupported",
+        {"key": "lora_te1_layers_0.lora_up.weight"},
+        {"lora_te1_layers_0.lora_up.weight": torch.zeros(2, 2)},
+    ),
+    "DoRA": ("lora-unsupported", {"method": "DoRA"}, {f"{FIRST}.dora_scale": torch.zeros(2)}),
+    "unknown key": ("lora-keys", {"unknown": ["something"]}, {"something": torch.zeros(2)}),
+}
 
 
-def test_a_lora_of_another_family(tmp_path):
+@pytest.mark.parametrize(("code", "values", "changes"), WRONG_KEYS.values(), ids=WRONG_KEYS)
+def test_named_files_that_do_not_fit_are_refused(sd3, tmp_path, code, values, changes):
+    named = {key: weight for key, weight in (kohya(sd3.weights, 6) | changes).items() if weight is not None}
+    file = sd3.saved(tmp_path / "wrong.safetensors", named)
+    with raises(code, path=str(file), **values) as caught:
+        sd3.read(file)
+    assert caught.value.hint
+
+
+def test_a_lora_of_another_family_is_refused(tmp_path):
     sd3, zimage = Case("sd3", tmp_path), Case("zimage", tmp_path)
     named = {f"transformer.{name}": weight for name, weight in zimage.weights.items()}
-    with pytest.raises(Tdmr1Error, match="12 of its modules are not in the SD3Transformer2DModel, such as"):
+    with raises("lora-mismatch", unknown=12, network="SD3Transformer2DModel"):
         sd3.read(sd3.saved(tmp_path / "other.safetensors", named))
-    with pytest.raises(Tdmr1Error, match="holds 24 tensors, but a LoRA on this SD3Transformer2DModel has 30"):
+    with raises("lora-mismatch", tensors=24, expected=30):
         sd3.read(zimage.file)
 
 
-def test_files_that_are_not_there(sd3, tmp_path):
+def test_missing_files_are_refused(sd3, tmp_path):
     for path in (tmp_path / "nothing.ckpt", tmp_path):
-        with pytest.raises(Tdmr1Error, match="there is no LoRA file"):
+        with raises("lora-missing"):
             sd3.read(path)
