@@ -18,16 +18,14 @@ from types import FrameType
 
 from tdmr1_cli.error_boundary import PEER_EXITED, guarded
 from tdmr1_cli.signals import ExitWithCode
-from tdmr1_core.distributed import rank_and_world
 from tdmr1_core.errors import Tdmr1Error
 
 GRACE = 10.0
 """Seconds that the other processes have to exit after one has crashed."""
 
 
-def requested_processes(processes: int | None) -> int:
-    """The number of processes of the run. Raises Tdmr1Error if --processes is given inside a launched process."""
-    started = rank_and_world()[1]
+def requested_processes(processes: int | None, started: int) -> int:
+    """The number of processes of the run, of which `started` run already. Raises Tdmr1Error if both are given."""
     if processes and started > 1:
         raise Tdmr1Error(
             f"--processes {processes}: this is already one of {started} processes",

@@ -39,9 +39,7 @@ SetOption = Annotated[
 ]
 ModelPathOption = Annotated[
     Path | None,
-    typer.Option(
-        "--model-path", metavar="DIR", help="The base pipeline's directory, in place of the model's own."
-    ),
+    typer.Option("--model-path", metavar="DIR", help="The base pipeline's directory, in place of the model's own."),
 ]
 LoraOption = Annotated[
     Path | None,

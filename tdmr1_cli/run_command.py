@@ -32,13 +32,15 @@ def start_run(
     resolved = resolve_settings(flags, kind, discover())
     folder = output or default_folder(resolved)
     check_writable(folder)
-    count = requested_processes(processes)
+    rank, started = rank_and_world()
+    count = requested_processes(processes, started)
     check_split(resolved.config.batch.groups, count)
-    if count > rank_and_world()[1] and not dry_run:
+    if count > started and not dry_run:
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
-    quiet = quiet or rank_and_world()[0] > 0
-    _print_warnings(resolved)
+    quiet = quiet or rank > 0
+    if rank == 0:
+        _print_warnings(resolved)
     if not quiet:
         _print_rewards(resolved)
     if dry_run:
@@ -65,19 +67,20 @@ def resume_run(
             code="option-conflict",
         )
     check_run(folder)
-    count = requested_processes(processes)
-    if count > rank_and_world()[1]:
+    rank, started = rank_and_world()
+    count = requested_processes(processes, started)
+    if count > started:
         launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
-    quiet = quiet or rank_and_world()[0] > 0
+    quiet = quiet or rank > 0
     _print_loading(quiet)
     from tdmr1_core.runs.checkpoints.resume import load_run_config
     from tdmr1_core.runs.run import Run
 
     device = load_run_config(folder).model.device if count > 1 else "auto"
     run = Run.resume(folder, processes=join_processes(device))
-    _print_warnings(run.resolved)
-    if run.processes.first:
+    if rank == 0:
+        _print_warnings(run.resolved)
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
@@ -90,10 +93,9 @@ def default_folder(resolved: ResolvedRun) -> Path:
 
 
 def _print_warnings(resolved: ResolvedRun) -> None:
-    """Settings without effect, printed by the first process."""
-    if rank_and_world()[0] == 0:
-        for warning in resolved.warnings:
-            note(str(warning), warning.code)
+    """Settings without effect."""
+    for warning in resolved.warnings:
+        note(str(warning), warning.code)
 
 
 def _print_loading(quiet: bool) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tdmr1_core.errors import ErrorCollector, Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, raise_together
 
 if TYPE_CHECKING:
     from tdmr1_core.models.registry import ModelEntry
@@ -32,6 +32,7 @@ RUN_HEADER = "tdmr1"
 
 Kind = Literal["train", "distill"]
 Tree = dict[str, Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,27 @@ def resolve_settings(
     from tdmr1_core.config_loading import merge, parse_assignments, read_preset, resolve
     from tdmr1_core.preflight.resolved import RewardFinder, resolve_run
 
-    errors = ErrorCollector()
+    errors: list[Tdmr1Error] = []
+
+    def attempt(action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except Tdmr1Error as error:
+            errors.append(error)
+            return None
+
     find = RewardFinder(extensions.plugins.rewards)
-    file = errors.attempt(lambda: read_config(flags.config)) or {}
-    sets = errors.attempt(lambda: parse_assignments(flags.sets)) or {}
-    typed = errors.attempt(lambda: _flag_tree(flags)) or {}
-    own: Tree = errors.attempt(lambda: merge(merge(file, _keep_reward_settings(typed, file)), sets)) or {}
+    file = attempt(lambda: read_config(flags.config)) or {}
+    sets = attempt(lambda: parse_assignments(flags.sets)) or {}
+    typed = attempt(lambda: _flag_tree(flags)) or {}
+    own: Tree = attempt(lambda: merge(merge(file, _keep_reward_settings(typed, file)), sets)) or {}
     name = _text_at(own, "model", "name") or DEFAULT_MODEL
-    entry = errors.attempt(lambda: _model_entry(name, own, extensions))
+    entry = attempt(lambda: _model_entry(name, own, extensions))
     distills = kind == "distill" or (kind is None and own.get("kind") == "distill")
     if entry is not None and not distills and entry.needs_lora and entry.lora is None:
-        errors.errors.append(entry.missing_lora())
+        errors.append(entry.missing_lora())
     preset_name = flags.preset or _default_preset(own, entry, find, distills=distills)
-    preset = errors.attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
+    preset = attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     default_reward = entry.default_reward if entry else STAND_IN_REWARD
     if not needs_reward:
@@ -98,13 +107,13 @@ def resolve_settings(
     preset = merge(merge(base, preset or {}), entry.settings if entry else {})
     file = _keep_reward_settings(file, preset)
     typed = _keep_reward_settings(typed, merge(preset, file))
-    config = errors.attempt(lambda: resolve([preset, _fitting_evaluation(preset, own), file, typed, sets]))
+    config = attempt(lambda: resolve([preset, _fitting_evaluation(preset, own), file, typed, sets]))
     if config is not None and kind is not None and config.kind != kind:
-        errors.errors.append(_wrong_kind(config.kind, kind))
-    if errors.errors:
+        errors.append(_wrong_kind(config.kind, kind))
+    if errors:
         for reward in _named(own.get("rewards")):
-            errors.attempt(lambda reward=reward: find.find(_source(reward), _python(reward)))  # type: ignore[misc]
-        errors.raise_all()
+            attempt(lambda reward=reward: find.find(_source(reward), _python(reward)))  # type: ignore[misc]
+        raise_together(errors)
     assert config is not None
     used_preset = preset_name if preset_name != NO_PRESET else None
     return resolve_run(config, extensions, entry=entry, find=find, preset=used_preset)
@@ -209,8 +218,10 @@ def _default_preset(own: Tree, entry: ModelEntry | None, find: RewardFinder, *, 
     if entry.default_preset is not None:
         combined = f"{entry.default_preset}-{_source(first)}"
         return combined if combined in preset_names() else entry.default_preset
-    found = ErrorCollector().attempt(lambda: find.find(_source(first), _python(first)))
-    return found.spec.default_preset if found else None
+    try:
+        return find.find(_source(first), _python(first)).spec.default_preset
+    except Tdmr1Error:
+        return None
 
 
 def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:

@@ -30,6 +30,7 @@ from tdmr1_core.build.parts import (
     build_rollout,
     build_surrogate,
     build_trained,
+    choose_device,
     load_parts,
 )
 from tdmr1_core.config import RunConfig
@@ -115,13 +116,22 @@ class Engine:
 
     @classmethod
     def from_resolved(
-        cls, resolved: ResolvedEngine, *, run_folder: Path | None = None, processes: Processes = ALONE
+        cls,
+        resolved: ResolvedEngine,
+        *,
+        run_folder: Path | None = None,
+        processes: Processes = ALONE,
+        device: torch.device | None = None,
     ) -> Self:
-        """Load the model and build the rewards. Raises Tdmr1Error for what cannot be loaded or built."""
+        """Load the model and build the rewards, on the device of the settings or on `device`.
+
+        Raises Tdmr1Error for what cannot be loaded or built.
+        """
 
         def load() -> Parts:
             check_split(resolved.config.batch.groups, processes.count)
-            return load_parts(resolved, run_folder, processes.device(resolved.config.model.device))
+            chosen = device or choose_device(processes.device(resolved.config.model.device))
+            return load_parts(resolved, run_folder, chosen)
 
         return cls(resolved.config, processes.on_each(load), processes)
 

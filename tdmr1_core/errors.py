@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match_hint
 
-__all__ = ["ErrorCollector", "PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "warn"]
+__all__ = ["PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "raise_together", "warn"]
 
 
-Result = TypeVar("Result")
-
-
-class ErrorCollector:
-    """Collects errors, so that all of them can be reported at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[Tdmr1Error] = []
-
-    def attempt(self, action: Callable[[], Result]) -> Result | None:
-        """The result of the action, or None if it raises a Tdmr1Error, which is kept."""
-        try:
-            return action()
-        except Tdmr1Error as error:
-            if error.document() not in [other.document() for other in self.errors]:
-                self.errors.append(error)
-            return None
-
-    def raise_all(self) -> None:
-        """Raise the only error, or one error of code `several-errors` that names all; nothing without errors."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            messages = "; ".join(error.message for error in self.errors)
-            hints = dict.fromkeys(error.hint for error in self.errors if error.hint)
-            raise Tdmr1Error(
-                f"{len(self.errors)} errors: {messages}",
-                "; ".join(hints) or None,
-                code="several-errors",
-                values={"errors": [error.document() for error in self.errors]},
-            )
+def raise_together(errors: Sequence[Tdmr1Error]) -> None:
+    """Raise the only error, or one error of code `several-errors` that names all; nothing without errors."""
+    distinct = list({str(error.document()): error for error in errors}.values())
+    if len(distinct) == 1:
+        raise distinct[0]
+    if distinct:
+        messages = "; ".join(error.message for error in distinct)
+        hints = dict.fromkeys(error.hint for error in distinct if error.hint)
+        raise Tdmr1Error(
+            f"{len(distinct)} errors: {messages}",
+            "; ".join(hints) or None,
+            code="several-errors",
+            values={"errors": [error.document() for error in distinct]},
+        )
 
 
 class PeerExited(Exception):

@@ -20,7 +20,7 @@ class RewardOptions(BaseModel):
 Options = TypeVar("Options", bound=RewardOptions)
 
 
-def validate_options(model: type[Options], options: Mapping[str, Any], owner: str) -> Options:
+def validate_options(model: type[Options], options: Mapping[str, Any], owner: object) -> Options:
     """Validate options. Raises one Tdmr1Error, which starts with `owner`, for all wrong options."""
     try:
         return model.model_validate(dict(options))
@@ -32,7 +32,7 @@ def validate_options(model: type[Options], options: Mapping[str, Any], owner: st
             f"{owner} got wrong options: {'; '.join(problems)}",
             f"options are: {', '.join(known)}" if known else "it takes no options",
             code="reward-options",
-            values={"reward": owner, "options": [_path(item) for item in mistakes], "problems": problems},
+            values={"reward": str(owner), "options": [_path(item) for item in mistakes], "problems": problems},
         ) from error
 
 

@@ -11,7 +11,7 @@ import typer
 from tdmr1_cli.options import JsonOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, note, table
 from tdmr1_cli.settings import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
-from tdmr1_core.errors import ErrorCollector, Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, raise_together
 
 app = typer.Typer(name="config", help="Show, check and list settings.", rich_markup_mode=None)
 
@@ -62,9 +62,7 @@ def validate(
     if json:
         emit_json([{"file": str(path), **_verdict(wrong.get(path))} for path in files])
         return 2 if wrong else 0
-    errors = ErrorCollector()
-    errors.errors += [_with_path(path, error) for path, error in wrong.items()]
-    errors.raise_all()
+    raise_together([_with_path(path, error) for path, error in wrong.items()])
     for path in files:
         data(f"{path}: ok")
     return 0

@@ -41,9 +41,7 @@ def command(
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
     pool: Annotated[int, typer.Option("--pool", metavar="N", min=1, help="Training samples, in iterations.")] = 4,
-    updates: Annotated[
-        int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")
-    ] = 40,
+    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")] = 40,
     images: Annotated[int, typer.Option("--images", metavar="N", min=2, help="Images sampled at each strength.")] = 192,
     json: JsonOption = False,
 ) -> int:

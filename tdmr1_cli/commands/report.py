@@ -50,9 +50,9 @@ def _show(report: Report) -> None:
     message(f"{config.model.name}, {what}: {report.iterations} of {config.iterations} iterations")
     for step, told in report.alarms:
         warning(f"guard, iteration {step}: {told}")
-    if report.looks and not report.alarms:
-        message(f"guard: no alarm in {len(report.looks)} looks")
-    for what, count in report.left_out.items():
+    if report.readings and not report.alarms:
+        message(f"guard: no alarm in {len(report.readings)} readings")
+    for what, count in report.skipped.items():
         message(f"{what}: {count}")
     if report.resumes:
         message(f"continued {len(report.resumes)} times, the last time from {report.resumes[-1]['checkpoint']}")
@@ -86,6 +86,6 @@ def _document(report: Report) -> dict[str, Any]:
             {"name": departure.name, "size": departure.size if isfinite(departure.size) else None, "too_far": too_far}
             for departure, too_far in report.drifts
         ],
-        "left_out": report.left_out,
+        "left_out": report.skipped,
         "resumes": report.resumes,
     }

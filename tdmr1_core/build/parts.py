@@ -1,4 +1,4 @@
-"""From a checked config to the parts of an engine: the one place where settings are handed out to stages."""
+"""From a resolved run to the parts of an engine. Only this file passes settings to the stages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float
 
 @dataclass(frozen=True)
 class Parts:
-    """What is loaded from outside: the model with its roles, prompts, rewards (none in a distillation) and plugins."""
+    """The parts of an engine: the model with its roles, prompts, rewards (none in a distillation) and plugin hooks."""
 
     entry: ModelEntry
     roles: Roles
@@ -55,14 +55,13 @@ class Parts:
     model_files: ModelFiles | None = None
 
 
-def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device_name: str) -> Parts:
-    """Load them onto a device. Rewards are built before any weight is loaded.
+def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.device) -> Parts:
+    """Load the parts onto a device. Rewards are built before any weight is loaded.
 
     Raises Tdmr1Error for rewards, model files and devices that cannot be used.
     """
     config, entry = resolved.config, resolved.entry
     model = config.model
-    device = choose_device(device_name)
     training = config.kind == "train"
     check_entry(entry, training=training)
     if {config.memory.weights, config.memory.optimizer} != {"none"}:
@@ -84,12 +83,14 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device_name: s
 
 
 def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device) -> Roles:
-    """The backbone with every adapter in its starting state."""
+    """The backbones with all adapters in their initial state."""
     few_step, surrogate = model_files.lora, config.kind == "train"
     if few_step is not None and model_files.teacher is not None and config.fake.start == "generator":
         raise Tdmr1Error(
-            "the fake score can't start as a copy of the few-step LoRA: its backbone is the teacher's, another one",
-            "start it at zero with --set fake.start=zero",
+            "fake.start is generator, but the fake score is on the teacher's backbone, which the few-step LoRA does not fit",
+            "set fake.start=zero",
+            code="setting-conflict",
+            values={"setting": "fake.start"},
         )
     settings = config.memory
     backbone = load_backbone(
@@ -116,7 +117,7 @@ def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device
 
 
 def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher: Backbone | None = None) -> Roles:
-    """Every adapter that the run trains or averages, new."""
+    """New adapters for all roles that the run trains or averages."""
     surrogate = config.kind == "train"
     return Roles(
         backbone,
@@ -129,7 +130,7 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
 
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
-    """Switch on what the settings ask for."""
+    """Apply the settings of `memory` that change how the networks run."""
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(roles)
     if settings.decoder != "none":
@@ -139,7 +140,7 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
 
 
 def build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptEncoder:
-    """What encodes prompts."""
+    """The prompt encoder, with its cache."""
     settings, make = config.memory, f"{entry.family}, {entry.max_sequence_length} tokens"
     denoisers = [home.network for home in roles.backbones]
     away = denoisers if settings.text_encoders == "cpu" else None
@@ -147,14 +148,19 @@ def build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptE
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a run. Raises Tdmr1Error for one that isn't there."""
+    """The device of a run. Raises Tdmr1Error for a device that does not exist here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise Tdmr1Error(f"the device {name!r} can't be used here", "cpu, cuda or cuda:N; auto chooses") from error
+        raise Tdmr1Error(
+            f"the device {name!r} does not exist here",
+            "use cpu, cuda, cuda:N or auto",
+            code="device-unavailable",
+            values={"device": name},
+        ) from error
     return device
 
 
@@ -182,7 +188,7 @@ def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
 
 
 def build_rollout(config: RunConfig, roles: Roles, sigmas: Tensor, size: tuple[int, int]) -> RolloutStage:
-    """The sampler of an iteration."""
+    """The rollout stage."""
     return RolloutStage(
         roles,
         sigmas,
@@ -197,7 +203,7 @@ def build_rollout(config: RunConfig, roles: Roles, sigmas: Tensor, size: tuple[i
 
 
 def build_fake(config: RunConfig, roles: Roles, role: TrainedRole) -> FakeScoreStage:
-    """The fake score's updates."""
+    """The stage that updates the fake score."""
     return FakeScoreStage(
         roles,
         role,
@@ -208,7 +214,7 @@ def build_fake(config: RunConfig, roles: Roles, role: TrainedRole) -> FakeScoreS
 
 
 def build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:
-    """The surrogate's updates."""
+    """The stage that updates the surrogate."""
     settings = config.surrogate
     return SurrogateStage(
         roles,
@@ -223,7 +229,7 @@ def build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> Surro
 
 
 def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> GeneratorStage:
-    """The generator's updates."""
+    """The stage that updates the generator."""
     settings = config.generator
     return GeneratorStage(
         roles,
@@ -242,5 +248,5 @@ def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> Gener
 
 
 def _reference(config: RunConfig) -> str:
-    """The role that stands for p_ref."""
+    """The role of p_ref."""
     return SURROGATE_EMA if config.surrogate.reference == "ema" else REFERENCE

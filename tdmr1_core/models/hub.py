@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +11,9 @@ from typing import Any
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_rewards.errors import one_line
 
-_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 NOT_NEEDED = ["*.fp16.*", "*.fp16-*", "*.bin", "*.msgpack", "*.onnx*"]
 """Copies of the weights in other formats."""
 _COPY = "or pass a local copy with --model-path or --lora"
-
-
-def is_hub_id(source: str) -> bool:
-    """True if the text has the form owner/name and no local path has this name."""
-    return _ID.fullmatch(source) is not None and not Path(source).exists()
 
 
 def hub_file(repo: str, name: str) -> Path:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES, Family
-from tdmr1_core.models.hub import hub_file, hub_snapshot, is_hub_id, revision_of
+from tdmr1_core.models.hub import hub_file, hub_snapshot, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
 from tdmr1_core.models.meta_network import MetaNetwork
-from tdmr1_core.models.pipeline_files import COPY_AGAIN, check_family, fetch, has_t5, parts_of, read_config
+from tdmr1_core.models.pipeline_files import COPY_AGAIN, check_family, fetch, has_t5, is_hub_id, parts_of, read_config
 from tdmr1_core.models.roles import LoraShape
 
 if TYPE_CHECKING:

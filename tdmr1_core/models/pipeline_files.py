@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +12,18 @@ from typing import Any
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.families import PIPELINES, Family
-from tdmr1_core.models.hub import hub_file, hub_snapshot, is_hub_id
+from tdmr1_core.models.hub import hub_file, hub_snapshot
 
 INDEX = "model_index.json"
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 """The config files of parts without weights. All other parts have a config.json."""
 COPY_AGAIN = "copy or download the whole pipeline directory again"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def is_hub_id(source: str) -> bool:
+    """True if the text has the form owner/name and no local path has this name."""
+    return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
 def read_config(source: str, name: str) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from tdmr1_core.errors import Tdmr1Error, close_match_hint
 from tdmr1_core.models.catalog import builtin_models
 from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.hub import is_hub_id
-from tdmr1_core.models.pipeline_files import check_family, entry_of_pipeline
+from tdmr1_core.models.pipeline_files import check_family, entry_of_pipeline, is_hub_id
 
 __all__ = ["SAME", "ModelEntry", "ModelRegistry", "builtin_models"]
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tdmr1_core.config import RewardConfig, RunConfig
-from tdmr1_core.errors import ErrorCollector, RunWarning, Tdmr1Error
+from tdmr1_core.errors import RunWarning, Tdmr1Error, raise_together
 from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
@@ -22,7 +21,7 @@ from tdmr1_core.preflight.evaluation_rewards import evaluation_rewards, held_out
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts, spread
 from tdmr1_rewards.registry import RegisteredReward, RewardRegistry
-from tdmr1_rewards.sources.source import check_options, find_reward, freeze_options
+from tdmr1_rewards.sources.source import find_reward, resolve_options
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,17 @@ class RewardFinder:
         """What the settings of a reward refer to. Raises Tdmr1Error as `find_reward` does."""
         return self.find(reward.source or reward.name, reward.python)
 
+    def check(self, rewards: Sequence[RewardConfig]) -> None:
+        """Find all rewards. Raises one Tdmr1Error for all that cannot be found."""
+        errors = []
+        for reward in rewards:
+            try:
+                self(reward)
+            except Tdmr1Error as error:
+                errors.append(error)
+        if errors:
+            raise_together(errors)
+
     def resolve(self, rewards: Sequence[RewardConfig]) -> tuple[ResolvedReward, ...]:
         """Rewards with what they refer to. Options that mean "what is installed here" get that value (`freeze`).
 
@@ -105,9 +115,8 @@ class RewardFinder:
             if reward in (given, resolved.config):
                 return resolved
         registered = self(reward)
-        options = freeze_options(registered, reward.options, reward.python)
+        options = resolve_options(registered, reward.options, reward.python)
         config = reward if options == reward.options else reward.model_copy(update={"options": options})
-        check_options(registered, config.options, config.python)
         chosen = {name: value for name, value in options.items() if reward.options.get(name) != value}
         self._resolved.append((reward, ResolvedReward(config, registered, chosen)))
         return self._resolved[-1][1]
@@ -143,10 +152,7 @@ def resolve_run(
     entry = entry or extensions.entry(config.model)
     config = make_absolute(config, entry, extensions)
     named = (config.rewards, config.evaluation.rewards, config.guard.rewards or ())
-    errors = ErrorCollector()
-    for reward in dict.fromkeys((reward.source or reward.name, reward.python) for group in named for reward in group):
-        errors.attempt(partial(find.find, *reward))
-    errors.raise_all()
+    find.check([reward for group in named for reward in group])
     rewards, evaluation, guard = map(find.resolve, named)
     config = config.model_copy(
         update={

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+import torch
 from filelock import FileLock
 
+from tdmr1_core.build.parts import choose_device
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import ALONE, Processes
@@ -152,24 +154,24 @@ class Run:
             closing.callback(self._release)
             set_threads(self.config.threads)
             self.processes.on_first(self._fingerprint_inputs)
-            device = self.processes.device(self.config.model.device)
+            device = choose_device(self.processes.device(self.config.model.device))
             runner = build_evaluation_runner(self.resolved, device, closing) if self.processes.first else None
-            engine = self._load_engine(closing)
+            engine = self._load_engine(device, closing)
             self.processes.on_first(lambda: self._open_folder(engine))
             self.is_loaded = True
             with self._stop_on_signals(observer):
                 if self.processes.first:
                     shared = engine.scoring.runner if engine.scoring and self.resolved.evaluation_rewards else None
-                    result = self._lead(engine, Evaluator(self.resolved, runner or shared), observer)
+                    result = self._lead(engine, Evaluator(self.resolved, runner or shared), device, observer)
                 else:
                     result = self._follow(engine)
             self.processes.leave()
             return result
 
-    def _load_engine(self, closing: ExitStack) -> Engine:
+    def _load_engine(self, device: torch.device, closing: ExitStack) -> Engine:
         """The engine, with the state of the checkpoint that the run continues at."""
         kind = Engine if self.config.kind == "train" else DistillEngine
-        engine = kind.from_resolved(self.resolved, run_folder=self.folder, processes=self.processes)
+        engine = kind.from_resolved(self.resolved, run_folder=self.folder, processes=self.processes, device=device)
         closing.callback(engine.close)
         point = self._resume_point
         if point is not None:
@@ -182,13 +184,12 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def _lead(self, engine: Engine, evaluator: Evaluator, observer: Observer) -> RunResult:
+    def _lead(self, engine: Engine, evaluator: Evaluator, device: torch.device, observer: Observer) -> RunResult:
         """The first process: iterate and write everything."""
         with ExitStack() as closing:
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             closing.callback(tracker.close)
             if evaluator.is_active:
-                device = self.processes.device(self.config.model.device)
                 evaluator.guard = build_guard(self.resolved, self._fingerprints, device, closing)
             try:
                 with interrupts.listening(observer.waiting):

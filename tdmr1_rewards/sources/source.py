@@ -40,13 +40,12 @@ __all__ = [
     "NO_PROMPTS",
     "PATTERN",
     "Source",
-    "check_options",
     "create_reward",
     "find_reward",
     "fingerprint_source",
-    "freeze_options",
     "parse_source",
     "reference_for",
+    "resolve_options",
     "snake_case",
 ]
 
@@ -82,7 +81,7 @@ def create_reward(registered: RegisteredReward, options: Mapping[str, Any]) -> R
         return _create_remote(source, options, str(registered))
     target = None if source.kind == "registered" else source.load()
     if target is None or isinstance(target, RewardSpec):
-        return build(reference_of(registered.spec, options), str(registered))
+        return build(reference_of(registered.spec, options), registered)
     return adapt(target, options, owner=str(registered))
 
 
@@ -132,36 +131,28 @@ def fingerprint_source(registered: RegisteredReward, python: Path | None = None)
     return f"{source.attribute} of sha256 {hashlib.sha256(content).hexdigest()}"
 
 
-def freeze_options(
+def resolve_options(
     registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None
 ) -> dict[str, Any]:
-    """The options; values such as "auto" are replaced by what they select here (`freeze` of the spec).
+    """The validated options; values such as "auto" are replaced by what they select here (`freeze` of the spec).
 
-    With `python`, they are replaced by what they select in its environment. Raises Tdmr1Error for wrong options, and
-    if the reward's function raises it.
+    With `python`, they are replaced by what they select in its environment, and otherwise validated there when the
+    reward is built. Raises Tdmr1Error for wrong options, and if the reward's own function raises it.
     """
-    if registered.spec.freeze is None:
-        return dict(options)
+    spec = registered.spec
     if python is not None:
-        return _freeze_elsewhere(registered, options, python.absolute())
-    owner = str(registered)
-    given = validated_options(reference_of(registered.spec, options), owner)
-    before = given.model_dump(mode="json")
-    after = resolve(registered.spec.freeze, owner)(given).model_dump(mode="json")
-    return {**options, **{name: value for name, value in after.items() if value != before[name]}}
-
-
-def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> None:
-    """Raise Tdmr1Error for options that the reward does not accept, as far as this process knows its options model.
-
-    The options of a reward of another environment (`python`) are checked there, when the reward is built.
-    """
-    reference = reference_of(registered.spec, options)
-    if reference.options_model is None:
+        return dict(options) if spec.freeze is None else _freeze_elsewhere(registered, options, python.absolute())
+    reference = reference_of(spec, options)
+    if spec.options is None:
         if _source_of(registered).kind == "registered":
-            check_optionless(reference, str(registered))
-    elif python is None:
-        validated_options(reference, str(registered))
+            check_optionless(reference, registered)
+        return dict(options)
+    given = validated_options(reference, registered)
+    if spec.freeze is None:
+        return dict(options)
+    before = given.model_dump(mode="json")
+    after = resolve(spec.freeze, registered)(given).model_dump(mode="json")
+    return {**options, **{name: value for name, value in after.items() if value != before[name]}}
 
 
 def _source_of(registered: RegisteredReward) -> Source:

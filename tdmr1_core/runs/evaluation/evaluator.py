@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from tdmr1_core.build.parts import choose_device
+import torch
+
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import warn
@@ -70,14 +71,16 @@ class Evaluator:
         return reading
 
 
-def build_evaluation_runner(resolved: ResolvedRun, device: str, closing: ExitStack) -> RewardRunner | None:
+def build_evaluation_runner(resolved: ResolvedRun, device: torch.device, closing: ExitStack) -> RewardRunner | None:
     """The rewards of evaluations, closed by `closing`; None where the engine's own rewards score them, or none do."""
     rewards = resolved.evaluation_rewards
     shared = resolved.config.kind == "train" and rewards == resolved.rewards
     return None if shared else _build_runner(rewards, device, closing)
 
 
-def build_guard(resolved: ResolvedRun, fingerprints: Fingerprints, device: str, closing: ExitStack) -> Guard | None:
+def build_guard(
+    resolved: ResolvedRun, fingerprints: Fingerprints, device: torch.device, closing: ExitStack
+) -> Guard | None:
     """The guard of a training that is evaluated, unless it is switched off; `closing` closes its rewards."""
     config = resolved.config
     evaluated = [reward.config for reward in resolved.evaluation_rewards]
@@ -90,9 +93,9 @@ def build_guard(resolved: ResolvedRun, fingerprints: Fingerprints, device: str, 
     return Guard(config.guard, trained_directions(config), held_out, subject)
 
 
-def _build_runner(rewards: Sequence[ResolvedReward], device: str, closing: ExitStack) -> RewardRunner | None:
+def _build_runner(rewards: Sequence[ResolvedReward], device: torch.device, closing: ExitStack) -> RewardRunner | None:
     if not rewards:
         return None
-    runner = build_runner(rewards, combine="weighted_sum", workers=1, device=str(choose_device(device)))
+    runner = build_runner(rewards, combine="weighted_sum", workers=1, device=str(device))
     closing.callback(runner.close)
     return runner
