@@ -87,7 +87,7 @@ def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device
     few_step, surrogate = model_files.lora, config.kind == "train"
     if few_step is not None and model_files.teacher is not None and config.fake.start == "generator":
         raise Tdmr1Error(
-            "fake.start is generator, but the fake score is on the teacher's backbone, which the few-step LoRA does not fit",
+            "fake.start is generator, but the few-step LoRA does not fit the backbone of the fake score",
             "set fake.start=zero",
             code="setting-conflict",
             values={"setting": "fake.start"},

@@ -36,9 +36,10 @@ from tdmr1_core.runs.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
+from tdmr1_core.runs.load_run import load_trained
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.output import export
-from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
 NEWEST, BEFORE = "step-000002", "step-000001"

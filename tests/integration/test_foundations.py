@@ -12,7 +12,8 @@ from support.runs import Silent, small_config
 from tdmr1_core import tiny
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.runs.checkpoints.fingerprints import read_header
-from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_core.runs.load_run import load_trained
+from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,8 @@ from tdmr1_cli.multiprocess import launch
 from tdmr1_core.distributed import join_processes
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.runs.checkpoints.checkpoint import REWARDS, latest_checkpoint
-from tdmr1_core.runs.run import Run, load_trained
+from tdmr1_core.runs.load_run import load_trained
+from tdmr1_core.runs.run import Run
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.scoring.failures import RewardFailed
 
@@ -110,8 +111,8 @@ def test_a_damaged_state_is_named_and_the_checkpoint_before_it_used(copied, dama
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("load_state_dict", "forget", r"reward 'counting' \(from .*\) can't take up a state"),
-        ('state["calls"]', 'state["count"]', r"reward 'counting' \(from .*\) could not take up its state: KeyError"),
+        ("load_state_dict", "forget", r"reward 'counting' \(from .*\) cannot restore its state"),
+        ('state["calls"]', 'state["count"]', r"reward 'counting' \(from .*\) cannot restore its state: KeyError"),
     ],
 )
 def test_a_reward_that_cannot_take_up_its_state_is_told(copied, old, new, told):

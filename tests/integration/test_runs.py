@@ -15,9 +15,10 @@ from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.loading import fetch_model
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.checkpoints.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
-from tdmr1_core.runs.checkpoints.resume import RESUMES
+from tdmr1_core.runs.checkpoints.resume import RESUMES, load_run_config
+from tdmr1_core.runs.load_run import load_trained
 from tdmr1_core.runs.output.export import export_lora
-from tdmr1_core.runs.run import Run, load_run_config, load_trained
+from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
 

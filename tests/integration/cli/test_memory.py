@@ -7,7 +7,7 @@ import pytest
 import yaml
 from support.command_line import SMALL
 
-from tdmr1_core.runs.run import load_trained
+from tdmr1_core.runs.load_run import load_trained
 
 pytestmark = pytest.mark.integration
 

@@ -78,10 +78,10 @@ def test_a_script_without_tdmr1_draws_the_same_picture(trained, hub, monkeypatch
     script = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1]
     assert "tdmr1" not in script
     subprocess.run([sys.executable, "-c", script], cwd=run / "export", env=environment(), check=True)
-    theirs = np.asarray(Image.open(run / "export" / "picture.png")).astype(int)
+    theirs = np.asarray(Image.open(run / "export" / "image.png")).astype(int)
 
     from tdmr1_core.models.roles import GENERATOR_EMA
-    from tdmr1_core.runs.run import load_trained
+    from tdmr1_core.runs.load_run import load_trained
     from tdmr1_core.stages.sampling import sample
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub[0] / "hub"))
