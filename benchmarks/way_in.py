@@ -72,7 +72,7 @@ LAYERS = {
     "tdmr1_rewards": (
         "errors api",
         "options hookspecs",
-        "builtin calling registry answers availability hosts loading patience reference state wire",
+        "builtin calling registry sources.parsing answers availability hosts loading patience reference state wire",
         "sources adapters remote signatures",
         "scoring runner slot combine failures judging",
         "serving contract server web addresses degrading examination",
@@ -88,7 +88,10 @@ LAYERS = {
         "__main__",
     ),
 }
-"""Groups of files and folders of each package, the lowest first, with the names of the old and the new tree."""
+"""Groups of files and folders of each package, the lowest first, with the names of the old and the new tree.
+
+A dotted name is one file of a folder. `sources.parsing` parses text only, so that the registry may use it.
+"""
 FOLDERS = {"tdmr1_core": 12, "tdmr1_rewards": 8, "tdmr1_core/runs": 9}
 """Folders, and the goal for the files at their top level."""
 SETTINGS = ("threads=1", "batch.groups=2", "batch.group_size=4", "evaluation.images=12", "saving.tensorboard=false")
@@ -224,7 +227,8 @@ def layer(module: str) -> tuple[int, int] | None:
     """The rank of a module's package and of its group there; None for the `__init__` of a package."""
     package, *inner = module.split(".")
     groups = LAYERS[package]
-    ranks = [rank for rank, names in enumerate(groups) if inner and inner[0] in names.split()]
+    names = (".".join(inner[:2]), inner[0]) if inner else ()
+    ranks = [rank for name in names for rank, group in enumerate(groups) if name in group.split()]
     return (PACKAGES.index(package), ranks[0]) if ranks else None
 
 
