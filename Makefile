@@ -1,13 +1,13 @@
-# `make train` and `make test` are all a newcomer needs; both make their own virtual environment.
+# `make train` and `make test` do everything on a fresh machine. Both create the virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The page is tested in a browser. TDMR1_CHROMIUM names one (Chromium or Chrome) where it is not Debian's.
+# The labelling page is tested in a browser. TDMR1_CHROMIUM is the path of Chromium or Chrome.
 TDMR1_CHROMIUM ?= /usr/bin/chromium
 export TDMR1_CHROMIUM
 
-.PHONY: setup chromium train test test-fast lint tiny-world tiny-words tiny-pairs clean
+.PHONY: setup chromium train test test-fast test-long coverage lint tiny-world tiny-words tiny-pairs clean
 
 setup: $(READY)
 
@@ -29,31 +29,39 @@ test-fast: setup lint
 
 chromium:
 	@if [ -x "$(TDMR1_CHROMIUM)" ]; then exit 0; \
-	elif [ "$(TDMR1_CHROMIUM)" != /usr/bin/chromium ]; then echo "there is no browser at $(TDMR1_CHROMIUM): TDMR1_CHROMIUM must name one"; \
-	elif ! command -v apt-get >/dev/null; then echo "there is no Chromium, and no apt-get to install it: set TDMR1_CHROMIUM, or the tests of the page fail"; \
+	elif [ "$(TDMR1_CHROMIUM)" != /usr/bin/chromium ]; then echo "TDMR1_CHROMIUM=$(TDMR1_CHROMIUM) does not exist: the browser tests fail"; \
+	elif ! command -v apt-get >/dev/null; then echo "Chromium is missing, and there is no apt-get to install it: set TDMR1_CHROMIUM, or the browser tests fail"; \
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
 	elif command -v sudo >/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
-	else echo "there is no Chromium, and installing it needs root: apt-get install chromium, or set TDMR1_CHROMIUM, or the tests of the page fail"; \
-	fi || echo "Chromium could not be installed: the tests of the page fail"
+	else echo "Chromium is missing, and installing it needs root: run apt-get install chromium, or set TDMR1_CHROMIUM, or the browser tests fail"; \
+	fi || echo "Chromium cannot be installed: the browser tests fail"
 
 test: setup chromium lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu and not long"
 
-# Make the packaged model again: about an hour of two cores.
+# The long members of the equivalence, kill, recipe and learning tests. Run it before a release.
+test-long: setup chromium
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "long and not gpu"
+
+# Line coverage of `make test` and `make test-long`, including subprocesses and forked processes.
+coverage: setup chromium
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu" --cov --cov-config=pyproject.toml --cov-report=term
+
+# Train the packaged model again: about an hour on two cores.
 tiny-world: setup
 	$(BIN)/python examples/tiny_world/base.py --output build/tiny-world/base
 	$(BIN)/python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher
 	$(BIN)/tdmr1 distill --model tiny-tdm --model-path build/tiny-world/teacher/pipeline --output build/tiny-world/student
 	$(BIN)/python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
 
-# The same for the model of words.
+# Train the packaged model of words again.
 tiny-words: setup
 	$(BIN)/python examples/tiny_world/base.py --world words --output build/tiny-words/base
 	$(BIN)/python examples/tiny_world/pretrain.py --world words --base build/tiny-words/base --output build/tiny-words/teacher --minutes 30
 	$(BIN)/tdmr1 distill --model tiny-words-tdm --model-path build/tiny-words/teacher/pipeline --output build/tiny-words/student
 	$(BIN)/python examples/tiny_world/package.py --world words --teacher build/tiny-words/teacher/pipeline --student build/tiny-words/student
 
-# And for the model of pairs, which goes on from the packaged one of shapes.
+# Train the packaged model of pairs again. It starts from the packaged model of shapes.
 tiny-pairs: setup
 	$(BIN)/python examples/tiny_world/pretrain.py --world pairs --base tdmr1_core/tiny/pipeline --output build/tiny-pairs/teacher --minutes 28 --muon-lr 2e-3 --adam-lr 7e-4
 	$(BIN)/tdmr1 distill --model tiny-pairs-tdm --model-path build/tiny-pairs/teacher/pipeline --output build/tiny-pairs/student
