@@ -1,4 +1,4 @@
-"""The lines of a run that goes back: what is dropped, and that a crash meanwhile loses nothing."""
+"""Rolling back the log files of a run: which lines are deleted, and that a crash loses none of the others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import os
 
 import pytest
+from support.errors import warns
 
-from tdmr1_core import durable_files as storage
-from tdmr1_core.errors import RunWarning
-from tdmr1_core.runs import jsonl as lines
+from tdmr1_core import durable_files
+from tdmr1_core.runs import jsonl
 from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS, Tracker
 
 pytestmark = pytest.mark.unit
@@ -17,28 +17,28 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def tracker(tmp_path) -> Tracker:
-    made = Tracker(tmp_path, tensorboard=False)
+    tracker = Tracker(tmp_path, tensorboard=False)
     for step in (1, 2, 3):
-        made.metrics(step, {"reward/mean": step / 8})
-        made.evaluations(step, [{"prompts": name, "n": 4} for name in ("one", "other")])
-        made.guard(step, {"alarms": []})
-    return made
+        tracker.metrics(step, {"reward/mean": step / 8})
+        tracker.evaluations(step, [{"prompts": name, "n": 4} for name in ("one", "other")])
+        tracker.guard(step, {"alarms": []})
+    return tracker
 
 
 def steps(folder, name: str) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / name).read_bytes().splitlines()]
 
 
-def test_metrics_and_evaluations_go_back_each_to_its_own_iteration(tracker, tmp_path):
+def test_metrics_and_evaluations_are_rolled_back_to_their_own_iterations(tracker, tmp_path):
     tracker.go_back(2, evaluated=1)
     assert steps(tmp_path, METRICS) == [1, 2]
     assert steps(tmp_path, EVALUATIONS) == [1, 1]
     assert steps(tmp_path, GUARD) == [1]
 
 
-def test_a_line_that_was_cut_short_is_dropped_and_the_next_is_a_line_of_its_own(tracker, tmp_path):
+def test_a_truncated_line_is_deleted_and_does_not_merge_with_the_next(tracker, tmp_path):
     with (tmp_path / METRICS).open("ab") as file:
-        file.truncate((tmp_path / METRICS).stat().st_size - 1)  # the line is whole, its end is not
+        file.truncate((tmp_path / METRICS).stat().st_size - 1)  # the line lacks only its newline
     with (tmp_path / GUARD).open("ab") as file:
         file.write(b'{"step": 3, "al')
     tracker.go_back(3, evaluated=3)
@@ -47,37 +47,37 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_next_is_a_line_of_its_own(
     assert steps(tmp_path, GUARD) == [1, 2, 3]
 
 
-def test_nothing_is_written_where_nothing_is_dropped(tracker, monkeypatch):
-    monkeypatch.setattr(lines, "replace_durable", lambda *_: pytest.fail("it was written again"))
+def test_a_file_without_deleted_lines_is_not_rewritten(tracker, monkeypatch):
+    monkeypatch.setattr(jsonl, "replace_durable", lambda *_: pytest.fail("it was rewritten"))
     tracker.go_back(3, evaluated=3)
 
 
 @pytest.mark.parametrize("line", [b"\x00\x00", b"[]", b'{"step": 1e999}', b'{"step": "2"}', b"[" * 100_000])
 @pytest.mark.parametrize("name", [METRICS, EVALUATIONS, GUARD])
-def test_a_line_that_cannot_be_read_is_kept_aside_and_told(tracker, tmp_path, name, line):
+def test_an_unreadable_line_is_moved_aside_with_a_warning(tracker, tmp_path, name, line):
     path = tmp_path / name
     first, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + line + b"\n" + b"".join(rest))
-    with pytest.warns(RunWarning, match=rf"line 2 of {path} can't be read: moved to {name}.damaged"):
+    with warns("record-damaged", path=str(path), lines=[2]):
         tracker.go_back(2, evaluated=2)
     assert {METRICS: [1, 2], EVALUATIONS: [1, 1, 2, 2], GUARD: [1, 2]}[name] == steps(tmp_path, name)
     assert (tmp_path / f"{name}.damaged").read_bytes() == line + b"\n"
 
 
-def test_a_new_file_and_its_name_reach_the_disk(tmp_path, monkeypatch):
+def test_a_new_file_and_its_folder_are_flushed(tmp_path, monkeypatch):
     flushed: list[object] = []
-    monkeypatch.setattr(storage, "flush_folder", flushed.append)
-    storage.append_durable(tmp_path / METRICS, b"1\n")
-    storage.append_durable(tmp_path / METRICS, b"2\n")
+    monkeypatch.setattr(durable_files, "flush_folder", flushed.append)
+    durable_files.append_durable(tmp_path / METRICS, b"1\n")
+    durable_files.append_durable(tmp_path / METRICS, b"2\n")
     assert flushed == [tmp_path]
-    storage.make_durable_folder(tmp_path / "checkpoints")
-    storage.make_durable_folder(tmp_path / "checkpoints")
+    durable_files.make_durable_folder(tmp_path / "checkpoints")
+    durable_files.make_durable_folder(tmp_path / "checkpoints")
     assert flushed == [tmp_path, tmp_path]
 
 
-def test_tensorboard_forgets_what_a_resume_makes_again(tmp_path):
+def test_tensorboard_drops_what_a_resume_repeats(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for first, last in ((1, 3), (3, 4)):  # it stopped after the second was saved, and before it was evaluated again
+    for first, last in ((1, 3), (3, 4)):  # it stopped after iteration 2 was saved, before it was evaluated
         tracker = Tracker(tmp_path, tensorboard=True)
         tracker.go_back(first - 1, evaluated=first - 2)
         for step in range(first, last + 1):
@@ -91,7 +91,7 @@ def test_tensorboard_forgets_what_a_resume_makes_again(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_crash_while_lines_are_dropped_loses_none(tracker, tmp_path, monkeypatch, call):
+def test_a_crash_during_a_rollback_loses_no_line(tracker, tmp_path, monkeypatch, call):
     def crash(*_):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""A report tells what the run's files hold: numbers from them, every alarm, and nothing that a name smuggles in."""
+"""A report shows the contents of the run's log files, and escapes all text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.errors import warns
 
 from tdmr1_cli.main import main
 from tdmr1_core.config import RunConfig
@@ -25,14 +26,14 @@ pytestmark = pytest.mark.unit
 ALARM = "jpeg size rose from 1 to 2 (+4.0 deviations) while entropy fell from 3 to 1 (-2.0 deviations)"
 
 
-def look(step: int, entropy: float, *alarms: str) -> GuardReading:
+def reading(step: int, entropy: float, *alarms: str) -> GuardReading:
     measures = {"reward/jpeg_size": Measure(float(step), 0.01, 64), "picture/entropy": Measure(entropy, 0.125, 64)}
     return GuardReading(step, measures, alarms)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four iterations of which one is incomplete, two evaluations, an alarm, a continuation, and a line cut short."""
+    """Four iterations, one of them incomplete, two evaluations, an alarm, a resume, and a truncated line."""
     config = RunConfig.model_validate(
         {"rewards": [{"name": "jpeg_size"}], "iterations": 4, "prompts": {"train": "<script>alert(1)</script>"}}
     )
@@ -46,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     for step, mean in ((0, 0.25), (4, 0.75)):
         values = {"jpeg_size/mean": mean, "jpeg_size/stderr": 0.03125, "n": 64}
         tracker.evaluations(step, [{"role": "generator_ema", "prompts": "count", **values}])
-    for each in (look(0, 3.0), look(4, 1.0, ALARM)):
+    for each in (reading(0, 3.0), reading(4, 1.0, ALARM)):
         tracker.guard(each.step, each.row())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')
@@ -56,8 +57,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Seen(HTMLParser):
-    """The tags of a page, whatever it refers to, and its text."""
+class ParsedPage(HTMLParser):
+    """The tags, the references and the text of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class Seen(HTMLParser):
         self.words.append(data)
 
 
-def test_what_a_run_left_is_read(folder):
+def test_the_log_files_of_a_run_are_read(folder):
     report = read_report(folder)
     assert report.iterations == 4
     assert report.curves == {"reward/mean": [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]}
@@ -84,8 +85,8 @@ def test_what_a_run_left_is_read(folder):
     assert report.alarms == [(4, ALARM)]
     (rewarded, _), (entropy, too_far) = report.drifts
     assert (rewarded.name, entropy.name, too_far) == ("reward/jpeg_size", "picture/entropy", True)
-    assert entropy.size == -2.0  # from 3 to 1, where the deviation of single pictures is 0.125 * sqrt(64) = 1
-    assert report.left_out == {
+    assert entropy.size == -2.0  # from 3 to 1; the deviation of single images is 0.125 * sqrt(64) = 1
+    assert report.skipped == {
         "iterations without an update of the fake": 1,
         "updates of the fake that were not finite": 2,
         "images that jpeg_size failed on": 4,
@@ -95,38 +96,38 @@ def test_what_a_run_left_is_read(folder):
     assert "generator.learning_rate" not in report.settings, "it is at its default"
 
 
-def test_the_page_holds_it_all_and_needs_nothing_else(folder):
+def test_the_page_is_complete_and_has_no_external_files(folder):
     (folder / "before_after.png").write_bytes(b"picture")
-    seen = Seen(report_page(read_report(folder)))
-    assert f"Guard, iteration 4: {ALARM}" in seen.text
-    for told in ("0.250 ± 0.031", "0.750 ± 0.031", "step-000002", "saving.keep: 2 → 5", "-2.00", "too far", "2.13.0"):
-        assert told in seen.text, told
-    assert seen.tags.count("svg") == 2
-    assert seen.references == ["data:image/png;base64,cGljdHVyZQ=="]
-    assert "script" not in seen.tags
-    assert "<script>alert(1)</script>" in seen.text
+    page = ParsedPage(report_page(read_report(folder)))
+    assert f"Guard, iteration 4: {ALARM}" in page.text
+    for text in ("0.250 ± 0.031", "0.750 ± 0.031", "step-000002", "saving.keep: 2 → 5", "-2.00", "too far", "2.13.0"):
+        assert text in page.text, text
+    assert page.tags.count("svg") == 2
+    assert page.references == ["data:image/png;base64,cGljdHVyZQ=="]
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
 
 
-def test_the_command_prints_the_short_of_it(folder, capsys):
+def test_the_command_prints_a_summary(folder, capsys):
     assert main(["report", str(folder)]) == 0
-    told = capsys.readouterr()
-    assert f"warning: guard, iteration 4: {ALARM}" in told.err
-    assert "continued 1 times, the last time from step-000002" in told.err
-    assert "0.250 ± 0.031" in told.out
-    assert told.out.splitlines()[-1] == str(folder / "report.html")
+    printed = capsys.readouterr()
+    assert f"warning: guard, iteration 4: {ALARM}" in printed.err
+    assert "continued 1 times, the last time from step-000002" in printed.err
+    assert "0.250 ± 0.031" in printed.out
+    assert printed.out.splitlines()[-1] == str(folder / "report.html")
     assert (folder / "report.html").read_text() == report_page(read_report(folder))
 
 
-def test_a_run_that_has_only_begun_has_a_report(folder, capsys):
+def test_a_run_without_log_files_has_a_report(folder, capsys):
     for name in ("metrics", "evaluations", "guard", "resumes"):
         (folder / f"{name}.jsonl").unlink()
     assert main(["report", str(folder)]) == 0
     assert "0 of 4 iterations" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+def test_any_other_folder_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a run folder: it has no config.yaml\n\nhint: ")
+    assert "[run-folder-missing]" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -160,23 +161,23 @@ OF_ANOTHER_SHAPE = {
 @pytest.mark.parametrize(
     ("name", "line"), [(name, line) for name in OF_ANOTHER_SHAPE for line in (*UNREADABLE, *OF_ANOTHER_SHAPE[name])]
 )
-def test_lines_that_cannot_be_read_are_counted_and_everything_else_is_told(folder, capsys, name, line):
-    """Wherever they are: nothing after them is lost."""
+def test_unreadable_lines_are_counted_and_all_others_are_shown(folder, capsys, name, line):
+    """Lines after an unreadable one are read, too."""
     path = folder / f"{name}.jsonl"
     path.write_bytes(line + b"\n" + path.read_bytes())
-    with pytest.warns(RunWarning) as warned:
+    with warns("record-damaged", path=str(path), lines=[1]) as warned:
         assert main(["report", str(folder)]) == 0
-    assert [str(each.message) for each in warned] == [f"line 1 of {path} can't be read: left out"]
-    told = capsys.readouterr()
+    assert len(warned) == 1
+    printed = capsys.readouterr()
     for shown in ("4 of 4 iterations", f"warning: guard, iteration 4: {ALARM}", "the last time from step-000002"):
-        assert shown in told.err
-    assert "0.250 ± 0.031" in told.out
-    assert "0.750 ± 0.031" in told.out
+        assert shown in printed.err
+    assert "0.250 ± 0.031" in printed.out
+    assert "0.750 ± 0.031" in printed.out
 
 
 @pytest.mark.parametrize("name", ["metrics", "evaluations", "guard", "resumes"])
 @pytest.mark.parametrize("cut", [b"\xff", b'{"step": 5, "', b"\x00" * 99])
-def test_a_line_that_a_crash_has_cut_short_is_nothing_to_tell(folder, name, cut):
+def test_a_line_that_a_crash_truncated_is_skipped_without_a_warning(folder, name, cut):
     with (folder / f"{name}.jsonl").open("ab") as file:
         file.write(cut)
     with warnings.catch_warnings():
@@ -184,28 +185,28 @@ def test_a_line_that_a_crash_has_cut_short_is_nothing_to_tell(folder, name, cut)
         assert main(["report", str(folder)]) == 0
 
 
-def test_many_lines_are_counted_and_a_few_named(folder):
+def test_a_warning_lists_only_the_first_lines(folder):
     (folder / "guard.jsonl").write_bytes(b"{}\n" * 9 + (folder / "guard.jsonl").read_bytes())
-    told = rf"^9 lines of {folder}/guard.jsonl can't be read \(1, 2, 3, 4, 5, …\): left out$"
-    with pytest.warns(RunWarning, match=told):
+    with warns("record-damaged", path=str(folder / "guard.jsonl"), lines=list(range(1, 10))) as warned:
         read_report(folder)
+    assert "(1, 2, 3, 4, 5, …)" in str(warned[0].message)
 
 
 @pytest.mark.parametrize("header", [5, "x", [1], {"versions": "abc"}, {"versions": [1]}, {"versions": {5: None}}])
-def test_a_header_that_no_run_has_written_is_a_mistake(folder, header, capsys):
+def test_a_header_that_no_run_wrote_is_refused(folder, header, capsys):
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "tdmr1": header}))
     assert main(["report", str(folder)]) == 2
-    assert "is not what a run writes there" in capsys.readouterr().err
+    assert "[config-incomplete]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("not_finite", ["Infinity", "NaN", "-Infinity", "1e308"])
-def test_numbers_that_are_not_finite_count_nothing(folder, not_finite):
+def test_counters_that_are_not_finite_are_ignored(folder, not_finite):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f'\n{{"step": 5, "not_finite/fake": {not_finite}, "reward/jpeg_size/failed": {not_finite}}}\n')
     report = read_report(folder)
-    assert report.left_out["updates of the fake that were not finite"] == 2
-    assert report.left_out["images that jpeg_size failed on"] == 4
+    assert report.skipped["updates of the fake that were not finite"] == 2
+    assert report.skipped["images that jpeg_size failed on"] == 4
 
 
 def loop(path: Path) -> None:
@@ -223,25 +224,28 @@ def become_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-IN_THE_WAY = [
-    (loop, "metrics.jsonl", "metrics.jsonl is a link that leads to itself"),
-    (loop, "elsewhere", "elsewhere is a link that leads to itself"),
-    (pipe, "metrics.jsonl", "metrics.jsonl is neither a file nor a folder"),
-    (become_a_folder, "guard.jsonl", "guard.jsonl can't be read: Is a directory"),
-    (become_a_folder, "report.html", "can't be written: Is a directory"),
+OBSTACLES = [
+    (loop, "metrics.jsonl", "link-outside"),
+    (loop, "elsewhere", "link-outside"),
+    (pipe, "metrics.jsonl", "link-outside"),
+    (become_a_folder, "guard.jsonl", "record-damaged"),
+    (become_a_folder, "report.html", "not-writable"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "name", "told"), IN_THE_WAY)
-def test_what_is_no_file_is_refused(folder, capsys, damage, name, told):
+@pytest.mark.parametrize(("damage", "name", "code"), OBSTACLES)
+def test_other_entries_in_the_place_of_a_file_are_refused(folder, capsys, damage, name, code):
     damage(folder / name)
     assert main(["report", str(folder)]) == 2
-    said = capsys.readouterr().err.partition("error: ")[2]
-    assert told in said
-    assert "\n\nhint: " in said
+    printed = capsys.readouterr().err.partition("error: ")[2]
+    assert f" [{code}]\n" in printed
+    assert str(folder / name) in printed
+    assert "\n\nhint: " in printed
 
 
 def test_an_output_that_is_a_folder_is_refused(folder, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     assert main(["report", str(folder), "--output", str(tmp_path / "there")]) == 2
-    assert capsys.readouterr().err.endswith(f"hint: {tmp_path}/there is in the way: move it elsewhere\n")
+    printed = capsys.readouterr().err
+    assert "[not-writable]" in printed
+    assert f"hint: move {tmp_path}/there to another place" in printed

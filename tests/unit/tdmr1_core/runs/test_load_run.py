@@ -1,3 +1,5 @@
+"""Loading a run."""
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from tdmr1_core.runs.load_run import set_threads
 pytestmark = pytest.mark.unit
 
 
-def test_threads_are_at_most_what_the_run_says(monkeypatch):
+def test_the_setting_is_an_upper_limit_of_threads(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
