@@ -10,7 +10,7 @@ from human_learning import pictures_of
 from intervals import paired_gain
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_person import is_red
-from support.command_line import command, environment
+from support.command_line import run_tdmr1, start_tdmr1
 
 pytestmark = pytest.mark.browser
 
@@ -32,10 +32,10 @@ def training(folder, **options):
     """The command of a small training by people, on captions that name no colour."""
     reward = {"name": "human", "options": {"mode": "wait", **options}}
     sets = [f"rewards={json.dumps([reward])}", "saving.tensorboard=false", "saving.samples_every=0"]
-    return command(
+    return [
         *("train", "--model", "tiny-tdm", "--preset", "tiny-human", "--iterations", ITERATIONS, "--output", folder),
         *(part for item in sets for part in ("--set", item)),
-    )
+    ]
 
 
 def seen(look):
@@ -74,7 +74,7 @@ def red_shares(folder):
 
 def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
     folder = tmp_path / "run"
-    process = subprocess.Popen(training(folder), env=environment(), stderr=subprocess.PIPE, text=True)
+    process = start_tdmr1(*training(folder), stderr=subprocess.PIPE)
     said = []
     found = threading.Event()
 
@@ -116,10 +116,7 @@ def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
 
 def test_without_answers_the_pictures_stay_as_they_are(tmp_path):
     folder = tmp_path / "run"
-    done = subprocess.run(
-        training(folder, minutes=0.005), env=environment(), stderr=subprocess.PIPE, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    run_tdmr1(*training(folder, minutes=0.005))
     before, after, _ = red_shares(folder)
     assert np.array_equal(before, after)
     assert 0.1 < before.mean() < 0.4

@@ -15,8 +15,9 @@ from urllib.parse import urlparse
 
 import pytest
 import requests
+from support.command_line import environment, run_tdmr1
 from support.errors import raises
-from support.feedback_server import Label, Person, draw_folder, environment, labelling
+from support.feedback_server import Label, Person, draw_folder, labelling
 
 from tdmr1_rewards.feedback.server import PAGE
 from tdmr1_rewards.feedback.serving import FeedbackPage
@@ -54,7 +55,7 @@ def rows(folder, query):
 def test_confirmed_answers_survive_a_kill(tmp_path):
     folder = draw_folder(tmp_path / "pictures", 300)
     confirmed, lock = {}, threading.Lock()
-    with labelling(folder, "--judges", 5) as label:
+    with labelling(folder, "--judges", 5, fresh=True) as label:
         enough = threading.Event()
 
         def judge(person):
@@ -263,16 +264,7 @@ def test_the_page_is_in_the_wheel(wheel):
 
 
 def tdmr1(*words, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "tdmr1_cli", "label", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    return run_tdmr1("label", *words, code=code)
 
 
 def test_export_and_errors(tmp_path):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.packaging import run
+from support.command_line import run_tdmr1
 from support.paths import ROOT
 
 from tdmr1_rewards import RewardBatch, RewardContext
@@ -43,19 +41,17 @@ def folder(tmp_path_factory) -> Path:
 def test_every_command_of_the_guide_works(folder):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
     assert len(commands) >= 12
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for line in commands:
         program, verb, *arguments = shlex.split(line)
         assert program == "tdmr1"
         further = [] if "--dry-run" in arguments else LONG.get(verb, [])
-        done = run(sys.executable, "-m", "tdmr1_cli", verb, *arguments, *further, cwd=folder, env=environment)
+        done = run_tdmr1(verb, *arguments, *further, cwd=folder)
         assert done.stdout.strip(), line
 
 
 def test_a_run_prints_the_convention_of_a_function(folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = ["train", "--reward", "sharp.py:sharp:0.5", "--dry-run"]
-    done = run(sys.executable, "-m", "tdmr1_cli", *arguments, cwd=folder, env=environment)
+    done = run_tdmr1(*arguments, cwd=folder)
     assert "taken as a flow_grpo-style function, sharp(images, prompts, metadata, scale)" in done.stderr
     assert f"source: {folder}/sharp.py:sharp" in done.stdout
     assert "prompts: 36 in count" in done.stderr

@@ -1,4 +1,4 @@
-"""The real command line in subprocesses, away from the user's own settings."""
+"""The real command line, away from the user's own settings: in forks of a warm process, or in real subprocesses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from support.paths import ROOT
+from support.warm_cli import WarmCli, WarmProcess
 
 SETTINGS = ("batch.groups=2", "batch.group_size=4", "evaluation.images=12", "saving.tensorboard=false")
 SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
@@ -24,11 +25,30 @@ def environment(**changes):
     return {**kept, **offline, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **changes}
 
 
-def run_tdmr1(*arguments, cwd=None, code=0, **changes):
-    """Run the command line and expect an exit code."""
-    done = subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+warm = WarmCli(environment())
+"""One server for each pytest process, started by the first command and closed at the end of the session."""
+
+
+def run_tdmr1(*arguments, cwd=None, code=0, fresh=False, **changes):
+    """Run the command line and expect an exit code (None: any); `fresh` starts a new interpreter."""
+    variables = environment(**changes)
+    if fresh or not _may_fork(arguments, variables):
+        done = subprocess.run(command(*arguments), cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+    else:
+        done = warm.run(arguments, variables, cwd=cwd, timeout=600)
+    assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
+
+
+def start_tdmr1(*arguments, fresh=False, stdout=None, stderr=None, **changes) -> subprocess.Popen | WarmProcess:
+    """Start the command line in the background; the streams are as those of `subprocess.Popen`."""
+    variables = environment(**changes)
+    if fresh or not _may_fork(arguments, variables):
+        return subprocess.Popen(command(*arguments), env=variables, stdout=stdout, stderr=stderr, text=True)
+    return warm.start(arguments, variables, stdout=stdout, stderr=stderr)
+
+
+def _may_fork(arguments, variables):
+    """Whether a fork does: processes that are spawned by a command start from its own main module."""
+    return "--processes" not in arguments and warm.can_run(variables)

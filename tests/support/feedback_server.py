@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +13,9 @@ from pathlib import Path
 import requests
 from PIL import Image
 
-from support.paths import ROOT
+from support.command_line import start_tdmr1
 
 PROMPTS = ("two red circles", "a dog in the snow")
-
-
-def environment() -> dict[str, str]:
-    """The environment of a subprocess that takes this source tree."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
 
 
 def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
@@ -39,15 +33,9 @@ def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
 class Label:
     """A running `tdmr1 label`: its process and its link."""
 
-    def __init__(self, folder: Path, *options: str | int) -> None:
+    def __init__(self, folder: Path, *options: str | int, fresh: bool = False) -> None:
         words = ["label", str(folder), "--no-open", "--no-shuffle", "--json", *map(str, options)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tdmr1_cli", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            text=True,
-        )
+        self.process = start_tdmr1(*words, fresh=fresh, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         text = ""
         while not text.endswith("}\n"):
             line = self.process.stdout.readline()
@@ -69,9 +57,9 @@ class Label:
 
 
 @contextmanager
-def labelling(folder: Path, *options: str | int) -> Iterator[Label]:
+def labelling(folder: Path, *options: str | int, fresh: bool = False) -> Iterator[Label]:
     """`tdmr1 label` for as long as the block lasts."""
-    label = Label(folder, *options)
+    label = Label(folder, *options, fresh=fresh)
     try:
         yield label
     finally:

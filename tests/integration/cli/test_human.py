@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from support.command_line import command, environment, run_tdmr1
+from support.command_line import run_tdmr1, start_tdmr1
 
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -35,9 +35,7 @@ class Training:
 
     def __init__(self, *arguments):
         self.messages = []
-        self._process = subprocess.Popen(
-            command(*arguments), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
+        self._process = start_tdmr1(*arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self._reader = threading.Thread(target=lambda: self.messages.extend(self._process.stderr), daemon=True)
         self._reader.start()
 

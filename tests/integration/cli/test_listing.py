@@ -35,7 +35,7 @@ def broken_plugin(tmp_path):
 )
 def test_listings_as_json_and_as_tables(tdmr1, arguments):
     assert json.loads(tdmr1(*arguments, "--json").stdout)
-    assert tdmr1(*arguments).stdout.strip()
+    assert tdmr1(*arguments, fresh=True).stdout.strip()
 
 
 def test_a_broken_plugin_is_named_and_nothing_else_breaks(tdmr1, broken_plugin):

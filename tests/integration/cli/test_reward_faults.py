@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from support.command_line import command, environment, run_tdmr1
+from support.command_line import run_tdmr1, start_tdmr1
 from support.paths import ROOT
 
 from tdmr1_rewards.api import RewardBatch, RewardContext
@@ -178,7 +178,7 @@ def test_skipped_images_are_counted_and_told(packaged_model, plugin, tmp_path):
 def server(plugin, port=0):
     """`tdmr1 rewards serve`, once it is ready: the process and what it said."""
     arguments = ["rewards", "serve", "redness", "--port", port, "--device", "cpu"]
-    process = subprocess.Popen(command(*arguments), env=environment(**plugin), stdout=subprocess.PIPE, text=True)
+    process = start_tdmr1(*arguments, stdout=subprocess.PIPE, **plugin)
     try:
         yield process, [process.stdout.readline() for _ in range(3)]
     finally:
@@ -212,7 +212,7 @@ def test_a_server_that_is_killed_and_started_again_costs_nothing(undisturbed, pl
         assert f"--reward remote:{url[0]}" in said[2]
         folder = tmp_path / "run"
         arguments = training(folder, name="far", options={"url": url[0], "patience": 300})
-        run = subprocess.Popen(command(*arguments), env=environment(**plugin), stderr=subprocess.PIPE, text=True)
+        run = start_tdmr1(*arguments, stderr=subprocess.PIPE, **plugin)
         try:
             for line in run.stderr:
                 if line.startswith("iteration 1/"):
@@ -232,7 +232,7 @@ def test_a_server_that_stays_away_stops_the_run_which_can_be_resumed(undisturbed
     with server(plugin) as (first, said):
         url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
         arguments = training(folder, name="far", options={"url": url[0], "patience": 1})
-        run = subprocess.Popen(command(*arguments), env=environment(**plugin), stderr=subprocess.PIPE, text=True)
+        run = start_tdmr1(*arguments, stderr=subprocess.PIPE, **plugin)
         try:
             for line in run.stderr:
                 if line.startswith("iteration 1/"):
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_the_workers(packaged_model, plugin, tmp_path):
     """The first one finishes the iteration; nothing of the run is left behind."""
     folder = tmp_path / "run"
     arguments = training(folder, iterations=200, name="redness", isolated=True)
-    run = subprocess.Popen(command(*arguments), env=environment(**plugin), stderr=subprocess.PIPE, text=True)
+    run = start_tdmr1(*arguments, stderr=subprocess.PIPE, **plugin)
     try:
         for line in run.stderr:
             if line.startswith("iteration 1/"):

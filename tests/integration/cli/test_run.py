@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from support.command_line import SMALL, command, environment
+from support.command_line import SMALL, start_tdmr1
 
 pytestmark = pytest.mark.integration
 
@@ -41,9 +41,7 @@ def test_the_config_of_a_run_trains_again(trained, tdmr1):
 def test_an_interrupted_run_is_saved_and_continued(packaged_model, tdmr1, tmp_path):
     folder = tmp_path / "run"
     arguments = [*SMALL, "--iterations", 4, "--set", "evaluation.images=1", "--output", folder]
-    process = subprocess.Popen(
-        command("train", *arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start_tdmr1("train", *arguments, fresh=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said = []
     try:
         for line in process.stderr:
@@ -68,7 +66,7 @@ def test_an_interrupted_run_is_saved_and_continued(packaged_model, tdmr1, tmp_pa
 def test_sampling_a_run(trained, tdmr1, tmp_path):
     folder, _ = trained
     arguments = ["sample", folder, "--prompt", "two red circles", "--prompt", "a", "--images", 2, "--output", tmp_path]
-    document = json.loads(tdmr1(*arguments, "--role", "start", "--json").stdout)
+    document = json.loads(tdmr1(*arguments, "--role", "start", "--json", fresh=True).stdout)
     assert [image["prompt"] for image in document["images"]] == ["two red circles"] * 2 + ["a"] * 2
     names = {path.name for path in tmp_path.iterdir()}
     drawn = [f"{word}-0{i}.png" for word in ("000-two-red-circles", "001-a") for i in (0, 1)]
@@ -112,7 +110,7 @@ def test_evaluating_a_model_has_no_trained_row(packaged_model, tdmr1):
 
 def test_reporting_on_a_run(trained, tdmr1, tmp_path):
     folder, _ = trained
-    done = tdmr1("report", folder, "--output", tmp_path / "report.html")
+    done = tdmr1("report", folder, "--output", tmp_path / "report.html", fresh=True)
     assert "2 of 2 iterations" in done.stderr
     assert "count-held-out" in done.stdout
     page = (tmp_path / "report.html").read_text()
@@ -133,9 +131,7 @@ def test_exporting_a_run(trained, tdmr1, tmp_path):
 
 def test_probing_says_whether_the_surrogate_learnt(packaged_model, tdmr1):
     small = [*SMALL, "--pool", 1, "--updates", 1, "--images", 4, "--json"]
-    done = subprocess.run(
-        command("probe", "tiny-tdm", *small), env=environment(), capture_output=True, text=True, timeout=600
-    )
+    done = tdmr1("probe", "tiny-tdm", *small, code=None, fresh=True)
     document = json.loads(done.stdout)
     assert [point["strength"] for point in document["points"]] == [0, 0.5, 1]
     assert done.returncode == (0 if document["passed"] else 1)
@@ -144,7 +140,7 @@ def test_probing_says_whether_the_surrogate_learnt(packaged_model, tdmr1):
 def test_distilling_exports_a_lora_to_train_from(packaged_model, tdmr1, tmp_path):
     folder = tmp_path / "run"
     small = ["--set", "batch.groups=2", "--set", "saving.tensorboard=false", "--iterations", 1]
-    done = tdmr1("distill", "--model", "tiny-tdm", *small, "--output", folder, "--quiet")
+    done = tdmr1("distill", "--model", "tiny-tdm", *small, "--output", folder, "--quiet", fresh=True)
     lora = folder / "export" / "pytorch_lora_weights.safetensors"
     assert done.stdout == f"{lora}\n"
     written = lora.read_bytes()
@@ -156,6 +152,6 @@ def test_distilling_exports_a_lora_to_train_from(packaged_model, tdmr1, tmp_path
 
 
 def test_the_doctor_finds_the_packaged_model(packaged_model, tdmr1):
-    findings = {item["what"]: item for item in json.loads(tdmr1("doctor", "--json").stdout)}
+    findings = {item["what"]: item for item in json.loads(tdmr1("doctor", "--json", fresh=True).stdout)}
     assert findings["model tiny-tdm"]["verdict"] == "ok"
     assert findings["threads"]["detail"].startswith("1 of")

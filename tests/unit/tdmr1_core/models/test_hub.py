@@ -19,8 +19,8 @@ from support.paths import ROOT
 
 from tdmr1_core.models import pipeline_files
 from tdmr1_core.models.hub import hub_file, revision_of
-from tdmr1_core.models.pipeline_files import is_hub_id
 from tdmr1_core.models.loading import fetch_model, find_lora
+from tdmr1_core.models.pipeline_files import is_hub_id
 from tdmr1_core.models.registry import ModelRegistry
 
 pytestmark = pytest.mark.unit

@@ -1,0 +1,317 @@
+"""Runs `tdmr1` in forks of one process that has already imported torch, diffusers and tdmr1.
+
+A fresh interpreter spends several seconds on imports. `WarmCli` starts one server process (`python -m
+support.warm_cli`) the first time a command is run; the server imports everything once, runs no tensor operation, and
+forks a child for each command. A child has its own working directory, environment, `sys.path`, standard streams,
+signal handlers and process group, so that it behaves as a new process does. Variables that libraries read while they
+are imported cannot be changed in a fork: `can_run` is false for those, and the caller starts a real process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+LARGEST_REQUEST = 1 << 20
+SET_BY_A_FORK = ("PYTHONPATH",)
+READ_AT_IMPORT = ("HF_", "HUGGINGFACE", "OMP_", "MKL_", "OPENBLAS", "TORCH", "TRANSFORMERS", "DIFFUSERS", "CUDA")
+READ_AT_IMPORT += ("PYTHON", "LD_", "XDG_", "TOKENIZERS", "TQDM", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+WARM_MODULES = (
+    "diffusers:AutoencoderKL",
+    "diffusers:FlowMatchEulerDiscreteScheduler",
+    "diffusers:SD3Transformer2DModel",
+    "diffusers:StableDiffusion3Pipeline",
+    "diffusers:ZImagePipeline",
+    "diffusers:ZImageTransformer2DModel",
+    "diffusers.guiders",
+    "PIL.PngImagePlugin",
+    "transformers:AutoTokenizer",
+    "transformers:CLIPTextModelWithProjection",
+    "transformers:CLIPTokenizer",
+    "transformers:Qwen3Model",
+    "transformers:T5EncoderModel",
+    "peft:LoraConfig",
+    "torch.utils.tensorboard:SummaryWriter",
+    "torch.utils.flop_counter:FlopCounterMode",
+    "torch._subclasses.fake_tensor:FakeTensorMode",
+    "tdmr1_rewards.builtin.object_count",
+)
+"""What commands import when they first use it; not onnxruntime, which starts a thread that no fork would have."""
+
+
+class WarmCli:
+    """The client: starts the server at the first command, and commands in forks of it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def can_run(self, environment: Mapping[str, str]) -> bool:
+        """Whether a fork can have this environment: no variable differs that is read at import."""
+        mine = self._environment
+        different = {name for name in {*mine, *environment} if mine.get(name) != environment.get(name)}
+        return not any(name.startswith(READ_AT_IMPORT) for name in different.difference(SET_BY_A_FORK))
+
+    def start(
+        self, arguments: Iterable[object], environment: Mapping[str, str], *, cwd: object = None, **streams: Any
+    ) -> WarmProcess:
+        """Start `tdmr1` with these arguments; `stdout` and `stderr` are None, `subprocess.PIPE` or `DEVNULL`."""
+        control = self._connected()
+        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pipes: dict[str, IO[str]] = {}
+        ends = [theirs.fileno(), os.open(os.devnull, os.O_RDONLY)]
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            if streams.get(name) == subprocess.PIPE:
+                reading, writing = os.pipe()
+                pipes[name] = open(reading, encoding="utf-8")  # noqa: SIM115
+            else:
+                writing = os.dup(number) if streams.get(name) is None else os.open(os.devnull, os.O_WRONLY)
+            ends.append(writing)
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "environment": dict(environment),
+            "cwd": str(cwd or os.getcwd()),
+        }
+        socket.send_fds(control, [json.dumps(request).encode()], ends)
+        theirs.close()
+        for end in ends[1:]:
+            os.close(end)
+        return WarmProcess(reply, request["arguments"], **pipes)
+
+    def run(
+        self, arguments: Iterable[object], environment: Mapping[str, str], *, cwd: object = None, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run(…, capture_output=True, text=True)`."""
+        process = self.start(arguments, environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            stdout, stderr = process.communicate(timeout)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.wait(), stdout, stderr)
+
+    def close(self) -> None:
+        """End the server, which lets it save its coverage data."""
+        if self._server is not None and self._control is not None:
+            self._control.close()
+            self._server.wait(60)
+            self._server = self._control = None
+
+    def _connected(self) -> socket.socket:
+        if self._control is None:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            command = [sys.executable, "-m", "support.warm_cli", str(theirs.fileno())]
+            self._server = subprocess.Popen(
+                command,
+                cwd=Path(__file__).parents[1],
+                env=self._environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            theirs.close()
+        return self._control
+
+
+class WarmProcess:
+    """A command that runs in a fork, with the interface of `subprocess.Popen` that tests use."""
+
+    def __init__(
+        self, reply: socket.socket, args: Sequence[str], stdout: IO[str] | None = None, stderr: IO[str] | None = None
+    ) -> None:
+        self.args = args
+        self.stdout, self.stderr = stdout, stderr
+        self._streams = {"stdout": stdout, "stderr": stderr}
+        self._read: dict[str, str] = {}
+        self.returncode: int | None = None
+        self._reply = reply
+        self.pid: int = self._receive(120)["pid"]
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the command runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code: negative for a signal, as Popen's."""
+        if self.returncode is None:
+            self.returncode = self._receive(timeout)["returncode"]
+            self._reply.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
+        """Read both streams to their ends and wait."""
+        until = None if timeout is None else time.monotonic() + timeout
+
+        def read(name: str, stream: IO[str]) -> None:
+            self._read[name] = stream.read()
+            stream.close()
+
+        streams = {name: stream for name, stream in self._streams.items() if stream and not stream.closed}
+        readers = [threading.Thread(target=read, args=item, daemon=True) for item in streams.items()]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(None if until is None else max(0, until - time.monotonic()))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if until is None else max(0, until - time.monotonic()))
+        return self._read.get("stdout"), self._read.get("stderr")
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command alone, while it runs."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the command alone."""
+        self.send_signal(signal.SIGKILL)
+
+    def _receive(self, timeout: float | None) -> dict[str, int]:
+        ready = selectors.DefaultSelector()
+        with ready:
+            ready.register(self._reply, selectors.EVENT_READ)
+            if not ready.select(timeout):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        message = self._reply.recv(1 << 12)
+        if not message:
+            raise RuntimeError("the server of support.warm_cli has ended; its stderr has the reason")
+        return json.loads(message)
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a child for each request until the client closes its end; the children that still run are killed then."""
+    import_everything()
+    at_start = sys.path[:]
+    ready = selectors.DefaultSelector()
+    ready.register(control, selectors.EVENT_READ)
+    children: dict[int, socket.socket] = {}
+    while True:
+        for key, _ in ready.select():
+            if key.fileobj is not control:
+                pid: int = key.data
+                _, status = os.waitpid(pid, 0)
+                ready.unregister(key.fileobj)
+                os.close(key.fd)
+                with children.pop(pid) as reply, contextlib.suppress(OSError):
+                    reply.send(json.dumps({"returncode": os.waitstatus_to_exitcode(status)}).encode())
+                continue
+            message, descriptors, _, _ = socket.recv_fds(control, LARGEST_REQUEST, 4)
+            if not message:
+                for pid in children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(pid, signal.SIGKILL)
+                return
+            pid = os.fork()
+            if pid == 0:
+                ready.close()
+                control.close()
+                for other in children.values():
+                    other.close()
+                become(json.loads(message), descriptors, at_start)
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)
+            children[pid] = socket.socket(fileno=descriptors[0])
+            children[pid].send(json.dumps({"pid": pid}).encode())
+            for descriptor in descriptors[1:]:
+                os.close(descriptor)
+            ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+
+
+def import_everything() -> None:
+    """Import what commands import, in the order in which `tdmr1` does: first its own settings of the environment."""
+    sys.path[0] = os.getcwd()
+    from tdmr1_cli.main import main
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        main(["--version"])
+    import torch
+
+    torch.set_num_threads(1)
+    import gc
+    import importlib
+    import pkgutil
+
+    for package in ("tdmr1_core", "tdmr1_cli"):
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    for name in WARM_MODULES:
+        module, _, attribute = name.partition(":")
+        getattr(importlib.import_module(module), attribute or "__name__")  # an attribute loads a lazy module
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise RuntimeError(f"the server of support.warm_cli has {threads} threads; a fork needs exactly 1")
+    gc.freeze()
+
+
+def become(request: dict[str, Any], descriptors: list[int], at_start: list[str]) -> NoReturn:
+    """Run one command in this forked child, and exit as a process of its own would."""
+    import atexit
+    import importlib
+
+    os.setpgid(0, 0)
+    os.close(descriptors[0])
+    for number, descriptor in enumerate(descriptors[1:]):
+        os.dup2(descriptor, number, inheritable=True)
+        os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    former = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    added = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    sys.path[:] = [os.getcwd(), *added, *at_start[1 + len(former) :]]
+    importlib.invalidate_caches()
+    sys.argv = ["tdmr1", *request["arguments"]]
+    measured = restart_coverage()
+    code = 1
+    try:
+        from tdmr1_cli.main import main
+
+        code = main(request["arguments"])
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        if measured is not None:
+            measured.stop()
+            measured.save()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+
+def restart_coverage() -> Any:
+    """Measure this fork apart from the server, where the server is measured."""
+    if "coverage" not in sys.modules:
+        return None
+    import coverage
+
+    if coverage.Coverage.current() is None:
+        return None
+    return coverage.process_startup(force=True)
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection)
