@@ -21,7 +21,8 @@ from tdmr1_core.errors import Tdmr1Error, raise_together
 if TYPE_CHECKING:
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.plugins import Extensions
-    from tdmr1_core.preflight.resolved import ResolvedRun, RewardFinder
+    from tdmr1_core.preflight.resolved import ResolvedRun
+    from tdmr1_core.preflight.rewards import RewardFinder
 
 DEFAULT_MODEL = "tiny-tdm"
 NO_PRESET = "none"
@@ -75,7 +76,7 @@ def resolve_settings(
     if none is named. Raises one Tdmr1Error with all mistakes.
     """
     from tdmr1_core.config_loading import merge, parse_assignments, read_preset, resolve
-    from tdmr1_core.preflight.resolved import RewardFinder, resolve_run
+    from tdmr1_core.preflight.rewards import RewardFinder
 
     errors: list[Tdmr1Error] = []
 
@@ -115,6 +116,8 @@ def resolve_settings(
             attempt(lambda reward=reward: find.find(_source(reward), _python(reward)))  # type: ignore[misc]
         raise_together(errors)
     assert config is not None
+    from tdmr1_core.preflight.resolved import resolve_run
+
     used_preset = preset_name if preset_name != NO_PRESET else None
     return resolve_run(config, extensions, entry=entry, find=find, preset=used_preset)
 

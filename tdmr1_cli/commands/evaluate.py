@@ -96,7 +96,8 @@ def command(
 
 def _default_prompts(loaded: Target) -> list[str]:
     """The prompt sets of the run's own evaluations: training prompts and held-out prompts."""
-    from tdmr1_core.preflight.resolved import RewardFinder, evaluation_prompts_name, training_prompts_name
+    from tdmr1_core.preflight.resolved import evaluation_prompts_name, training_prompts_name
+    from tdmr1_core.preflight.rewards import RewardFinder
 
     config, entry = loaded.engine.config, loaded.engine.entry
     rewards = RewardFinder(loaded.extensions.plugins.rewards).resolve(config.rewards)
@@ -134,7 +135,7 @@ def _measure(
     from tdmr1_cli.progress import Stages
     from tdmr1_core.build.rewards import build_runner
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.preflight.resolved import RewardFinder
+    from tdmr1_core.preflight.rewards import RewardFinder
     from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.runs.evaluation.evaluate import evaluate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tdmr1_core.preflight.resolved import ResolvedReward
+from tdmr1_core.preflight.rewards import ResolvedReward
 from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.runner import Combine, RewardRunner
 from tdmr1_rewards.sources.source import create_reward, reference_for

@@ -12,7 +12,8 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.errors import warn
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.preflight.evaluation_rewards import trained_directions, trained_reward_is_evaluated
-from tdmr1_core.preflight.resolved import ResolvedReward, ResolvedRun
+from tdmr1_core.preflight.resolved import ResolvedRun
+from tdmr1_core.preflight.rewards import ResolvedReward
 from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
 from tdmr1_core.runs.evaluation.evaluate import Evaluation, evaluate
 from tdmr1_core.runs.evaluation.guard import Guard, GuardReading, subject_fingerprint

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from support.errors import raises
 
 from tdmr1_cli.output import emit_json, fields, number, table
 from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
-from tdmr1_cli.run_command import check_writable
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_cli.targets import check_writable
 
 pytestmark = pytest.mark.unit
 
@@ -63,7 +63,7 @@ def terminal() -> tuple[Console, io.StringIO]:
     return Console(file=screen, force_terminal=True, width=120, color_system=None), screen
 
 
-def test_the_live_bar_shows_where_a_run_is():
+def test_the_live_bar_shows_iteration_reward_and_checkpoint():
     console, screen = terminal()
     with Bar(Path("run"), console) as bar:
         bar.started(a_run())
@@ -71,7 +71,7 @@ def test_the_live_bar_shows_where_a_run_is():
         bar.saved(Path("checkpoints/step-000002"))
         bar.iteration(SimpleNamespace(step=3, metrics=METRICS | {"reward/mean": 0.75}, skipped=()))
     shown = screen.getvalue()
-    assert "continuing after iteration 1: m, r, 4 iterations of 2 groups × 3 images" in shown
+    assert "resuming after iteration 1: m, r, 4 iterations of 2 groups × 3 images" in shown
     assert "surrogate: no difference" in shown
     last = shown[shown.rindex("iteration ━") :]
     assert "3/4" in last
@@ -99,14 +99,14 @@ def test_stages_tell_a_few_lines_in_a_pipe(capsys):
     assert all(line.endswith("left") for line in lines[1:])
 
 
-def test_lines_tell_a_skipped_update_once(capsys):
+def test_lines_report_a_skipped_update_once(capsys):
     observer = Lines(Path("run"))
     observer.started(a_run())
     for step in (2, 3):
         observer.iteration(SimpleNamespace(step=step, metrics=METRICS, skipped=("surrogate: no difference",)))
     out, err = capsys.readouterr()
     assert out == ""
-    assert "continuing after iteration 1" in err
+    assert "resuming after iteration 1" in err
     assert err.count("surrogate: no difference") == 1
     assert "iteration 3/4  reward 0.500 → +0.000 in 1  zero-std 25%  3.0 images/s" in err
 
@@ -120,11 +120,11 @@ def test_writability_is_checked_at_the_nearest_folder(tmp_path):
     (tmp_path / "file").write_text("")
     check_writable(tmp_path / "new" / "newer")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(Tdmr1Error, match="can't be written"):
+        with raises("not-writable", folder=str(path)):
             check_writable(path)
 
 
-def test_a_stop_is_told_even_in_the_middle_of_a_write(capfd):
+def test_a_stop_is_confirmed_even_during_a_write(capfd):
     class Interrupted(io.RawIOBase):
         """A stream whose write is interrupted by a signal that asks for a stop."""
 
@@ -142,7 +142,7 @@ def test_a_stop_is_told_even_in_the_middle_of_a_write(capfd):
     assert "stopping after this iteration" in capfd.readouterr().err
 
 
-def test_waiting_for_people_is_told_now_and_then(capsys, monkeypatch):
+def test_a_wait_for_people_is_reported_at_intervals(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("tdmr1_cli.progress.time.monotonic", lambda: now[0])
     observer = Lines(Path("run"))
