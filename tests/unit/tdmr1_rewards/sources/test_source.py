@@ -353,7 +353,7 @@ def test_a_found_reward_is_not_looked_up_again(registry, mine, monkeypatch):
     assert sources.fingerprint_source(found[1]) == (
         f"MyReward of sha256 {hashlib.sha256(mine.read_bytes()).hexdigest()}"
     )
-    assert [sources.resolve_options(one, options) for one, options in zip(found, ({}, {"factor": 2}))] == [
+    assert [sources.resolve_options(one, options) for one, options in zip(found, ({}, {"factor": 2}), strict=True)] == [
         {},
         {"factor": 2},
     ]
