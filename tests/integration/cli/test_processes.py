@@ -118,16 +118,13 @@ def test_other_launchers_start_a_run_of_two_processes(packaged_model, tmp_path, 
     assert len(list(seen.iterdir())) == 2
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("accelerate_*.yaml")), ids=lambda path: path.stem)
-def test_the_configs_for_accelerate_are_understood_and_labelled(path):
+def test_accelerate_reads_the_example_config():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    kinds = {"gpus": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    path = CONFIGS / "accelerate_gpus.yaml"
     config = load_config_from_file(str(path))
-    assert config.distributed_type == kinds[path.stem.removeprefix("accelerate_")]
-    assert config.num_processes == 4
+    assert (config.distributed_type, config.num_processes) == ("MULTI_GPU", 4)
     assert "Not run on GPUs" in path.read_text()
-    assert len(list(CONFIGS.glob("accelerate_*.yaml"))) == 3
 
 
 def test_groups_that_no_split_fits_are_refused_before_anything_is_loaded(tdmr1, tmp_path):

@@ -28,7 +28,9 @@ REWARD = {"rewards": [{"name": "object_count"}]}
 
 def test_every_shipped_settings_file_is_valid():
     shipped = [*ROOT.glob("tdmr1_*/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")]
-    shipped = [path for path in shipped if not path.name.startswith("accelerate_")]  # those are accelerate's own
+    shipped = [
+        path for path in shipped if not path.name.startswith("accelerate_")
+    ]  # a config of accelerate, not of tdmr1
     assert len(shipped) >= 6
     for path in shipped:
         tree = read_file(path)
