@@ -1,6 +1,6 @@
-"""The same global batch is the same run, whatever processes, micro-batches, stops and order of rewards: golden records.
+"""The same global batch gives the same run for any number of processes, micro-batch, stops and order of rewards.
 
-`python benchmarks/equivalence.py --output DIR` prints the table of this, with that of single precision.
+`python benchmarks/equivalence.py --output DIR` prints the table of the differences, also in single precision.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
 REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
 EXACT = 1e-9
 SINGLE_METRICS, SINGLE_WEIGHTS = 1e-4, 1e-6
-"""In single precision: of every metric, and of the mean of all weights."""
+"""Tolerances in single precision: of every metric, and of the mean difference of all weights."""
 ELSEWHERE, NORMS_ELSEWHERE = 2e-4, 1e-5
-"""Relative or absolute, of the committed record: the last bit of noises, which are drawn in single precision, is the
-processor's. Without vector instructions (`ATEN_CPU_CAPABILITY=default`) metrics differed by 1.4e-5, norms by 1.4e-6."""
+"""Relative and absolute tolerances for the committed record. The noises are drawn in single precision, and their last
+bit depends on the processor. Without vector instructions (`ATEN_CPU_CAPABILITY=default`) metrics differed by 1.4e-5 and
+norms by 1.4e-6."""
 
 
 def measured(output: Path, *arguments: str) -> dict:
-    """What the script tells."""
+    """The JSON output of the script."""
     command = [sys.executable, ROOT / "benchmarks" / "equivalence.py", "--output", output, "--json", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -35,13 +36,13 @@ def measured(output: Path, *arguments: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict:
-    """All members in double precision."""
+def double_precision(tmp_path_factory) -> dict:
+    """All variants in double precision."""
     return measured(tmp_path_factory.mktemp("equivalence") / "runs", "--precisions", "fp64")
 
 
-def test_every_member_of_the_class_has_the_records_of_one_process(told):
-    members = told["differences"]["fp64"]
+def test_every_variant_has_the_records_of_one_process(double_precision):
+    members = double_precision["differences"]["fp64"]
     assert {"2 processes", "1 process, then 2", "2 processes, then 1"} <= members.keys()
     assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= members.keys()
     assert {"rewards before sampling goes on", "rewards while sampling goes on"} <= members.keys()
@@ -53,26 +54,26 @@ def test_every_member_of_the_class_has_the_records_of_one_process(told):
     assert members["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
 
 
-def test_single_precision_keeps_to_its_tolerances(tmp_path):
-    """In the member that is farthest off."""
+def test_single_precision_is_within_its_tolerances(tmp_path):
+    """Tested in the variant with the largest differences."""
     farthest = "micro-batch 1"
-    told = measured(tmp_path / "runs", "--precisions", "fp32", "--members", farthest)
-    distances = told["differences"]["fp32"][farthest]
+    document = measured(tmp_path / "runs", "--precisions", "fp32", "--members", farthest)
+    distances = document["differences"]["fp32"][farthest]
     assert distances["metrics"]["max"] <= SINGLE_METRICS
     assert 0 < distances["weights"]["mean"] <= SINGLE_WEIGHTS
 
 
-def test_both_stabilisers_bind(told):
-    """Otherwise nothing is said of the samples that they stop."""
-    metrics = told["golden"]["fp64"]["metrics"]
+def test_both_stabilisers_are_active(double_precision):
+    """Otherwise the record does not cover them."""
+    metrics = double_precision["golden"]["fp64"]["metrics"]
     assert all(0 < row["surrogate/clipped"] < 1 for row in metrics)
     assert any(row["surrogate/drifted"] > 0 for row in metrics)
 
 
-def test_the_algorithm_is_the_one_of_the_committed_record(told):
-    now, then = told["golden"]["fp64"], json.loads(GOLDEN.read_text())
+def test_the_algorithm_matches_the_committed_record(double_precision):
+    now, then = double_precision["golden"]["fp64"], json.loads(GOLDEN.read_text())
     assert now["norms"] == pytest.approx(then["norms"], rel=NORMS_ELSEWHERE, abs=NORMS_ELSEWHERE), (
-        f"if it is meant: {REWRITE}"
+        f"if the change is intended: {REWRITE}"
     )
     for one, other in zip(now["metrics"], then["metrics"], strict=True):
-        assert one == pytest.approx(other, rel=ELSEWHERE, abs=ELSEWHERE), f"if it is meant: {REWRITE}"
+        assert one == pytest.approx(other, rel=ELSEWHERE, abs=ELSEWHERE), f"if the change is intended: {REWRITE}"

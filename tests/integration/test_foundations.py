@@ -1,16 +1,18 @@
-"""What a run stands on outside its folder may change under it: that is told, or refused."""
+"""External inputs of a run that change before a resume: prompts, rewards, base model and LoRA."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from support.errors import MISSING, raises, warns
 from support.runs import Silent, small_config
 
 from tdmr1_core import tiny
-from tdmr1_core.errors import RunWarning, Tdmr1Error
+from tdmr1_core.errors import RunWarning
 from tdmr1_core.runs.checkpoints.fingerprints import read_header
 from tdmr1_core.runs.load_run import load_trained
 from tdmr1_core.runs.run import Run
@@ -21,7 +23,7 @@ REWARD = """
 from tdmr1_rewards import RewardBatch, RewardResult
 
 def bright(batch: RewardBatch) -> RewardResult:
-    "How bright the middle is."
+    "The brightness of the center."
     return RewardResult([float(image.convert("L").getpixel((12, 12))) for image in batch.images])
 """
 PROMPTS = "one red circle\ntwo blue squares\nthree green circles\n"
@@ -29,25 +31,25 @@ PROMPTS = "one red circle\ntwo blue squares\nthree green circles\n"
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
-    """A run of one iteration of two, with prompts, a reward and a LoRA in files."""
-    home = tmp_path_factory.mktemp("foundations")
-    (home / "train.txt").write_text(PROMPTS)
-    (home / "other.txt").write_text(PROMPTS)
-    (home / "bright.py").write_text(REWARD)
-    shutil.copytree(Path(tiny.__file__).parent / "student", home / "lora")
-    settings = (f"prompts.train={home}/train.txt", f"prompts.evaluate={home}/other.txt", "evaluation.images=3")
-    settings += (f"model.lora={home}/lora/pytorch_lora_weights.safetensors", "evaluation.rewards=[]")
-    rewards = [{"name": "bright", "source": f"{home}/bright.py:bright"}]
+    """The folder of a run, stopped after one of two iterations, and of its prompts, reward and LoRA."""
+    folder = tmp_path_factory.mktemp("foundations")
+    (folder / "train.txt").write_text(PROMPTS)
+    (folder / "other.txt").write_text(PROMPTS)
+    (folder / "bright.py").write_text(REWARD)
+    shutil.copytree(Path(tiny.__file__).parent / "student", folder / "lora")
+    settings = (f"prompts.train={folder}/train.txt", f"prompts.evaluate={folder}/other.txt", "evaluation.images=3")
+    settings += (f"model.lora={folder}/lora/pytorch_lora_weights.safetensors", "evaluation.rewards=[]")
+    rewards = [{"name": "bright", "source": f"{folder}/bright.py:bright"}]
     observer = Silent()
-    run = Run.create(small_config(*settings, "iterations=2", rewards=rewards), home / "run")
+    run = Run.create(small_config(*settings, "iterations=2", rewards=rewards), folder / "run")
     observer.iteration = lambda report: setattr(run, "_stop", True)
     assert not run.execute(observer).finished
-    return home
+    return folder
 
 
 @pytest.fixture
-def home(stopped):
-    """The same files, which are put back after a test."""
+def folder(stopped):
+    """The same files, which are restored after each test."""
     kept = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     yield stopped
     shutil.rmtree(stopped)
@@ -56,86 +58,90 @@ def home(stopped):
         path.write_bytes(content)
 
 
-def resumes(home: Path) -> list[dict]:
-    return [json.loads(line) for line in (home / "run" / "resumes.jsonl").read_text().splitlines()]
+def resumes(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "run" / "resumes.jsonl").read_text().splitlines()]
 
 
-def test_nothing_is_said_where_nothing_has_changed(home, recwarn):
-    assert Run.resume(home / "run").execute(Silent()).finished
+def test_no_warning_without_changes(folder, recwarn):
+    assert Run.resume(folder / "run").execute(Silent()).finished
     assert not [warning for warning in recwarn if issubclass(warning.category, RunWarning)]
-    assert resumes(home) == [{"checkpoint": "step-000001", "changes": {}, "differences": []}]
-    assert set(read_header(home / "run").prompts) == {"the training", "evaluations"}
+    assert resumes(folder) == [{"checkpoint": "step-000001", "changes": {}, "differences": []}]
+    assert set(read_header(folder / "run").prompts) == {"the training", "evaluations"}
 
 
-def test_a_run_goes_on_elsewhere_with_the_same_contents(home, tmp_path, recwarn):
-    moved = Path(shutil.move(home, tmp_path / "moved"))
+def test_a_moved_run_continues_with_the_same_contents(folder, tmp_path, recwarn):
+    moved = Path(shutil.move(folder, tmp_path / "moved"))
     config = moved / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(home), str(moved)))
+    config.write_text(config.read_text().replace(str(folder), str(moved)))
     assert Run.resume(moved / "run").execute(Silent()).finished
-    shutil.copytree(moved, home)
+    shutil.copytree(moved, folder)
     assert not [warning for warning in recwarn if issubclass(warning.category, RunWarning)]
     changes = resumes(moved)[0]["changes"]
     assert set(changes) == {"model.lora", "prompts.train", "prompts.evaluate", "rewards.0.source"}
-    looks = [json.loads(line) for line in (moved / "run" / "guard.jsonl").read_text().splitlines()]
-    assert len({look["subject"] for look in looks}) == 1, "the guard compares with what it saw before"
+    readings = [json.loads(line) for line in (moved / "run" / "guard.jsonl").read_text().splitlines()]
+    assert len({reading["subject"] for reading in readings}) == 1, "the guard compares with the earlier readings"
 
 
-def test_other_prompts_of_the_training_are_refused(home):
-    (home / "train.txt").write_text(PROMPTS.replace("two", "four"))
-    with pytest.raises(Tdmr1Error, match="prompts of the training are not those that the run began with"):
-        Run.resume(home / "run").execute(Silent())
-    assert not (home / "run" / "resumes.jsonl").exists()
+def test_other_training_prompts_are_refused(folder):
+    (folder / "train.txt").write_text(PROMPTS.replace("two", "four"))
+    with raises("resume-inputs", input="training prompts"):
+        Run.resume(folder / "run").execute(Silent())
+    assert not (folder / "run" / "resumes.jsonl").exists()
 
 
-def test_other_prompts_of_evaluations_are_told(home):
-    (home / "other.txt").write_text(PROMPTS.replace("two", "four"))
-    with pytest.warns(RunWarning, match="prompts of evaluations are not those"):
-        assert Run.resume(home / "run").execute(Silent()).finished
-    assert "evaluations" in resumes(home)[0]["differences"][0]
-    looks = [json.loads(line) for line in (home / "run" / "guard.jsonl").read_text().splitlines()]
-    assert len({look["subject"] for look in looks}) == 2, "the guard compares pictures of the same prompts alone"
+def test_other_evaluation_prompts_cause_a_warning(folder):
+    (folder / "other.txt").write_text(PROMPTS.replace("two", "four"))
+    with warns("resume-inputs", input="prompts of evaluations"):
+        assert Run.resume(folder / "run").execute(Silent()).finished
+    assert "evaluations" in resumes(folder)[0]["differences"][0]
+    readings = [json.loads(line) for line in (folder / "run" / "guard.jsonl").read_text().splitlines()]
+    assert len({reading["subject"] for reading in readings}) == 2, "the guard compares only images of the same prompts"
 
 
-def test_a_mended_reward_may_go_on_and_is_told(home):
-    (home / "bright.py").write_text(REWARD.replace("12", "11"))
-    with pytest.warns(RunWarning, match=r"reward bright was bright of sha256 \w{64} when the run began, and is bright"):
-        assert Run.resume(home / "run").execute(Silent()).finished
-    assert resumes(home)[0]["differences"][0].startswith("reward bright was")
+def test_a_changed_reward_may_continue_with_a_warning(folder):
+    (folder / "bright.py").write_text(REWARD.replace("12", "11"))
+    with warns("resume-inputs", input="reward bright") as warned:
+        assert Run.resume(folder / "run").execute(Silent()).finished
+    values = next(warning.message.values for warning in warned)
+    assert re.fullmatch(r"bright of sha256 \w{64}", values["before"])
+    assert values["now"] != values["before"]
+    assert resumes(folder)[0]["differences"][0].startswith("reward bright has changed")
 
 
-def test_another_lora_is_refused_by_whatever_reads_the_run(home):
-    lora = home / "lora" / "pytorch_lora_weights.safetensors"
+def test_another_lora_is_refused_by_every_reader(folder):
+    lora = folder / "lora" / "pytorch_lora_weights.safetensors"
     lora.write_bytes(lora.read_bytes().replace(b'"format":"pt"', b'"format":"xx"'))
-    for act in (lambda: Run.resume(home / "run").execute(Silent()), lambda: load_trained(home / "run")):
-        with pytest.raises(Tdmr1Error, match="is not the LoRA that the run began with"):
+    for act in (lambda: Run.resume(folder / "run").execute(Silent()), lambda: load_trained(folder / "run")):
+        with raises("resume-inputs", input="lora", path=str(lora)):
             act()
 
 
-def test_a_run_whose_header_is_lost_is_told_that_nothing_is_compared(home):
-    config = home / "run" / "config.yaml"
+def test_without_a_header_a_warning_reports_that_nothing_is_compared(folder):
+    config = folder / "run" / "config.yaml"
     text = config.read_text()
     config.write_text(text[text.index("kind: train") :])
-    with pytest.warns(RunWarning, match="does not say which prompts and rewards the run began with"):
-        assert Run.resume(home / "run").execute(Silent()).finished
+    with warns("resume-inputs", input=MISSING):
+        assert Run.resume(folder / "run").execute(Silent()).finished
 
 
 @pytest.mark.parametrize("section", ["guard", "saving"])
-def test_settings_that_were_cut_off_are_missed(home, section):
-    config = home / "run" / "config.yaml"
+def test_missing_settings_are_named(folder, section):
+    config = folder / "run" / "config.yaml"
     text = config.read_text()
     config.write_text(text[: text.index(f"\n{section}:") + 1])
-    with pytest.raises(Tdmr1Error, match=f"config.yaml says nothing of .*{section}.*: was it cut off") as caught:
-        Run.resume(home / "run")
-    assert "config.json has all of it" in caught.value.hint
+    with raises("config-incomplete", path=str(config)) as caught:
+        Run.resume(folder / "run")
+    assert section in caught.value.values["missing"]
+    assert "config.json" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("header", "place"),
+    ("header", "entry"),
     [("tdmr1: 5", "tdmr1"), ("tdmr1: {versions: abc}", "tdmr1.versions"), ("tdmr1: {lora: 3}", "tdmr1.lora")],
 )
-def test_a_header_that_no_run_has_written_is_refused(home, header, place):
-    config = home / "run" / "config.yaml"
+def test_a_header_that_no_run_wrote_is_refused(folder, header, entry):
+    config = folder / "run" / "config.yaml"
     text = config.read_text()
     config.write_text(f"{header}\n{text[text.index('kind: train') :]}")
-    with pytest.raises(Tdmr1Error, match=rf"{place} in {config} is not what a run writes there"):
-        Run.resume(home / "run").execute(Silent())
+    with raises("config-incomplete", path=str(config), entry=entry):
+        Run.resume(folder / "run").execute(Silent())

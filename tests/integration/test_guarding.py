@@ -1,4 +1,4 @@
-"""The guard in a run: what it writes, and how it stops one."""
+"""The guard in a run: what it writes, and how it stops the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from support.errors import raises, warns
 from support.runs import Silent, small_config
 
 from tdmr1_core.errors import RunWarning
@@ -18,7 +19,7 @@ from tdmr1_core.runs.run import Run
 pytestmark = pytest.mark.integration
 
 
-def test_alarms_are_counted_in_the_row_of_the_iteration_that_was_looked_at(tmp_path):
+def test_alarms_are_counted_in_the_row_of_the_evaluated_iteration(tmp_path):
     tracker = Tracker(tmp_path, tensorboard=False)
     tracker.guard(0, {"alarms": []})
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -37,13 +38,13 @@ def test_alarms_are_counted_in_the_row_of_the_iteration_that_was_looked_at(tmp_p
 
 
 def test_without_a_good_checkpoint_none_is_named(tmp_path, monkeypatch):
-    """As where the first evaluations of a run were made before `guard.stop` was set."""
+    """For example if `guard.stop` was set after the first evaluations of the run."""
     monkeypatch.setattr(guard, "find_alarms", lambda *_: ("it is hacked",))
     monkeypatch.setattr(run, "mark_good", lambda *_: None)
     settings = ("guard.stop=true", "evaluation.every=1", "evaluation.images=8", "batch.group_size=2")
-    with pytest.warns(RunWarning, match="it is hacked"), pytest.raises(GuardStopped) as caught:
+    with warns("guard-alarm", alarm="it is hacked"), raises("guard-stopped", good=None) as caught:
         Run.create(small_config(*settings), tmp_path / "run").execute(Silent())
-    assert caught.value.hint.startswith("there is no checkpoint that it had nothing against; ")
+    assert isinstance(caught.value, GuardStopped)
 
 
 def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatch):
@@ -53,23 +54,22 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
     monkeypatch.setattr(guard, "find_alarms", lambda first, now, *_: ("it is hacked",) if now.step == 3 else ())
     seen = Silent()
     with (
-        pytest.warns(RunWarning, match="guard, iteration 3: it is hacked"),
-        pytest.raises(GuardStopped, match="after iteration 3: it is hacked") as caught,
+        warns("guard-alarm", step=3, alarm="it is hacked"),
+        raises("guard-stopped", step=3, alarm="it is hacked", good=str(folder / "checkpoints" / "step-000002")),
     ):
         Run.create(small_config(*settings), folder).execute(seen)
     assert len(seen.reports) == 3
     checkpoints = folder / "checkpoints"
     assert (checkpoints / "latest").read_text() == (checkpoints / "good").read_text() == "step-000002\n"
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-000002", "step-000003"]
-    assert "step-000002" in caught.value.hint
 
     rows = [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert [(row["step"], row["alarms"]) for row in rows] == [(0, []), (1, []), (2, []), (3, ["it is hacked"])]
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["guard/alarms"]) for row in metrics] == [(1, 0), (2, 0), (3, 1)]
     names = {"reward/jpeg_size", "held_out/object_count", "held_out/geneval"}
-    pictures = ("edge_density", "entropy", "colourfulness", "saturation")
-    names |= {f"picture/{name}" for name in pictures}
+    statistics = ("edge_density", "entropy", "colourfulness", "saturation")
+    names |= {f"picture/{name}" for name in statistics}
     assert names <= {key.removesuffix("/mean") for key in rows[0] if key.endswith("/mean")}
 
     monkeypatch.undo()
@@ -81,16 +81,16 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
 
 
 def test_a_training_that_hacks_its_reward_is_stopped(tmp_path):
-    """Small files: what the world draws gets paler and plainer, and less of what was asked for."""
+    """The reward prefers small files: the images get paler and plainer, and match their prompts less."""
     folder = tmp_path / "run"
     settings = ("rewards.0.name=jpeg_size", "rewards.0.options.prefer=small", "evaluation.rewards=[]", "iterations=16")
     settings += ("batch.groups=6", "batch.group_size=8", "evaluation.every=4", "evaluation.images=64")
     settings += ("generator.learning_rate=1.5e-3", "surrogate.learning_rate=2e-3")
-    with pytest.warns(RunWarning, match="jpeg size rose"), pytest.raises(GuardStopped, match="the guard stopped"):
+    with pytest.warns(RunWarning, match="jpeg size rose"), raises("guard-stopped"):
         Run.create(small_config(*settings, "guard.stop=true", "guard.threshold=0.4"), folder).execute(Silent())
     *quiet, last = [GuardReading.of(json.loads(line)) for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert last.step > 0
-    assert not any(look.alarms for look in quiet)
+    assert not any(reading.alarms for reading in quiet)
     assert re.search(r"(geneval|diversity|saturation|entropy) fell", last.alarms[0])
     assert (folder / "checkpoints" / "good").read_text() == f"step-{quiet[-1].step:06d}\n"
-    assert not find_alarms(quiet[0], last, 0.4, {"jpeg_size": -1}), "the reward went the other way"
+    assert not find_alarms(quiet[0], last, 0.4, {"jpeg_size": -1}), "a falling reward is no alarm"

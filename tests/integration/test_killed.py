@@ -1,6 +1,6 @@
-"""A run that is killed (`kill -9`) at every stage and continued ends with the bits of one that is not: the small count.
+"""A run that is killed (`kill -9`) at every stage and resumed ends with the same bits as a run without a kill.
 
-`python benchmarks/kill_test.py --output DIR --kills 50` is the large one.
+This is the small version; the large one is `python benchmarks/kill_test.py --output DIR --kills 50`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_bits(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    assert told["different"] == []
+    result = json.loads(done.stdout)
+    assert result["different"] == []
     stages = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation", "random")
-    assert told["kills"] == dict.fromkeys(stages, 1)
-    assert told["total"] == 8
+    assert result["kills"] == dict.fromkeys(stages, 1)
+    assert result["total"] == 8

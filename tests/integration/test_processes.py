@@ -1,4 +1,4 @@
-"""Two real processes (gloo, on the CPU) are one: the same metrics and weights, whatever one of them has to teach."""
+"""Two processes (gloo, on the CPU) give the same metrics and weights as one, and fail together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.errors import raises
 from support.runs import Silent, small_config
 
 from tdmr1_cli.multiprocess import launch
@@ -25,21 +26,21 @@ from tdmr1_core.stages.draws import sharing_ids
 
 pytestmark = pytest.mark.integration
 
-NOT_NUMERICS = ("time/", "images_per_second")
+TIMINGS = ("time/", "images_per_second")
 EXACT = ("model.precision=fp64", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
 REWARD = '''
 from tdmr1_rewards import RewardBatch, RewardResult
 
 def one_sided(batch: RewardBatch) -> RewardResult:
-    """Nothing for the first group, how red the others are, and no judgement of one image."""
-    judged = zip(batch.image_ids, batch.images, strict=True)
-    red = [None if i == 6 else float(image.resize((1, 1)).getpixel((0, 0))[0]) for i, image in judged]
+    """0 for the first group, the redness of the others, and no score for one image."""
+    numbered = zip(batch.image_ids, batch.images, strict=True)
+    red = [None if i == 6 else float(image.resize((1, 1)).getpixel((0, 0))[0]) for i, image in numbered]
     return RewardResult(scores=[score if group else 0.0 for score, group in zip(red, batch.group_ids)])
 '''
 
 
 def iterate(folder: Path, assignments: tuple[str, ...], preset: str, reward: str | None) -> None:
-    """Three iterations here, alone or as one of several; the first process writes metrics and weights."""
+    """Three iterations in this process, alone or as one of several. Each writes its weights, the first the metrics."""
     named = {"rewards": [{"name": "one_sided", "source": reward}]} if reward else {}
     config = small_config(*assignments, preset=preset, **named)
     processes = join_processes(config.model.device)
@@ -50,13 +51,13 @@ def iterate(folder: Path, assignments: tuple[str, ...], preset: str, reward: str
     weights = {f"{role}/{k}": v for role in engine.roles.names for k, v in engine.roles.weights(role).items()}
     save_file(weights, folder / f"weights-{processes.count}-{processes.rank}.safetensors")
     if processes.first:
-        rows = [{k: v for k, v in r.metrics.items() if not k.startswith(NOT_NUMERICS)} for r in reports]
+        rows = [{k: v for k, v in r.metrics.items() if not k.startswith(TIMINGS)} for r in reports]
         (folder / f"metrics-{processes.count}.json").write_text(json.dumps(rows))
     processes.leave()
 
 
 def differences(folder: Path) -> tuple[float, float]:
-    """The largest one of any metric of any iteration, and of any weight, between one process and two."""
+    """The largest difference of any metric, and of any weight, between one process and two."""
     one, two = (json.loads((folder / f"metrics-{count}.json").read_text()) for count in (1, 2))
     assert [set(row) for row in one] == [set(row) for row in two]
     metrics = max(abs(a[key] - b[key]) for a, b in zip(one, two, strict=True) for key in a)
@@ -71,9 +72,9 @@ def differences(folder: Path) -> tuple[float, float]:
         ("tiny", (*EXACT, "timesteps.k_sharing=sample", "advantages.permute=true", "batch.micro_batch=3"), True),
         ("distill-tiny", ("model.precision=fp64",), False),
     ],
-    ids=["one process has nothing to teach", "distilled"],
+    ids=["one process has no signal", "distilled"],
 )
-def test_two_processes_are_one(tmp_path, preset, assignments, one_sided):
+def test_two_processes_give_the_result_of_one(tmp_path, preset, assignments, one_sided):
     reward = None
     if one_sided:
         (tmp_path / "reward.py").write_text(REWARD)
@@ -87,35 +88,35 @@ def test_two_processes_are_one(tmp_path, preset, assignments, one_sided):
 
 
 def fail(how: str) -> None:
-    """One process fails, the other waits for it."""
+    """The second process fails while the first waits for it."""
     processes = join_processes("cpu")
     if how == "exit" and not processes.first:
         raise SystemExit(7)
 
     def action() -> None:
         if how == "error" and not processes.first:
-            raise Tdmr1Error("the second process can't go on", "mend it")
+            raise Tdmr1Error("the second process cannot continue", "fix it", code="reward-failed")
 
     processes.on_each(action)
     processes.gather(None)
 
 
-def test_an_error_of_one_process_is_told_by_the_first_alone(capfd):
-    with pytest.raises(ExitWithCode) as told:
+def test_an_error_of_one_process_is_printed_by_the_first_only(capfd):
+    with pytest.raises(ExitWithCode) as caught:
         launch(2, partial(fail, "error"))
-    assert told.value.code == 2
-    assert capfd.readouterr().err == "error: the second process can't go on\n\nhint: mend it\n"
+    assert caught.value.code == 2
+    assert capfd.readouterr().err == "error: the second process cannot continue [reward-failed]\n\nhint: fix it\n"
 
 
-def test_a_process_that_ends_ends_the_other(capfd):
-    with pytest.raises(ExitWithCode) as told:
+def test_a_process_that_exits_ends_the_other(capfd):
+    with pytest.raises(ExitWithCode) as caught:
         launch(2, partial(fail, "exit"))
-    assert told.value.code == 7
+    assert caught.value.code == 7
     assert capfd.readouterr().err == ""
 
 
 def iterate_broken(folder: Path, policy: str) -> None:
-    """Two iterations, in the first of which the second process alone has a loss that is not finite."""
+    """Two iterations. In the first one, only the second process has a loss that is not finite."""
     processes = join_processes("cpu")
     engine = Engine.from_config(small_config(f"optimizer.on_not_finite={policy}"), processes=processes)
     losses = engine._fake.losses
@@ -124,12 +125,12 @@ def iterate_broken(folder: Path, policy: str) -> None:
     reports = [engine.iteration() for _ in range(2)]
     engine.close()
     save_file(engine.roles.weights("fake"), folder / f"{processes.rank}.safetensors")
-    told = [{"metrics": dict(report.metrics), "skipped": report.skipped} for report in reports]
-    (folder / f"{processes.rank}.json").write_text(json.dumps(told))
+    documents = [{"metrics": dict(report.metrics), "skipped": report.skipped} for report in reports]
+    (folder / f"{processes.rank}.json").write_text(json.dumps(documents))
     processes.leave()
 
 
-def test_an_update_that_is_not_finite_in_one_process_is_left_out_in_all(tmp_path):
+def test_an_update_that_is_not_finite_in_one_process_is_skipped_in_all(tmp_path):
     launch(2, partial(iterate_broken, tmp_path, "skip"))
     one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert all(one[name].equal(other[name]) for name in one)
@@ -145,16 +146,17 @@ def test_an_update_that_is_not_finite_in_one_process_is_left_out_in_all(tmp_path
 
 
 def test_an_update_that_is_not_finite_in_one_process_stops_all(tmp_path, capfd):
-    with pytest.raises(ExitWithCode) as told:
+    with pytest.raises(ExitWithCode) as caught:
         launch(2, partial(iterate_broken, tmp_path, "stop"))
-    assert told.value.code == 2
-    said = capfd.readouterr().err
-    assert said.count("error: ") == 1
-    assert "error: the update of the fake is not finite at step 1 of iteration 1: the loss is inf for images 4" in said
+    assert caught.value.code == 2
+    printed = capfd.readouterr().err
+    assert printed.count("error: ") == 1
+    assert "[update-not-finite]" in printed
+    assert "images 4" in printed
 
 
 def run_guarded(folder: Path, alarm_at: int) -> None:
-    """One of several processes of a run with an alarm after some iteration, from its start or its last checkpoint."""
+    """One process of a run with a guard alarm after iteration `alarm_at`: a new run for 1, otherwise a resume."""
     guard.find_alarms = lambda first, now, *_: ("it is hacked",) if now.step == alarm_at else ()
     processes = join_processes("cpu")
     if alarm_at == 1:
@@ -165,40 +167,39 @@ def run_guarded(folder: Path, alarm_at: int) -> None:
     assert run.execute(Silent()).finished
 
 
-def test_an_alarm_ends_all_processes_and_the_first_alone_holds_the_folder(tmp_path, capfd):
+def test_an_alarm_ends_all_processes_and_only_the_first_locks_the_folder(tmp_path, capfd):
     folder = tmp_path / "run"
 
     def refused(alarm_at: int) -> str:
-        with pytest.raises(ExitWithCode) as told:
+        with pytest.raises(ExitWithCode) as caught:
             launch(2, partial(run_guarded, folder, alarm_at))
-        assert told.value.code == 2
-        said = capfd.readouterr().err
-        assert said.count("error: ") == 1
-        return said
+        assert caught.value.code == 2
+        printed = capfd.readouterr().err
+        assert printed.count("error: ") == 1
+        return printed
 
-    said = refused(1)
-    assert said.count("warning: guard, iteration 1: it is hacked") == 1
-    assert "error: the guard stopped the run after iteration 1: it is hacked" in said
+    printed = refused(1)
+    assert printed.count("it is hacked [guard-alarm]") == 1
+    assert "[guard-stopped]" in printed
     assert (folder / "checkpoints" / "latest").read_text() == "step-000000\n"
     lock = lock_run(folder)
-    assert f"error: another process is at work on the run folder {folder}" in refused(0)
+    assert "[run-folder-locked]" in refused(0)
     lock.release()
     launch(2, partial(run_guarded, folder, -1))
     assert (folder / "checkpoints" / "good").read_text() == "step-000002\n"
 
 
-def test_shares_have_the_numbers_of_the_whole():
+def test_shards_keep_the_numbers_of_their_groups():
     whole = Groups(3, tuple(Prompt(str(i), {}) for i in range(6)), 2)
-    shares = [Processes(rank, 3).share(whole) for rank in range(3)]
-    assert [prompt.text for share in shares for prompt in share.prompts] == list("012345")
+    shards = [Processes(rank, 3).shard_groups(whole) for rank in range(3)]
+    assert [prompt.text for shard in shards for prompt in shard.prompts] == list("012345")
     for sharing in ("step", "group", "sample"):
-        assert [i for share in shares for i in sharing_ids(share, sharing)] == sharing_ids(whole, sharing)
+        assert [i for shard in shards for i in sharing_ids(shard, sharing)] == sharing_ids(whole, sharing)
 
 
-def test_groups_that_cannot_be_split_are_refused():
-    with pytest.raises(Tdmr1Error, match="48 groups an iteration can't be split evenly over 5 processes") as refused:
+def test_groups_that_cannot_be_divided_are_refused():
+    with raises("processes-split", groups=48, processes=5, suitable=[45, 50]):
         check_split(48, 5)
-    assert "45 or 50" in refused.value.hint
-    with pytest.raises(Tdmr1Error) as refused:
+    with raises("processes-split", groups=1, processes=2, suitable=[2]) as caught:
         check_split(1, 2)
-    assert "batch.groups=2," in refused.value.hint
+    assert "batch.groups=2," in caught.value.hint

@@ -1,4 +1,4 @@
-"""A run's life: the folder, resuming to the bit, the same files twice, and an export that draws the same."""
+"""A run: its folder, a bit-identical resume, the same files twice, and an export that gives the same images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from support.errors import raises, warns
 from support.runs import Silent, files, rows, small_config
 
-from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.loading import fetch_model
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.checkpoints.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
@@ -33,7 +33,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_folder_holds_what_it_promises(finished):
+def test_the_folder_holds_all_documented_files(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["tdmr1"]["versions"]["torch"]
     assert config["batch"] == {"groups": 2, "group_size": 4, "micro_batch": "auto"}
@@ -64,7 +64,7 @@ def test_the_same_run_twice_writes_the_same_files(finished, tmp_path):
     assert files(tmp_path / "again") == files(finished)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
+def test_a_stopped_run_ends_with_the_same_bits(finished, tmp_path):
     class StopAfterOne(Silent):
         def iteration(self, report):
             super().iteration(report)
@@ -83,7 +83,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
     assert one == other
 
 
-def test_lines_after_the_checkpoint_are_written_again(finished, tmp_path):
+def test_lines_after_the_checkpoint_are_rewritten(finished, tmp_path):
     folder = tmp_path / "cut"
     config = load_run_config(finished)
     run = Run.create(config, folder)
@@ -98,18 +98,18 @@ def test_lines_after_the_checkpoint_are_written_again(finished, tmp_path):
 
 def test_a_used_folder_is_refused_and_untouched(finished):
     before = files(finished)
-    with pytest.raises(Tdmr1Error, match="already used") as caught:
+    with raises("run-folder-used", folder=str(finished)) as caught:
         Run.create(small_config(), finished)
     assert "--resume" in caught.value.hint
     assert files(finished) == before
 
 
 def test_resume_needs_a_run(tmp_path):
-    with pytest.raises(Tdmr1Error, match="not a run folder"):
+    with raises("run-folder-missing", folder=str(tmp_path)):
         Run.resume(tmp_path)
 
 
-def test_an_export_draws_the_same_and_keeps_alpha(finished, tmp_path):
+def test_an_export_gives_the_same_images_and_keeps_alpha(finished, tmp_path):
     engine = load_trained(finished)
     exported = export_lora(engine, tmp_path / "lora")
     assert exported.largest_difference == 0
@@ -121,7 +121,7 @@ def test_an_export_draws_the_same_and_keeps_alpha(finished, tmp_path):
     for name, value in lora.weights.items():
         assert value.equal(weights[name])
         assert value.equal(saved[f"{GENERATOR_EMA}/{name}"])
-    with pytest.raises(Tdmr1Error, match="already there"):
+    with raises("file-exists"):
         export_lora(engine, tmp_path / "lora")
 
 
@@ -136,7 +136,7 @@ def watched(tmp_path_factory) -> Path:
 
 
 class StopWhileEvaluating(Silent):
-    """Asks for a stop in the middle of an evaluation, between its two prompt sets."""
+    """Requests a stop during an evaluation, between its two prompt sets."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -148,17 +148,17 @@ class StopWhileEvaluating(Silent):
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_an_evaluation_that_is_stopped_is_made_again(watched, tmp_path, at):
+def test_an_interrupted_evaluation_is_repeated(watched, tmp_path, at):
     folder, observer = tmp_path / "stopped", StopWhileEvaluating(at)
     observer.run = Run.create(load_run_config(watched), folder)
-    with pytest.warns(RunWarning, match="the last evaluation was cut off") if at == 2 else nullcontext():
+    with warns("evaluation-cut-off", run=str(folder)) if at == 2 else nullcontext():
         observer.run.execute(observer)
     assert Run.resume(folder).execute(Silent()).finished
     for name in ("evaluations.jsonl", "guard.jsonl", "metrics.jsonl"):
         assert rows(folder / name) == rows(watched / name)
 
 
-def test_a_stop_after_an_iteration_leaves_its_evaluation_to_the_resume(watched, tmp_path):
+def test_a_stop_after_an_iteration_postpones_its_evaluation_to_the_resume(watched, tmp_path):
     class StopAfterOne(Silent):
         def iteration(self, report):
             run._stop = True
