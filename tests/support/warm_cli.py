@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import posix
 import selectors
 import signal
 import socket
@@ -271,6 +272,7 @@ def become(request: dict[str, Any], descriptors: list[int], at_start: list[str])
         os.dup2(descriptor, number, inheritable=True)
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     former = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -279,7 +281,7 @@ def become(request: dict[str, Any], descriptors: list[int], at_start: list[str])
     sys.path[:] = [os.getcwd(), *added, *at_start[1 + len(former) :]]
     importlib.invalidate_caches()
     sys.argv = ["tdmr1", *request["arguments"]]
-    measured = restart_coverage()
+    restart_coverage()
     code = 1
     try:
         from tdmr1_cli.main import main
@@ -292,24 +294,22 @@ def become(request: dict[str, Any], descriptors: list[int], at_start: list[str])
     finally:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        if measured is not None:
-            measured.stop()
-            measured.save()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os._exit(code)
+        posix._exit(code)  # coverage.py wraps os._exit, and its data is saved by now
 
 
-def restart_coverage() -> Any:
-    """Measure this fork apart from the server, where the server is measured."""
+def restart_coverage() -> None:
+    """Measure this fork apart from the server, where the server is measured; the data is saved at exit."""
     if "coverage" not in sys.modules:
-        return None
+        return
     import coverage
 
-    if coverage.Coverage.current() is None:
-        return None
-    return coverage.process_startup(force=True)
+    if (of_server := coverage.Coverage.current()) is not None:
+        of_server._auto_save = False
+        of_server.stop()
+        coverage.process_startup(force=True)
 
 
 if __name__ == "__main__":
