@@ -1,1 +1,1 @@
-"""The life of a run: its folder, checkpoints, evaluations, pictures, tracking, export."""
+"""Executes a run: its folder, checkpoints, evaluations, logs and outputs."""

@@ -121,4 +121,4 @@ def _join(lines: Sequence[bytes]) -> bytes:
 def _warn_unreadable(path: Path, numbers: Sequence[int], consequence: str) -> None:
     listed = ", ".join(map(str, numbers[:MAX_LISTED])) + (", …" if len(numbers) > MAX_LISTED else "")
     what = f"line {listed} of {path}" if len(numbers) == 1 else f"{len(numbers)} lines of {path} ({listed})"
-    warn(f"{what} cannot be read: {consequence}", code="record-damaged", path=str(path), lines=list(numbers))
+    warn(f"{what} cannot be read ({consequence})", code="record-damaged", path=str(path), lines=list(numbers))

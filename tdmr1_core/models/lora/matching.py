@@ -163,7 +163,7 @@ def _parse_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Key]:
     parsed = {key: parse_key(key) for key in tensors}
     unknown = [key for key, parts in parsed.items() if parts is None]
     if unknown or not parsed:
-        reason = f"{len(unknown)} unknown keys, such as {unknown[0]}" if unknown else "it has no keys"
+        reason = f"unknown keys ({len(unknown)}), such as {unknown[0]}" if unknown else "it has no keys"
         raise Tdmr1Error(
             f"{path} is not a LoRA file: {reason}",
             "give a LoRA file",
@@ -187,7 +187,7 @@ def _modules(keys: Mapping[str, Key], tensors: Mapping[str, Tensor], network: Me
     if unknown:
         count = len(set(unknown))
         raise Tdmr1Error(
-            f"{path} does not fit: the {network.family.transformer} lacks {count} of its modules, such as {unknown[0]}",
+            f"{path} does not fit: the {network.family.transformer} lacks modules ({count}), such as {unknown[0]}",
             RIGHT_BASE,
             code="lora-mismatch",
             values={"path": str(path), "unknown": count, "module": unknown[0], "network": network.family.transformer},
@@ -239,7 +239,7 @@ def _scaled(
     if common is None:
         raise Tdmr1Error(
             f"{path} does not contain its alpha",
-            f"set it with --set model.alpha=…; for a file that diffusers loads without a config it is the rank, {rank}",
+            f"set it with --set model.alpha=…; if the file has no adapter config, diffusers uses the rank, {rank}",
             code="lora-alpha",
             values={"path": str(path), "rank": rank},
         )

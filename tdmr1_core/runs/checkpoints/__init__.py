@@ -1,1 +1,1 @@
-"""Checkpoints, resume, and what identifies the inputs of a run."""
+"""Checkpoints, resume, and the fingerprints of the inputs of a run."""

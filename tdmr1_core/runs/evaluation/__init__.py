@@ -1,1 +1,1 @@
-"""Evaluations of a run, and the guard that reads them."""
+"""The evaluations of a run, and the guard."""
