@@ -21,7 +21,6 @@ from support.runs import Silent
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import resolve
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.loading import fetch_model
 from tdmr1_core.models.lora.files import COMFY_FILE
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, TEACHER
@@ -139,7 +138,7 @@ def test_a_run_goes_on_with_its_own_lora_alone(finished, tmp_path):
     with safe_open(lora, framework="pt") as file:
         header = file.metadata()
     save_file(weights, lora, metadata=header)
-    with pytest.raises(Tdmr1Error, match="is not the LoRA that the run began with"):
+    with raises("resume-inputs", input="lora", path=str(lora)):
         Run.resume(run).execute(Silent())
 
 

@@ -316,7 +316,7 @@ def _load_rewards(engine: Engine, states: list[dict[str, State]], checkpoint: Pa
             f"the reward states in {checkpoint} cannot be restored: {error.message}",
             error.hint,
             code="reward-state",
-            values={"path": str(checkpoint), **error.values},
+            values={**error.values, "path": str(checkpoint)},
         ) from error
 
 

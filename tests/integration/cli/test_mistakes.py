@@ -71,7 +71,7 @@ def test_an_output_that_cannot_be_written(tdmr1, tmp_path):
     (tmp_path / "file").write_text("mine")
     for verb in (["train"], ["distill"], ["sample", "tiny-tdm", "--prompt", "two red circles"]):
         message, hint = told(tdmr1(*verb, "--output", tmp_path / "file" / "run", code=2))
-        assert "can't be written" in message
+        assert "[not-writable]" in message
         assert "--output" in hint
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -81,7 +81,7 @@ def test_a_used_run_folder_is_left_alone(tdmr1, tmp_path):
     run.mkdir()
     (run / "config.yaml").write_text("seed: 3\n")
     message, hint = told(tdmr1("train", "--output", run, code=2))
-    assert "is already used" in message
+    assert "[run-folder-used]" in message
     assert "ended before its first checkpoint" in hint
     assert [path.name for path in run.iterdir()] == ["config.yaml"]
     assert (run / "config.yaml").read_text() == "seed: 3\n"

@@ -76,7 +76,7 @@ def test_sampling_a_run(trained, tdmr1, tmp_path):
         (name, image["prompt"]) for name, image in zip(drawn, document["images"], strict=True)
     ]
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert "is already there" in tdmr1(*arguments, code=2).stderr
+    assert "[file-exists]" in tdmr1(*arguments, code=2).stderr
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
