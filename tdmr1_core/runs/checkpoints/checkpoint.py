@@ -84,8 +84,8 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
 def _obsolete(folder: Path, newest: Path, keep: int) -> list[Path]:
     """The checkpoints to delete: those older than the `keep` newest, except the one that `good` names.
 
-    More than `keep` are kept until one of the kept checkpoints before the newest is intact. Nothing is deleted while
-    `good` cannot be read, because it may name any of them.
+    With `keep` of 2 or more, one of the kept checkpoints before the newest must be intact, so more may be kept. Nothing
+    is deleted while `good` cannot be read, because it may name any of them.
     """
     good = read_pointer(folder / GOOD)
     if good is None and (folder / GOOD).exists():
