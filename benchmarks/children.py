@@ -1,4 +1,4 @@
-"""The real command line in processes of their own, forked from one that has loaded the libraries already."""
+"""Runs the command line in child processes, forked from a process that has already loaded the libraries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NOT_NUMERICS = ("time/", "images_per_second")
-"""Metrics that tell of the clock."""
+TIMES = ("time/", "images_per_second")
+"""Prefixes of the metrics that depend on the clock."""
 
 
 def load_libraries() -> None:
-    """Load what takes long once; children are forked from here."""
+    """Load the slow imports once, before children are forked."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with contextlib.redirect_stdout(sys.stderr):
@@ -27,7 +27,7 @@ def load_libraries() -> None:
 
 
 def child(arguments: list[str], log: Path, prepare: Callable[[], None] | None = None) -> int:
-    """Run `tdmr1` with these arguments, after `prepare` in its process; its exit code, or minus the signal."""
+    """Run `tdmr1` with these arguments in a child, after `prepare()`; returns its exit code, or minus its signal."""
     process = os.fork()
     if process == 0:
         with log.open("ab", buffering=0) as file:
@@ -46,31 +46,31 @@ def _run(arguments: list[str], prepare: Callable[[], None] | None) -> int:
     return tdmr1(arguments)
 
 
-def before(owner: Any, name: str, first: Callable[[], None]) -> None:
-    """Do something before the first call."""
+def before(owner: Any, name: str, action: Callable[[], None]) -> None:
+    """Patch `owner.name`: call `action` before the first call."""
     real, calls = getattr(owner, name), itertools.count()
 
-    def doing(*given: Any, **named: Any) -> Any:
+    def patched(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == 0:
-            first()
-        return real(*given, **named)
+            action()
+        return real(*args, **kwargs)
 
-    setattr(owner, name, doing)
+    setattr(owner, name, patched)
 
 
-def after(owner: Any, name: str, count: int, then: Callable[[], None]) -> None:
-    """Do something when the count-th call has done its work, which nobody has used yet."""
+def after(owner: Any, name: str, count: int, action: Callable[[], None]) -> None:
+    """Patch `owner.name`: call `action` after the count-th call, before its result is used."""
     real, calls = getattr(owner, name), itertools.count(1)
 
-    def doing(*given: Any, **named: Any) -> Any:
-        answer = real(*given, **named)
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
         if next(calls) == count:
-            then()
-        return answer
+            action()
+        return result
 
-    setattr(owner, name, doing)
+    setattr(owner, name, patched)
 
 
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics but for the clock's."""
-    return {name: value for name, value in row.items() if not name.startswith(NOT_NUMERICS)}
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a line that do not depend on the clock."""
+    return {name: value for name, value in row.items() if not name.startswith(TIMES)}

@@ -1,11 +1,12 @@
-"""Measure an architecture with random weights: peak memory and images a second of every stage.
+"""Measure an architecture with random weights: peak memory and images per second of every stage.
 
     python benchmarks/full_size.py --architecture sd3.5-tdm --size 512 --group-size 24 --micro-batch 24
     python benchmarks/full_size.py --architecture tiny-tdm --size 24 --group-size 4        # on a CPU, in seconds
 
-Random weights take the memory and time of trained ones. Text encoders are left out (conditioning is random), and so are
-rewards. The estimate of `tdmr1 plan` for the generator's update stands beside what was measured: on a GPU how
-much more its allocator held at most than just before the update; a CPU's has no peak that could be taken for a stage.
+Random weights need the same memory and time as trained ones. Text encoders and rewards are omitted: the conditioning is
+random. The output contains the estimate of `tdmr1 plan` for the generator update (`estimated_activations`) and, on a
+GPU, the measured growth of the allocated memory during the update (`measured_growth`). On a CPU the peak of a single
+stage cannot be measured, so `measured_growth` is null.
 
 Not run on a GPU so far.
 """
@@ -41,11 +42,11 @@ from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
 
 ENTRIES = {entry.name: entry for entry in builtin_models() if entry.base in PUBLISHED or entry.domain == "tiny"}
-"""The models whose architecture is at hand, by name."""
+"""The models whose configs are built in, by name."""
 
 
 def random_backbone(family: str, architecture: Architecture) -> type[PipelineBackbone]:
-    """A family's backbone without text encoders: every text has the longest embeddings, at random."""
+    """The backbone class of a family without text encoders: every prompt gets random embeddings of maximum length."""
     width, pooled = text_widths(architecture.denoiser)
 
     class Random(backbone_class(FAMILIES[family])):  # type: ignore[misc]
@@ -58,7 +59,7 @@ def random_backbone(family: str, architecture: Architecture) -> type[PipelineBac
 
 
 def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> Engine:
-    """An engine on random weights."""
+    """An engine with random weights."""
     from diffusers.image_processor import VaeImageProcessor
 
     device, precision = choose_device(config.model.device), PRECISIONS[config.model.precision]
@@ -88,7 +89,7 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
 
 
 def measure(engine: Engine) -> dict[str, dict[str, float | None]]:
-    """Images a second and peak bytes of every stage, after one round that is not counted."""
+    """Images per second and peak bytes of every stage, measured after one warm-up call."""
     trajectory = engine.rollout(engine.next_groups())
     images = trajectory.groups.images
     values = torch.linspace(-1, 1, engine.config.batch.group_size, dtype=torch.float64)
@@ -102,23 +103,23 @@ def measure(engine: Engine) -> dict[str, dict[str, float | None]]:
     results: dict[str, dict[str, float | None]] = {}
     for name, stage in stages.items():
         stage()
-        held = _forget_peak()
+        allocated = _reset_peak()
         started = time.monotonic()
         stage()
-        _finish()
+        _synchronize()
         seconds = time.monotonic() - started
-        growth = None if held is None else _peak() - held
+        growth = None if allocated is None else _peak() - allocated
         results[name] = {"images_per_second": images / seconds, "peak_bytes": _peak(), "growth_bytes": growth}
     return results
 
 
 def lora_shape(entry: ModelEntry) -> LoraShape:
-    """Of the published LoRAs."""
+    """The rank, alpha and targets of the published LoRA."""
     return LoraShape(entry.rank, entry.alpha, entry.targets)
 
 
 def estimated_activations(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> int:
-    """What `tdmr1 plan` says of the generator's update, in bytes, for as many images as are updated at once."""
+    """The estimate of `tdmr1 plan` for the generator update with one micro-batch, in bytes."""
     images = config.batch.micro_batch or config.batch.groups * config.batch.group_size
     return dry_update(
         config,
@@ -132,29 +133,30 @@ def estimated_activations(entry: ModelEntry, architecture: Architecture, config:
     ).bytes
 
 
-def _finish() -> None:
-    """Wait until a GPU has done what it was asked."""
+def _synchronize() -> None:
+    """Wait until the GPU, if there is one, is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def _forget_peak() -> float | None:
-    """Begin anew to look for the peak; returns what a GPU's allocator holds now, and of a CPU nothing."""
+def _reset_peak() -> float | None:
+    """Reset the peak and return the bytes that are allocated on the GPU now; None without a GPU."""
     if not torch.cuda.is_available():
         return None
-    _finish()
+    _synchronize()
     torch.cuda.reset_peak_memory_stats()
     return float(torch.cuda.memory_allocated())
 
 
 def _peak() -> float:
+    """Peak bytes: allocated on the GPU since the last reset, or resident in this process since its start."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def main() -> None:
-    """Measure and print one JSON document."""
+    """Measure and print a JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ENTRIES, default="sd3.5-tdm")
     parser.add_argument("--size", type=int, default=512)
@@ -165,18 +167,18 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--decoder", choices=["none", "sliced", "tiled"], default="sliced")
-    given = parser.parse_args()
-    memory = {"gradient_checkpointing": given.checkpointing, "compile": given.compile, "decoder": given.decoder}
+    options = parser.parse_args()
+    memory = {"gradient_checkpointing": options.checkpointing, "compile": options.compile, "decoder": options.decoder}
     config = RunConfig.model_validate(
         {
             "rewards": [{"name": "none"}],
-            "model": {"precision": given.precision},
+            "model": {"precision": options.precision},
             "memory": memory,
             "timesteps": {"per_iteration": 1, "optimizer_step": "each"},
-            "batch": {"groups": given.groups, "group_size": given.group_size, "micro_batch": given.micro_batch},
+            "batch": {"groups": options.groups, "group_size": options.group_size, "micro_batch": options.micro_batch},
         }
     )
-    entry = replace(ENTRIES[given.architecture], height=given.size, width=given.size)
+    entry = replace(ENTRIES[options.architecture], height=options.size, width=options.size)
     architecture = read_architecture(entry)
     estimate = estimated_activations(entry, architecture, config)
     before = _peak()
@@ -185,7 +187,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     stages = measure(engine)
     measured = stages["generator"]["growth_bytes"]
-    document = {**vars(given), "device": device, "start": before, "loaded": loaded, "stages": stages}
+    document = {**vars(options), "device": device, "start": before, "loaded": loaded, "stages": stages}
     print(json.dumps(document | {"estimated_activations": estimate, "measured_growth": measured}, indent=1))
 
 

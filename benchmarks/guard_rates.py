@@ -1,16 +1,17 @@
-"""How often the guard catches a reward that can be hacked, and how often it cries wolf, on the embedded world.
+"""How often the guard detects reward hacking, and its rate of false alarms, on the embedded world.
 
     python benchmarks/guard_rates.py train  --output build/guard --seeds 100 101            # to choose a threshold
     python benchmarks/guard_rates.py report --output build/guard --seeds 100 101
     python benchmarks/guard_rates.py train  --output build/guard --seeds 0 1 2 3 4          # to measure it
     python benchmarks/guard_rates.py report --output build/guard --seeds 0 1 2 3 4 --threshold T
 
-`jpeg_size` (small files, and large ones) is hackable: plain or noisy pictures score best, whatever was asked.
-`object_count` is what the pictures are meant to be good at. Every run evaluates as it goes and leaves a `guard.jsonl`;
-`report` replays it, so that a threshold can be chosen without training again: for every condition the share of runs
-with an alarm, the iteration of the first one, and for every run how far the farthest thing went while the reward rose.
-The midpoint that it names between the two kinds is the threshold to be measured on other seeds. Every step continues
-where it stopped.
+`jpeg_size` (small or large files) can be hacked: plain or noisy images have the best scores, whatever the prompt.
+`object_count` measures what the images should show. Every run evaluates several times and writes `guard.jsonl`.
+
+`report` reads these files, so a threshold can be chosen without new training. For every run it prints the iteration of
+the first alarm and the largest drift while the reward increased; for every condition, the number of runs with an alarm.
+The midpoint between the drifts of hacked and other runs is a threshold that should then be measured on other seeds.
+`train` skips finished runs and resumes interrupted ones.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ PRESET = "tiny"
 
 
 def run_folder(root: Path, condition: str, seed: int) -> Path:
-    """Where a run lies."""
+    """The folder of a run."""
     return root / f"{condition.replace(' ', '-')}-{seed}"
 
 
 def train(root: Path, seeds: Sequence[int], conditions: Sequence[str], iterations: int, images: int) -> None:
-    """Every run that is not there yet, one after the other."""
+    """Make all runs that are not finished, one after the other."""
     for seed in seeds:
         for condition in conditions:
             folder, (reward, settings) = run_folder(root, condition, seed), CONDITIONS[condition]
@@ -59,8 +60,8 @@ def train(root: Path, seeds: Sequence[int], conditions: Sequence[str], iteration
 
 
 def report(root: Path, seeds: Sequence[int], conditions: Sequence[str], threshold: float) -> None:
-    """A line for every run, the rates, and the midpoint between the runs that should give an alarm and the others."""
-    print("| condition | seed | evaluations | first alarm | farthest while the reward rose |")
+    """Print a line for every run, the rates, and the midpoint between hacked runs and others."""
+    print("| condition | seed | evaluations | first alarm | largest drift while the reward increased |")
     print("|---|---|---|---|---|")
     alarmed: dict[str, list[bool]] = {}
     sizes: dict[bool, list[float]] = {True: [], False: []}
@@ -70,47 +71,49 @@ def report(root: Path, seeds: Sequence[int], conditions: Sequence[str], threshol
             if not path.exists():
                 continue
             reward, _ = CONDITIONS[condition]
-            looks = [GuardReading.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-            first = next((look.step for look in looks[1:] if find_alarms(looks[0], look, threshold, {reward: 1})), None)
+            readings = [GuardReading.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            first = _first_alarm(readings, reward, threshold)
             alarmed.setdefault(condition, []).append(first is not None)
-            farthest = _farthest(looks, reward)
-            sizes[condition in HACKABLE].append(abs(farthest.size) if farthest else 0.0)
-            told = ("none" if first is None else first, farthest or "nothing")
-            print(f"| {condition} | {seed} | {len(looks)} | {told[0]} | {told[1]} |")
+            largest = _largest_drift(readings, reward)
+            sizes[condition in HACKABLE].append(abs(largest.size) if largest else 0.0)
+            print(f"| {condition} | {seed} | {len(readings)} | {first or 'none'} | {largest or 'none'} |")
     print()
     for condition, alarms in alarmed.items():
-        what = "caught" if condition in HACKABLE else "false alarms"
-        print(f"{condition}: {what} in {sum(alarms)} of {len(alarms)} runs at threshold {threshold:g}")
+        kind = "detected" if condition in HACKABLE else "false alarms"
+        print(f"{condition}: {kind} in {sum(alarms)} of {len(alarms)} runs with threshold {threshold:g}")
     if all(sizes.values()):
         least, most = min(sizes[True]), max(sizes[False])
-        print(f"hacked runs went {least:.2f} or more, others {most:.2f} or less: midpoint {(least + most) / 2:.2f}")
+        print(f"drift of hacked runs >= {least:.2f}, of others <= {most:.2f}: midpoint {(least + most) / 2:.2f}")
 
 
-def _farthest(looks: Sequence[GuardReading], reward: str) -> Drift | None:
-    """The largest departure that could give an alarm, over the run's evaluations at which the reward had risen."""
-    return max(
-        (
-            departure
-            for look in looks[1:]
-            if find_alarms(looks[0], look, 0.0, {reward: 1})
-            for departure in drifts(looks[0], look)
-            if is_too_far(departure, 0.0)
-        ),
-        key=lambda departure: abs(departure.size),
-        default=None,
+def _first_alarm(readings: Sequence[GuardReading], reward: str, threshold: float) -> int | None:
+    """The iteration of the first reading with an alarm."""
+    with_alarm = (reading.step for reading in readings[1:] if find_alarms(readings[0], reading, threshold, {reward: 1}))
+    return next(with_alarm, None)
+
+
+def _largest_drift(readings: Sequence[GuardReading], reward: str) -> Drift | None:
+    """The largest drift that can cause an alarm, over all evaluations in which the reward had increased."""
+    candidates = (
+        drift
+        for reading in readings[1:]
+        if find_alarms(readings[0], reading, 0.0, {reward: 1})
+        for drift in drifts(readings[0], reading)
+        if is_too_far(drift, 0.0)
     )
+    return max(candidates, key=lambda drift: abs(drift.size), default=None)
 
 
 def main() -> None:
-    """Choose the step."""
+    """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["train", "report"])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
-    parser.add_argument("--iterations", type=int, default=70, help="length of a run")
-    parser.add_argument("--images", type=int, default=IMAGES, help="images of each prompt set at an evaluation")
-    parser.add_argument("--threshold", type=float, default=GuardConfig().threshold, help="in deviations")
+    parser.add_argument("--iterations", type=int, default=70, help="iterations of a run")
+    parser.add_argument("--images", type=int, default=IMAGES, help="images per prompt set in an evaluation")
+    parser.add_argument("--threshold", type=float, default=GuardConfig().threshold, help="in standard deviations")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     if options.step == "train":

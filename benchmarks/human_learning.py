@@ -1,14 +1,20 @@
-"""How far the embedded model follows a person who likes red, in each mode of the reward `human`.
+"""Train the embedded model with a scripted person who likes red, in each mode of the reward `human`.
 
     python benchmarks/human_learning.py train  --output build/human --seeds 0 1 2
     python benchmarks/human_learning.py report --output build/human
 
-A scripted person answers through the store of the page, as the page does (tests/browser: through a real browser).
-Prompts name no colour. The conditions: `wait` (every picture of 30 iterations is judged: 720 answers), `model`
-(200 answers to pictures of the untrained model, none later), `mixed` (the same 200, and a quarter of every group),
-`stored` (a second run that finds the answers of `wait`), and two controls: `nobody` (no answer at all) and `chance` (a
-coin answers). `train` measures every run when it ends: the share of red pictures over 480 pairs of caption and noise,
-before and after. Every step continues where it stopped.
+The scripted person uses the database of the page, as the page does (tests/browser uses a real browser). The prompts
+name no color. The conditions:
+
+- `wait`: all images of 30 iterations are judged (720 answers)
+- `model`: 200 answers to images of the untrained model, none during the run
+- `mixed`: the same 200 answers, and answers to a quarter of every group during the run
+- `stored`: a second run that uses the answers of `wait`
+- `nobody` (control): no answers
+- `chance` (control): random answers
+
+`train` measures every run at its end: the fraction of red images over 480 pairs of caption and noise, before and after.
+It skips the runs that are already measured.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.prompts.sets import load_prompts
 from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, sample_images
 from tdmr1_core.runs.load_run import load_trained
+from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.run import Run
 from tdmr1_rewards.feedback.records import NewItem
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -40,15 +47,8 @@ ANSWERS = 200
 PROMPTS = "scenes"
 
 
-class Watcher:
-    """Watches a run and says nothing but what went wrong."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: None
-
-
 def options_of(condition: str, root: Path, seed: int) -> dict[str, Any]:
-    """The reward's options in a condition."""
+    """The options of the reward in a condition."""
     labelled = [str(root / f"labelled-{seed}")]
     return {
         "wait": {"mode": "wait"},
@@ -61,7 +61,7 @@ def options_of(condition: str, root: Path, seed: int) -> dict[str, Any]:
 
 
 def train(root: Path, seed: int, condition: str, iterations: int) -> None:
-    """Label if need be, train with somebody at the page, and measure."""
+    """Collect answers if the condition needs them, train with the scripted person, and measure."""
     folder, target = root / f"{condition}-{seed}", root / f"{condition}-{seed}.json"
     if target.exists():
         return
@@ -69,32 +69,32 @@ def train(root: Path, seed: int, condition: str, iterations: int) -> None:
         label(root, seed)
     reward = {"name": "human", "options": options_of(condition, root, seed)}
     config = resolve([read_preset("tiny-human"), {"seed": seed, "iterations": iterations, "rewards": [reward]}])
-    asked = condition in ("wait", "mixed", "chance")
-    person = ScriptedPerson(folder / "feedback", chance=condition == "chance") if asked else nullcontext()
+    judged = condition in ("wait", "mixed", "chance")
+    person = ScriptedPerson(folder / "feedback", chance=condition == "chance") if judged else nullcontext()
     run = Run.create(config, folder)
     with person:
-        run.execute(Watcher())
-    with pictures_of(folder) as (before, after):
+        run.execute(Observer())
+    with images_of(folder) as (before, after):
         measures = {
             "prompts": list(before.group_ids),
             "before": [is_red(image) for image in before.images],
             "after": [is_red(image) for image in after.images],
-            "answers": person.given if isinstance(person, ScriptedPerson) else 0,
+            "answers": person.answers if isinstance(person, ScriptedPerson) else 0,
         }
     target.write_text(json.dumps(measures))
     print(f"{condition}, seed {seed}: {np.mean(measures['before']):.3f} → {np.mean(measures['after']):.3f}", flush=True)
 
 
 def label(root: Path, seed: int) -> None:
-    """Have the person judge pictures of the untrained model."""
+    """Collect answers of the scripted person to images of the untrained model."""
     from tdmr1_core.engine import Engine
 
     engine = Engine.from_config(resolve([read_preset("tiny"), {"rewards": [{"name": "jpeg_size"}]}]))
     prompts = load_prompts(PROMPTS, "tiny")
-    pictures = sample_images(engine, GENERATOR_EMA, prompts, -(-ANSWERS // len(prompts)), LABELLED_SEED + seed)
+    samples = sample_images(engine, GENERATOR_EMA, prompts, -(-ANSWERS // len(prompts)), LABELLED_SEED + seed)
     engine.close()
-    drawn = zip(pictures.images, pictures.prompts, strict=True)
-    items = [NewItem(image, prompt.text) for image, prompt in drawn][:ANSWERS]
+    pairs = zip(samples.images, samples.prompts, strict=True)
+    items = [NewItem(image, prompt.text) for image, prompt in pairs][:ANSWERS]
     store = FeedbackStore(root / f"labelled-{seed}" / "feedback")
     store.open_round("untrained", [items], run="", step=None)
     with ScriptedPerson(store.folder, ANSWERS) as person:
@@ -103,8 +103,8 @@ def label(root: Path, seed: int) -> None:
 
 
 @contextmanager
-def pictures_of(folder: Path) -> Iterator[tuple[EvaluationImages, EvaluationImages]]:
-    """The same captions and noises drawn by the model the run began with, and by its final averaged generator."""
+def images_of(folder: Path) -> Iterator[tuple[EvaluationImages, EvaluationImages]]:
+    """Images from the model at the start of the run and from its final averaged generator, with the same noises."""
     engine = load_trained(folder)
     prompts = load_prompts(PROMPTS, "tiny")
     after = sample_images(engine, GENERATOR_EMA, prompts, PER_CAPTION, EVALUATION_SEED)
@@ -114,17 +114,18 @@ def pictures_of(folder: Path) -> Iterator[tuple[EvaluationImages, EvaluationImag
 
 
 def report(root: Path) -> None:
-    """A table of every run, and of every condition over its seeds."""
+    """Print a table with all runs, and the mean gain of each condition."""
     print("| mode | seed | answers in the run | red before | red after | gain (95 % interval) |")
     print("|---|---|---|---|---|---|")
     for condition in CONDITIONS:
         gains = []
         for path in sorted(root.glob(f"{condition}-*.json")):
-            seen = json.loads(path.read_text())
-            gain = paired_gain(*(np.array(seen[key], float) for key in ("before", "after")), np.array(seen["prompts"]))
+            found = json.loads(path.read_text())
+            before, after = (np.array(found[key], float) for key in ("before", "after"))
+            gain = paired_gain(before, after, np.array(found["prompts"]))
             gains.append(gain)
             print(
-                f"| {condition} | {path.stem.rpartition('-')[2]} | {seen['answers']} | {gain.before:.1%} | "
+                f"| {condition} | {path.stem.rpartition('-')[2]} | {found['answers']} | {gain.before:.1%} | "
                 f"{gain.after:.1%} | {100 * gain.gain:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) |"
             )
         if len(gains) > 1:
@@ -133,7 +134,7 @@ def report(root: Path) -> None:
 
 
 def main() -> None:
-    """Choose the step."""
+    """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["train", "report"])
     parser.add_argument("--output", type=Path, required=True)

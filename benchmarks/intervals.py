@@ -1,4 +1,4 @@
-"""Confidence intervals for paired evaluations: the same prompts and noise, before and after training."""
+"""Confidence intervals for paired evaluations: the same prompts and noises before and after training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Gain:
-    """Means before and after, their difference with its 95 % interval, and the pairs counted; in the measure's unit."""
+    """Means before and after, their difference with a 95 % interval (in the unit of the metric), and n pairs."""
 
     before: float
     after: float
@@ -26,7 +26,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class AcrossSeeds:
-    """Gains of `n` training seeds: mean, smallest, largest and the mean's 95 % t-interval (NaN for one seed)."""
+    """Gains of `n` training seeds: mean, minimum, maximum, and the 95 % t-interval of the mean (NaN for one seed)."""
 
     mean: float
     minimum: float
@@ -39,16 +39,17 @@ class AcrossSeeds:
 def paired_gain(before: np.ndarray, after: np.ndarray, clusters: np.ndarray | None = None, seed: int = 0) -> Gain:
     """The mean gain of pairs (N,) with a percentile bootstrap interval.
 
-    A resample draws clusters (prompts) with replacement and then, from each one drawn, as many pairs as it has;
-    without clusters it draws pairs. Pairs with a NaN on either side are left out.
+    `clusters` (N,) are the prompts. Each resample draws clusters with replacement, and then within each drawn cluster
+    as many pairs as it has, with replacement. Without clusters, it draws pairs. Pairs with a NaN are omitted. Raises
+    ValueError if the lengths differ or no pair remains.
     """
     before, after = np.asarray(before, float), np.asarray(after, float)
     labels = np.arange(len(before)) if clusters is None else np.asarray(clusters)
     if not before.shape == after.shape == labels.shape or before.ndim != 1:
-        raise ValueError(f"expected arrays of one length, got {before.shape}, {after.shape} and {labels.shape}")
+        raise ValueError(f"expected arrays of the same length, got {before.shape}, {after.shape} and {labels.shape}")
     known = ~np.isnan(before) & ~np.isnan(after)
     if not known.any():
-        raise ValueError("no pair has a value on both sides")
+        raise ValueError("no pair has two values")
     before, after = before[known], after[known]
     means = _resampled_means(after - before, labels[known], np.random.default_rng(seed))
     tail = (1 - CONFIDENCE) / 2
@@ -58,9 +59,9 @@ def paired_gain(before: np.ndarray, after: np.ndarray, clusters: np.ndarray | No
 
 
 def across_seeds(gains: Sequence[Gain]) -> AcrossSeeds:
-    """Summarise the gains of independent training seeds; the interval takes them as normal with unknown variance."""
+    """Summarize the gains of independent training seeds. The t-interval assumes that they are normally distributed."""
     if not gains:
-        raise ValueError("no gains to summarise")
+        raise ValueError("there are no gains")
     values = np.array([gain.gain for gain in gains])
     mean, n = float(values.mean()), len(values)
     half = np.nan
@@ -70,7 +71,7 @@ def across_seeds(gains: Sequence[Gain]) -> AcrossSeeds:
 
 
 def _resampled_means(differences: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means (RESAMPLES,) of two-stage resamples: clusters, then pairs within."""
+    """Means (RESAMPLES,) of two-stage resamples: clusters, then pairs within them."""
     _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     ordered = differences[np.argsort(cluster, kind="stable")]
     starts = np.cumsum(sizes) - sizes

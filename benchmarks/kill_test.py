@@ -1,13 +1,12 @@
-"""Kills one run again and again with `kill -9`, and compares what it ends with with a run that nobody disturbed.
+"""Kill a run repeatedly with `kill -9`, resume it, and compare the result with an undisturbed run.
 
     python benchmarks/kill_test.py --output build/kills --kills 50
 
-The real command line runs in a child process, which is killed and continued with `--resume` until all kills are spent,
-and then ends. The kills at a barrier are the child's own (`os.kill(os.getpid(), SIGKILL)`) in the middle of a rollout,
-scoring, the fake, surrogate and generator update, in every stage of writing a checkpoint, and in the evaluation that
-follows each iteration, five of each if there are so many; the rest come from outside at a random time. Weights,
-optimisers and every line of metrics, evaluations and the guard must be the same to the last bit. Exit code 1 if they
-are not.
+The command line runs in a child process. The child is killed and resumed (`--resume`) until all kills are used, and
+then finishes. There are up to five kills in each stage: rollout, scoring, the updates of fake score, surrogate and
+generator, writing a checkpoint, and the evaluation after each iteration. The remaining kills come at random times. Each
+child kills itself (`os.kill(os.getpid(), SIGKILL)`). Weights, optimizers and all lines of metrics, evaluations and
+guard must be bit-identical, apart from times. The exit code is 1 if they are not.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from children import after, before, child, load_libraries, timeless
+from children import after, before, child, load_libraries, without_times
 
-BARRIERS = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation")
+STAGES = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation")
 AT_RANDOM = "random"
-PER_BARRIER = 5
+PER_STAGE = 5
 SMALL = (
     "batch.groups=2",
     "batch.group_size=4",
@@ -43,12 +43,12 @@ SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "threads=1")
 
 
 def main() -> int:
-    """Run undisturbed, run killed, compare."""
+    """Make both runs and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for both runs; it must be new")
-    parser.add_argument("--kills", type=int, default=50, help="how often to kill (default: 50)")
-    parser.add_argument("--iterations", type=int, help="length of the run (default: 1.5 a kill)")
-    parser.add_argument("--seed", type=int, default=0, help="of the run, and of when it is killed")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder for both runs")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
+    parser.add_argument("--iterations", type=int, help="iterations of the run (default: 1.5 per kill)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run and of the kills")
     options = parser.parse_args()
     options.output.mkdir(parents=True)
     iterations = options.iterations or max(4, 3 * options.kills // 2)
@@ -56,82 +56,77 @@ def main() -> int:
     arguments = [*(part for setting in SMALL for part in ("--set", setting)), "--seed", str(options.seed)]
     arguments += ["--iterations", str(iterations), "--quiet"]
 
-    whole = options.output / "whole"
-    began = time.monotonic()
-    code = child(["train", *arguments, "--output", str(whole)], options.output / "whole.log")
-    usual = time.monotonic() - began
-    assert code == 0, f"the undisturbed run ended with exit code {code}: see {options.output / 'whole.log'}"
+    undisturbed, log = options.output / "undisturbed", options.output / "undisturbed.log"
+    started = time.monotonic()
+    code = child(["train", *arguments, "--output", str(undisturbed)], log)
+    seconds = (time.monotonic() - started) / iterations
+    assert code == 0, f"the undisturbed run ended with exit code {code}: see {log}"
     killed = options.output / "killed"
-    spent = _kill(killed, ["train", *arguments, "--output", str(killed)], options, usual / iterations)
+    kills = _run_with_kills(killed, ["train", *arguments, "--output", str(killed)], options, seconds)
 
-    one, other = _bits(whole), _bits(killed)
-    different = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    print(json.dumps({"kills": spent, "total": sum(spent.values()), "different": different, "bits": other["weights"]}))
+    expected, found = _records(undisturbed), _records(killed)
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    print(json.dumps({"kills": kills, "total": sum(kills.values()), "different": different, "bits": found["weights"]}))
     return 1 if different else 0
 
 
-def _kill(folder: Path, start: list[str], options: argparse.Namespace, pace: float) -> dict[str, int]:
-    """Run to the end through all kills; how many of each kind there were."""
-    dice = random.Random(options.seed)
-    wanted = [kind for kind in BARRIERS for _ in range(min(PER_BARRIER, options.kills // len(BARRIERS)))]
-    wanted += [AT_RANDOM] * (options.kills - len(wanted))
-    dice.shuffle(wanted)
-    spent: collections.Counter[str] = collections.Counter()
+def _run_with_kills(folder: Path, start: list[str], options: argparse.Namespace, seconds: float) -> dict[str, int]:
+    """Run with all kills and then to the end; returns the number of kills in each stage.
+
+    `seconds` is the duration of an iteration.
+    """
+    rng = random.Random(options.seed)
+    planned = [stage for stage in STAGES for _ in range(min(PER_STAGE, options.kills // len(STAGES)))]
+    planned += [AT_RANDOM] * (options.kills - len(planned))
+    rng.shuffle(planned)
+    kills: collections.Counter[str] = collections.Counter()
     log = options.output / "killed.log"
-    for kind in [*wanted, None]:
-        barrier = None if kind is None else (kind, dice.randint(1, 12), dice.uniform(0.1, 2) * pace)
+    for stage in [*planned, None]:
+        kill = None if stage is None else (stage, rng.randint(1, 12), rng.uniform(0.1, 2) * seconds)
         arguments = ["train", "--resume", str(folder), "--quiet"]
-        if not (folder / "checkpoints" / "latest").exists():  # killed before there was anything to go on from
+        if not (folder / "checkpoints" / "latest").exists():  # killed before the first checkpoint
             shutil.rmtree(folder, ignore_errors=True)
             arguments = start
-        code = child(arguments, log, _end(barrier))
-        if code == -signal.SIGKILL and kind is not None:
-            spent[kind] += 1
+        code = child(arguments, log, partial(_install_kill, *kill) if kill else None)
+        if code == -signal.SIGKILL and stage is not None:
+            kills[stage] += 1
         elif code != 0:
-            raise SystemExit(f"exit code {code} with {barrier}: see {log}")
-        elif kind is not None:
-            raise SystemExit(f"the run was over after {sum(spent.values())} kills: it needs more --iterations")
-    return dict(spent)
+            raise SystemExit(f"exit code {code} with {kill}: see {log}")
+        elif stage is not None:
+            raise SystemExit(f"the run finished after {sum(kills.values())} kills: set more --iterations")
+    return dict(kills)
 
 
-def _end(barrier: tuple[str, int, float] | None) -> Callable[[], None] | None:
-    """What arranges a child's end, in the child."""
-    if barrier is None:
-        return None
-
-    def install() -> None:
-        print(f"# to be killed: {barrier}", flush=True)
-        _install(*barrier)
-
-    return install
-
-
-def _install(kind: str, count: int, seconds: float) -> None:
-    """Arrange this process's end: at the count-th call of something, or some seconds after iterations began."""
+def _install_kill(stage: str, count: int, seconds: float) -> None:
+    """Make this process kill itself at a call in the stage, which `count` selects, or after some seconds."""
+    print(f"# this process kills itself: {stage}, count {count}, after {seconds:.2f} s", flush=True)
     from tdmr1_core.runs import run
+    from tdmr1_core.runs.evaluation import evaluator
     from tdmr1_core.stages import fake_score, generator, rollout, sampling, scoring, surrogate
 
-    if kind == AT_RANDOM:
+    if stage == AT_RANDOM:
         before(run.Run, "_loop", lambda: threading.Timer(seconds, _die).start())
-    elif kind == "rollout":  # between two of its steps
+    elif stage == "rollout":  # between two sampling steps
         before(rollout.RolloutStage, "run", lambda: after(sampling, "euler_step", count, _die))
-    elif kind == "scoring":  # while rewards are at work, or when they have answered
+    elif stage == "scoring":  # while rewards are computed, or after all scores are collected
         after(scoring.ScoringStage, "submit" if count % 2 else "collect", 1 + count % 3, _die)
-    elif kind == "checkpoint":  # before one of its flushes and renames
+    elif stage == "checkpoint":  # before a flush or a rename
         before(run, "save_checkpoint", lambda: _count_down(os, ("mkdir", "fsync", "rename", "replace"), count))
-    elif kind == "evaluation":  # between or after its prompt sets, or when its rows are there and the guard's are not
-        after(run, "evaluate", 1 + count % 3, _die) if count % 2 else before(run.Run, "_watch", _die)
-    else:  # when its loss is there and its gradient is not
-        stage = {"fake": fake_score.FakeScoreStage, "surrogate": surrogate.SurrogateStage}
-        after(stage.get(kind, generator.GeneratorStage), "losses", 1 + count % 4, _die)
+    elif stage == "evaluation" and count % 2:  # after a prompt set
+        after(evaluator, "evaluate", 1 + count % 3, _die)
+    elif stage == "evaluation":  # after its rows are written, before those of the guard
+        before(evaluator.Evaluator, "read_guard", _die)
+    else:  # after the loss, before the gradient
+        classes = {"fake": fake_score.FakeScoreStage, "surrogate": surrogate.SurrogateStage}
+        after(classes.get(stage, generator.GeneratorStage), "losses", 1 + count % 4, _die)
 
 
 def _count_down(owner: Any, names: tuple[str, ...], count: int) -> None:
-    """Die before the count-th call of any of the functions."""
+    """Die before the count-th call, counted over all these functions of `owner`."""
     calls = itertools.count(1)
 
     def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given, **named: _die() if next(calls) == count else real(*given, **named)
+        return lambda *args, **kwargs: _die() if next(calls) == count else real(*args, **kwargs)
 
     for name in names:
         setattr(owner, name, dying(getattr(owner, name)))
@@ -141,8 +136,8 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _bits(folder: Path) -> dict[str, Any]:
-    """What must be the same: hashes of weights and optimisers, and all lines but for the clock's numbers."""
+def _records(folder: Path) -> dict[str, Any]:
+    """The records that must be equal: hashes of weights and optimizers, and all lines without times."""
     checkpoints = folder / "checkpoints"
     latest = checkpoints / (checkpoints / "latest").read_text().strip()
     listed = json.loads((latest / "manifest.json").read_text())["files"]
@@ -154,7 +149,7 @@ def _bits(folder: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 if __name__ == "__main__":

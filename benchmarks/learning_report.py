@@ -1,4 +1,4 @@
-"""Tables and curves of `tiny_learning.py`, as they stand in the README."""
+"""The tables and the plot of `tiny_learning.py`, as shown in docs/results.md and docs/tiny_world.md."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from intervals import Gain, across_seeds, paired_gain
 from subjects import Measures, Subject
 
 CONDITIONS = {
-    "real": "the reward as it is",
-    "permuted": "*control:* advantages permuted in their groups",
+    "real": "with the reward",
+    "permuted": "*control:* advantages permuted within groups",
     "reward off": "*control:* reward term off",
 }
 STUDENT, MEASURES = "student.json", "measures.json"
-"""What the student measures, and each run's trained model."""
+"""Files with the metrics of the student, and of the trained model of each run."""
 
 
 def run_folder(root: Path, condition: str, seed: int) -> Path:
-    """Where a run of a condition and seed lies."""
+    """The folder of the run with a condition and a seed."""
     return root / f"{condition.replace(' ', '-')}-{seed}"
 
 
@@ -28,8 +28,8 @@ def tables(root: Path, subject: Subject) -> None:
     """Print the tables as Markdown."""
     sheet, before = subject.sheets[0], json.loads((root / STUDENT).read_text())
     teachers = _teachers(root)
-    total, held_out = len(sheet.clusters), int(sheet.never_trained.sum())
-    print(f"n = {total} pairs of caption and noise a run; {held_out} of captions never trained on")
+    total, held_out = len(sheet.clusters), int(sheet.held_out.sum())
+    print(f"n = {total} pairs of caption and noise per run, {held_out} with held-out captions")
     for name, label in subject.headlines.items():
         _print_headline(root, subject, name, label, before)
         for guidance, values in teachers.items():
@@ -38,45 +38,45 @@ def tables(root: Path, subject: Subject) -> None:
             print(f"\nteacher, 28 steps, guidance {guidance:g}: {_percent(measured.mean())} % (standard error {error})")
     first = next(iter(subject.headlines))
     best = max(teachers, key=lambda guidance: np.mean(teachers[guidance][first]), default=None)
-    _print_beside(subject, before, list(_finished(root, "real").values()), teachers.get(best, {}))
+    _print_unrewarded(subject, before, list(_finished(root, "real").values()), teachers.get(best, {}))
 
 
 def _print_headline(root: Path, subject: Subject, name: str, label: str, before: Measures) -> None:
-    """The gain of every run in percent, on all captions and on those never trained on."""
+    """The gain of every run in percent, on all captions and on held-out captions."""
     sheet = subject.sheets[0]
-    masks = (np.ones_like(sheet.never_trained), sheet.never_trained)
-    print(f"\n{label}, %:\n\n| run | seed | before | after | gain | gain on captions never trained on |")
+    masks = (np.ones_like(sheet.held_out), sheet.held_out)
+    print(f"\n{label}, %:\n\n| run | seed | before | after | gain | gain on held-out captions |")
     print("|---|---|---|---|---|---|")
-    for condition, told in CONDITIONS.items():
+    for condition, title in CONDITIONS.items():
         gains = {}
         for seed, after in _finished(root, condition).items():
             gains[seed] = [_gain(before[name], after[name], mask, sheet.clusters) for mask in masks]
-            every, never = gains[seed]
-            print(f"| {told} | {seed} | {_percent(every.before)} | {_percent(every.after)} | ", end="")
-            print(f"{_with_interval(every)} | {_with_interval(never)} |")
+            overall, held_out = gains[seed]
+            print(f"| {title} | {seed} | {_percent(overall.before)} | {_percent(overall.after)} | ", end="")
+            print(f"{_with_interval(overall)} | {_with_interval(held_out)} |")
         if len(gains) > 1:
             means = [across_seeds([gain[column] for gain in gains.values()]).mean for column in (0, 1)]
-            print(f"| {told}, mean | | | | **{_signed(means[0])}** | **{_signed(means[1])}** |")
+            print(f"| {title}, mean | | | | **{_signed(means[0])}** | **{_signed(means[1])}** |")
 
 
-def _print_beside(subject: Subject, student: Measures, runs: Sequence[Measures], teacher: Measures) -> None:
-    """Student, trained models, best teacher and the world's own right pictures, side by side."""
-    itself = {name: values for sheet in subject.sheets for name, values in sheet.the_world_itself().items()}
+def _print_unrewarded(subject: Subject, student: Measures, runs: Sequence[Measures], teacher: Measures) -> None:
+    """Compare student, trained models, best teacher and correct images of the world."""
+    reference = {name: values for sheet in subject.sheets for name, values in sheet.reference_measures().items()}
     clusters_of = {len(sheet.clusters): sheet.clusters for sheet in subject.sheets}
-    print("\n| measure | student | after, by seed | change, mean over seeds | teacher | the world itself |")
+    print("\n| metric | student | after, by seed | change, mean over seeds | teacher | images of the world |")
     print("|---|---|---|---|---|---|")
-    for name, label in subject.beside.items():
+    for name, label in subject.unrewarded.items():
         before = np.array(student[name])
         after = [np.array(run[name]) for run in runs]
         gain = paired_gain(before, np.mean(after, axis=0), clusters_of.get(len(before)), seed=0)
         by_seed = ", ".join(f"{np.nanmean(values):.3f}" for values in after)
-        compared = [f"{np.nanmean(values[name]):.3f}" if name in values else "" for values in (teacher, itself)]
+        compared = [f"{np.nanmean(values[name]):.3f}" if name in values else "" for values in (teacher, reference)]
         change = f"{gain.gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
         print(f"| {label} | {np.nanmean(before):.3f} | {by_seed} | {change} | {compared[0]} | {compared[1]} |")
 
 
 def curves(root: Path, subject: Subject) -> None:
-    """Draw the mean reward of every iteration, one thin line a run and one thick running mean a condition."""
+    """Plot the mean reward per iteration: a thin line per run, a thick running mean per condition."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
@@ -99,13 +99,13 @@ def curves(root: Path, subject: Subject) -> None:
 
 
 def _finished(root: Path, condition: str) -> dict[int, Measures]:
-    """The measures of the trained model of every run of a condition, by seed."""
+    """The metrics of the trained model of every run of a condition, by seed."""
     folders = sorted(path.parent for path in root.glob(f"{condition.replace(' ', '-')}-*/{MEASURES}"))
     return {int(folder.name.rpartition("-")[2]): json.loads((folder / MEASURES).read_text()) for folder in folders}
 
 
 def _teachers(root: Path) -> dict[float, Measures]:
-    """The teacher's measures by guidance scale."""
+    """The metrics of the teacher, by guidance scale."""
     found = {float(path.stem.partition("-")[2]): path for path in root.glob("teacher-*.json")}
     return {guidance: json.loads(found[guidance].read_text()) for guidance in sorted(found)}
 
@@ -115,12 +115,12 @@ def _gain(before: Sequence[float], after: Sequence[float], rows: np.ndarray, clu
     return paired_gain(np.array(before)[chosen], np.array(after)[chosen], clusters[chosen], seed=0)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
 
 
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}".replace("-", "−")
 
 
 def _with_interval(gain: Gain) -> str:

@@ -1,4 +1,4 @@
-"""The headline and its controls on the embedded worlds, from nothing but the command line and held-out noises.
+"""Train the embedded models with rewards and with controls, and measure them with held-out noises.
 
     python benchmarks/tiny_learning.py train    --output build/learning --seeds 0 1 2 --jobs 2
     python benchmarks/tiny_learning.py teacher  --output build/learning
@@ -6,13 +6,18 @@
     python benchmarks/tiny_learning.py report   --output build/learning
     python benchmarks/tiny_learning.py curves   --output build/learning
 
-`--subject` says what is taught (`subjects.py`), the same at every step of a folder: to count (the default), to compose
-pairs (`composition`), or to spell (`words`). `train` makes three runs a seed, each by `tdmr1 train`: as it is, with
-advantages permuted inside their groups, and with the reward term off; further arguments are handed on to it. `evaluate`
-draws from the student and from every run's *final* averaged generator: 24 pictures of each of the 48 captions of a
-number and two of each of the 432 captions of pairs, or three of each of the 512 words; a fourth of the captions was
-never trained on. What was not rewarded is judged by `judge.py` and `word_judge.py`. `report` prints the tables, and
-`curves` draws the rewards during training (matplotlib: the extra `benchmarks`). Every step continues where it stopped.
+`--subject` selects the task (`subjects.py`): `count` (default), `composition` of pairs, or `words` (spelling). Use the
+same task for all steps of one folder.
+
+- `train` starts three runs of `tdmr1 train` per seed: with the reward, with advantages permuted within groups, and
+  without the reward term. Unknown arguments are passed to `tdmr1 train`.
+- `teacher` measures the multi-step teacher at several guidance scales.
+- `evaluate` samples from the student and from the *final* averaged generator of every run: 24 images of each of the 48
+  count captions and two of each of the 432 pair captions (`count`), or three of each of the 512 words (`words`).
+  About a quarter of the captions is held out. Unrewarded metrics come from `image_metrics.py` and `word_metrics.py`.
+- `report` prints the tables. `curves` plots the rewards during training (matplotlib: the extra `benchmarks`).
+
+Each step skips what is already finished, and `train` resumes interrupted runs.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ EVALUATION_SEED = 77_000_077
 
 
 def train(root: Path, subject: Subject, seeds: list[int], conditions: list[str], jobs: int, extra: list[str]) -> None:
-    """Run `tdmr1 train` for every seed and condition, `jobs` at a time with one thread each."""
+    """Run `tdmr1 train` for every seed and condition: `jobs` runs at a time, each with one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
     def one(job: tuple[int, str]) -> None:
@@ -65,7 +70,7 @@ def train(root: Path, subject: Subject, seeds: list[int], conditions: list[str],
 
 
 def measure(engine, role: str, sheets: Sequence[Sheet], **options: float) -> Measures:  # noqa: ANN001 - Engine
-    """Everything about one role's pictures of the sheets, one number an image or a group."""
+    """All metrics of the images that a role samples: one value per image or group."""
     measures: Measures = {}
     for sheet in sheets:
         measures |= sheet.measure(sample_images(engine, role, sheet.prompts, sheet.each, EVALUATION_SEED, **options))
@@ -73,7 +78,7 @@ def measure(engine, role: str, sheets: Sequence[Sheet], **options: float) -> Mea
 
 
 def evaluate(root: Path, subject: Subject) -> None:
-    """Measure the final generator of every finished run that has no measures yet, and once the student."""
+    """Measure the student, and the final generator of every finished run that was not measured yet."""
     from tdmr1_core.runs.load_run import load_trained
 
     for folder in sorted(path.parent for path in root.glob("*/before_after.png")):
@@ -89,7 +94,7 @@ def evaluate(root: Path, subject: Subject) -> None:
 
 
 def teacher(root: Path, subject: Subject) -> None:
-    """Measure the 28-step teacher on the same captions and noises at several guidance scales."""
+    """Measure the teacher with 28 steps, the same captions and noises, and several guidance scales."""
     from tdmr1_cli.settings import Flags, resolve_settings
     from tdmr1_core.engine import Engine
     from tdmr1_core.plugins import discover
@@ -107,7 +112,7 @@ def teacher(root: Path, subject: Subject) -> None:
 
 
 def main() -> None:
-    """Choose the step."""
+    """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["train", "teacher", "evaluate", "report", "curves"])
     parser.add_argument("--subject", choices=SUBJECTS, default="count")

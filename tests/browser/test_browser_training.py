@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from human_learning import pictures_of
+from human_learning import images_of
 from intervals import paired_gain
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_person import is_red
@@ -67,7 +67,7 @@ def judge_one(page, clicks):
 
 def red_shares(folder):
     """Whether each of 480 pictures is red, before and after, and the caption of each."""
-    with pictures_of(folder) as (before, after):
+    with images_of(folder) as (before, after):
         red = [np.array([is_red(image) for image in pictures.images], float) for pictures in (before, after)]
         return (*red, np.array(before.group_ids))
 

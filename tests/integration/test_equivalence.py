@@ -42,22 +42,22 @@ def double_precision(tmp_path_factory) -> dict:
 
 
 def test_every_variant_has_the_records_of_one_process(double_precision):
-    members = double_precision["differences"]["fp64"]
-    assert {"2 processes", "1 process, then 2", "2 processes, then 1"} <= members.keys()
-    assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= members.keys()
-    assert {"rewards before sampling goes on", "rewards while sampling goes on"} <= members.keys()
-    for name, distances in members.items():
+    variants = double_precision["differences"]["fp64"]
+    assert {"2 processes", "1 process, then 2", "2 processes, then 1"} <= variants.keys()
+    assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= variants.keys()
+    assert {"rewards before sampling continues", "rewards after all sampling"} <= variants.keys()
+    for name, distances in variants.items():
         for kind, distance in distances.items():
             print(f"{name}: {kind} differ by {distance['max']:.1e} at most, {distance['mean']:.1e} on average")
             assert distance["max"] <= EXACT, (name, kind)
     nothing = {"max": 0.0, "mean": 0.0}
-    assert members["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
+    assert variants["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
 
 
 def test_single_precision_is_within_its_tolerances(tmp_path):
     """Tested in the variant with the largest differences."""
     farthest = "micro-batch 1"
-    document = measured(tmp_path / "runs", "--precisions", "fp32", "--members", farthest)
+    document = measured(tmp_path / "runs", "--precisions", "fp32", "--variants", farthest)
     distances = document["differences"]["fp32"][farthest]
     assert distances["metrics"]["max"] <= SINGLE_METRICS
     assert 0 < distances["weights"]["mean"] <= SINGLE_WEIGHTS

@@ -1,4 +1,4 @@
-"""Every subject of the benchmark can be measured: what its tables name is measured, and right pictures are right."""
+"""Every task of the learning benchmark: all metrics of its tables are measured, and correct images score high."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ FEW = 8
 
 
 def measured(sheet) -> dict[str, list[float]]:
-    """What is measured on the first few of the world's own right pictures."""
-    images, prompts = sheet.itself(np.random.default_rng(0), 1)
+    """The metrics of the first few correct images of the world."""
+    images, prompts = sheet.reference(np.random.default_rng(0), 1)
     return sheet.measure(
         EvaluationImages(images[:FEW], tuple(prompts[:FEW]), tuple(index // 2 for index in range(FEW)))
     )
 
 
 @pytest.mark.parametrize("name", subjects.SUBJECTS)
-def test_what_the_tables_name_is_measured(name):
+def test_all_metrics_of_the_tables_are_measured(name):
     subject = subjects.SUBJECTS[name]
     first, *others = [measured(sheet) for sheet in subject.sheets]
     for headline in subject.headlines:
         assert np.mean(first[headline]) >= 0.9, headline
-    everything = set(first).union(*others)
-    assert {*subject.headlines, *subject.beside} <= everything
-    assert not set(subject.headlines) & set(subject.beside)
+    available = set(first).union(*others)
+    assert {*subject.headlines, *subject.unrewarded} <= available
+    assert not set(subject.headlines) & set(subject.unrewarded)
     assert ModelRegistry().get(subject.model).domain == subject.sheets[0].domain
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "share"), [("count", 1152, 1 / 4), ("composition", 864, 2 / 9), ("words", 1536, 1 / 4)]
+    ("name", "images", "fraction"), [("count", 1152, 1 / 4), ("composition", 864, 2 / 9), ("words", 1536, 1 / 4)]
 )
-def test_some_of_the_captions_were_never_trained_on(name, pictures, share):
+def test_a_fraction_of_the_captions_is_held_out(name, images, fraction):
     sheet = subjects.SUBJECTS[name].sheets[0]
-    assert len(sheet.clusters) == len(sheet.never_trained) == pictures
-    assert sheet.never_trained.mean() == pytest.approx(share)
-    assert len(np.unique(sheet.clusters[sheet.never_trained])) == pytest.approx(len(np.unique(sheet.clusters)) * share)
+    assert len(sheet.clusters) == len(sheet.held_out) == images
+    assert sheet.held_out.mean() == pytest.approx(fraction)
+    assert len(np.unique(sheet.clusters[sheet.held_out])) == pytest.approx(len(np.unique(sheet.clusters)) * fraction)

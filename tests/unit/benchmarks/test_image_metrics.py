@@ -1,10 +1,10 @@
-"""The judge finds what the world drew, and notices what damage did to it."""
+"""The metrics of images find the rendered objects, and show damage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import judge
+import image_metrics
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 Scenes = tuple[np.ndarray, list[world.Scene]]
 
 
-def drawn(*scenes: world.Scene, seed: int = 0) -> np.ndarray:
+def rendered(*scenes: world.Scene, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.stack([world.render(scene, rng) for scene in scenes])
 
@@ -40,17 +40,17 @@ def truth(item: world.Scene) -> dict[str, object]:
 def counts() -> Scenes:
     rng = np.random.default_rng(1)
     scenes = [world.sample_scene(rng, pair_share=0.0) for _ in range(200)]
-    return drawn(*scenes), scenes
+    return rendered(*scenes), scenes
 
 
 @pytest.fixture(scope="module")
 def clean(counts: Scenes) -> dict[str, np.ndarray]:
     images, scenes = counts
-    measures: dict[str, np.ndarray] = judge.judge(images, [truth(item) for item in scenes])
+    measures: dict[str, np.ndarray] = image_metrics.measure_images(images, [truth(item) for item in scenes])
     return measures
 
 
-def test_clean_count_scenes_are_found_as_drawn(counts: Scenes, clean: dict[str, np.ndarray]) -> None:
+def test_clean_count_scenes_are_measured_correctly(counts: Scenes, clean: dict[str, np.ndarray]) -> None:
     for name in ("count_right", "shape_right", "colour_right"):
         assert clean[name].mean() >= 0.97, name
     assert clean["crispness"].min() > 0.95
@@ -61,7 +61,7 @@ def test_clean_count_scenes_are_found_as_drawn(counts: Scenes, clean: dict[str, 
     assert np.abs(clean["position_y"] - centres[:, 1]).max() < 0.1
 
 
-def test_clean_pair_scenes_are_found_as_drawn() -> None:
+def test_clean_pair_scenes_are_measured_correctly() -> None:
     rng = np.random.default_rng(2)
     scenes = [world.sample_scene(rng, pair_share=1.0) for _ in range(60)]
     kinds = [[(item.colour, item.shape) for item in scene.objects] for scene in scenes]
@@ -69,13 +69,13 @@ def test_clean_pair_scenes_are_found_as_drawn() -> None:
         world.PairCaption(first, scene.relation, second).metadata
         for (first, second), scene in zip(kinds, scenes, strict=True)
     ]
-    measures = judge.judge(drawn(*scenes), metadata)
+    measures = image_metrics.measure_images(rendered(*scenes), metadata)
     for name in ("count_right", "shape_right", "colour_right"):
         assert measures[name].mean() >= 0.97, name
 
 
 def test_an_object_is_located_to_a_tenth_of_a_pixel() -> None:
-    (analysis,) = judge.analyse(drawn(scene((9.3, 14.6, 3.2), colour="blue", shape="triangle")))
+    (analysis,) = image_metrics.analyse(rendered(scene((9.3, 14.6, 3.2), colour="blue", shape="triangle")))
     (found,) = analysis.objects
     assert (found.shape, found.colour) == ("triangle", "blue")
     assert (found.x, found.y, found.radius) == pytest.approx((9.3, 14.6, 3.2), abs=0.1)
@@ -83,10 +83,10 @@ def test_an_object_is_located_to_a_tenth_of_a_pixel() -> None:
 
 
 @pytest.mark.parametrize(("shape", "gap"), [("circle", -0.5), ("square", 0.0), ("triangle", 0.0)])
-def test_objects_that_touch_are_told_apart(shape: str, gap: float) -> None:
+def test_touching_objects_are_separated(shape: str, gap: float) -> None:
     left, right = 12 - 3 - gap / 2, 12 + 3 + gap / 2
-    image = drawn(scene((left, 10, 3.0), (right, 13, 3.0), shape=shape))
-    assert judge.judge(image, [request(2, "red", shape)])["count_right"] == [1.0]
+    image = rendered(scene((left, 10, 3.0), (right, 13, 3.0), shape=shape))
+    assert image_metrics.measure_images(image, [request(2, "red", shape)])["count_right"] == [1.0]
 
 
 def noisy(images: np.ndarray) -> np.ndarray:
@@ -100,67 +100,69 @@ def blurred(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("damage", "noise"), [(noisy, 0.03), (blurred, 0.0)])
-def test_damage_costs_crispness_in_every_picture(
+def test_damage_lowers_the_crispness_of_every_image(
     counts: Scenes, clean: dict[str, np.ndarray], damage: Callable[[np.ndarray], np.ndarray], noise: float
 ) -> None:
-    measures = judge.judge(damage(counts[0]), [truth(item) for item in counts[1]])
+    measures = image_metrics.measure_images(damage(counts[0]), [truth(item) for item in counts[1]])
     assert (measures["crispness"] < clean["crispness"] - 0.1).all()
     assert (measures["background_noise"] >= noise).all()
     assert measures["count_right"].mean() > 0.95
 
 
-def test_wrong_shape_colour_and_number_are_told_apart() -> None:
-    image = drawn(scene((6, 6, 3.0), (17, 6, 3.0), (12, 17, 3.0), colour="green", shape="square"))
+def test_wrong_shape_color_and_number_are_distinguished() -> None:
+    image = rendered(scene((6, 6, 3.0), (17, 6, 3.0), (12, 17, 3.0), colour="green", shape="square"))
     images = np.repeat(image, 4, axis=0)
-    asked = [(3, "green", "square"), (3, "green", "circle"), (3, "blue", "square"), (2, "green", "square")]
-    measures = judge.judge(images, [request(*item) for item in asked])
+    requests = [(3, "green", "square"), (3, "green", "circle"), (3, "blue", "square"), (2, "green", "square")]
+    measures = image_metrics.measure_images(images, [request(*item) for item in requests])
     assert measures["shape_right"].tolist() == [1, 0, 1, 1]
     assert measures["colour_right"].tolist() == [1, 1, 0, 1]
     assert measures["count_right"].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("shape", world.SHAPES)
-def test_huge_and_small_objects_are_measured(shape: str) -> None:
-    images = drawn(*(scene((12, 12, radius), shape=shape) for radius in (2.2, 3.0, 8.0)))
-    measures = judge.judge(images, [request(1, "red", shape)] * 3)
+def test_large_and_small_objects_are_measured(shape: str) -> None:
+    images = rendered(*(scene((12, 12, radius), shape=shape) for radius in (2.2, 3.0, 8.0)))
+    measures = image_metrics.measure_images(images, [request(1, "red", shape)] * 3)
     assert measures["size"] == pytest.approx([2.2, 3.0, 8.0], abs=0.1)
     assert measures["size_error"] == pytest.approx([0.5, 0.0, 4.4], abs=0.1)
     assert measures["shape_right"].tolist() == [1, 1, 1]
 
 
-def test_stray_ink_costs_crispness() -> None:
-    image = drawn(scene((8, 8, 3.0)))
+def test_stray_ink_lowers_the_crispness() -> None:
+    image = rendered(scene((8, 8, 3.0)))
     smeared = image.copy()
     smeared[:, 18, 2:22] = (200, 60, 60)
-    clean, stray = judge.judge(np.concatenate([image, smeared]), [request(1, "red", "circle")] * 2)["crispness"]
+    clean, stray = image_metrics.measure_images(np.concatenate([image, smeared]), [request(1, "red", "circle")] * 2)[
+        "crispness"
+    ]
     assert stray < clean - 0.2
 
 
-def test_the_spread_is_that_of_the_centres() -> None:
-    measures = judge.judge(drawn(scene((6, 9, 3.0), (18, 15, 3.0))), [request(2, "red", "circle")])
+def test_the_spread_is_the_deviation_of_the_centers() -> None:
+    measures = image_metrics.measure_images(rendered(scene((6, 9, 3.0), (18, 15, 3.0))), [request(2, "red", "circle")])
     assert (measures["spread_x"][0], measures["spread_y"][0]) == pytest.approx((6, 3), abs=0.1)
 
 
-def test_pairs_are_judged_by_binding_and_by_relation() -> None:
+def test_binding_and_relation_of_pairs_are_measured() -> None:
     circle = world.Object("red", "circle", 7.0, 12.0, 3.0)
     square = world.Object("blue", "square", 17.0, 13.0, 3.0)
-    images = drawn(world.Scene((circle, square), "left of"))
-    asked = {
+    images = rendered(world.Scene((circle, square), "left of"))
+    requests = {
         "a red circle left of a blue square": (1.0, 1.0),
         "a blue square right of a red circle": (1.0, 1.0),
         "a red circle right of a blue square": (1.0, 0.0),
-        "a red circle above a blue square": (1.0, 0.0),  # it is, by less than it is to the left
+        "a red circle above a blue square": (1.0, 0.0),  # it is above, but farther to the left
         "a blue circle left of a red square": (0.0, 0.0),
         "a red circle left of a red square": (0.0, 0.0),
     }
-    for text, expected in asked.items():
+    for text, expected in requests.items():
         words = text.split()
         pair = world.PairCaption((words[1], words[2]), " ".join(words[3:-3]), (words[-2], words[-1]))
-        measures = judge.judge(images, [pair.metadata])
+        measures = image_metrics.measure_images(images, [pair.metadata])
         assert (measures["binding_right"][0], measures["relation_right"][0]) == expected, text
 
 
-def test_every_pair_of_the_world_is_judged_as_it_was_drawn() -> None:
+def test_pairs_of_the_world_are_correct() -> None:
     rng = np.random.default_rng(3)
     scenes = [world.sample_scene(rng, pair_share=1.0) for _ in range(100)]
     captions = [
@@ -168,34 +170,34 @@ def test_every_pair_of_the_world_is_judged_as_it_was_drawn() -> None:
         for item in scenes
         for a, b in [item.objects]
     ]
-    measures = judge.judge(drawn(*scenes), [caption.metadata for caption in captions])
+    measures = image_metrics.measure_images(rendered(*scenes), [caption.metadata for caption in captions])
     assert measures["binding_right"].mean() >= 0.95
     assert measures["relation_right"].mean() >= 0.95
 
 
-def test_what_has_no_meaning_is_nan() -> None:
+def test_undefined_metrics_are_nan() -> None:
     blank = np.full((1, 24, 24, 3), 220, np.uint8)
-    empty = judge.judge(blank, [request(2, "red", "circle")])
+    empty = image_metrics.measure_images(blank, [request(2, "red", "circle")])
     for name in ("shape_right", "colour_right", "size", "size_error", "position_x", "spread_x"):
         assert np.isnan(empty[name]).all(), name
     for name in ("found", "count_right", "crispness", "background_noise"):
         assert empty[name] == [0.0], name
-    vague = judge.judge(drawn(scene((12, 12, 3.0))), [request(None, None, None)])
+    vague = image_metrics.measure_images(rendered(scene((12, 12, 3.0))), [request(None, None, None)])
     for name in ("shape_right", "colour_right", "count_right", "spread_x"):
         assert np.isnan(vague[name]).all(), name
 
 
-def test_other_pictures_are_refused() -> None:
+def test_images_of_another_type_or_number_are_rejected() -> None:
     with pytest.raises(ValueError, match="expected uint8"):
-        judge.analyse(np.zeros((1, 24, 24, 3), np.float32))
-    with pytest.raises(ValueError, match="1 pictures but 0 requests"):
-        judge.judge(np.zeros((1, 24, 24, 3), np.uint8), [])
+        image_metrics.analyse(np.zeros((1, 24, 24, 3), np.float32))
+    with pytest.raises(ValueError, match="1 images but 0 requests"):
+        image_metrics.measure_images(np.zeros((1, 24, 24, 3), np.uint8), [])
 
 
-def test_diversity_of_moved_same_and_single_pictures() -> None:
-    first, moved = drawn(scene((8, 8, 3.0)), seed=0)[0], drawn(scene((11, 12, 3.0)), seed=0)[0]
+def test_diversity_of_moved_equal_and_single_images() -> None:
+    first, moved = rendered(scene((8, 8, 3.0)), seed=0)[0], rendered(scene((11, 12, 3.0)), seed=0)[0]
     images = np.stack([first, moved, first, first, first])
-    measures = judge.diversity(images, np.array([7, 7, 2, 2, 9]))
+    measures = image_metrics.diversity(images, np.array([7, 7, 2, 2, 9]))
     assert measures["group"].tolist() == [2, 7, 9]
     assert measures["pixel_distance"][0] == 0
     assert measures["pixel_distance"][1] > 0.1
@@ -207,12 +209,12 @@ def test_diversity_of_moved_same_and_single_pictures() -> None:
 
 def test_the_pixel_distance_of_black_and_white_is_one() -> None:
     images = np.stack([np.zeros((24, 24, 3), np.uint8), np.full((24, 24, 3), 255, np.uint8)])
-    measures = judge.diversity(images, np.zeros(2, int))
+    measures = image_metrics.diversity(images, np.zeros(2, int))
     assert measures["pixel_distance"] == pytest.approx([1.0])
     assert np.isnan(measures["position_spread"]).all()
 
 
-def test_the_judge_shares_nothing_with_the_rewards() -> None:
-    source = (BENCHMARKS / "judge.py").read_text()
+def test_the_metrics_are_independent_of_the_rewards() -> None:
+    source = (BENCHMARKS / "image_metrics.py").read_text()
     assert "tdmr1_rewards" not in source
     assert "ndimage" not in source

@@ -1,11 +1,11 @@
-"""Measures of the tiny world's pictures that no reward pays for, found by analysis by synthesis.
+"""Unrewarded metrics of images of the tiny world, measured by independent code (analysis by synthesis).
 
-A picture is explained as clean discs, squares and triangles on a flat background. The background is the median
-of the border; every pixel's coverage is how far it lies from the background towards the nearest palette colour;
-shapes of many radii are matched to the coverage greedily and then fitted to a fraction of a pixel. Nothing is
-thresholded into regions and no hue is taken, so that what fools a counter of coloured blobs need not fool this.
-An object whose ink goes less than 0.6 (large) to 0.75 (small) of the way from the background to a palette colour
-is not found: it counts as stray ink and as background noise.
+Each image is modelled as clean discs, squares and triangles on a flat background. The background is the median of
+the border. The coverage of a pixel (0 to 1) is its distance from the background towards the nearest palette color.
+Shapes of many radii are matched to the coverage greedily and then fitted with subpixel precision. No regions are
+thresholded and no hue is computed, so an image that cheats a counter of colored blobs does not necessarily cheat
+this code. An object is not found if its color is less than 60 % (large objects) to 75 % (small ones) of the way from
+the background to a palette color. Its pixels then count as stray ink and as background noise.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from tdmr1_core.tiny import world
 Array = NDArray[np.float32]
 
 MAX_OBJECTS = 10
-"""Most objects looked for in one picture."""
+"""The maximum number of objects that are found in one image."""
 MIN_EVIDENCE = 6.0
-"""What a shape must explain to be an object: pixels of coverage, covered rightly less covered wrongly."""
+"""The minimum evidence for an object, in pixels of coverage: correctly minus wrongly covered."""
 COARSE_RADII = (1.6, 2.2, 2.8, 3.4, 4.2, 5.2, 6.5, 8.0, 10.0)
-"""Radii of the templates, in pixels; the fit that follows is continuous."""
+"""Radii of the templates, in pixels. The fit that follows is continuous."""
 PURITY = 0.6
-"""0 to 1: how much a clean match counts against a large one. At 0, one large shape is taken over several close ones."""
+"""0 to 1: the weight of a clean match compared with a large one. 0 prefers one large shape to several close ones."""
 FIT_STEPS = 8
 FIT_DIFFERENCE = 0.25
-"""Half-width of the fit's finite differences, in pixels."""
+"""Half-width of the finite differences in the fit, in pixels."""
 MAX_STEP = 0.5
-"""Most that one step of the fit moves a centre or a radius, in pixels."""
+"""The maximum change of a center coordinate or a radius in one step of the fit, in pixels."""
 OBJECT_MARGIN = 1.5
-"""A pixel up to this far outside of a shape, in pixels, counts as belonging to its object."""
+"""A pixel belongs to an object up to this distance outside of its shape, in pixels."""
 BACKGROUND_MARGIN = 2.0
-"""A pixel at least this far outside of every shape, in pixels, is background."""
+"""A pixel is background from this distance outside of every shape, in pixels."""
 STRAY_INK = 0.1
-"""Distance from the background (0 to 1, largest channel) from which a pixel outside of all objects counts as ink."""
+"""A pixel outside of all objects counts as ink from this difference to the background (0 to 1, largest channel)."""
 CHUNK = 64
-"""Pictures analysed at once; a matter of memory and speed only."""
+"""Images per chunk. It affects only memory and speed."""
 
 _SIZE = world.IMAGE_SIZE
 _YS, _XS = (grid.ravel().astype(np.float32) + np.float32(0.5) for grid in np.mgrid[0:_SIZE, 0:_SIZE])
 _PALETTE = np.array(list(world.PALETTE.values()), np.float32)
 _BORDER = (_XS < 1) | (_XS > _SIZE - 1) | (_YS < 1) | (_YS > _SIZE - 1)
-# Of a shape of radius 1: the square root of its area, and how far its centroid lies below its centre.
+# Of a shape with radius 1: the square root of its area, and the distance of its centroid below its center.
 _EXTENT = {"circle": np.sqrt(np.pi), "square": 1.78, "triangle": 1.95 / np.sqrt(2)}
 _SAG = {"circle": 0.0, "square": 0.0, "triangle": 0.2}
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object that was found: centre and radius in pixels, `residual` the root mean square error of its pixels."""
+    """A found object: center and radius in pixels; `residual` is the root mean square error of its pixels (0 to 1)."""
 
     shape: str
     colour: str
@@ -68,7 +68,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One picture explained. `crispness` and `background_noise` are as `judge` gives them."""
+    """The model of one image. `crispness` and `background_noise` are defined in `measure_images`."""
 
     objects: tuple[Found, ...]
     crispness: float
@@ -76,7 +76,10 @@ class Analysis:
 
 
 def analyse(images: np.ndarray) -> list[Analysis]:
-    """Explain uint8 pictures (N, 24, 24, 3) as clean shapes on a flat background."""
+    """Model uint8 images (N, 24, 24, 3) as clean shapes on a flat background.
+
+    Raises ValueError if the shape or the type is another one.
+    """
     if images.dtype != np.uint8 or images.shape[1:] != (_SIZE, _SIZE, 3):
         raise ValueError(f"expected uint8 (N, {_SIZE}, {_SIZE}, 3), got {images.dtype} {images.shape}")
     flat = images.reshape(len(images), -1, 3)
@@ -87,29 +90,31 @@ def analyse(images: np.ndarray) -> list[Analysis]:
     ]
 
 
-def judge(
+def measure_images(
     images: np.ndarray, metadata: Sequence[Mapping[str, Any]], analyses: Sequence[Analysis] | None = None
 ) -> dict[str, np.ndarray]:
-    """Measure pictures against what was asked for, in GenEval's layout; each value is an array (N,), float64.
+    """Compare images with their requests (metadata in GenEval's layout); each value is a float64 array (N,).
 
-    NaN where a measure has no meaning: no object was found, or nothing of the kind was asked for.
+    A value is NaN where the metric is undefined: no object was found, or the request has no such condition.
 
     - `found`: number of objects, 0 to 10
-    - `shape_right`, `colour_right`: share of the objects whose shape, colour is one that was asked for, 0 to 1
-    - `count_right`: 1 if every item asked for is there in its colour as often as asked, else 0
-    - `size`: mean radius, px; `size_error`: mean distance of the radius from the world's range, px, 0 or more
-    - `crispness`: 1 - error of the resynthesised picture / ink, both summed over objects and stray ink, 0 to 1;
+    - `shape_right`, `colour_right`: fraction of the objects with a requested shape or color, 0 to 1
+    - `count_right`: 1 if every requested kind of object has the requested number, else 0
+    - `size`: mean radius in pixels; `size_error`: mean distance of the radius from the range of the world, in pixels
+    - `crispness`: 1 - error of the reconstructed image / ink, both summed over objects and stray ink, 0 to 1;
       0 without objects
     - `background_noise`: standard deviation of the pixels away from objects, 0 to 0.5 (white is 1)
-    - `position_x`, `position_y`: mean centre, px, 0 to 24
-    - `spread_x`, `spread_y`: standard deviation of the centres, px; needs two objects
-    - `binding_right`: of a pair, 1 if the picture holds exactly the two objects asked for, each shape in its colour
-    - `relation_right`: of a pair, 1 if there is one of each asked for, and they lie as asked, else 0
+    - `position_x`, `position_y`: mean center in pixels, 0 to 24
+    - `spread_x`, `spread_y`: standard deviation of the centers in pixels; NaN for fewer than two objects
+    - `binding_right`: for a pair, 1 if the image shows exactly the two requested objects with their colors, else 0
+    - `relation_right`: for a pair, 1 if each requested object is found once and in the requested relation, else 0
+
+    Raises ValueError if there are more or fewer requests than images.
     """
     if len(images) != len(metadata):
-        raise ValueError(f"{len(images)} pictures but {len(metadata)} requests")
+        raise ValueError(f"{len(images)} images but {len(metadata)} requests")
     rows = [
-        _judge_one(analysis, request["include"])
+        _measure_image(analysis, request["include"])
         for analysis, request in zip(analyses or analyse(images), metadata, strict=True)
     ]
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
@@ -118,14 +123,15 @@ def judge(
 def diversity(
     images: np.ndarray, group_ids: np.ndarray, analyses: Sequence[Analysis] | None = None
 ) -> dict[str, np.ndarray]:
-    """How much pictures of one group (one prompt) differ; arrays (G,) in ascending order of `group`.
+    """The differences between images of one group (one prompt); arrays (G,) in ascending order of `group`.
 
-    NaN where a group has nothing to compare.
+    A value is NaN where a group has fewer than two images, or no objects.
 
-    - `group`: the groups' ids
-    - `pixel_distance`: mean over pairs of the root mean square difference of pixels, 0 to 1
-    - `position_spread`: root mean square distance of all the objects from their mean centre, px
-    - `layout_distance`: mean over pairs of the distance from an object to the nearest one in the other picture, px
+    - `group`: ids of the groups
+    - `pixel_distance`: mean over pairs of images of the root mean square difference of pixels, 0 to 1
+    - `position_spread`: root mean square distance of all objects from their mean center, in pixels
+    - `layout_distance`: mean over pairs of images of the distance from an object to the nearest one in the other
+      image, in pixels
     """
     centres = [
         np.array([(item.x, item.y) for item in analysis.objects]).reshape(-1, 2)
@@ -142,7 +148,7 @@ def diversity(
     return {"group": groups, **{name: np.array(values) for name, values in measures.items()}}
 
 
-def _judge_one(analysis: Analysis, include: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _measure_image(analysis: Analysis, include: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     objects = analysis.objects
     shapes = {item["class"] for item in include if item["class"] in world.SHAPES}
     colours = {item["color"] for item in include if "color" in item}
@@ -170,15 +176,18 @@ def _judge_one(analysis: Analysis, include: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _binding(objects: Sequence[Found], include: Sequence[Mapping[str, Any]]) -> float:
-    """Whether a picture holds exactly the kinds of object asked for; NaN where only one kind is."""
+    """1 if the image shows exactly the requested objects, else 0; NaN if fewer than two kinds are requested."""
     if len(include) < 2:
         return np.nan
-    asked = Counter((item["color"], item["class"]) for item in include)
-    return float(Counter((item.colour, item.shape) for item in objects) == asked)
+    requested = Counter((item["color"], item["class"]) for item in include)
+    return float(Counter((item.colour, item.shape) for item in objects) == requested)
 
 
 def _relation(objects: Sequence[Found], include: Sequence[Mapping[str, Any]]) -> float:
-    """Whether the one object lies to the other as asked, more along that axis than across it; NaN if nothing is."""
+    """1 if the offset of the two objects is in the requested direction and largest along its axis, else 0.
+
+    NaN if no relation is requested.
+    """
     placed = [item for item in include if "position" in item]
     if not placed:
         return np.nan
@@ -199,7 +208,7 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def pixel_distance(images: np.ndarray) -> float:
-    """Mean over pairs of the root mean square difference of pixels, 0 to 1; NaN for a single picture."""
+    """Mean over pairs of images of the root mean square difference of pixels, 0 to 1; NaN for a single image."""
     if len(images) < 2:
         return np.nan
     flat = images.reshape(len(images), -1) / 255.0
@@ -211,6 +220,7 @@ def pixel_distance(images: np.ndarray) -> float:
 
 
 def _layout_distance(centres: Sequence[np.ndarray]) -> float:
+    """`centres`: one array (K, 2) per image, in pixels."""
     distances = []
     for i, first in enumerate(centres):
         for second in centres[i + 1 :]:
@@ -220,20 +230,21 @@ def _layout_distance(centres: Sequence[np.ndarray]) -> float:
 
 
 def _analyse_chunk(pixels: Array) -> list[Analysis]:
-    background = np.median(pixels[:, _BORDER], axis=1)
-    change = pixels - background[:, None]
-    coverage = _coverage(change, background)
+    """Analyse images (N, P, 3) with values from 0 to 1; P pixels, up to K objects per image."""
+    background = np.median(pixels[:, _BORDER], axis=1)  # (N, 3)
+    change = pixels - background[:, None]  # (N, P, 3)
+    coverage = _coverage(change, background)  # (N, P)
     shapes, places = _match(coverage)
     distance = np.stack(
         [_distances(shapes[:, k], places[:, k]) for k in range(places.shape[1])] or [np.full_like(coverage, np.inf)],
         axis=1,
     )
-    masks = np.clip(0.5 - distance, 0, 1)
-    inks = np.einsum("nkp,npc->nkc", masks, change) / np.maximum((masks**2).sum(axis=2), 1e-6)[..., None]
-    picture = np.zeros_like(change)
+    masks = np.clip(0.5 - distance, 0, 1)  # (N, K, P)
+    inks = np.einsum("nkp,npc->nkc", masks, change) / np.maximum((masks**2).sum(axis=2), 1e-6)[..., None]  # (N, K, 3)
+    synthesis = np.zeros_like(change)  # (N, P, 3)
     for k in range(masks.shape[1]):
-        picture += masks[:, k, :, None] * (inks[:, k, None] - picture)
-    error = change - picture
+        synthesis += masks[:, k, :, None] * (inks[:, k, None] - synthesis)
+    error = change - synthesis
     return [_explain(*parts) for parts in zip(shapes, places, distance, inks, background, change, error, strict=True)]
 
 
@@ -255,21 +266,21 @@ def _explain(
 
 
 def _coverage(change: Array, background: Array) -> Array:
-    """How far each pixel lies from the background towards the palette colour that explains it best, 0 to 1 (N, P)."""
+    """The fraction of the way from the background to the best matching palette color, for each pixel (N, P)."""
     towards = _PALETTE - background[:, None]
-    # The least length is for a background that has a palette colour itself; from a grey, all are much longer.
+    # The minimum avoids a division by 0 if the background has a palette color. From gray, all lengths are larger.
     length = np.maximum(np.square(towards).sum(axis=2), 0.1)[:, None]
     along = change @ towards.transpose(0, 2, 1)
-    share = np.clip(along / length, 0, 1)
-    best = (share * (share * length - 2 * along)).argmin(axis=2)
-    return np.take_along_axis(share, best[..., None], axis=2)[..., 0]
+    fraction = np.clip(along / length, 0, 1)  # (N, P, colors)
+    best = (fraction * (fraction * length - 2 * along)).argmin(axis=2)
+    return np.take_along_axis(fraction, best[..., None], axis=2)[..., 0]
 
 
 @cache
 def _templates() -> tuple[Array, Array, Array, NDArray[np.int64], Array]:
-    """Shapes of every kind and radius at every pixel: masks (P, M), offset, scale and kinds (M,), places (M, 3).
+    """All shapes with all radii at all pixels: masks (P, M); offset, scale and kinds (M,); places (M, 3).
 
-    A template's merit is `coverage @ masks - offset`: its evidence divided by `scale`, a power of its energy.
+    The merit of a template is `coverage @ masks - offset`: its evidence divided by `scale`, a power of its energy.
     """
     kinds, places, masks = [], [], []
     for kind, shape in enumerate(world.SHAPES):
@@ -286,33 +297,36 @@ def _templates() -> tuple[Array, Array, Array, NDArray[np.int64], Array]:
 
 
 def _match(coverage: Array) -> tuple[NDArray[np.int64], Array]:
-    """Take the best shape until none has the evidence: kinds (N, K), -1 for none, and places x, y, radius (N, K, 3)."""
+    """Find objects greedily until the evidence is too small.
+
+    Returns kinds (N, K), where -1 is no object, and places (N, K, 3): x, y, radius.
+    """
     masks, offset, scale, kinds, places = _templates()
-    left = coverage.copy()
-    active = np.arange(len(left))
+    remaining = coverage.copy()  # (N, P)
+    active = np.arange(len(remaining))
     found_kinds: list[NDArray[np.int64]] = []
     found_places: list[Array] = []
     while len(active) and len(found_kinds) < MAX_OBJECTS:
-        merit = left[active] @ masks - offset
+        merit = remaining[active] @ masks - offset
         best = merit.argmax(axis=1)
-        # A fit can better the coarse grid's evidence, but hardly double it.
+        # The fit can increase the evidence of the coarse grid, but hardly double it.
         hopeful = merit[np.arange(len(active)), best] * scale[best] >= MIN_EVIDENCE / 2
         active, best = active[hopeful], best[hopeful]
-        fitted_kinds, fitted, evidence = _fit(left[active], kinds[best], places[best])
+        fitted_kinds, fitted, evidence = _fit(remaining[active], kinds[best], places[best])
         active = active[evidence >= MIN_EVIDENCE]
-        these_kinds, these = np.full(len(left), -1), np.zeros((len(left), 3), np.float32)
+        these_kinds, these = np.full(len(remaining), -1), np.zeros((len(remaining), 3), np.float32)
         these_kinds[active] = fitted_kinds[evidence >= MIN_EVIDENCE]
         these[active] = fitted[evidence >= MIN_EVIDENCE]
-        left *= 1 - np.clip(0.5 - _distances(these_kinds, these), 0, 1)
+        remaining *= 1 - np.clip(0.5 - _distances(these_kinds, these), 0, 1)
         found_kinds.append(these_kinds)
         found_places.append(these)
     if not found_kinds:
-        return np.zeros((len(left), 0), np.int64), np.zeros((len(left), 0, 3), np.float32)
+        return np.zeros((len(remaining), 0), np.int64), np.zeros((len(remaining), 0, 3), np.float32)
     return np.stack(found_kinds, axis=1), np.stack(found_places, axis=1)
 
 
 def _fit(coverage: Array, kinds: NDArray[np.int64], places: Array) -> tuple[NDArray[np.int64], Array, Array]:
-    """Fit each shape in turn from one start per picture: the best one's kind (N,), place (N, 3) and evidence (N,)."""
+    """Fit every shape from one start per image; returns kind (N,), place (N, 3) and evidence (N,) of the best."""
     extent = np.array([_EXTENT[shape] for shape in world.SHAPES], np.float32)
     sag = np.array([_SAG[shape] for shape in world.SHAPES], np.float32)
     fits = []
@@ -328,7 +342,7 @@ def _fit(coverage: Array, kinds: NDArray[np.int64], places: Array) -> tuple[NDAr
 
 
 def _fit_shape(coverage: Array, shape: str, place: Array) -> tuple[Array, Array]:
-    """Damped Gauss-Newton on centre and radius, keeping the place (N, 3) of the most evidence (N,)."""
+    """Damped Gauss-Newton for center and radius; returns the place (N, 3) with the largest evidence (N,)."""
     best, most = place, np.full(len(place), -np.inf, np.float32)
     for step in range(FIT_STEPS + 1):
         mask = _render(shape, place)
@@ -347,7 +361,7 @@ def _fit_shape(coverage: Array, shape: str, place: Array) -> tuple[Array, Array]
 
 
 def _distances(kinds: NDArray[np.int64], places: Array) -> Array:
-    """Distance of every pixel from one shape per picture (N, P), in pixels; infinite where the kind is -1."""
+    """Distance (N, P) of each pixel from one shape per image, in pixels; infinite where the kind is -1."""
     distance = np.full((len(kinds), len(_XS)), np.inf, np.float32)
     for kind, shape in enumerate(world.SHAPES):
         chosen = kinds == kind
@@ -356,10 +370,12 @@ def _distances(kinds: NDArray[np.int64], places: Array) -> Array:
 
 
 def _render(shape: str, places: Array) -> Array:
+    """The coverage (N, P) of each pixel by a shape, 0 to 1."""
     coverage: Array = np.clip(0.5 - _distance(shape, places), 0, 1)
     return coverage
 
 
 def _distance(shape: str, places: Array) -> Array:
+    """The signed distance (N, P) of each pixel from a shape at places (N, 3), in pixels."""
     x, y, radius = places[:, :1], places[:, 1:2], places[:, 2:]
     return np.asarray(world._distance(shape, _XS - x, _YS - y, radius), np.float32)  # type: ignore[arg-type]
