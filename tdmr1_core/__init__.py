@@ -1,6 +1,6 @@
-"""tdmr1_core: rollouts of few-step diffusion models, and the updates that reinforce them (TDM-R1, arXiv 2603.07700).
+"""Reinforcement learning for few-step diffusion models (TDM-R1, arXiv 2603.07700).
 
-The public names are imported when they are first used, so that `import tdmr1_core` stays light.
+Each public name is imported when it is first used, so that `import tdmr1_core` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tdmr1_core.errors import Tdmr1Error
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.resolved import ResolvedRun, resolve_run
     from tdmr1_core.records import (
         Advantages,
         Conditioning,
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     )
     from tdmr1_core.runs.run import Run
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is, and it warns of what it lacks
+# PEFT imports bitsandbytes if it is installed, and bitsandbytes warns on machines without a supported GPU.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-_HOMES = {
+_MODULES = {
     "Advantages": "records",
     "Conditioning": "records",
     "DistillEngine": "distill",
@@ -39,6 +41,7 @@ _HOMES = {
     "IterationReport": "records",
     "ModelEntry": "models.registry",
     "Prompt": "records",
+    "ResolvedRun": "preflight.resolved",
     "Run": "runs.run",
     "RunConfig": "config",
     "Scores": "records",
@@ -46,6 +49,7 @@ _HOMES = {
     "Trajectory": "records",
     "UpdateStats": "records",
     "discover": "plugins",
+    "resolve_run": "preflight.resolved",
 }
 
 __all__ = [
@@ -57,6 +61,7 @@ __all__ = [
     "IterationReport",
     "ModelEntry",
     "Prompt",
+    "ResolvedRun",
     "Run",
     "RunConfig",
     "Scores",
@@ -64,10 +69,11 @@ __all__ = [
     "Trajectory",
     "UpdateStats",
     "discover",
+    "resolve_run",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

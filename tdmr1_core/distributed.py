@@ -43,7 +43,7 @@ def check_split(groups: int, count: int) -> None:
         raise Tdmr1Error(
             f"{groups} groups per iteration cannot be divided evenly among {count} processes",
             f"use --set batch.groups={' or '.join(map(str, suitable))}, or another number of processes",
-            code="processes-split",
+            code="processes-count",
             values={"groups": groups, "processes": count, "suitable": suitable},
         )
 

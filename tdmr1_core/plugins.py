@@ -1,4 +1,4 @@
-"""Everything that plugins bring, found once, and the engine's hooks called one plugin at a time."""
+"""Finds the plugins with their rewards and models, and calls the engine hooks of each plugin."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Extensions:
     models: ModelRegistry
 
     def entry(self, model: ModelConfig) -> ModelEntry:
-        """The model that settings name, with its parts replaced as they say. Raises Tdmr1Error as the registry does."""
+        """The model entry for the settings, with `path`, `lora` and `teacher` replaced. Raises Tdmr1Error."""
         return self.models.get(model.name, path=model.path, lora=model.lora, teacher=model.teacher)
 
 
 def discover() -> Extensions:
-    """Find plugins and what they register. A broken plugin is a line in its record, never an exception."""
+    """Find plugins and what they register. A plugin that fails gets a line in its record; no exception is raised."""
     plugins = load_plugins(extra_hookspecs=[hookspecs])
     models = ModelRegistry()
     for entry, provenance in plugins.collect("tdmr1_register_models", ModelEntry):
@@ -37,28 +37,30 @@ def discover() -> Extensions:
 
 
 class Hooks:
-    """Calls an engine hook in every plugin that has it, so that an exception names the plugin it came from."""
+    """Calls an engine hook in every plugin that implements it. An exception names the plugin that raised it."""
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._manager = manager
 
     def call(self, name: str, **arguments: Any) -> list[Any]:
-        """The answers other than None, in the order plugins were registered. Raises Tdmr1Error for one that raises."""
-        answers = []
+        """The results other than None, in the order of registration. Raises Tdmr1Error if a plugin raises."""
+        results = []
         for hook in getattr(self._manager.hook, name).get_hookimpls():
             try:
-                answer = hook.function(*[arguments[key] for key in hook.argnames])
+                result = hook.function(*[arguments[key] for key in hook.argnames])
             except Tdmr1Error:
                 raise
             except Exception as error:
                 raise Tdmr1Error(
-                    f"the plugin {hook.plugin_name} raised {type(error).__name__} in {name}: {error}",
-                    f"leave it out with TDMR1_DISABLE_PLUGINS={hook.plugin_name}",
+                    f"the plugin {hook.plugin_name!r} raised {type(error).__name__} in the hook {name}: {error}",
+                    f"set TDMR1_DISABLE_PLUGINS={hook.plugin_name} to disable it",
+                    code="plugin-failed",
+                    values={"plugin": hook.plugin_name, "hook": name, "error": f"{type(error).__name__}: {error}"},
                 ) from error
-            if answer is not None:
-                answers.append(answer)
-        return answers
+            if result is not None:
+                results.append(result)
+        return results
 
     def vetoes(self, name: str, **arguments: Any) -> Sequence[str]:
-        """The reasons that plugins gave for leaving an update out."""
+        """The reasons of the plugins that veto an update. Empty if none does."""
         return [str(reason) for reason in self.call(name, **arguments)]

@@ -77,7 +77,6 @@ CODES = {
     "reward-state": "The state of a reward cannot be saved or restored.",
     "reward-images": "Images, or the examples of a reward, have a wrong type, shape or number.",
     "reward-combined": "The combined reward is not a finite number.",
-    "human-processes": "A reward that asks people needs a single process.",
     # Servers
     "address-invalid": "An address, host or port cannot be used.",
     "token-invalid": "A server token is missing or has characters that no header can carry.",
@@ -107,8 +106,7 @@ CODES = {
     "guard-limited": "Warning: the guard cannot compare some metrics.",
     "export-mismatch": "The exported LoRA does not reproduce the images of the run.",
     # Processes and plugins
-    "processes-split": "The groups cannot be divided evenly among the processes.",
-    "processes-count": "The number of processes cannot be changed here.",
+    "processes-count": "The number of processes does not fit the groups, the reward or the launcher.",
     "process-failed": "A process of the run was killed, or the processes lost each other.",
     "plugin-failed": "A hook of a plugin raised an error.",
 }

@@ -367,6 +367,6 @@ def _check_processes(resolved: ResolvedRun, processes: Processes) -> None:
         raise Tdmr1Error(
             f"reward {name!r} asks people and needs a single process, but there are {processes.count}",
             "remove --processes",
-            code="human-processes",
+            code="processes-count",
             values={"reward": name, "processes": processes.count},
         )

@@ -256,12 +256,12 @@ def test_a_reward_that_asks_people_needs_a_single_process(copied, tmp_path, monk
     """Also at a resume, which may have another number of processes."""
     together = Processes(count=2)
     monkeypatch.setattr(Processes, "on_each", lambda processes, act: act())
-    with raises("human-processes", reward="human", processes=2):
+    with raises("processes-count", reward="human", processes=2):
         Run.create(small_config("rewards.0.name=human"), tmp_path / "new", processes=together)
     monkeypatch.setattr(Processes, "on_first", lambda processes, act: act())
     change(copied, "name: object_count", "name: human")
     monkeypatch.setattr(resume_module, "_may_change", lambda *_: True)
-    with raises("human-processes", reward="human", processes=2):
+    with raises("processes-count", reward="human", processes=2):
         Run.resume(copied, processes=together)
 
 

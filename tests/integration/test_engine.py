@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.errors import raises
 from support.runs import small_config
 
 from tdmr1_core import hookspecs
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.pipeline import load_pipeline
 from tdmr1_core.models.registry import builtin_models
@@ -221,7 +221,7 @@ def test_a_plugin_that_raises_is_named():
     extensions.plugins.manager.register(Brings(), "brings")
     extensions.models.register(entry)
     engine = Engine.from_config(small_config("model.name=my-tiny"), extensions=extensions)
-    with pytest.raises(Tdmr1Error, match="plugin brings raised RuntimeError in tdmr1_after_rollout: boom") as caught:
+    with raises("plugin-failed", plugin="brings", hook="tdmr1_after_rollout", error="RuntimeError: boom") as caught:
         engine.iteration()
     assert "TDMR1_DISABLE_PLUGINS=brings" in caught.value.hint
 

@@ -198,8 +198,8 @@ def test_shards_keep_the_numbers_of_their_groups():
 
 
 def test_groups_that_cannot_be_divided_are_refused():
-    with raises("processes-split", groups=48, processes=5, suitable=[45, 50]):
+    with raises("processes-count", groups=48, processes=5, suitable=[45, 50]):
         check_split(48, 5)
-    with raises("processes-split", groups=1, processes=2, suitable=[2]) as caught:
+    with raises("processes-count", groups=1, processes=2, suitable=[2]) as caught:
         check_split(1, 2)
     assert "batch.groups=2," in caught.value.hint

@@ -1,4 +1,4 @@
-"""The public API as a text file, so that a change shows; `python tests/unit/test_public_api.py` rewrites it."""
+"""Compares the public API with a text file. `python tests/unit/test_public_api.py` rewrites the file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _signature(thing: object) -> str:
 
 
 def test_the_public_api_is_the_snapshot():
-    assert describe() == SNAPSHOT.read_text(), "if the change is meant: python tests/unit/test_public_api.py"
+    assert describe() == SNAPSHOT.read_text(), "for an intended change, run: python tests/unit/test_public_api.py"
 
 
 def test_unknown_names_are_attribute_errors():

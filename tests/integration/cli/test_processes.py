@@ -129,6 +129,6 @@ def test_accelerate_reads_the_example_config():
 
 def test_groups_that_no_split_fits_are_refused_before_anything_is_loaded(tdmr1, tmp_path):
     done = tdmr1("train", *FEW, "--processes", 3, "--output", tmp_path / "run", code=2)
-    assert "[processes-split]" in done.stderr
+    assert "[processes-count]" in done.stderr
     assert "batch.groups=3" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ def lora_alpha(tmp_path: Path) -> None:
     _scaled([], RawLora({}, {}), 4, None, tmp_path / "lora.safetensors")
 
 
-def processes_split(tmp_path: Path) -> None:
+def processes_count(tmp_path: Path) -> None:
     from tdmr1_core.distributed import check_split
 
     check_split(48, 5)
@@ -47,13 +47,6 @@ def device_unavailable(tmp_path: Path) -> None:
 
     with patch.dict(os.environ, {"RANK": "1", "WORLD_SIZE": "2"}):
         join_processes("cuda:1")
-
-
-def human_processes(tmp_path: Path) -> None:
-    from tdmr1_core.distributed import Processes
-    from tdmr1_core.runs.run import _check_processes
-
-    _check_processes(SimpleNamespace(human_rewards=("human",)), Processes(count=2))
 
 
 def run_folder_used(tmp_path: Path) -> None:
@@ -210,9 +203,8 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "lora-keys": lora_keys,
     "lora-unsupported": lora_unsupported,
     "lora-alpha": lora_alpha,
-    "processes-split": processes_split,
+    "processes-count": processes_count,
     "device-unavailable": device_unavailable,
-    "human-processes": human_processes,
     "run-folder-used": run_folder_used,
     "run-folder-locked": run_folder_locked,
     "run-folder-missing": run_folder_missing,

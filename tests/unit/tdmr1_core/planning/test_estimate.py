@@ -78,7 +78,7 @@ def test_memory_follows_the_settings(whole):
     assert recomputed.parts["activations"] < 0.9 * whole.parts["activations"] / 2
     assert recomputed.passes > whole.passes
     assert (recomputed.images, recomputed.micro_batch) == (8, 4)
-    with raises("processes-split"):
+    with raises("processes-count"):
         plan(small_config(), TINY, processes=3)
 
 
