@@ -1,9 +1,9 @@
-# `make train` and `make test` do everything on a fresh machine. Both create the virtual environment.
+# `make train` and `make test` work on a fresh machine: both create the virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The labelling page is tested in a browser. TDMR1_CHROMIUM is the path of Chromium or Chrome.
+# The labeling page is tested in a browser. TDMR1_CHROMIUM is the path of Chromium or Chrome.
 TDMR1_CHROMIUM ?= /usr/bin/chromium
 export TDMR1_CHROMIUM
 
@@ -39,7 +39,7 @@ chromium:
 test: setup chromium lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu and not long"
 
-# The long members of the equivalence, kill, recipe and learning tests. Run it before a release.
+# The long variants of the equivalence, kill, recipe and learning tests. Run it before a release.
 test-long: setup chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "long and not gpu"
 
@@ -47,21 +47,21 @@ test-long: setup chromium
 coverage: setup chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu" --cov --cov-config=pyproject.toml --cov-report=term
 
-# Train the packaged model again: about an hour on two cores.
+# Train the embedded model of shapes again: about an hour on two cores.
 tiny-world: setup
 	$(BIN)/python examples/tiny_world/base.py --output build/tiny-world/base
 	$(BIN)/python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher
 	$(BIN)/tdmr1 distill --model tiny-tdm --model-path build/tiny-world/teacher/pipeline --output build/tiny-world/student
 	$(BIN)/python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
 
-# Train the packaged model of words again.
+# Train the embedded model of words again.
 tiny-words: setup
 	$(BIN)/python examples/tiny_world/base.py --world words --output build/tiny-words/base
 	$(BIN)/python examples/tiny_world/pretrain.py --world words --base build/tiny-words/base --output build/tiny-words/teacher --minutes 30
 	$(BIN)/tdmr1 distill --model tiny-words-tdm --model-path build/tiny-words/teacher/pipeline --output build/tiny-words/student
 	$(BIN)/python examples/tiny_world/package.py --world words --teacher build/tiny-words/teacher/pipeline --student build/tiny-words/student
 
-# Train the packaged model of pairs again. It starts from the packaged model of shapes.
+# Train the embedded model of pairs again. It starts from the embedded model of shapes.
 tiny-pairs: setup
 	$(BIN)/python examples/tiny_world/pretrain.py --world pairs --base tdmr1_core/tiny/pipeline --output build/tiny-pairs/teacher --minutes 28 --muon-lr 2e-3 --adam-lr 7e-4
 	$(BIN)/tdmr1 distill --model tiny-pairs-tdm --model-path build/tiny-pairs/teacher/pipeline --output build/tiny-pairs/student

@@ -1,4 +1,4 @@
-"""The same training as `tdmr1 train`, with the stages called by hand: a place to start research from.
+"""The training of `tdmr1 train`, with explicit calls of the stages. A starting point for experiments.
 
 python examples/train_tiny.py --iterations 20
 """

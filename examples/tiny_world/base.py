@@ -3,7 +3,7 @@
     python examples/tiny_world/base.py --output build/tiny-world/base
     python examples/tiny_world/base.py --world words --output build/tiny-words/base
 
-writes a StableDiffusion3Pipeline directory whose transformer is still untrained. About five minutes on two cores.
+writes a StableDiffusion3Pipeline directory with an untrained transformer. It takes about five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXT_WIDTH = 32
 
 
 def segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
-    """The pieces of a word after byte-pair merging: an earlier merge wins, as in CLIP's tokenizer."""
+    """The pieces of a word after byte-pair merging. Earlier merges are applied first, as in CLIP's tokenizer."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while pairs := [pair for pair in pairwise(pieces) if pair in merges]:
         at = list(pairwise(pieces)).index(min(pairs, key=merges.index))
@@ -33,9 +33,9 @@ def segment(word: str, merges: list[tuple[str, str]]) -> list[str]:
 
 
 def make_tokenizer(world: World) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with the merges that make every word of the world one token.
+    """CLIP's byte-pair tokenizer, with merges that turn every word of the world into one token.
 
-    A word's merges start from what the merges of the words before it leave of it: they are applied first anyway.
+    The merges of a word start from its pieces after the merges of the earlier words, which are always applied first.
     """
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [",", ".", "-"]
     tokens = letters + [letter + "</w>" for letter in letters]
@@ -55,7 +55,7 @@ def make_tokenizer(world: World) -> CLIPTokenizer:
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModelWithProjection:
-    """A random one-layer CLIP text encoder: SD3 reads its penultimate layer, here the token and place embeddings."""
+    """A random one-layer CLIP text encoder. SD3 uses the penultimate layer: here the token and position embeddings."""
     torch.manual_seed(seed)
     encoder = CLIPTextModelWithProjection(
         CLIPTextConfig(
@@ -78,7 +78,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModelWithP
 
 
 def train_autoencoder(images: torch.Tensor, steps: int, seed: int) -> AutoencoderKL:
-    """A KL autoencoder, 3 x H x W to 4 x H/2 x W/2, with latents scaled to zero mean and unit deviation.
+    """Train a KL autoencoder, from (3, H, W) to (4, H/2, W/2), with latents of mean 0 and standard deviation 1.
 
     `images` are float (N, 3, H, W) in [-1, 1].
     """
@@ -122,7 +122,7 @@ def train_autoencoder(images: torch.Tensor, steps: int, seed: int) -> Autoencode
 
 
 def make_transformer(world: World, seed: int) -> SD3Transformer2DModel:
-    """The untrained transformer: 4 layers of width 128, one picture token for 4 x 4 pixels."""
+    """The untrained transformer: 4 layers of width 128, one image token for 4 x 4 pixels."""
     torch.manual_seed(seed)
     return SD3Transformer2DModel(
         sample_size=world.height // 2,
@@ -141,12 +141,12 @@ def make_transformer(world: World, seed: int) -> SD3Transformer2DModel:
 
 
 def to_tensor(images) -> torch.Tensor:  # noqa: ANN001 - uint8 array (N, H, W, 3)
-    """uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def main() -> None:
-    """Build the untrained pipeline directory."""
+    """Write the pipeline directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLDS, default="shapes")
     parser.add_argument("--output", type=Path, required=True)

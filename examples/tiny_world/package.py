@@ -1,9 +1,9 @@
-"""Step 4 of the embedded model: put teacher and student into the package.
+"""Step 4 of the embedded model: copy teacher and student into the package.
 
     python examples/tiny_world/package.py --teacher build/tiny-world/teacher/pipeline --student build/tiny-world/student
 
-Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny`, or for another `--world` to a folder of its
-own there, without the paths of the machine they were made on.
+Copies the pipeline directory and the exported LoRA to `tdmr1_core/tiny` (for another `--world`, to a subfolder) and
+removes local paths from their metadata.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LORA = "pytorch_lora_weights.safetensors"
 
 
 def copy_lora(source: Path, target: Path) -> None:
-    """Copy an exported LoRA, but for where its base lay."""
+    """Copy an exported LoRA without the path of its base model."""
     with safe_open(source, "pt") as file:
         metadata = {key: value for key, value in file.metadata().items() if key != "tdmr1.base_model"}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def copy_lora(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Copy, and drop what tells of this machine."""
+    """Copy the files and remove local paths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=TARGETS, default="shapes")
     parser.add_argument("--teacher", type=Path, help="the pipeline directory written by pretrain.py")

@@ -1,9 +1,9 @@
-"""Step 2 of the embedded model: pretrain the multi-step teacher on the noisy captions, by flow matching.
+"""Step 2 of the embedded model: pretrain the multi-step teacher with flow matching on captions with errors.
 
     python examples/tiny_world/pretrain.py --base build/tiny-world/base --output build/tiny-world/teacher --minutes 42
 
-trains until the minutes are spent (a cosine over the whole budget) and writes a StableDiffusion3Pipeline directory
-with the averaged weights. The state is saved every minute: the same command continues where it stopped.
+trains for the given time (with a cosine learning-rate schedule over it) and writes a StableDiffusion3Pipeline directory
+with the averaged weights. The state is saved every minute, and the same command continues an interrupted training.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ STATE_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised by Newton-Schulz in float32 (torch's own works in bfloat16: slow without AMX)."""
+    """Muon: momentum orthogonalized by Newton-Schulz, in float32. The version of torch uses bfloat16: slow without AMX."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95) -> None:  # noqa: ANN001
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update; its root mean square is 0.2 times the learning rate, as AdamW's."""
+        """Make one update. Its root mean square is 0.2 times the learning rate, similar to AdamW."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.Tensor]] = {}
             for weight in group["params"]:
@@ -44,12 +44,12 @@ class Muon(torch.optim.Optimizer):
             for shape, weights in by_shape.items():
                 ahead = [w.grad.lerp(self.state[w]["momentum"], group["momentum"]) for w in weights]
                 scale = -0.2 * math.sqrt(max(shape)) * group["lr"]
-                for weight, update in zip(weights, orthogonalise(torch.stack(ahead)), strict=True):
+                for weight, update in zip(weights, orthogonalize(torch.stack(ahead)), strict=True):
                     weight.add_(update, alpha=scale)
 
 
-def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices (N, rows, columns), by the quintic Newton-Schulz iteration of Muon."""
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices (N, rows, columns), with the quintic Newton-Schulz iteration of Muon."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -60,7 +60,7 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def encode_data(pipeline: StableDiffusion3Pipeline, world: World, size: int, seed: int) -> tuple[torch.Tensor, ...]:
-    """Latents (N, 4, H/2, W/2), the caption index of each, and embeddings and pooled embeddings of every caption."""
+    """Latents (N, 4, H/2, W/2), their caption indices (N,), and embeddings and pooled embeddings of all captions."""
     images, captions = world.dataset(size, seed)
     vae = pipeline.vae
     with torch.no_grad():
@@ -75,7 +75,7 @@ def encode_data(pipeline: StableDiffusion3Pipeline, world: World, size: int, see
 
 
 def make_optimizers(model: torch.nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest."""
+    """Muon for the matrices of the transformer blocks, AdamW for all other parameters."""
     matrices = [w for name, w in model.named_parameters() if w.ndim == 2 and name.startswith("transformer_blocks")]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen and weight.requires_grad]
@@ -83,7 +83,7 @@ def make_optimizers(model: torch.nn.Module, muon_lr: float, adam_lr: float) -> l
 
 
 def save_state(folder: Path, progress: dict, model, averaged, optimizers) -> None:  # noqa: ANN001
-    """Write weights, averages and optimiser state as safetensors, replacing the former state in one step."""
+    """Write weights, averages and optimizer states as safetensors, and replace the previous state atomically."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in averaged.items()}
     for number, optimizer in enumerate(optimizers):
@@ -95,7 +95,7 @@ def save_state(folder: Path, progress: dict, model, averaged, optimizers) -> Non
 
 
 def load_state(folder: Path, model, optimizers) -> tuple[dict, dict[str, torch.Tensor]]:  # noqa: ANN001
-    """Put a saved state back; returns progress and averaged weights."""
+    """Restore a saved state; returns the progress and the averaged weights."""
     tensors = load_file(folder / STATE_FILE)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for number, optimizer in enumerate(optimizers):
@@ -110,12 +110,12 @@ def load_state(folder: Path, model, optimizers) -> tuple[dict, dict[str, torch.T
 
 
 def main() -> None:
-    """Train within the budget, saving as it goes."""
+    """Train for the given time, and save regularly."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLDS, default="shapes")
     parser.add_argument("--base", type=Path, required=True, help="directory written by base.py")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=42.0, help="training time in all, over every continuation")
+    parser.add_argument("--minutes", type=float, default=42.0, help="total training time, over all calls")
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--muon-lr", type=float, default=3e-3)
@@ -139,8 +139,8 @@ def main() -> None:
     budget, saved = options.minutes * 60, time.monotonic()
     while progress["seconds"] < budget:
         started = time.monotonic()
-        share = progress["seconds"] / budget
-        scale = min(1.0, progress["step"] / 100 + 0.01) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        fraction = progress["seconds"] / budget
+        scale = min(1.0, progress["step"] / 100 + 0.01) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction)))
         for optimizer, rate in zip(optimizers, (options.muon_lr, options.adam_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale

@@ -1,4 +1,7 @@
-"""The embedded worlds, as what makes their models needs them; that of pairs has the shapes' pictures, mostly of two."""
+"""The embedded worlds, in the form that the training of their models needs.
+
+`pairs` has the images of `shapes`, but 90 % of them show pairs of objects.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from tdmr1_core.tiny import words, world
 
 @dataclass(frozen=True)
 class World:
-    """Pictures of one size with noisy captions.
+    """Images of one size, and captions with errors.
 
-    `dataset(size, seed)` answers uint8 pictures (N, height, width, 3) and their captions, `captions()` every caption
-    that it can hold, and `vocabulary` the words and signs that become one token each; any other word is spelt in
-    letters. `prompt_length` counts tokens, start and end included.
+    `dataset(size, seed)` returns uint8 images (N, height, width, 3) and their captions. `captions()` returns all
+    captions that a dataset can contain. Each entry of `vocabulary` becomes one token; other words are tokenized as
+    letters. `prompt_length` is the number of tokens, including start and end.
     """
 
     height: int
