@@ -27,7 +27,7 @@ STATE_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: momentum orthogonalized by Newton-Schulz, in float32. The version of torch uses bfloat16: slow without AMX."""
+    """Muon: momentum orthogonalized by Newton-Schulz, in float32. torch's version uses bfloat16: slow without AMX."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95) -> None:  # noqa: ANN001
         super().__init__(params, {"lr": lr, "momentum": momentum})
