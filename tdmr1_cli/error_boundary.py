@@ -123,7 +123,7 @@ def _internal_error(error: Exception) -> tuple[Tdmr1Error, int]:
 
 def _report(cause: Exception, error: Tdmr1Error, exit_code: int, as_json: bool) -> int:
     _print_traceback(cause)
-    hint = error.hint or "run `tdmr1 --help` for the list of commands"
+    hint = error.hint or f"set {DEBUG_VARIABLE}=1 to see the traceback"
     _write(f"error: {with_code(_shorten(error.message), error.code)}", f"hint: {_shorten(hint)}")
     if as_json:
         _print_json(error)

@@ -14,7 +14,7 @@ from tdmr1_cli.settings import Flags, Kind, resolve_settings
 from tdmr1_cli.signals import Stopped
 from tdmr1_cli.targets import check_run, check_writable
 from tdmr1_core.distributed import check_split, join_processes, rank_and_world
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, join_hints
 
 if TYPE_CHECKING:
     from tdmr1_core.preflight.resolved import ResolvedRun
@@ -152,7 +152,7 @@ def _execute(run: Run, quiet: bool) -> None:
         if saved is None or not run.is_loaded:
             raise
         kept = f"the run is saved up to {saved}: `{_resume_command(run.folder)}`"
-        hint = "; ".join(filter(None, (error.hint, kept)))
+        hint = join_hints(error.hint, kept)
         raise Tdmr1Error(error.message, hint, code=error.code, values=error.values) from error
     if not run.processes.first:
         return
@@ -185,5 +185,5 @@ def _saved_state(folder: Path, what: str) -> tuple[str, str]:
     if checkpoint is None:
         if checkpoint_folders(folder / CHECKPOINTS):
             return what, _resume_command(folder)
-        return f"{what}; nothing is saved yet", "start it again with another --output"
+        return f"{what}; nothing was saved", "start it again with another --output"
     return f"{what}; saved: {folder / CHECKPOINTS / checkpoint}", _resume_command(folder)

@@ -105,9 +105,10 @@ def _with_model(target: str, flags: Flags, extensions: Extensions, needs_reward:
     except Tdmr1Error as error:
         if Path(target).is_dir():
             raise
+        of_hub = error.code.startswith("hub-")
         raise Tdmr1Error(
             f"{target!r} is neither a run folder, nor a model, nor a pipeline directory",
-            error.hint,
+            f"check the path; if it is a model on the hub, {error.hint}" if of_hub else error.hint,
             code="target-unknown",
             values={"target": target},
         ) from error

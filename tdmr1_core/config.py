@@ -129,13 +129,16 @@ class MemoryConfig(Section):
     @classmethod
     def _read_former_word(cls, values: Any) -> Any:
         """Read `whole`, which older config.yaml files have, as `none`."""
-        if isinstance(values, dict) and "whole" in [values.get(name) for name in FORMER_WHOLE]:
+        former = [name for name in FORMER_WHOLE if isinstance(values, dict) and values.get(name) == "whole"]
+        for name in former:
             warn(
-                f"the value 'whole' of memory.{', memory.'.join(FORMER_WHOLE)} is now called 'none'",
+                f"memory.{name}: the value 'whole' is now called 'none'",
                 code="setting-renamed",
+                setting=f"memory.{name}",
+                former="whole",
+                new="none",
             )
-            return {name: "none" if name in FORMER_WHOLE and v == "whole" else v for name, v in values.items()}
-        return values
+        return {**values, **dict.fromkeys(former, "none")} if former else values
 
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass instead of storing its activations. Takes about a third more time."""

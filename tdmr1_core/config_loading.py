@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.errors import Tdmr1Error, close_match_hint
+from tdmr1_core.errors import Tdmr1Error, close_match_hint, join_hints
 
 Tree = dict[str, Any]
 
@@ -68,10 +68,10 @@ def _parse(text: str, where: str) -> Tree:
         tree = _load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        place = f"line {mark.line + 1} of {where}" if mark else where
         problem = getattr(error, "problem", None) or "unreadable"
         raise Tdmr1Error(
-            f"{where}{line} is not valid YAML: {problem}",
+            f"{place} is not valid YAML: {problem}",
             "check the indentation and the colons there",
             code="config-unreadable",
             values={"file": where, "line": mark.line + 1 if mark else None},
@@ -178,7 +178,7 @@ def _as_error(error: ValidationError) -> Tdmr1Error:
             problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
             problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {_shown(item['input'])[:60]})")
-    hint = "; ".join(dict.fromkeys(hints)) or "run `tdmr1 config show` for all settings and their meaning"
+    hint = join_hints(*hints) or "run `tdmr1 config show` for all settings and their meaning"
     start = "" if len(problems) == 1 else f"{len(problems)} settings are wrong: "
     unknown = all(item["type"] == "extra_forbidden" for item in error.errors())
     names = list(dict.fromkeys(_setting_name(item["loc"]) for item in error.errors()))

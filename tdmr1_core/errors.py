@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match_hint
+from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match_hint, join_hints
 
-__all__ = ["PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "raise_together", "warn"]
+__all__ = ["PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "join_hints", "raise_together", "warn"]
 
 
 def raise_together(errors: Sequence[Tdmr1Error]) -> None:
@@ -18,10 +18,9 @@ def raise_together(errors: Sequence[Tdmr1Error]) -> None:
         raise distinct[0]
     if distinct:
         messages = "; ".join(error.message for error in distinct)
-        hints = dict.fromkeys(error.hint for error in distinct if error.hint)
         raise Tdmr1Error(
             f"{len(distinct)} errors: {messages}",
-            "; ".join(hints) or None,
+            join_hints(*(error.hint for error in distinct)),
             code="several-errors",
             values={"errors": [error.document() for error in distinct]},
         )

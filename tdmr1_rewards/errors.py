@@ -151,6 +151,12 @@ def close_match_hint(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "none is known"
 
 
+def join_hints(*hints: str | None) -> str | None:
+    """Hints as one text, each of them once; None without hints."""
+    distinct = dict.fromkeys(hint for hint in hints if hint)
+    return "; ".join(distinct).replace("?; ", "? ") or None
+
+
 def describe_error(error: BaseException) -> str:
     """An exception as one line, for use inside a sentence."""
     if isinstance(error, Tdmr1Error):

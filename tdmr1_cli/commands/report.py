@@ -48,8 +48,8 @@ def _show(report: Report) -> None:
     config = report.config
     what = "+".join(reward.name for reward in config.rewards) or "distillation"
     message(f"{config.model.name}, {what}: {report.iterations} of {config.iterations} iterations")
-    for step, told in report.alarms:
-        warning(f"guard, iteration {step}: {told}")
+    for step, alarm in report.alarms:
+        warning(f"guard alarm in iteration {step}: {alarm}")
     if report.readings and not report.alarms:
         message(f"guard: no alarm in {len(report.readings)} readings")
     for what, count in report.skipped.items():

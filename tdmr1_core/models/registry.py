@@ -55,7 +55,7 @@ class ModelRegistry:
             hint = close_match_hint(name, sorted(self._claims))
             raise Tdmr1Error(
                 f"there is no model {name!r}",
-                f"{hint}; or name a pipeline directory or hub id",
+                f"name a model, a pipeline directory or a hub id; {hint}",
                 code="model-unknown",
                 values={"model": name},
             )

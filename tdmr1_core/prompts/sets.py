@@ -109,7 +109,7 @@ def load_prompts(source: str, domain: str) -> list[Prompt]:
         what = "prompt set or file" if path.suffix else "prompt set"
         raise Tdmr1Error(
             f"there is no {what} {source!r} for models of the domain {domain!r}",
-            f"{close_match_hint(source, known)}; or name a prompt file",
+            f"name a prompt set or a prompt file; {close_match_hint(source, known)}",
             code="prompts-unknown",
             values={"name": source, "domain": domain},
         )

@@ -283,7 +283,7 @@ def _example_image(example: RewardExample, group: int) -> ImageToScore:
     image = np.asarray(example.image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise Tdmr1Error(
-            f"the image of an example for {example.prompt!r} is {image.dtype} of shape {image.shape}",
+            f"the image of an example for {example.prompt!r} is a {image.dtype} array of shape {image.shape}",
             "use a PIL RGB image or a uint8 array (H, W, 3)",
             code="reward-images",
             values={"prompt": example.prompt, "dtype": str(image.dtype), "shape": list(image.shape)},

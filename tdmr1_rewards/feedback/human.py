@@ -221,7 +221,7 @@ def find_answers(folder: Path) -> Path:
             return candidate
     raise Tdmr1Error(
         f"the folder {folder} contains no answers",
-        "name a run with the reward human, or a folder that was labelled with `tdmr1 label`",
+        "name a run that trained the reward 'human', or a folder with answers from `tdmr1 label`",
         code="feedback-empty",
         values={"path": str(folder)},
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from tdmr1_rewards.api import RewardBatch
 from tdmr1_rewards.calling.wire import plain
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.errors import Tdmr1Error, join_hints
 
 FOLDER, BATCH_FILE = "failures", "batch.json"
 
@@ -60,7 +60,7 @@ class Failure:
         else:
             saved = f"the images of the call are in {folder}"
             values = {**values, "folder": str(folder)}
-        hint = "; ".join(filter(None, (self.error.hint, saved)))
+        hint = join_hints(self.error.hint, saved)
         return RewardFailed(self.error.message, hint, code=self.error.code, values=values)
 
     def _folder(self, run_folder: Path) -> Path:

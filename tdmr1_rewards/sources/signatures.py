@@ -79,7 +79,7 @@ def recognise(target: Any, owner: str) -> Recognised:
         signatures.append(_signature(function, parameters))
     if not signatures:
         raise _unknown(f"{owner} is a {type(target).__name__}, which cannot be called", owner)
-    raise _unknown(f"{owner} is {' and '.join(signatures)}, which is not a known convention of rewards", owner)
+    raise _unknown(f"{owner} is {' and '.join(signatures)}, which matches no supported convention of rewards", owner)
 
 
 def _unknown(message: str, owner: str, hint: str = KNOWN) -> Tdmr1Error:
@@ -118,7 +118,7 @@ def _recognise_class(target: type, owner: str) -> Recognised:
             description = f"a class that makes {found.description}"
             options, has_device = _defaults(constructor), _has_device(constructor)
             return Recognised("factory", description, target, {}, options, has_device, found.is_native)
-    raise _unknown(f"the objects of {owner} have no known convention of rewards", owner)
+    raise _unknown(f"the objects of {owner} match no supported convention of rewards", owner)
 
 
 def _recognise_function(

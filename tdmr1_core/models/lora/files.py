@@ -139,7 +139,7 @@ def _read_torch(path: Path) -> RawLora:
 
 def _damaged(path: Path) -> Tdmr1Error:
     return Tdmr1Error(
-        f"{path} is truncated, or is not a file of torch.save that holds only tensors",
+        f"{path} cannot be read: it is truncated, or is not a torch.save file of tensors only",
         "download it again",
         code="lora-unreadable",
         values={"path": str(path)},

@@ -238,7 +238,7 @@ def _scaled(
     common = next((module.alpha for module in modules if module.alpha is not None), default)
     if common is None:
         raise Tdmr1Error(
-            f"{path} does not contain its alpha",
+            f"the LoRA file {path} does not contain its alpha, the numerator of the scale alpha / rank",
             f"set it with --set model.alpha=…; if the file has no adapter config, diffusers uses the rank, {rank}",
             code="lora-alpha",
             values={"path": str(path), "rank": rank},

@@ -327,7 +327,7 @@ def _translate_foreign_content(checkpoint: Path) -> Iterator[None]:
         yield
     except (SafetensorError, *MALFORMED) as error:
         raise Tdmr1Error(
-            f"{checkpoint} does not hold a checkpoint of tdmr1: {one_line(str(error))}",
+            f"{checkpoint} is not a checkpoint of tdmr1, or was written by another version: {one_line(str(error))}",
             "use a checkpoint that tdmr1 wrote",
             code="checkpoint-mismatch",
             values={"path": str(checkpoint)},

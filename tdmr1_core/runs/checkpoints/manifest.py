@@ -57,7 +57,7 @@ def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]
 
 def _check(path: Path, listed: Mapping[str, object], size: int, digest: str) -> None:
     if size != listed.get("bytes"):
-        raise _damaged(path, f"has {size} bytes, expected {listed.get('bytes')}")
+        raise _damaged(path, f"is damaged: it has {size} bytes, expected {listed.get('bytes')}")
     if digest != listed.get("sha256"):
         raise _damaged(path, "is damaged: its SHA-256 is not the one in the manifest")
 

@@ -68,7 +68,9 @@ class Evaluator:
             return None
         reading = self.guard.read(engine, results)
         for alarm in reading.alarms:
-            warn(f"guard, iteration {reading.step}: {alarm}", code="guard-alarm", step=reading.step, alarm=alarm)
+            warn(
+                f"guard alarm in iteration {reading.step}: {alarm}", code="guard-alarm", step=reading.step, alarm=alarm
+            )
         return reading
 
 

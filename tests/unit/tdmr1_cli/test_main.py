@@ -38,7 +38,7 @@ def raising(monkeypatch):
     ("error", "code", "printed"),
     [
         (Tdmr1Error("no", "yes"), 2, "error: no\n\nhint: yes\n"),
-        (Tdmr1Error("no"), 2, "error: no\n\nhint: run `tdmr1 --help` for the list of commands\n"),
+        (Tdmr1Error("no"), 2, "error: no\n\nhint: set TDMR1_DEBUG=1 to see the traceback\n"),
         (Tdmr1Error("no", "yes", code="usage"), 2, "error: no [usage]\n\nhint: yes\n"),
         (Stopped("left", "go on"), 130, "left\n\nhint: go on\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),

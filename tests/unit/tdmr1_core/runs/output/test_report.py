@@ -111,7 +111,7 @@ def test_the_page_is_complete_and_has_no_external_files(folder):
 def test_the_command_prints_a_summary(folder, capsys):
     assert main(["report", str(folder)]) == 0
     printed = capsys.readouterr()
-    assert f"warning: guard, iteration 4: {ALARM}" in printed.err
+    assert f"warning: guard alarm in iteration 4: {ALARM}" in printed.err
     assert "continued 1 times, the last time from step-000002" in printed.err
     assert "0.250 ± 0.031" in printed.out
     assert printed.out.splitlines()[-1] == str(folder / "report.html")
@@ -169,7 +169,11 @@ def test_unreadable_lines_are_counted_and_all_others_are_shown(folder, capsys, n
         assert main(["report", str(folder)]) == 0
     assert len(warned) == 1
     printed = capsys.readouterr()
-    for shown in ("4 of 4 iterations", f"warning: guard, iteration 4: {ALARM}", "the last time from step-000002"):
+    for shown in (
+        "4 of 4 iterations",
+        f"warning: guard alarm in iteration 4: {ALARM}",
+        "the last time from step-000002",
+    ):
         assert shown in printed.err
     assert "0.250 ± 0.031" in printed.out
     assert "0.750 ± 0.031" in printed.out
