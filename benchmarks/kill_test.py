@@ -47,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a new folder for both runs")
     parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
+    parser.add_argument("--stages", nargs="+", choices=(*STAGES, AT_RANDOM), help="stages of the kills (default: all)")
     parser.add_argument("--iterations", type=int, help="iterations of the run (default: 1.5 per kill)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run and of the kills")
     options = parser.parse_args()
@@ -76,7 +77,8 @@ def _run_with_kills(folder: Path, start: list[str], options: argparse.Namespace,
     `seconds` is the duration of an iteration.
     """
     rng = random.Random(options.seed)
-    planned = [stage for stage in STAGES for _ in range(min(PER_STAGE, options.kills // len(STAGES)))]
+    stages = options.stages or STAGES
+    planned = [stage for stage in stages for _ in range(min(PER_STAGE, options.kills // len(stages)))]
     planned += [AT_RANDOM] * (options.kills - len(planned))
     rng.shuffle(planned)
     kills: collections.Counter[str] = collections.Counter()

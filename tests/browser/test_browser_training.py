@@ -15,7 +15,6 @@ from support.command_line import run_tdmr1, start_tdmr1
 pytestmark = pytest.mark.browser
 
 ITERATIONS, GROUPS, GROUP_SIZE = 12, 4, 6
-ASKED = ITERATIONS * GROUPS * GROUP_SIZE
 LOOK = """() => {
     const image = document.querySelector("#stage img");
     if (!image || !image.complete || document.getElementById("like").disabled) return null;
@@ -28,12 +27,12 @@ LOOK = """() => {
 """What a person sees: the pixels of the picture on the stage, None while there is none to judge."""
 
 
-def training(folder, **options):
+def training(folder, iterations=ITERATIONS, **options):
     """The command of a small training by people, on captions that name no colour."""
     reward = {"name": "human", "options": {"mode": "wait", **options}}
     sets = [f"rewards={json.dumps([reward])}", "saving.tensorboard=false", "saving.samples_every=0"]
     return [
-        *("train", "--model", "tiny-tdm", "--preset", "tiny-human", "--iterations", ITERATIONS, "--output", folder),
+        *("train", "--model", "tiny-tdm", "--preset", "tiny-human", "--iterations", iterations, "--output", folder),
         *(part for item in sets for part in ("--set", item)),
     ]
 
@@ -72,9 +71,9 @@ def red_shares(folder):
         return (*red, np.array(before.group_ids))
 
 
-def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
-    folder = tmp_path / "run"
-    process = start_tdmr1(*training(folder), stderr=subprocess.PIPE)
+def answer_a_run(browser, folder, iterations):
+    """Train, and answer in the browser, with a reload and a second tab, until the run ends; every image is judged."""
+    process = start_tdmr1(*training(folder, iterations), stderr=subprocess.PIPE)
     said = []
     found = threading.Event()
 
@@ -107,13 +106,25 @@ def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
     context.close()
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["reward/human/unjudged"] for row in rows] == [0] * ITERATIONS
-    assert ASKED <= judged <= 1.1 * ASKED  # two tabs may show the same picture at once
+    assert [row["reward/human/unjudged"] for row in rows] == [0] * iterations
+    asked = iterations * GROUPS * GROUP_SIZE
+    assert asked <= judged <= 1.1 * asked  # two tabs may show the same image at once
+
+
+def test_a_person_at_the_page_judges_every_image_of_a_run(browser, tmp_path):
+    answer_a_run(browser, tmp_path / "run", iterations=2)
+
+
+@pytest.mark.long
+def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
+    folder = tmp_path / "run"
+    answer_a_run(browser, folder, ITERATIONS)
     gain = paired_gain(*red_shares(folder))
     assert gain.n == 480
     assert gain.low > 0.1, gain
 
 
+@pytest.mark.long
 def test_without_answers_the_pictures_stay_as_they_are(tmp_path):
     folder = tmp_path / "run"
     run_tdmr1(*training(folder, minutes=0.005))

@@ -17,6 +17,7 @@ from support.paths import ROOT
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 GOLDEN = ROOT / "tests" / "golden" / "three_iterations.json"
 REWRITE = "python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden"
+TWO = "2 processes"
 EXACT = 1e-9
 SINGLE_METRICS, SINGLE_WEIGHTS = 1e-4, 1e-6
 """Tolerances in single precision: of every metric, and of the mean difference of all weights."""
@@ -37,23 +38,36 @@ def measured(output: Path, *arguments: str) -> dict:
 
 @pytest.fixture(scope="module")
 def double_precision(tmp_path_factory) -> dict:
-    """All variants in double precision."""
-    return measured(tmp_path_factory.mktemp("equivalence") / "runs", "--precisions", "fp64")
+    """One process and two, in double precision."""
+    return measured(tmp_path_factory.mktemp("equivalence") / "runs", "--precisions", "fp64", "--variants", TWO)
 
 
-def test_every_variant_has_the_records_of_one_process(double_precision):
-    variants = double_precision["differences"]["fp64"]
-    assert {"2 processes", "1 process, then 2", "2 processes, then 1"} <= variants.keys()
-    assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= variants.keys()
-    assert {"rewards before sampling continues", "rewards after all sampling"} <= variants.keys()
+def check(variants: dict) -> None:
+    """Each variant has the records of one process."""
     for name, distances in variants.items():
         for kind, distance in distances.items():
             print(f"{name}: {kind} differ by {distance['max']:.1e} at most, {distance['mean']:.1e} on average")
             assert distance["max"] <= EXACT, (name, kind)
+
+
+def test_two_processes_have_the_records_of_one(double_precision):
+    variants = double_precision["differences"]["fp64"]
+    assert variants.keys() == {TWO}
+    check(variants)
+
+
+@pytest.mark.long
+def test_every_variant_has_the_records_of_one_process(tmp_path):
+    variants = measured(tmp_path / "runs", "--precisions", "fp64")["differences"]["fp64"]
+    assert {"2 processes", "1 process, then 2", "2 processes, then 1"} <= variants.keys()
+    assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= variants.keys()
+    assert {"rewards before sampling continues", "rewards after all sampling"} <= variants.keys()
+    check(variants)
     nothing = {"max": 0.0, "mean": 0.0}
     assert variants["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
 
 
+@pytest.mark.long
 def test_single_precision_is_within_its_tolerances(tmp_path):
     """Tested in the variant with the largest differences."""
     farthest = "micro-batch 1"

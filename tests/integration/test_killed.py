@@ -1,6 +1,6 @@
 """A run that is killed (`kill -9`) at every stage and resumed ends with the same bits as a run without a kill.
 
-This is the small version; the large one is `python benchmarks/kill_test.py --output DIR --kills 50`.
+`python benchmarks/kill_test.py --output DIR --kills 50` is the large version.
 """
 
 from __future__ import annotations
@@ -16,13 +16,25 @@ from support.paths import ROOT
 pytestmark = pytest.mark.integration
 
 
-def test_a_run_killed_at_every_stage_ends_with_the_same_bits(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "kill_test.py", "--output", tmp_path / "kills", "--kills", "8"]
+STAGES = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation", "random")
+
+
+@pytest.mark.parametrize(
+    ("stages", "options"),
+    [
+        pytest.param(
+            ("generator", "checkpoint"), ("--stages", "generator", "checkpoint", "--iterations", "3"), id="two stages"
+        ),
+        pytest.param(STAGES, (), marks=pytest.mark.long, id="every stage"),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, stages, options):
+    command = [sys.executable, ROOT / "benchmarks" / "kill_test.py", "--output", tmp_path / "kills"]
+    command += ["--kills", str(len(stages)), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result["different"] == []
-    stages = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation", "random")
     assert result["kills"] == dict.fromkeys(stages, 1)
-    assert result["total"] == 8
+    assert result["total"] == len(stages)

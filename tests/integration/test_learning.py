@@ -17,15 +17,21 @@ def engine(*assignments: str) -> Engine:
     return Engine.from_config(resolve([read_preset("tiny"), rewards, parse_assignments(assignments)]))
 
 
-def test_following_the_surrogate_raises_the_true_reward():
-    result = probe(engine(), pool=4, updates=40, images=192)
-    assert [point.strength for point in result.points] == [0.0, 0.5, 1.0]
-    assert all(point.reward.n == 192 for point in result.points)
+@pytest.mark.parametrize(
+    ("pool", "updates", "strengths", "images"),
+    [(2, 20, (0.0, 1.0), 96), pytest.param(4, 40, (0.0, 0.5, 1.0), 192, marks=pytest.mark.long)],
+    ids=["short", "as the command"],
+)
+def test_following_the_surrogate_raises_the_true_reward(pool, updates, strengths, images):
+    result = probe(engine(), pool=pool, updates=updates, strengths=strengths, images=images)
+    assert tuple(point.strength for point in result.points) == strengths
+    assert all(point.reward.n == images for point in result.points)
     means = [point.reward.mean for point in result.points]
     assert min(means[1:]) > means[0] + 0.1, result
     assert result.passed, result
 
 
+@pytest.mark.long
 def test_a_surrogate_of_permuted_advantages_learns_nothing():
     result = probe(engine("advantages.permute=true"), pool=4, updates=40, strengths=(0.0, 1.0), images=192)
     assert not result.passed, result

@@ -65,6 +65,7 @@ def test_base_teacher_and_student_are_made(tmp_path):
     make_student(tmp_path, "tiny-tdm", teacher)
 
 
+@pytest.mark.long
 def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path):
     teacher = make_teacher(tmp_path, "words")
     tokenizer = CLIPTokenizer.from_pretrained(teacher / "tokenizer")
@@ -85,6 +86,7 @@ def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path)
     assert "reward/ocr_match/mean" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
 
 
+@pytest.mark.long
 def test_the_model_of_pairs_goes_on_from_the_packaged_one(tmp_path):
     before = load_file(TRAINED / "transformer" / "diffusion_pytorch_model.safetensors")
     teacher = pretrain("pairs", TRAINED, tmp_path / "teacher")

@@ -52,7 +52,7 @@ def test_every_command_of_the_guide_works(folder):
 def test_a_run_prints_the_convention_of_a_function(folder):
     arguments = ["train", "--reward", "sharp.py:sharp:0.5", "--dry-run"]
     done = run_tdmr1(*arguments, cwd=folder)
-    assert "taken as a flow_grpo-style function, sharp(images, prompts, metadata, scale)" in done.stderr
+    assert "used as a flow_grpo-style function, sharp(images, prompts, metadata, scale)" in done.stderr
     assert f"source: {folder}/sharp.py:sharp" in done.stdout
     assert "prompts: 36 in count" in done.stderr
 

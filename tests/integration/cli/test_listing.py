@@ -68,15 +68,15 @@ def test_every_preset_is_valid(tdmr1, tmp_path):
         model = "tiny-words-tdm" if "words" in path.stem else "tiny-tdm"
         path.write_text(f"extends: {path.stem}\nmodel: {{name: {model}}}\n")
     done = tdmr1("config", "validate", *files)
-    assert done.stdout.splitlines() == [f"{path}: fine" for path in files]
+    assert done.stdout.splitlines() == [f"{path}: ok" for path in files]
     assert "note: " not in done.stderr
 
 
 def test_wrong_files_are_told_as_json_too(tdmr1, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("sed: 1\n")
-    fine, wrong = json.loads(tdmr1("config", "validate", PRESETS[0], path, "--json", code=2).stdout)
-    assert fine["valid"]
+    valid, wrong = json.loads(tdmr1("config", "validate", PRESETS[0], path, "--json", code=2).stdout)
+    assert valid["valid"]
     assert not wrong["valid"]
     assert "'seed'" in wrong["hint"]
 

@@ -50,7 +50,7 @@ def test_a_run_in_fewer_bits_is_exported_from_elsewhere_without_package_or_texts
     tdmr1("export", here / "run", cwd=elsewhere)
     assert (here / "run" / "export" / "pytorch_lora_weights.safetensors").is_file()
     assert list(elsewhere.iterdir()) == []
-    for user in ("assemble", "stages.optimiser", "models.quantised"):
+    for user in ("build.parts", "stages.trained_role", "models.quantization"):
         monkeypatch.setattr(f"tdmr1_core.{user}.bitsandbytes", lambda: pytest.fail("bitsandbytes is asked for"))
     engine = load_trained(here / "run")
     engine.close()

@@ -35,7 +35,7 @@ def test_a_reward_of_a_file_trains_and_goes_on_from_anywhere(packaged_model, tdm
         folder,
     ]
     done = tdmr1("train", "--reward", "glow=mine.py:bright:0.5", *settings, cwd=tmp_path / "work")
-    assert re.search(r"reward glow .*: taken as a flow_grpo-style function, bright\(", done.stderr)
+    assert re.search(r"reward glow .*: used as a flow_grpo-style function, bright\(", done.stderr)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(-2 < row["reward/glow/mean"] < 0 for row in rows)
     assert rows[0]["reward/mean"] == pytest.approx(0.5 * rows[0]["reward/glow/mean"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +33,24 @@ TINY = builtin_models()[0]
 
 
 @pytest.fixture(scope="module")
-def whole():
-    return plan(small_config("model.device=cpu", "batch.micro_batch=null"), TINY)
+def entry(tmp_path_factory):
+    """The embedded model without weights and with two blocks, which are planned faster."""
+    folder = tmp_path_factory.mktemp("models") / "two-blocks"
+    shutil.copytree(TINY.base, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 2}))
+    return replace(TINY, base=str(folder), lora=None)
 
 
-def test_parameters_equal_those_of_the_weights(whole):
+@pytest.fixture(scope="module")
+def whole(entry):
+    return plan(small_config("model.device=cpu", "batch.micro_batch=null"), entry)
+
+
+def test_parameters_equal_those_of_the_weights():
     from diffusers import SD3Transformer2DModel
 
+    whole = plan(small_config("model.device=cpu", "batch.micro_batch=null"), TINY)
     network = SD3Transformer2DModel.from_pretrained(TINY.base, subfolder="transformer")
     assert whole.parts["denoiser"] == 4 * sum(weight.numel() for weight in network.state_dict().values())
 
@@ -59,34 +71,34 @@ def test_text_encoders_are_counted_from_their_configs(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [entry for entry in builtin_models() if entry.base in PUBLISHED], ids=lambda e: e.name
+    "published", [entry for entry in builtin_models() if entry.base in PUBLISHED], ids=lambda e: e.name
 )
-def test_a_published_model_is_planned_without_any_file(entry):
-    known = read_architecture(entry)
+def test_a_published_model_is_planned_without_any_file(published):
+    known = read_architecture(published)
     numbers = known.encoders + count_parameters(known.denoiser["_class_name"], known.denoiser)
     autoencoder = count_parameters("AutoencoderKL", known.autoencoder)
-    assert 2 * (numbers + 2 * autoencoder) == pytest.approx(entry.weights_gb * 1e9, rel=0.01)
+    assert 2 * (numbers + 2 * autoencoder) == pytest.approx(published.weights_gb * 1e9, rel=0.01)
 
 
-def test_memory_follows_the_settings(whole):
-    halved = plan(small_config("model.device=cpu", "batch.micro_batch=4", "memory.text_encoders=cpu"), TINY)
+def test_memory_follows_the_settings(whole, entry):
+    halved = plan(small_config("model.device=cpu", "batch.micro_batch=4", "memory.text_encoders=cpu"), entry)
     assert halved.parts["activations"] == whole.parts["activations"] / 2
     assert halved.parts["text encoders"] == 0 < whole.parts["text encoders"]
     assert halved.micro_batches == 2
     recomputing = small_config("model.device=cpu", "batch.micro_batch=null", "memory.gradient_checkpointing=true")
-    recomputed = plan(recomputing, TINY, processes=2)
+    recomputed = plan(recomputing, entry, processes=2)
     assert recomputed.parts["activations"] < 0.9 * whole.parts["activations"] / 2
     assert recomputed.passes > whole.passes
     assert (recomputed.images, recomputed.micro_batch) == (8, 4)
     with raises("processes-count"):
-        plan(small_config(), TINY, processes=3)
+        plan(small_config(), entry, processes=3)
 
 
-def test_a_quantized_denoiser_stays_on_the_device_while_prompts_are_encoded(monkeypatch):
-    large = replace(read_architecture(TINY), encoders=10_000_000)
+def test_a_quantized_denoiser_stays_on_the_device_while_prompts_are_encoded(monkeypatch, entry):
+    large = replace(read_architecture(entry), encoders=10_000_000)
     monkeypatch.setattr("tdmr1_core.planning.estimate.read_architecture", lambda entry: large)
     offloaded = ["model.device=cpu", "memory.text_encoders=cpu"]
-    full, quantized = (plan(small_config(*offloaded, f"memory.weights={how}"), TINY) for how in ("none", "8bit"))
+    full, quantized = (plan(small_config(*offloaded, f"memory.weights={how}"), entry) for how in ("none", "8bit"))
     assert full.parts["text encoders in turn"] == 4e7 - full.parts["denoiser"]
     assert quantized.parts["text encoders in turn"] == 4e7
 
@@ -124,8 +136,8 @@ def test_layer_norms_run_in_float32_under_autocast_on_gpus(gpu, single):
             assert functional.layer_norm(narrow, (4,)).dtype == single
 
 
-def test_float32_layer_norms_need_more_memory_on_a_gpu():
-    known = read_architecture(TINY)
+def test_float32_layer_norms_need_more_memory_on_a_gpu(entry):
+    known = read_architecture(entry)
     shape = LoraShape(TINY.rank, TINY.alpha, TINY.targets)
     held = [
         dry_update(
@@ -149,12 +161,12 @@ def test_the_largest_micro_batch_that_fits(whole):
     assert fitting_micro_batch(whole, config, 1e9) == 0
 
 
-def test_an_auto_micro_batch_is_planned_as_in_a_run(whole):
+def test_an_auto_micro_batch_is_planned_as_in_a_run(whole, entry):
     """If only 7 of 8 images fit, the micro-batch is halved to 4; sizes in between are not tried."""
-    free = plan(small_config("model.device=cpu"), TINY)
+    free = plan(small_config("model.device=cpu"), entry)
     assert free.halves
     assert (free.micro_batch, free.peak) == (8, whole.peak)
-    tight = plan(small_config("model.device=cpu"), TINY, room=whole.peak - 1)
+    tight = plan(small_config("model.device=cpu"), entry, room=whole.peak - 1)
     assert tight.micro_batch == 4
     assert fitting_micro_batch(tight, small_config("model.device=cpu"), whole.peak - 1) == 7
 
@@ -180,15 +192,15 @@ def test_passes_of_the_published_settings(sets, micro_batch, further):
     assert passes_an_image(published, TINY, micro_batch) == PUBLISHED_PASSES + further
 
 
-def test_the_rank_is_that_of_a_local_lora(whole, tmp_path):
+def test_the_rank_is_that_of_a_local_lora(whole, entry, tmp_path):
     assert whole.rank == 32
-    given, network = tmp_path / "lora.safetensors", MetaNetwork(FAMILIES["sd3"], read_architecture(TINY).denoiser)
+    given, network = tmp_path / "lora.safetensors", MetaNetwork(FAMILIES["sd3"], read_architecture(entry).denoiser)
     weights = {name: torch.zeros(shape) for name, shape in network.lora(LoraShape(5, 5.0, TINY.targets)).items()}
     save_file(weights, given, metadata={"ss_network_alpha": "5"})
-    narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora=str(given)))
+    narrow = plan(small_config("model.device=cpu", "model.rank=7"), replace(entry, lora=str(given)))
     assert narrow.rank == 5
     assert narrow.parts["LoRAs"] == whole.parts["LoRAs"] * 5 / 32
-    on_hub = plan(small_config("model.device=cpu", "model.rank=7"), replace(TINY, lora="owner/name"))
+    on_hub = plan(small_config("model.device=cpu", "model.rank=7"), replace(entry, lora="owner/name"))
     assert on_hub.rank == 7
 
 

@@ -1,0 +1,29 @@
+"""Compiled blocks give the results of the plain ones."""
+
+from __future__ import annotations
+
+import pytest
+from support.product import make_engine
+from support.role_updates import SECTIONS, largest_difference, updated
+from torch import nn
+
+from tdmr1_core.models.memory import compile_blocks
+
+pytestmark = pytest.mark.integration
+
+
+def test_every_role_and_batch_size_runs_compiled(monkeypatch):
+    import torch._dynamo
+
+    plain = updated(make_engine(SECTIONS))
+    engine, compile_one = make_engine(SECTIONS), nn.Module.compile
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_one(block, backend="eager"))
+    torch._dynamo.reset()
+    compile_blocks(engine.roles)
+    try:
+        assert largest_difference(updated(engine), plain) <= 1e-12
+    finally:
+        torch._dynamo.reset()
