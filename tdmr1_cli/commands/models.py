@@ -1,4 +1,4 @@
-"""`tdmr1 models`: which models there are."""
+"""`tdmr1 models`: lists the models and describes one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tdmr1_core.models.families import FAMILIES
 if TYPE_CHECKING:
     from tdmr1_core.models.entry import ModelEntry
 
-app = typer.Typer(name="models", help="List models and look at one.", rich_markup_mode=None)
+app = typer.Typer(name="models", help="List the models, or describe one.", rich_markup_mode=None)
 
 
 @app.command("list")
 def list_models(json: JsonOption = False) -> None:
-    """The models that can be trained by name."""
+    """List the registered models, with download size and license."""
     from tdmr1_core.plugins import discover
 
     entries = discover().models.entries()
@@ -40,7 +40,7 @@ def list_models(json: JsonOption = False) -> None:
         ]
         for entry in entries
     ]
-    table(["model", "what it is", "pixels", "steps", "download", "frozen weights", "licence", "from"], rows)
+    table(["model", "description", "pixels", "steps", "download", "frozen weights", "license", "from"], rows)
 
 
 @app.command()
@@ -48,50 +48,50 @@ def info(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, a pipeline directory or a hub id.")],
     json: JsonOption = False,
 ) -> None:
-    """Everything known of one model."""
+    """Describe a model: its base, LoRA, teacher, sampling schedule, sizes and license."""
     from tdmr1_core.plugins import discover
 
     entry = discover().models.get(name)
     if json:
         emit_json(_document(entry))
     else:
-        fields(_described(entry))
+        fields(_facts(entry))
 
 
 def _document(entry: ModelEntry) -> dict[str, Any]:
-    """An entry as plain data, with what follows from it."""
+    """The entry as plain data, with its pipeline and the settings that it overrides."""
     family = FAMILIES[entry.family]
-    own = {"pipeline": family.pipeline, "no_guidance": family.no_guidance, "settings": entry.settings}
-    return {**asdict(entry), **own}
+    derived = {"pipeline": family.pipeline, "no_guidance": family.no_guidance, "settings": entry.settings}
+    return {**asdict(entry), **derived}
 
 
-def _described(entry: ModelEntry) -> list[tuple[str, str]]:
-    """An entry as names and sentences."""
+def _facts(entry: ModelEntry) -> list[tuple[str, str]]:
+    """The entry as names and sentences."""
     family = FAMILIES[entry.family]
     lora = entry.lora or (
-        "none published: give one with --lora" if entry.needs_lora else "none: it takes few steps itself"
+        "none is published: pass one with --lora" if entry.needs_lora else "not needed: the base is a few-step model"
     )
     if entry.lora and entry.adapter_scale != 1:
         lora += f", adapter scale {entry.adapter_scale:g}"
-    guidance = "no more guidance" if entry.teacher_guidance == 1 else f"guidance {entry.teacher_guidance:g}"
+    guidance = "no guidance" if entry.teacher_guidance == 1 else f"guidance {entry.teacher_guidance:g}"
     return [
         ("model", f"{entry.name}: {entry.summary}"),
-        ("from", entry.distribution),
+        ("registered by", entry.distribution),
         ("family", f"{entry.family} ({family.pipeline})"),
-        ("base", entry.base + (" (gated: its licence must be accepted on the hub)" if entry.gated else "")),
+        ("base", entry.base + (" (gated: you must accept its license on the hub)" if entry.gated else "")),
         ("few-step LoRA", lora),
         ("teacher", "the base itself" if entry.teacher == SAME else entry.teacher),
-        ("pictures", f"{entry.width}×{entry.height} pixels"),
-        ("schedule", f"{entry.steps} steps, shift {entry.shift:g}, no guidance"),
-        ("in diffusers", f"guidance_scale={family.no_guidance:g}, max_sequence_length={entry.max_sequence_length}"),
-        ("teacher's schedule", f"{entry.teacher_steps} steps, {guidance}"),
-        ("new LoRAs", f"rank {entry.rank}, alpha {entry.alpha:g}, on {', '.join(entry.targets)}"),
+        ("images", f"{entry.width}×{entry.height} pixels"),
+        ("sampling", f"{entry.steps} steps, shift {entry.shift:g}, no guidance"),
+        ("diffusers call", f"guidance_scale={family.no_guidance:g}, max_sequence_length={entry.max_sequence_length}"),
+        ("teacher sampling", f"{entry.teacher_steps} steps, {guidance}"),
+        ("trained LoRAs", f"rank {entry.rank}, alpha {entry.alpha:g}, on {', '.join(entry.targets)}"),
         ("precision", entry.precision),
-        ("licence", entry.licence),
+        ("license", entry.licence),
         ("download", f"about {_size(entry.download_gb)}" if entry.download_gb else "none"),
-        ("memory", f"about {_size(entry.weights_gb)} of frozen weights in bf16; training needs more"),
-        ("default reward", entry.default_reward or "none: name one with --reward"),
-        ("default preset", entry.default_preset or "the reward's own"),
+        ("memory", f"frozen weights: about {_size(entry.weights_gb)} in bf16; training needs more"),
+        ("default reward", entry.default_reward or "none: choose one with --reward"),
+        ("default preset", entry.default_preset or "the default preset of the reward"),
     ]
 
 
