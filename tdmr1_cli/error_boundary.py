@@ -42,7 +42,7 @@ _usual_format = warnings.formatwarning
 
 
 def guarded(action: Callable[[], int], *, as_json: bool = False) -> int:
-    """Run an action and return its exit code; every exception is printed on stderr.
+    """Run an action and return its exit code; errors are printed on stderr.
 
     With `as_json` an error is also printed on stdout, as {"error": {"code", "message", "hint", "values"}}.
     """
@@ -64,6 +64,8 @@ def guarded(action: Callable[[], int], *, as_json: bool = False) -> int:
     except KeyboardInterrupt:
         if rank_and_world()[0] == 0:
             _write("stopped")
+            if as_json:
+                _print_json(Tdmr1Error("stopped", code="interrupted"))
         return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # typer vendors its parser, so its errors are recognized by their shape
@@ -111,7 +113,7 @@ def _internal_error(error: Exception) -> tuple[Tdmr1Error, int]:
     """Any other exception, with its exit code."""
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
-        hint = "set `--set batch.micro_batch=auto` to find the largest micro-batch that fits"
+        hint = "try `--preset single-gpu`, --set batch.micro_batch=auto, smaller images or a smaller model.rank"
         return Tdmr1Error("the device is out of memory", hint, code="out-of-memory"), 1
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return Tdmr1Error(f"a file or folder name is too long: {text!r}", "shorten it", code="argument-invalid"), 2

@@ -17,6 +17,7 @@ from tdmr1_core.distributed import check_split, join_processes, rank_and_world
 from tdmr1_core.errors import Tdmr1Error, join_hints
 
 if TYPE_CHECKING:
+    from tdmr1_core.config import RunConfig
     from tdmr1_core.preflight.resolved import ResolvedRun
     from tdmr1_core.runs.run import Run
 
@@ -50,6 +51,8 @@ def start_run(
     from tdmr1_core.runs.run import Run
 
     run = Run.create(resolved, folder, processes=join_processes(resolved.config.model.device))
+    if not quiet:
+        _print_chosen_options(resolved.config, run.config)
     _execute(run, quiet)
 
 
@@ -69,16 +72,20 @@ def resume_run(
     check_run(folder)
     rank, started = rank_and_world()
     count = requested_processes(processes, started)
+    from tdmr1_core.runs.checkpoints.resume import load_run_config
+
+    config = load_run_config(folder)
     if count > started:
+        from tdmr1_core.preflight.resolved import resolve_run
+
+        resolve_run(config)  # an error is reported once, before processes start
         launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
     quiet = quiet or rank > 0
     _print_loading(quiet)
-    from tdmr1_core.runs.checkpoints.resume import load_run_config
     from tdmr1_core.runs.run import Run
 
-    device = load_run_config(folder).model.device if count > 1 else "auto"
-    run = Run.resume(folder, processes=join_processes(device))
+    run = Run.resume(folder, processes=join_processes(config.model.device))
     if rank == 0:
         _print_warnings(run.resolved)
         for name, (before, now) in run.changes.items():
@@ -104,14 +111,20 @@ def _print_loading(quiet: bool) -> None:
 
 
 def _print_rewards(resolved: ResolvedRun) -> None:
-    """How each unregistered reward is called, and which options were chosen for this machine."""
+    """How each unregistered reward is called."""
     for reward in resolved.rewards:
         registered = reward.registered
         if registered.taken_as:
             message(f"reward {reward.config.name} (from {registered.provenance}): used as {registered.taken_as}")
-        if reward.chosen_options:
-            chosen = ", ".join(f"{name}={value}" for name, value in reward.chosen_options.items())
-            message(f"reward {reward.config.name}: {chosen} (chosen for this machine)")
+
+
+def _print_chosen_options(given: RunConfig, kept: RunConfig) -> None:
+    """The options of rewards that were chosen for this machine."""
+    for before, after in zip(given.rewards, kept.rewards, strict=True):
+        chosen = {name: value for name, value in after.options.items() if before.options.get(name) != value}
+        if chosen:
+            listed = ", ".join(f"{name}={value}" for name, value in chosen.items())
+            message(f"reward {after.name}: {listed} (chosen for this machine)")
 
 
 def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:

@@ -1,10 +1,10 @@
 """From the options of a command line to a resolved run.
 
-Layers, the later ones override the earlier ones: preset, CONFIG.yaml, options, --set. The preset is the first of these
-that exists: --preset; the model's preset for the first reward (`tiny-human`); the model's preset (`tiny`); the first
-reward's preset. A CONFIG.yaml does not change which preset is used: settings that it leaves open come from the preset.
-`--preset none` starts from the published defaults. The config.yaml of a run names every setting, so that it means the
-same with any preset.
+Settings come from four layers, and a later layer overrides an earlier one: preset, CONFIG.yaml, options, --set. The
+preset is the first of these that exists: --preset; the model's preset for the first reward (`tiny-human`); the model's
+preset (`tiny`); the first reward's preset. A CONFIG.yaml does not change which preset is used: settings that it leaves
+open come from the preset. `--preset none` starts from the published defaults. The config.yaml of a run names every
+setting, so that it means the same with any preset.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -112,8 +113,12 @@ def resolve_settings(
     if config is not None and kind is not None and config.kind != kind:
         errors.append(_wrong_kind(config.kind, kind))
     if errors:
-        for reward in _named(own.get("rewards")):
-            attempt(lambda reward=reward: find.find(_source(reward), _python(reward)))  # type: ignore[misc]
+        rewards = [(_source(reward), _python(reward)) for reward in _named(own.get("rewards"))]
+        if config is not None:
+            named = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
+            rewards = [(reward.source or reward.name, reward.python) for reward in named]
+        for reward in dict.fromkeys(rewards):
+            attempt(partial(find.find, *reward))
         raise_together(errors)
     assert config is not None
     from tdmr1_core.preflight.resolved import resolve_run

@@ -111,7 +111,7 @@ class Worker:
         known = request["registered"]
         registered = [(RewardSpec(**known["spec"]), Provenance(**known["provenance"]))] if known else []
         found = sources.find_reward(RewardRegistry(registered), request["source"])
-        return {"options": sources.resolve_options(found, request["reference"]["options"])}
+        return {"options": sources.freeze_options(found, request["reference"]["options"])}
 
     def _setup(self, request: dict[str, Any]) -> dict[str, Any]:
         if hasattr(self._reward, "setup"):

@@ -1,7 +1,8 @@
 """Checks of settings against each other: contradictory settings are rejected, settings without effect are reported.
 
-Both are tables. A contradiction has a condition, a message and a hint. An ineffective setting has a name (or a pattern
-such as `surrogate.*`), a condition and a reason; it is reported only where its value is not the default.
+Contradictions and ineffective settings are each listed in a table. A contradiction has a condition, a message and a
+hint. An ineffective setting has a name (or a pattern such as `surrogate.*`), a condition and a reason. Most are reported
+only where the value is not the default.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tdmr1_core.models.lora.metadata import has_alpha
 from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES, trained_directions
 
 ONE_SIDED_TRUST_REGION = 1.0
-"""From this value on, no ratio is below 1 - clip, so that the trust region limits preferred images only."""
+"""From this clip on, the lower bound 1 - clip is never reached: only preferred images are limited."""
 WIDE_TRUST_REGION = 100.0
 """Above this value the trust region hardly ever limits an update."""
 
@@ -81,7 +82,7 @@ class CheckedSettings:
 
     @property
     def groups_compared(self) -> int:
-        """How many groups one standard deviation of the advantages is taken over."""
+        """The number of groups that share one standard deviation of the advantages."""
         return 1 if self.config.advantages.std == "group" else self.config.batch.groups
 
     @property
@@ -125,7 +126,7 @@ CONTRADICTIONS = (
     Contradiction(
         lambda s: not s.distills and all(reward.weight == 0 for reward in s.config.rewards),
         "every reward has weight 0, so the run cannot learn",
-        "give at least one reward a weight",
+        "give at least one reward a weight, such as rewards.0.weight=1",
     ),
     Contradiction(
         lambda s: s.rewarded and s.config.generator.trunc_steps == 0,
@@ -147,12 +148,12 @@ STOPPING = (
     Contradiction(
         lambda s: not s.config.guard.enabled,
         "guard.stop is on, but guard.enabled is off",
-        "change one of the two",
+        "set guard.enabled=true or guard.stop=false",
     ),
     Contradiction(
         lambda s: not 0 < s.config.evaluation.every < s.config.iterations,
-        "guard.stop has no effect: the guard reads evaluations, and the only evaluation is at the end",
-        lambda s: f"set evaluation.every to less than the {s.config.iterations} iterations",
+        "guard.stop has no effect: there is no evaluation between start and end",
+        lambda s: f"set evaluation.every to a number from 1 to {s.config.iterations - 1}, or guard.stop=false",
     ),
     Contradiction(
         lambda s: not s.distills and not s.trained_is_evaluated,
@@ -174,7 +175,7 @@ DISTILLS = "a distillation has no rewards"
 NO_START = "the run starts from no LoRA"
 NO_REWARD_TERM = "generator.reward_scale is 0, so no surrogate is trained"
 NOT_EVALUATED = "no reward scores evaluations: evaluation.rewards is empty, and no trained reward can be asked"
-SINGLE = "a single reward is compared within each group, so its scale cancels (except differences near 1e-4)"
+SINGLE = "with one reward, advantages are normalized, so its scale does not matter (unless scores differ by about 1e-4)"
 
 
 def _single(s: CheckedSettings) -> bool:

@@ -16,7 +16,7 @@ from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.preflight.checks import CheckedSettings, find_ineffective_settings, reject_contradictions
 from tdmr1_core.preflight.evaluation_rewards import evaluation_rewards, held_out_rewards
-from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder
+from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder, freeze
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts, spread
 
@@ -45,8 +45,8 @@ class ResolvedRun(ResolvedEngine):
     """Everything that the settings of a run refer to.
 
     `evaluation_prompts` are the prompt sets of evaluations: the training prompts, and last the held-out ones.
-    `evaluation_rewards` score evaluations, `held_out_rewards` are what the guard scores besides. `warnings` name the
-    settings that have no effect. `preset` is the preset that the settings started from.
+    `evaluation_rewards` score evaluations; `held_out_rewards` are additional rewards that only the guard uses.
+    `warnings` name the settings that have no effect. `preset` is the preset that the settings started from.
     """
 
     evaluation_prompts: tuple[PromptSet, ...]
@@ -92,14 +92,7 @@ def resolve_run(
     config = make_absolute(config, entry, extensions)
     named = (config.rewards, config.evaluation.rewards, config.guard.rewards or ())
     find.check([reward for group in named for reward in group])
-    rewards, evaluation, guard = map(find.resolve, named)
-    config = config.model_copy(
-        update={
-            "rewards": _configs(rewards),
-            "evaluation": config.evaluation.model_copy(update={"rewards": _configs(evaluation)}),
-            "guard": config.guard.model_copy(update={"rewards": config.guard.rewards and _configs(guard)}),
-        }
-    )
+    rewards = find.resolve(config.rewards)
     prompts = _prompt_set(training_prompts_name(config, entry, rewards), entry)
     held_out = evaluation_prompts_name(config, entry, prompts.name)
     sets = (prompts,) if held_out == prompts.name else (prompts, _prompt_set(held_out, entry))
@@ -122,6 +115,23 @@ def resolve_run(
     )
     reject_contradictions(checked)
     return replace(resolved, warnings=tuple(find_ineffective_settings(checked)))
+
+
+def freeze_rewards(resolved: ResolvedRun) -> RunConfig:
+    """The settings of a new run: options of rewards such as "auto" are replaced by what they select on this machine.
+
+    Raises Tdmr1Error if a reward cannot select anything.
+    """
+    config = resolved.config
+    evaluation = freeze(resolved.evaluation_rewards) if config.evaluation.rewards else ()
+    guard = freeze(resolved.held_out_rewards) if config.guard.rewards else config.guard.rewards
+    return config.model_copy(
+        update={
+            "rewards": freeze(resolved.rewards),
+            "evaluation": config.evaluation.model_copy(update={"rewards": evaluation}),
+            "guard": config.guard.model_copy(update={"rewards": guard}),
+        }
+    )
 
 
 def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequence[ResolvedReward]) -> str:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tdmr1_core.config import RewardConfig
 from tdmr1_core.errors import Tdmr1Error, raise_together
 from tdmr1_rewards.registry import RegisteredReward, RewardRegistry
-from tdmr1_rewards.sources.source import find_reward, resolve_options
+from tdmr1_rewards.sources.source import check_options, find_reward, freeze_options
 
 
 @dataclass(frozen=True)
 class ResolvedReward:
-    """The settings of a reward, with frozen options and absolute paths, and what its source refers to."""
+    """The settings of a reward, with absolute paths and validated options, and what its source refers to."""
 
     config: RewardConfig
     registered: RegisteredReward
-    chosen_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options that were chosen for this machine, by name."""
 
 
 class RewardFinder:
@@ -29,7 +26,7 @@ class RewardFinder:
     def __init__(self, registry: RewardRegistry) -> None:
         self._registry = registry
         self._found: dict[tuple[str, Path | None], RegisteredReward] = {}
-        self._resolved: list[tuple[RewardConfig, ResolvedReward]] = []
+        self._resolved: list[ResolvedReward] = []
 
     def find(self, source: str, python: Path | None = None) -> RegisteredReward:
         """What a source refers to. Raises Tdmr1Error as `find_reward` does."""
@@ -53,19 +50,27 @@ class RewardFinder:
             raise_together(errors)
 
     def resolve(self, rewards: Sequence[RewardConfig]) -> tuple[ResolvedReward, ...]:
-        """Rewards with what they refer to. Options that mean "what is installed here" get that value (`freeze`).
-
-        Raises Tdmr1Error as `find_reward` does, and for wrong options.
-        """
+        """Rewards with what they refer to. Raises Tdmr1Error as `find_reward` does, and for wrong options."""
         return tuple(map(self._resolve, rewards))
 
     def _resolve(self, reward: RewardConfig) -> ResolvedReward:
-        for given, resolved in self._resolved:
-            if reward in (given, resolved.config):
+        for resolved in self._resolved:
+            if resolved.config == reward:
                 return resolved
         registered = self(reward)
-        options = resolve_options(registered, reward.options, reward.python)
-        config = reward if options == reward.options else reward.model_copy(update={"options": options})
-        chosen = {name: value for name, value in options.items() if reward.options.get(name) != value}
-        self._resolved.append((reward, ResolvedReward(config, registered, chosen)))
-        return self._resolved[-1][1]
+        check_options(registered, reward.options, reward.python)
+        self._resolved.append(ResolvedReward(reward, registered))
+        return self._resolved[-1]
+
+
+def freeze(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
+    """The settings of rewards, with what options such as "auto" select on this machine (`freeze` of the spec).
+
+    This may load what an option selects, such as an OCR engine. Raises Tdmr1Error if nothing can be selected.
+    """
+    frozen = []
+    for reward in rewards:
+        config = reward.config
+        options = freeze_options(reward.registered, config.options, config.python)
+        frozen.append(config if options == config.options else config.model_copy(update={"options": options}))
+    return tuple(frozen)

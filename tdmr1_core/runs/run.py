@@ -20,7 +20,7 @@ from tdmr1_core.durable_files import lock_run, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.preflight.resolved import ResolvedRun, resolve_run
+from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs.checkpoints.checkpoint import (
     checkpoint_folders,
@@ -116,10 +116,13 @@ class Run:
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
         )
-        _check_processes(resolved, processes)
-        folder, kept = processes.on_first(lambda: (_unused(folder), resolved.config))
-        if kept != resolved.config:
-            resolved = resolve_run(kept, resolved.extensions)
+        processes.on_each(lambda: _check_processes(resolved, processes))
+        folder, kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(resolved)))
+        # The settings of the first process are those of all. Frozen options are looked up like any others.
+        found = resolved
+        if processes.any(kept != found.config):
+            preset = found.preset
+            resolved = processes.on_each(lambda: resolve_run(kept, found.extensions, preset=preset))
         return cls(folder, resolved, processes=processes)
 
     @classmethod
@@ -140,7 +143,7 @@ class Run:
 
             found = processes.on_first(take_over)
             resolved = processes.on_each(lambda: resolve_run(found.config, extensions))
-            _check_processes(resolved, processes)
+            processes.on_each(lambda: _check_processes(resolved, processes))
             run = cls(folder, resolved, found, next(iter(locks), None), processes)
             failing.pop_all()
             return run
@@ -195,7 +198,7 @@ class Run:
                 with interrupts.listening(observer.waiting):
                     return self._loop(engine, evaluator, tracker, observer)
             except RewardFailed:
-                # An iteration asks the rewards before it updates anything, so the state is that of its start.
+                # Rewards are called before any update of an iteration, so the weights are those from its start.
                 self._save(engine, observer)
                 raise
 
@@ -269,7 +272,7 @@ class Run:
         return tuple(results)
 
     def _obey_guard(self, reading: GuardReading, engine: Engine, observer: Observer) -> None:
-        """Mark the checkpoint as good, or raise GuardStopped for an alarm; neither unless `guard.stop` is set."""
+        """With `guard.stop`: mark the checkpoint as good, or raise GuardStopped for an alarm."""
         if not self.config.guard.stop:
             return
         self._save(engine, observer)

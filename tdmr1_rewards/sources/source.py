@@ -40,12 +40,13 @@ __all__ = [
     "NO_PROMPTS",
     "PATTERN",
     "Source",
+    "check_options",
     "create_reward",
     "find_reward",
     "fingerprint_source",
+    "freeze_options",
     "parse_source",
     "reference_for",
-    "resolve_options",
     "snake_case",
 ]
 
@@ -131,27 +132,34 @@ def fingerprint_source(registered: RegisteredReward, python: Path | None = None)
     return f"{source.attribute} of sha256 {hashlib.sha256(content).hexdigest()}"
 
 
-def resolve_options(
-    registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None
-) -> dict[str, Any]:
-    """The validated options; values such as "auto" are replaced by what they select here (`freeze` of the spec).
+def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> None:
+    """Raise Tdmr1Error for options that a reward does not accept, as far as this process knows its options model.
 
-    With `python`, they are replaced by what they select in its environment, and otherwise validated there when the
-    reward is built. Raises Tdmr1Error for wrong options, and if the reward's own function raises it.
+    The options of a reward of another environment (`python`) are checked there, when the reward is built.
     """
-    spec = registered.spec
-    if python is not None:
-        return dict(options) if spec.freeze is None else _freeze_elsewhere(registered, options, python.absolute())
-    reference = reference_of(spec, options)
-    if spec.options is None:
+    reference = reference_of(registered.spec, options)
+    if registered.spec.options is None:
         if _source_of(registered).kind == "registered":
             check_optionless(reference, registered)
+    elif python is None:
+        validated_options(reference, registered)
+
+
+def freeze_options(
+    registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None
+) -> dict[str, Any]:
+    """The options; values such as "auto" are replaced by what they select here (`freeze` of the spec).
+
+    With `python`, they are replaced by what they select in its environment. Raises Tdmr1Error for wrong options, and
+    if the reward's own function raises it.
+    """
+    if registered.spec.freeze is None:
         return dict(options)
-    given = validated_options(reference, registered)
-    if spec.freeze is None:
-        return dict(options)
+    if python is not None:
+        return _freeze_elsewhere(registered, options, python.absolute())
+    given = validated_options(reference_of(registered.spec, options), registered)
     before = given.model_dump(mode="json")
-    after = resolve(spec.freeze, registered)(given).model_dump(mode="json")
+    after = resolve(registered.spec.freeze, registered)(given).model_dump(mode="json")
     return {**options, **{name: value for name, value in after.items() if value != before[name]}}
 
 

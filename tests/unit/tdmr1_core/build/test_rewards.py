@@ -9,7 +9,7 @@ import pytest
 from tdmr1_core.config import EvaluationConfig, GuardConfig, RewardConfig, RunConfig
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
-from tdmr1_core.preflight.resolved import resolve_run
+from tdmr1_core.preflight.resolved import freeze_rewards, resolve_run
 from tdmr1_core.runs.run import Run
 from tdmr1_rewards.registry import load_plugins
 
@@ -46,7 +46,7 @@ def config(tmp_path):
 
 
 def test_training_and_evaluation_rewards_are_frozen_in_any_process(config):
-    frozen = resolve_run(config, Extensions(load_plugins(), ModelRegistry())).config
+    frozen = freeze_rewards(resolve_run(config, Extensions(load_plugins(), ModelRegistry())))
     here, elsewhere = (reward.options for reward in frozen.rewards)
     assert here == {"upscale": 2.0, "engine": str(os.getpid())}
     assert elsewhere.keys() == {"engine"}
@@ -59,4 +59,4 @@ def test_a_run_made_in_python_is_frozen(config, tmp_path):
     extensions = Extensions(load_plugins(), ModelRegistry())
     run = Run.create(config, tmp_path / "run", extensions)
     assert all(reward.options["engine"] != "auto" for reward in run.config.rewards)
-    assert resolve_run(run.config, extensions).config.rewards[0] == run.config.rewards[0]
+    assert freeze_rewards(resolve_run(run.config, extensions)).rewards[0] == run.config.rewards[0]

@@ -57,7 +57,7 @@ def test_presets_have_no_ineffective_settings(preset):
         (["advantages.binary=true", "advantages.clip=3"], "advantages.clip", "uses the sign only"),
         (["rollout.eta=0.5", "rollout.sampler=dpm-solver++"], "rollout.eta", "dpm-solver++ adds no noise"),
         (["batch.micro_batch=5000"], "batch.micro_batch", "an iteration has 1152 images"),
-        (["rewards.0.weight=2"], "rewards.0.weight", "its scale cancels"),
+        (["rewards.0.weight=2"], "rewards.0.weight", "its scale does not matter"),
         (["evaluation.every=5000"], "evaluation.every", "the run has 1000 iterations"),
         (["evaluation.every=1000"], "evaluation.every", "the run has 1000 iterations"),
         (["guard.enabled=false", "guard.threshold=2"], "guard.threshold", "guard.enabled is off"),
@@ -87,7 +87,7 @@ def test_presets_have_no_ineffective_settings(preset):
         ),
         (["advantages.std=group", "advantages.clip=4.8"], "advantages.clip", "no advantage of 48 groups"),
         (["advantages.binary=true", "advantages.clip=0.5"], "advantages.clip", "uses the sign only"),
-        (["advantages.std=group", "scoring.combine=normalised"], "scoring.combine", "a single reward"),
+        (["advantages.std=group", "scoring.combine=normalised"], "scoring.combine", "with one reward"),
         (
             ["timesteps.optimizer_step=each", "timesteps.per_iteration=1"],
             "timesteps.optimizer_step",
@@ -125,8 +125,8 @@ def test_an_ineffective_setting_is_reported_alone_with_its_reason(assignments, s
             "evaluations score none of the trained rewards",
             "evaluation.rewards",
         ),
-        (["guard.stop=true", "guard.enabled=false"], "guard.enabled is off", "change one"),
-        (["guard.stop=true", "evaluation.every=2", "iterations=2"], "only evaluation is at the end", "than the 2 iter"),
+        (["guard.stop=true", "guard.enabled=false"], "guard.enabled is off", "set guard.enabled=true"),
+        (["guard.stop=true", "evaluation.every=2", "iterations=2"], "between start and end", "from 1 to 1"),
         (
             ["guard.stop=true", "evaluation.every=1", "evaluation.images=3"],
             "evaluations draw 6 images, but the guard needs 8",

@@ -216,7 +216,7 @@ def test_options_are_frozen_in_the_other_environment(folder, monkeypatch):
     registry = RewardRegistry([(RewardSpec(name="chosen", summary="", default_prompts="", **places), origin)])
     for source in ("chosen", f"{folder}/freezing.py:SPEC"):
         here, elsewhere = (
-            sources.resolve_options(sources.find_reward(registry, source, python), {"size": 2}, python)
+            sources.freeze_options(sources.find_reward(registry, source, python), {"size": 2}, python)
             for python in (None, HERE)
         )
         assert here == {"size": 2, "engine": f"process {os.getpid()}"}
@@ -224,7 +224,7 @@ def test_options_are_frozen_in_the_other_environment(folder, monkeypatch):
         assert re.fullmatch(r"process \d+", elsewhere["engine"])
         assert elsewhere != here
         with raises("reward-build") as caught:
-            sources.resolve_options(sources.find_reward(registry, source, HERE), {"sise": 2}, HERE)
+            sources.freeze_options(sources.find_reward(registry, source, HERE), {"sise": 2}, HERE)
         assert "'sise'" in caught.value.message
 
 
@@ -234,16 +234,16 @@ def test_a_server_cannot_be_isolated(registry):
 
 
 def test_options_with_the_value_auto_are_frozen(registry, mine, monkeypatch):
-    assert sources.resolve_options(sources.find_reward(registry, f"{mine}:score"), {}) == {}
+    assert sources.freeze_options(sources.find_reward(registry, f"{mine}:score"), {}) == {}
     installed = load_plugins().rewards
     monkeypatch.setattr(
         "tdmr1_rewards.builtin.ocr_match.open_engine", lambda options, device: SimpleNamespace(name="rapidocr")
     )
-    assert sources.resolve_options(sources.find_reward(installed, "ocr_match"), {"upscale": 2}) == {
+    assert sources.freeze_options(sources.find_reward(installed, "ocr_match"), {"upscale": 2}) == {
         "upscale": 2,
         "engine": "rapidocr",
     }
-    assert sources.resolve_options(sources.find_reward(installed, "ocr_match"), {"engine": "easyocr"}) == {
+    assert sources.freeze_options(sources.find_reward(installed, "ocr_match"), {"engine": "easyocr"}) == {
         "engine": "easyocr"
     }
 
@@ -353,7 +353,7 @@ def test_a_found_reward_is_not_looked_up_again(registry, mine, monkeypatch):
     assert sources.fingerprint_source(found[1]) == (
         f"MyReward of sha256 {hashlib.sha256(mine.read_bytes()).hexdigest()}"
     )
-    assert [sources.resolve_options(one, options) for one, options in zip(found, ({}, {"factor": 2}), strict=True)] == [
+    assert [sources.freeze_options(one, options) for one, options in zip(found, ({}, {"factor": 2}), strict=True)] == [
         {},
         {"factor": 2},
     ]
