@@ -1,8 +1,8 @@
 """Checks of settings against each other: contradictory settings are rejected, settings without effect are reported.
 
 Contradictions and ineffective settings are each listed in a table. A contradiction has a condition, a message and a
-hint. An ineffective setting has a name (or a pattern such as `surrogate.*`), a condition and a reason. Most are reported
-only where the value is not the default.
+hint. An ineffective setting has a name (or a pattern such as `surrogate.*`), a condition and a reason. Most are
+reported only where the value is not the default.
 """
 
 from __future__ import annotations
