@@ -37,7 +37,7 @@ CODES = {
     # Prompts
     "prompts-unknown": "Neither a prompt set nor a prompt file has this name.",
     "prompts-unreadable": "A prompt file cannot be read.",
-    "prompts-empty": "A prompt file holds no prompts.",
+    "prompts-empty": "A prompt file contains no prompts.",
     "prompts-missing": "The run has no prompts, and its reward and model have no default.",
     "prompt-invalid": "A line of a prompt file is not a prompt.",
     # Models
@@ -72,7 +72,7 @@ CODES = {
     "reward-weights": "The weights of a reward's network are missing or do not fit.",
     "reward-failed": "A reward raised an error, ended its process or exceeded its time limit.",
     "reward-skipped": "Warning: a reward failed, and its images have no score.",
-    "reward-result": "A reward returned something else than one finite score or None for each image.",
+    "reward-result": "A reward did not return one finite score or None for each image.",
     "reward-metadata": "A prompt or its metadata lacks what the reward needs.",
     "reward-state": "The state of a reward cannot be saved or restored.",
     "reward-images": "Images, or the examples of a reward, have a wrong type, shape or number.",
@@ -91,7 +91,7 @@ CODES = {
     "run-folder-used": "The run folder already holds files.",
     "run-folder-locked": "Another process uses the run folder.",
     "run-folder-missing": "The folder is not a run folder.",
-    "link-outside": "A link in a run folder points outside, or the entry is neither a file nor a folder.",
+    "link-outside": "A link in a folder points outside it, or an entry is neither a file nor a folder.",
     "record-damaged": "Warning or error: lines of a log file cannot be read.",
     "checkpoint-missing": "The run has no intact checkpoint.",
     "checkpoint-damaged": "A checkpoint, or the file `latest` or `good`, is damaged.",
@@ -107,7 +107,7 @@ CODES = {
     "export-mismatch": "The exported LoRA does not reproduce the images of the run.",
     # Processes and plugins
     "processes-count": "The number of processes does not fit the groups, the reward or the launcher.",
-    "process-failed": "A process of the run was killed, or the processes lost each other.",
+    "process-failed": "A process was killed, or the connection between the processes of a run broke.",
     "plugin-failed": "A hook of a plugin raised an error.",
 }
 """Every code with its meaning. A plugin may use codes of its own."""

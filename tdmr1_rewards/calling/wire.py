@@ -173,7 +173,7 @@ def _integer(fields: Mapping[str, Any], name: str) -> int:
 def _invalid(field: str, value: Any, expected: str) -> Tdmr1Error:
     found = "missing" if value is None else f"a {type(value).__name__}"
     return Tdmr1Error(
-        f"{field} is {found}, but must be {expected}",
+        f"invalid message: {field} is {found}, but must be {expected}",
         code="server-protocol",
         values={"field": field, "found": found, "expected": expected},
     )

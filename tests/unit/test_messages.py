@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 import tempfile
@@ -34,13 +35,18 @@ def all_examples() -> Iterator[tuple[str, Example]]:
 EXAMPLES = dict(all_examples())
 
 
-def describe(code: str, folder: Path) -> str:
-    """The message of an example as text: the code, the kind and message, and the hint if there is one."""
+def describe(kind: str, error: Tdmr1Error | Warning, folder: Path) -> str:
+    """An error or a warning as text: its code, its message, and its hint if there is one."""
+    hint = getattr(error, "hint", None)
+    lines = [error.code, f"  {kind}: {error}", *([f"  hint: {hint}"] if hint else [])]
+    return stable("\n".join(lines) + "\n", folder)
+
+
+def run_example(code: str, folder: Path) -> tuple[str, Tdmr1Error | Warning]:
+    """The error or warning with this code that its example provokes, and its kind."""
     for kind, error in provoked(EXAMPLES[code], folder):
         if error.code == code:
-            hint = getattr(error, "hint", None)
-            lines = [code, f"  {kind}: {error}", *([f"  hint: {hint}"] if hint else [])]
-            return stable("\n".join(lines) + "\n", folder)
+            return kind, error
     raise AssertionError(f"the example raises no error and no warning with the code {code!r}")
 
 
@@ -70,8 +76,10 @@ def golden_blocks() -> dict[str, str]:
 
 @pytest.mark.parametrize("code", sorted(EXAMPLES))
 def test_the_message_is_the_one_in_the_file(tmp_path, code):
+    kind, error = run_example(code, tmp_path)
     expected = golden_blocks().get(code)
-    assert describe(code, tmp_path) == expected, "for an intended change, run: python tests/unit/test_messages.py"
+    assert describe(kind, error, tmp_path) == expected, "for an intended change: python tests/unit/test_messages.py"
+    assert json.loads(json.dumps(error.values, allow_nan=False)) == error.values
 
 
 def test_each_code_has_one_example():
@@ -87,7 +95,7 @@ def main() -> None:
     blocks = []
     for code in sorted(EXAMPLES):
         with tempfile.TemporaryDirectory() as folder:
-            blocks.append(describe(code, Path(folder)))
+            blocks.append(describe(*run_example(code, Path(folder)), Path(folder)))
     GOLDEN.write_text("\n".join(blocks), encoding="utf-8")
 
 

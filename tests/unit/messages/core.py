@@ -11,14 +11,6 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 
-def reward_combined(tmp_path: Path) -> None:
-    import torch
-
-    from tdmr1_core.records import Advantages
-
-    Advantages(torch.tensor([float("nan"), 0.5]), 0.0)
-
-
 def distillation_no_rewards(tmp_path: Path) -> None:
     from tdmr1_core.engine import Engine
 
@@ -178,7 +170,6 @@ def prompt_invalid(tmp_path: Path) -> None:
 
 
 EXAMPLES: dict[str, Callable[[Path], None]] = {
-    "reward-combined": reward_combined,
     "distillation-no-rewards": distillation_no_rewards,
     "update-not-finite": update_not_finite,
     "out-of-memory": out_of_memory,

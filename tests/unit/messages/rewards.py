@@ -130,6 +130,12 @@ def reward_state(tmp_path: Path) -> None:
     _score(Counting(), "a cat")
 
 
+def reward_combined(tmp_path: Path) -> None:
+    from tdmr1_rewards.scoring.combine import weighted_sum
+
+    weighted_sum({"neatness": [1e308]}, {"neatness": 10.0}, {"neatness": [True]})
+
+
 def setting_conflict(tmp_path: Path) -> None:
     found = find_reward(RewardRegistry([]), "remote:http://127.0.0.1:9/neatness")
     reference_for(found, {}, Path(sys.executable))
@@ -175,6 +181,7 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "reward-result": reward_result,
     "reward-metadata": reward_metadata,
     "reward-state": reward_state,
+    "reward-combined": reward_combined,
     "setting-conflict": setting_conflict,
     "server-unreachable": server_unreachable,
     "server-refused": server_refused,
