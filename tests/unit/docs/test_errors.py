@@ -33,7 +33,9 @@ With `--json`, the error is also printed on stdout as one document. `values` has
            "hint": "did you mean 'object_count'?", "values": {"reward": "object_cuont"}}}
 ```
 
-`config validate --json` prints its own document instead, with the keys `valid`, `error`, `hint`, `code` and `values`.
+`config validate --json` prints its own document instead: a list with the keys `file`, `valid`, `error`, `hint`, `code`
+and `values` for each file.
+
 In Python, `Tdmr1Error` has the attributes `code`, `message`, `hint` and `values`; `RunWarning` and `RewardWarning` have
 `code` and `values`. A plugin may use codes of its own. An error without a code has the code `unspecified`.
 

@@ -69,6 +69,54 @@ def test_with_json_an_error_is_also_printed_as_json_on_stdout(raising, capsys):
     assert err == "error: no x [reward-unknown]\n\nhint: yes\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "values"),
+    [
+        ("rewards info nosuch", "reward-unknown", {"reward": "nosuch"}),
+        ("rewards check nosuch", "reward-unknown", {"reward": "nosuch"}),
+        ("rewards try nosuch image.png --prompt x", "file-missing", {"path": "image.png"}),
+        ("models info nosuch", "model-unknown", {"model": "nosuch"}),
+        ("plan --gpu x", "argument-invalid", {"gpu": "x"}),
+        ("config show --preset nosuch", "preset-unknown", {"name": "nosuch"}),
+        ("sample nosuch --output images --prompt x", "target-unknown", {"target": "nosuch"}),
+        ("evaluate nosuch", "target-unknown", {"target": "nosuch"}),
+        ("probe nosuch", "model-unknown", {"model": "nosuch"}),
+        ("export nosuch --output lora", "run-folder-missing", {"folder": "nosuch"}),
+        ("report nosuch", "run-folder-missing", {"folder": "nosuch"}),
+        ("label nosuch", "file-missing", {"path": "nosuch"}),
+        ("plugins --nosuch", "usage", {"command": "tdmr1 plugins"}),
+    ],
+)
+def test_with_json_a_failed_command_prints_exactly_one_document(tmp_path, monkeypatch, capsys, line, code, values):
+    monkeypatch.chdir(tmp_path)
+    assert main([*line.split(), "--json"]) == 2
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert list(document) == ["error"]
+    assert list(document["error"]) == ["code", "message", "hint", "values"]
+    assert document["error"]["code"] == code
+    assert document["error"]["values"] == values
+    assert f"error: {document['error']['message']} [{code}]" in err
+
+
+def test_config_validate_prints_the_error_in_its_own_document(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "validate", "missing.yaml", "--json"]) == 2
+    (verdict,) = json.loads(capsys.readouterr().out)
+    assert {name: verdict[name] for name in ("file", "valid", "code", "values")} == {
+        "file": "missing.yaml",
+        "valid": False,
+        "code": "config-unreadable",
+        "values": {"file": "missing.yaml"},
+    }
+
+
+def test_with_json_a_stopped_command_prints_an_error(raising, capsys):
+    raising(KeyboardInterrupt())
+    assert main(["rewards", "list", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "interrupted"
+
+
 def test_with_json_an_internal_error_keeps_exit_code_1(raising, capsys):
     raising(ValueError("a"))
     assert main(["rewards", "list", "--json"]) == 1
