@@ -50,7 +50,7 @@ NESTED = b"[" * 100_000
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("damages") / "whole"
-    settings = ("iterations=2", "saving.checkpoint_every=1", "evaluation.images=1")
+    settings = ("iterations=2", "saving.checkpoint_every=1", "evaluation.images=1", "timesteps.per_iteration=1")
     Run.create(small_config(*settings), folder).execute(Silent())
     return folder
 

@@ -38,7 +38,11 @@ def stopped(tmp_path_factory) -> Path:
     (folder / "bright.py").write_text(REWARD)
     shutil.copytree(Path(tiny.__file__).parent / "student", folder / "lora")
     settings = (f"prompts.train={folder}/train.txt", f"prompts.evaluate={folder}/other.txt", "evaluation.images=3")
-    settings += (f"model.lora={folder}/lora/pytorch_lora_weights.safetensors", "evaluation.rewards=[]")
+    settings += (
+        f"model.lora={folder}/lora/pytorch_lora_weights.safetensors",
+        "evaluation.rewards=[]",
+        "timesteps.per_iteration=1",
+    )
     rewards = [{"name": "bright", "source": f"{folder}/bright.py:bright"}]
     observer = Silent()
     run = Run.create(small_config(*settings, "iterations=2", rewards=rewards), folder / "run")

@@ -1,33 +1,27 @@
 """The benchmark of full-size architectures runs at a tiny size."""
 
 import json
-import os
-import subprocess
 import sys
 
+import full_size
 import pytest
-from support.paths import ROOT
+from support.errors import raises
 
 pytestmark = pytest.mark.integration
 
 
-def test_every_stage_is_measured():
+def test_every_stage_is_measured(monkeypatch, capsys):
     size = ["--architecture", "tiny-tdm", "--size", "24", "--group-size", "2", "--precision", "fp32", "--checkpointing"]
-    command = [sys.executable, ROOT / "benchmarks" / "full_size.py", *size]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    monkeypatch.setattr(sys, "argv", ["full_size.py", *size])
+    full_size.main()
+    document = json.loads(capsys.readouterr().out)
     assert set(document["stages"]) == {"rollout", "fake", "surrogate", "generator"}
     assert all(stage["images_per_second"] > 0 for stage in document["stages"].values())
     assert document["estimated_activations"] > 0
     assert document["measured_growth"] is None, "a CPU's peak can't be taken for a stage"
 
 
-def test_a_size_that_cannot_be_drawn_is_refused():
-    command = [sys.executable, ROOT / "benchmarks" / "full_size.py", "--size", "516"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
-    assert "this model needs multiples of 16" in done.stderr
+def test_a_size_that_cannot_be_drawn_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["full_size.py", "--size", "516"])
+    with raises("setting-invalid", height=516, multiple=16):
+        full_size.main()

@@ -50,7 +50,7 @@ def test_without_a_good_checkpoint_none_is_named(tmp_path, monkeypatch):
 def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     settings = ("guard.stop=true", "evaluation.every=1", "saving.keep=1", "iterations=5", "rewards.0.name=jpeg_size")
-    settings += ("evaluation.rewards=[]",)
+    settings += ("evaluation.rewards=[]", "evaluation.images=8", "timesteps.per_iteration=1")
     monkeypatch.setattr(guard, "find_alarms", lambda first, now, *_: ("it is hacked",) if now.step == 3 else ())
     seen = Silent()
     with (
@@ -80,6 +80,7 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
     assert steps == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.long
 def test_a_training_that_hacks_its_reward_is_stopped(tmp_path):
     """The reward prefers small files: the images get paler and plainer, and match their prompts less."""
     folder = tmp_path / "run"

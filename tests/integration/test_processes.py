@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from support.errors import raises
 from support.runs import Silent, small_config
+from support.warm_processes import warm_processes  # noqa: F401
 
 from tdmr1_cli.multiprocess import launch
 from tdmr1_cli.signals import ExitWithCode

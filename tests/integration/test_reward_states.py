@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.errors import raises, warns
 from support.runs import Silent, files, rows, small_config
+from support.warm_processes import warm_processes  # noqa: F401
 
 from tdmr1_cli.multiprocess import launch
 from tdmr1_core.distributed import join_processes
@@ -49,7 +50,7 @@ def counting_config(folder: Path, *assignments: str, code: str = COUNTING, **set
     (folder / "counting.py").write_text(code)
     reward = {"name": "counting", "source": f"{folder}/counting.py:Counting", **settings}
     settled = ("saving.checkpoint_every=1", "evaluation.images=1", "evaluation.every=1", "evaluation.rewards=[]")
-    settled += ("guard.enabled=false",)
+    settled += ("guard.enabled=false", "timesteps.per_iteration=1")
     return small_config(*settled, *assignments, rewards=[reward])
 
 

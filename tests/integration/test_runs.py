@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    config = small_config("saving.checkpoint_every=1", "saving.samples_every=2")
+    config = small_config("saving.checkpoint_every=1", "saving.samples_every=2", "timesteps.per_iteration=1")
     result = Run.create(config, folder).execute(Silent())
     assert result.finished
     assert result.before_after == folder / "before_after.png"
@@ -83,17 +83,12 @@ def test_a_stopped_run_ends_with_the_same_bits(finished, tmp_path):
     assert one == other
 
 
-def test_lines_after_the_checkpoint_are_rewritten(finished, tmp_path):
-    folder = tmp_path / "cut"
-    config = load_run_config(finished)
-    run = Run.create(config, folder)
-    run.execute(Silent())
-    checkpoints = folder / "checkpoints"
-    (checkpoints / LATEST).write_text("step-000002\n")
-    with (folder / "metrics.jsonl").open("a") as file:
+def test_lines_after_the_checkpoint_are_rewritten(finished, copied):
+    (copied / "checkpoints" / LATEST).write_text("step-000002\n")
+    with (copied / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
-    Run.resume(folder).execute(Silent())
-    assert rows(folder / "metrics.jsonl") == rows(finished / "metrics.jsonl")
+    Run.resume(copied).execute(Silent())
+    assert rows(copied / "metrics.jsonl") == rows(finished / "metrics.jsonl")
 
 
 def test_a_used_folder_is_refused_and_untouched(finished):
@@ -129,9 +124,8 @@ def test_an_export_gives_the_same_images_up_to_rounding_and_keeps_alpha(finished
 def watched(tmp_path_factory) -> Path:
     """A run that is evaluated after every iteration."""
     folder = tmp_path_factory.mktemp("runs") / "watched"
-    Run.create(
-        small_config("evaluation.every=1", "evaluation.images=4", "batch.group_size=2", "iterations=2"), folder
-    ).execute(Silent())
+    settings = ("evaluation.every=1", "evaluation.images=4", "batch.group_size=2", "iterations=2")
+    Run.create(small_config(*settings, "timesteps.per_iteration=1"), folder).execute(Silent())
     return folder
 
 

@@ -197,6 +197,7 @@ class WarmProcess:
 
 def serve(control: socket.socket) -> None:
     """Fork a child for each request until the client closes its end; the children that still run are killed then."""
+    sys.path[0] = os.getcwd()
     import_everything()
     at_start = sys.path[:]
     ready = selectors.DefaultSelector()
@@ -236,7 +237,6 @@ def serve(control: socket.socket) -> None:
 
 def import_everything() -> None:
     """Import what commands import, in the order in which `tdmr1` does: first its own settings of the environment."""
-    sys.path[0] = os.getcwd()
     from tdmr1_cli.main import main
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
