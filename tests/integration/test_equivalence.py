@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import run_script
 from support.paths import ROOT
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
@@ -29,10 +27,8 @@ norms by 1.4e-6."""
 
 def measured(output: Path, *arguments: str) -> dict:
     """The JSON output of the script."""
-    command = [sys.executable, ROOT / "benchmarks" / "equivalence.py", "--output", output, "--json", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    script = ROOT / "benchmarks" / "equivalence.py"
+    done = run_script(script, "--output", output, "--json", *arguments, timeout=2400)
     return json.loads(done.stdout)
 
 

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from support.command_line import run_script
 from support.paths import ROOT
 
 pytestmark = pytest.mark.integration
@@ -29,11 +27,8 @@ STAGES = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", 
     ],
 )
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, stages, options):
-    command = [sys.executable, ROOT / "benchmarks" / "kill_test.py", "--output", tmp_path / "kills"]
-    command += ["--kills", str(len(stages)), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ["--output", tmp_path / "kills", "--kills", len(stages), *options]
+    done = run_script(ROOT / "benchmarks" / "kill_test.py", *arguments, timeout=800)
     result = json.loads(done.stdout)
     assert result["different"] == []
     assert result["kills"] == dict.fromkeys(stages, 1)

@@ -33,7 +33,7 @@ def test_the_wheel_trains_evaluates_and_exports(wheel, tmp_path):
     tdmr1 = [sys.executable, "-m", "tdmr1_cli"]
     run(*tdmr1, "train", "--iterations", "1", "--output", "r", *SMALL, env=environment, cwd=tmp_path)
     shown = run(
-        *tdmr1, "evaluate", "r", "--images", "12", "--teacher-steps", "2", "--json", env=environment, cwd=tmp_path
+        *tdmr1, "evaluate", "r", "--images", "2", "--teacher-steps", "1", "--json", env=environment, cwd=tmp_path
     )
     assert json.loads(shown.stdout)
     run(*tdmr1, "export", "r", env=environment, cwd=tmp_path)

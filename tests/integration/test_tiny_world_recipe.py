@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
+from support.command_line import run_script, run_tdmr1
 from support.paths import ROOT
 from transformers import CLIPTokenizer
 
@@ -25,10 +23,7 @@ SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
 def run(*command: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_script(*command).stdout
 
 
 def make_teacher(folder: Path, world: str) -> Path:
@@ -52,8 +47,8 @@ def pretrain(world: str, base: Path, teacher: Path) -> Path:
 def make_student(folder: Path, model: str, teacher: Path) -> Path:
     """A student after one iteration; the answer is the folder of its LoRA."""
     student = folder / "student"
-    distil = ["-m", "tdmr1_cli", "distill", "--model", model, "--model-path", str(teacher)]
-    run(*distil, "--iterations", "1", "--output", str(student), "--set", "timesteps.per_iteration=1", *SMALL)
+    distil = ["distill", "--model", model, "--model-path", str(teacher)]
+    run_tdmr1(*distil, "--iterations", "1", "--output", str(student), "--set", "timesteps.per_iteration=1", *SMALL)
     assert (student / "export" / "pytorch_lora_weights.safetensors").stat().st_size > 1e6
     return student / "export"
 
@@ -78,9 +73,9 @@ def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path)
     assert picture.size == (36, 16)
     student = make_student(tmp_path, "tiny-words-tdm", teacher)
     (tmp_path / "words.txt").write_text('a sign "NET"\na sign "TAX"\n')
-    train = ["-m", "tdmr1_cli", "train", "--model", "tiny-words-tdm", "--reward", "ocr_match", "--iterations", "1"]
+    train = ["train", "--model", "tiny-words-tdm", "--reward", "ocr_match", "--iterations", "1"]
     train += ["--model-path", str(teacher), "--lora", str(student), "--prompts", str(tmp_path / "words.txt")]
-    run(*train, "--output", str(tmp_path / "run"), "--set", "evaluation.images=2", *SMALL)
+    run_tdmr1(*train, "--output", str(tmp_path / "run"), "--set", "evaluation.images=2", *SMALL)
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [row["n"] for row in rows if "exact/mean" in row] == [2, 2]
     assert "reward/ocr_match/mean" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])

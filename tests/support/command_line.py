@@ -9,7 +9,8 @@ import sys
 from support.paths import ROOT
 from support.warm_cli import WarmCli, WarmProcess
 
-SETTINGS = ("batch.groups=2", "batch.group_size=4", "evaluation.images=12", "saving.tensorboard=false")
+SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=12")
+SETTINGS += ("saving.tensorboard=false",)
 SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
@@ -38,6 +39,13 @@ def run_tdmr1(*arguments, cwd=None, code=0, fresh=False, **changes):
         done = warm.run(arguments, variables, cwd=cwd, timeout=600)
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
+    return done
+
+
+def run_script(path, *arguments, timeout=600):
+    """Run a Python file in a fork and expect exit code 0."""
+    done = warm.run(arguments, environment(), script=path, timeout=timeout)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 

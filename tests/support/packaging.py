@@ -10,7 +10,8 @@ import venv
 from pathlib import Path
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-SETTINGS = ("batch.groups=2", "batch.group_size=4", "evaluation.images=12", "saving.tensorboard=false")
+SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=2")
+SETTINGS += ("saving.samples_every=0", "saving.tensorboard=false")
 SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
 

@@ -1,4 +1,4 @@
-"""Runs `tdmr1` in forks of one process that has already imported torch, diffusers and tdmr1.
+"""Runs `tdmr1` and scripts in forks of one process that has already imported torch, diffusers and tdmr1.
 
 A fresh interpreter spends several seconds on imports. `WarmCli` starts one server process (`python -m
 support.warm_cli`) the first time a command is run; the server imports everything once, runs no tensor operation, and
@@ -67,9 +67,15 @@ class WarmCli:
         return not any(name.startswith(READ_AT_IMPORT) for name in different.difference(SET_BY_A_FORK))
 
     def start(
-        self, arguments: Iterable[object], environment: Mapping[str, str], *, cwd: object = None, **streams: Any
+        self,
+        arguments: Iterable[object],
+        environment: Mapping[str, str],
+        *,
+        cwd: object = None,
+        script: object = None,
+        **streams: Any,
     ) -> WarmProcess:
-        """Start `tdmr1` with these arguments; `stdout` and `stderr` are None, `subprocess.PIPE` or `DEVNULL`."""
+        """Start `tdmr1`, or the Python file `script`; the streams are None, `subprocess.PIPE` or `DEVNULL`."""
         control = self._connected()
         reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipes: dict[str, IO[str]] = {}
@@ -85,6 +91,7 @@ class WarmCli:
             "arguments": [str(argument) for argument in arguments],
             "environment": dict(environment),
             "cwd": str(cwd or os.getcwd()),
+            "script": script and str(script),
         }
         socket.send_fds(control, [json.dumps(request).encode()], ends)
         theirs.close()
@@ -93,10 +100,10 @@ class WarmCli:
         return WarmProcess(reply, request["arguments"], **pipes)
 
     def run(
-        self, arguments: Iterable[object], environment: Mapping[str, str], *, cwd: object = None, timeout: float
+        self, arguments: Iterable[object], environment: Mapping[str, str], *, timeout: float, **place: object
     ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run(…, capture_output=True, text=True)`."""
-        process = self.start(arguments, environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        """As `subprocess.run(…, capture_output=True, text=True)`; `place` is `cwd` and `script`."""
+        process = self.start(arguments, environment, **place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             stdout, stderr = process.communicate(timeout)
         except BaseException:
@@ -265,6 +272,7 @@ def become(request: dict[str, Any], descriptors: list[int], at_start: list[str])
     """Run one command in this forked child, and exit as a process of its own would."""
     import atexit
     import importlib
+    import runpy
 
     os.setpgid(0, 0)
     os.close(descriptors[0])
@@ -278,17 +286,24 @@ def become(request: dict[str, Any], descriptors: list[int], at_start: list[str])
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     added = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    sys.path[:] = [os.getcwd(), *added, *at_start[1 + len(former) :]]
+    script = request["script"]
+    sys.path[:] = [os.path.dirname(script) if script else os.getcwd(), *added, *at_start[1 + len(former) :]]
     importlib.invalidate_caches()
-    sys.argv = ["tdmr1", *request["arguments"]]
+    sys.argv = [script or "tdmr1", *request["arguments"]]
     restart_coverage()
     code = 1
     try:
         from tdmr1_cli.main import main
 
-        code = main(request["arguments"])
+        if script:
+            runpy.run_path(script, run_name="__main__")
+            code = 0
+        else:
+            code = main(request["arguments"])
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        if isinstance(exit.code, str):
+            print(exit.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:

@@ -89,33 +89,29 @@ def images(tmp_path) -> list[Path]:
     return paths
 
 
-def test_open_clip_rewards_agree_with_the_library(python, images, tmp_path):
+@pytest.fixture
+def open_clip(python, images, tmp_path) -> tuple[Path, dict[str, list[float]]]:
+    """The folder of a tiny model with heads, and the scores that the library gives by itself."""
     folder = tmp_path / "tiny"
     arguments = [str(folder), json.dumps([str(path) for path in images]), json.dumps(PROMPTS)]
     made = run([str(python), str(HERE / "make_open_clip.py"), *arguments])
-    expected = json.loads(made.stdout.splitlines()[-1])
-    torch.save({"layers.0.weight": torch.zeros(1, 24)}, folder / "unknown.pth")
-    torch.save(torch.nn.Linear(768, 1).state_dict(), folder / "wide.pth")
-    torch.save({"weight": Path("anything but a tensor")}, folder / "pickled.pth")
+    return folder, json.loads(made.stdout.splitlines()[-1])
+
+
+def test_open_clip_rewards_agree_with_the_library(python, images, open_clip):
+    folder, expected = open_clip
     model = {"model": f"local-dir:{folder}"}
-    without_weights = {**model, "weights": None}
 
     def job(reward: str, **options: object) -> Job:
         return Job(reward, options, images, PROMPTS)
 
-    clip, hps, linear, mlp, *refused = score_elsewhere(
+    clip, hps, linear, mlp = score_elsewhere(
         python,
         [
             job("clip_score", library="open_clip", scale=2.0, **model),
             job("hpsv2", checkpoint=str(folder / "preference.pt"), **model),
-            job("aesthetic", head=str(folder / "linear.pth"), **without_weights),
-            job("aesthetic", head=str(folder / "mlp.safetensors"), **without_weights),
-            job("aesthetic", head=str(folder / "unknown.pth"), **without_weights),
-            job("aesthetic", head=str(folder / "wide.pth"), **without_weights),
-            job("aesthetic", head=str(folder / "pickled.pth"), **without_weights),
-            job("aesthetic", head=str(folder / "nowhere.pth"), **without_weights),
-            job("aesthetic", head=str(folder / "linear.pth"), model="ViT-L-14", weights="openai"),
-            job("clip_score", library="open_clip", model=f"local-dir:{tmp_path}"),
+            job("aesthetic", head=str(folder / "linear.pth"), weights=None, **model),
+            job("aesthetic", head=str(folder / "mlp.safetensors"), weights=None, **model),
         ],
     )
     assert clip["scores"] == pytest.approx([2 * score for score in expected["clip_score"]], abs=1e-5)
@@ -126,6 +122,30 @@ def test_open_clip_rewards_agree_with_the_library(python, images, tmp_path):
     assert len(mlp["details"][0]["head_sha256"]) == 12
     for scores in (clip, hps, linear, mlp):
         assert len({round(score, 6) for score in scores["scores"]}) == 3
+
+
+@pytest.mark.long
+def test_open_clip_rewards_refuse_what_they_cannot_read(python, images, open_clip, tmp_path):
+    folder, _ = open_clip
+    torch.save({"layers.0.weight": torch.zeros(1, 24)}, folder / "unknown.pth")
+    torch.save(torch.nn.Linear(768, 1).state_dict(), folder / "wide.pth")
+    torch.save({"weight": Path("anything but a tensor")}, folder / "pickled.pth")
+    without_weights = {"model": f"local-dir:{folder}", "weights": None}
+
+    def job(reward: str, **options: object) -> Job:
+        return Job(reward, options, images, PROMPTS)
+
+    refused = score_elsewhere(
+        python,
+        [
+            job("aesthetic", head=str(folder / "unknown.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "wide.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "pickled.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "nowhere.pth"), **without_weights),
+            job("aesthetic", head=str(folder / "linear.pth"), model="ViT-L-14", weights="openai"),
+            job("clip_score", library="open_clip", model=f"local-dir:{tmp_path}"),
+        ],
+    )
     errors = [answer["error"] for answer in refused]
     assert "is not a supported aesthetic head" in errors[0]
     assert "takes embeddings of width 768" in errors[1]
