@@ -14,6 +14,10 @@ SETTINGS += ("saving.tensorboard=false",)
 SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
+AT_START = dict(os.environ)
+"""Before libraries and `main` set variables in this process: a fork cannot change them, and a new process would not."""
+
+
 def command(*arguments):
     """The console entry with these arguments."""
     return [sys.executable, "-m", "tdmr1_cli", *map(str, arguments)]
@@ -21,7 +25,7 @@ def command(*arguments):
 
 def environment(**changes):
     """The environment of a subprocess: this source tree, one thread, no hub and no user's own settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TDMR1_")}
+    kept = {name: value for name, value in AT_START.items() if not name.startswith("TDMR1_")}
     offline = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     return {**kept, **offline, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **changes}
 

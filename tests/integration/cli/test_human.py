@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 IMAGES = 6
 SMALL = ("batch.groups=2", "batch.group_size=3", "saving.tensorboard=false", "saving.samples_every=0")
-SMALL += ("saving.checkpoint_every=1", "rewards.0.options.minutes=10")
+SMALL += ("saving.checkpoint_every=1", "rewards.0.options.minutes=10", "timesteps.per_iteration=1")
 
 
 def training(folder, *settings, iterations=3):

@@ -59,7 +59,7 @@ def test_a_reward_that_fails_in_one_process_stops_and_saves_all(packaged_model, 
     assert steps(folder) == [1]
 
     done = tdmr1("train", "--resume", folder)
-    assert "continuing after iteration 1" in done.stderr
+    assert "resuming after iteration 1" in done.stderr
     assert steps(folder) == [1, 2, 3]
 
 

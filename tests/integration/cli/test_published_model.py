@@ -17,7 +17,13 @@ from support.pipelines import SD3_TARGETS, make_sd35, published_checkpoint
 
 pytestmark = pytest.mark.integration
 
-SMALL = ("batch.groups=2", "batch.group_size=2", "evaluation.images=2", "saving.samples_every=0")
+SMALL = (
+    "batch.groups=2",
+    "batch.group_size=2",
+    "evaluation.images=2",
+    "saving.samples_every=0",
+    "timesteps.per_iteration=2",
+)
 """Beside these, the pictures are as small as the stand-in, and computed in the precision of the script below."""
 SETS = [
     part
@@ -60,7 +66,7 @@ def trained(pipeline, hub, tdmr1, tmp_path_factory):
 def test_what_was_loaded_is_said_and_kept(trained, hub):
     run, done = trained
     sha256 = hashlib.sha256(hub[1].read_bytes()).hexdigest()
-    assert "tdm_sd3-5_lora.ckpt (the published list without names, by position: " in done.stderr
+    assert "tdm_sd3-5_lora.ckpt (published list without names, matched by position" in done.stderr
     assert f"rank 32, alpha 64, sha256 {sha256[:16]}" in done.stderr
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["tdmr1"]["lora"]["sha256"] == sha256
@@ -109,6 +115,6 @@ def test_the_file_says_where_it_is_from(trained, pipeline, hub):
 def test_without_the_weights_it_is_told_at_once(tdmr1, tmp_path):
     typed = ["train", "--reward", "ocr_match", "--model", "sd3.5-tdm", "--output", tmp_path / "run"]
     told = tdmr1(*typed, HF_HOME=str(tmp_path), code=2).stderr
-    assert "error: stabilityai/stable-diffusion-3.5-medium is not in the hub's cache here" in told
+    assert "error: stabilityai/stable-diffusion-3.5-medium (model_index.json) is not in the local cache" in told
     assert "hint: unset HF_HUB_OFFLINE" in told
     assert not (tmp_path / "run").exists()

@@ -58,7 +58,7 @@ def test_an_interrupted_run_is_saved_and_continued(packaged_model, tdmr1, tmp_pa
     assert 1 <= reached < 4
 
     done = tdmr1("train", "--resume", folder)
-    assert f"continuing after iteration {reached}" in done.stderr
+    assert f"resuming after iteration {reached}" in done.stderr
     assert [row["step"] for row in lines_of(folder / "metrics.jsonl")] == [1, 2, 3, 4]
     assert "count-held-out" in done.stdout
 
@@ -147,7 +147,7 @@ def test_distilling_exports_a_lora_to_train_from(packaged_model, tdmr1, tmp_path
     tdmr1("train", "--lora", lora, "--dry-run")
     again = tdmr1("distill", "--resume", folder, "--quiet")
     assert again.stdout == f"{lora}\n"
-    assert f"the distillation is finished, and its LoRA is there: {lora}\n" in again.stderr
+    assert f"the distillation is complete; its LoRA: {lora}\n" in again.stderr
     assert lora.read_bytes() == written
 
 

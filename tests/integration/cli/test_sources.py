@@ -44,5 +44,5 @@ def test_a_reward_of_a_file_trains_and_goes_on_from_anywhere(packaged_model, tdm
     assert f"source: {tmp_path}/work/mine.py:bright" in config
     (folder / "config.yaml").write_text(config.replace("iterations: 2\n", "iterations: 3\n", 1))
     done = tdmr1("train", "--resume", folder, cwd=tmp_path)
-    assert "continuing after iteration 2" in done.stderr
+    assert "resuming after iteration 2" in done.stderr
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,69 @@
+"""A command in a fork of the warm process sees what a process of its own would see."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.command_line import environment, run_script, run_tdmr1, start_tdmr1, warm
+from support.warm_cli import WarmProcess
+
+from tdmr1_cli.main import main
+
+pytestmark = pytest.mark.integration
+
+SCRIPT = """
+import json, os, random, signal, sys, threading, warnings
+print(json.dumps({
+    "arguments": sys.argv, "path": sys.path, "environment": dict(os.environ), "directory": os.getcwd(),
+    "stdin": sys.stdin.read(), "threads": threading.active_count(), "handler": str(signal.getsignal(signal.SIGTERM)),
+}))
+print("to stderr", file=sys.stderr)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_a_script_sees_the_same_in_a_fork_and_in_a_new_process(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    variables = environment(TDMR1_TEST="é", PYTHONPATH=f"{tmp_path}/one:{tmp_path}/two")
+    forked = warm.run([3], variables, cwd=tmp_path, script=path, timeout=300)
+    new = subprocess.run(
+        [sys.executable, path, "3"],
+        env=variables,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    seen, expected = json.loads(forked.stdout), json.loads(new.stdout)
+    of_the_server = {"OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"}
+    for each in (seen, expected):
+        each["environment"] = {k: v for k, v in each["environment"].items() if k not in of_the_server}
+    assert seen == expected
+    assert forked.stderr == new.stderr == "to stderr\n"
+    assert forked.returncode == new.returncode == 3
+
+
+def test_commands_are_forked_although_libraries_have_set_variables_here():
+    assert torch is not None
+    assert main(["--version"]) == 0
+    assert warm.can_run(environment())
+    assert not warm.can_run(environment(HF_HOME="/elsewhere"))
+    assert run_tdmr1("--version").stdout == run_tdmr1("--version", fresh=True).stdout
+
+
+def test_a_forked_command_can_be_signalled(tmp_path):
+    process = start_tdmr1("label", tmp_path, "--no-open", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert isinstance(process, WarmProcess)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(60)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_failing_script_is_reported(tmp_path):
+    (tmp_path / "script.py").write_text("raise ValueError('of the script')")
+    with pytest.raises(AssertionError, match="of the script"):
+        run_script(tmp_path / "script.py")
