@@ -206,7 +206,7 @@ def serve(control: socket.socket) -> None:
     """Fork a child for each request until the client closes its end; the children that still run are killed then."""
     sys.path[0] = os.getcwd()
     import_everything()
-    at_start = sys.path[:]
+    installed = installed_path()
     ready = selectors.DefaultSelector()
     ready.register(control, selectors.EVENT_READ)
     children: dict[int, socket.socket] = {}
@@ -232,7 +232,7 @@ def serve(control: socket.socket) -> None:
                 control.close()
                 for other in children.values():
                     other.close()
-                become(json.loads(message), descriptors, at_start)
+                become(json.loads(message), descriptors, installed)
             with contextlib.suppress(OSError):
                 os.setpgid(pid, pid)
             children[pid] = socket.socket(fileno=descriptors[0])
@@ -240,6 +240,17 @@ def serve(control: socket.socket) -> None:
             for descriptor in descriptors[1:]:
                 os.close(descriptor)
             ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+
+
+def installed_path() -> list[str]:
+    """The entries of `sys.path` that a new process has without PYTHONPATH.
+
+    Python omits an entry of a .pth file that PYTHONPATH has already, so this process's own `sys.path` can lack some.
+    """
+    code = "import json, sys; print(json.dumps(sys.path[1:]))"
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
 
 
 def import_everything() -> None:
@@ -268,7 +279,7 @@ def import_everything() -> None:
     gc.freeze()
 
 
-def become(request: dict[str, Any], descriptors: list[int], at_start: list[str]) -> NoReturn:
+def become(request: dict[str, Any], descriptors: list[int], installed: list[str]) -> NoReturn:
     """Run one command in this forked child, and exit as a process of its own would."""
     import atexit
     import importlib
@@ -281,13 +292,13 @@ def become(request: dict[str, Any], descriptors: list[int], at_start: list[str])
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    former = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     added = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     script = request["script"]
-    sys.path[:] = [os.path.dirname(script) if script else os.getcwd(), *added, *at_start[1 + len(former) :]]
+    first = os.path.dirname(script) if script else os.getcwd()
+    sys.path[:] = [first, *added, *(part for part in installed if part not in added)]
     importlib.invalidate_caches()
     sys.argv = [script or "tdmr1", *request["arguments"]]
     restart_coverage()

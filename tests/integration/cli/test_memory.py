@@ -18,7 +18,7 @@ def test_the_plan_of_a_published_model_needs_neither_reward_nor_weights_nor_netw
     assert "iteration: 48 groups × 24 images = 1152 images; 1 processes" in done.stderr
     assert "24GB: fits; auto selects 1; the largest micro-batch that fits is batch.micro_batch=1" in done.stderr
     smaller = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "16GB", HF_HOME=str(tmp_path), code=1)
-    assert "16GB: does not fit; not even one image at a time" in smaller.stderr
+    assert "16GB: does not fit; not even a micro-batch of one image fits" in smaller.stderr
 
 
 def test_one_card_of_24_gb_takes_the_preset_that_is_made_for_it(tdmr1, tmp_path):
