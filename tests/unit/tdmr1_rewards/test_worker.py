@@ -296,7 +296,7 @@ def test_the_worker_follows_the_documented_protocol_and_exits(tmp_path):
     built = send(do="build", protocol=1, owner="it", image_format="array", reference=document)
     assert built == {"ok": {"python": "{}.{}.{}".format(*sys.version_info[:3])}}
     assert send(do="setup", device="cpu") == {"ok": {}}
-    assert send(do="score", batch={})["failed"].startswith("failed: invalid message: context is missing, but must be an object")
+    assert send(do="score", batch={})["failed"].startswith("failed: invalid message: context is missing")
     assert send(do="close") == {"ok": {}}
     worker.stdin.close()
     assert worker.wait(30) == 0
