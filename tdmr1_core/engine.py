@@ -24,12 +24,7 @@ from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
 from tdmr1_core.build.parts import (
     Parts,
-    build_encoder,
-    build_fake,
-    build_generator,
-    build_rollout,
-    build_surrogate,
-    build_trained,
+    build_stages,
     choose_device,
     load_parts,
 )
@@ -50,11 +45,7 @@ from tdmr1_core.records import (
     UpdateStats,
 )
 from tdmr1_core.stages.draws import draw_boundaries, draw_levels, draw_steps, next_groups
-from tdmr1_core.stages.fake_score import FakeScoreStage
-from tdmr1_core.stages.generator import GeneratorStage
-from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import reward_metrics
-from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_core.stages.trained_role import NotFinite
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.scoring.failures import RewardFailed
@@ -82,19 +73,25 @@ class Engine:
         self.start = parts.roles.weights(GENERATOR)
         self.reward_states: list[dict[str, State]] = []
         self.iteration_index = 0
-        self.trained = build_trained(config, parts.roles)
-        self.sigmas = parts.roles.backbone.schedule(self.steps, self.shift)
-        self._encoder = build_encoder(config, parts.entry, parts.roles)
-        self._rollout = build_rollout(config, parts.roles, self.sigmas, self.size)
-        self._fake = build_fake(config, parts.roles, self.trained[FAKE])
-        if SURROGATE in self.trained:
-            self._surrogate = build_surrogate(config, parts.roles, self.trained[SURROGATE])
-        self._generator = build_generator(config, parts.roles, self.trained[GENERATOR])
-        self._stages: dict[str, RolloutStage | FakeScoreStage | SurrogateStage | GeneratorStage] = {
-            "rollout": self._rollout,
-            FAKE: self._fake,
-            **({SURROGATE: self._surrogate} if SURROGATE in self.trained else {}),
-            GENERATOR: self._generator,
+        self.steps = config.rollout.steps or parts.entry.steps
+        """K, the number of sampling steps."""
+        self.shift = config.rollout.shift or parts.entry.shift
+        """s of the noise schedule."""
+        self.size = config.model.height or parts.entry.height, config.model.width or parts.entry.width
+        """Height and width of the images, in pixels."""
+        stages = build_stages(config, parts.entry, parts.roles, self.steps, self.shift, self.size)
+        self.trained = stages.trained
+        self.sigmas = stages.rollout.sigmas
+        self._encoder = stages.encoder
+        self._rollout = stages.rollout
+        self._fake = stages.fake
+        self._surrogate = stages.surrogate
+        self._generator = stages.generator
+        self._micro_batches = {
+            "rollout": self._rollout.micro_batches,
+            FAKE: self._fake.micro_batches,
+            **({SURROGATE: self._surrogate.micro_batches} if self._surrogate else {}),
+            GENERATOR: self._generator.micro_batches,
         }
         self._metrics: dict[str, float] = {}
         self._update_metrics: dict[str, list[float]] = {}
@@ -256,6 +253,7 @@ class Engine:
         tau = draw_levels(
             config.seed, "tau-surrogate", groups, counters, config.surrogate.tau_sharing, lower, self.shift
         )
+        assert self._surrogate is not None, "a distillation has no advantages"
         with self._timed(SURROGATE):
             metrics = self._surrogate.accumulate(trajectory, advantages.values, counters, boundary, tau, self._scale)
             stats = self._apply(SURROGATE, step, metrics)
@@ -288,21 +286,6 @@ class Engine:
         return self._report(stats)
 
     # Helpers of the stages.
-
-    @property
-    def steps(self) -> int:
-        """K, the number of sampling steps."""
-        return self.config.rollout.steps or self.entry.steps
-
-    @property
-    def shift(self) -> float:
-        """s of the noise schedule."""
-        return self.config.rollout.shift or self.entry.shift
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images, in pixels."""
-        return self.config.model.height or self.entry.height, self.config.model.width or self.entry.width
 
     def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode prompts, one row each. Each text is encoded separately, so its encoding depends on no other text."""
@@ -341,16 +324,16 @@ class Engine:
         They are the consecutive skipped updates of each role, the current micro-batch sizes of the stages, and the
         setting batch.micro_batch from which these sizes were halved.
         """
-        sizes = {name: stage.micro_batches.size for name, stage in self._stages.items()}
+        sizes = {name: each.size for name, each in self._micro_batches.items()}
         return {"in_a_row": self._in_a_row, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
         """Restore the counters of a checkpoint. Sizes are restored only if batch.micro_batch has not changed."""
         self._in_a_row = {name: int(counters["in_a_row"][name]) for name in self.trained}
         if counters["micro_batch"] == self.config.batch.micro_batch:
-            for name, stage in self._stages.items():
+            for name, each in self._micro_batches.items():
                 size = counters["sizes"][name]
-                stage.micro_batches.size = None if size is None else int(size)
+                each.halved = None if size is None else int(size)
 
     def close(self) -> None:
         """Close the rewards."""

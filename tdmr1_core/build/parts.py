@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
@@ -34,6 +33,7 @@ from tdmr1_core.preflight.resolved import ResolvedEngine
 from tdmr1_core.records import Prompt
 from tdmr1_core.stages.fake_score import FakeScoreStage
 from tdmr1_core.stages.generator import GeneratorStage
+from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.prompt_encoder import PromptEncoder
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import ScoringStage
@@ -53,6 +53,19 @@ class Parts:
     scoring: ScoringStage | None
     hooks: Hooks
     model_files: ModelFiles | None = None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of an engine, the encoder of their prompts, and the roles that they train."""
+
+    trained: dict[str, TrainedRole]
+    encoder: PromptEncoder
+    rollout: RolloutStage
+    fake: FakeScoreStage
+    surrogate: SurrogateStage | None
+    """None in a distillation."""
+    generator: GeneratorStage
 
 
 def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.device) -> Parts:
@@ -139,14 +152,6 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
         compile_blocks(roles)
 
 
-def build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptEncoder:
-    """The prompt encoder, with its cache."""
-    settings, make = config.memory, f"{entry.family}, {entry.max_sequence_length} tokens"
-    denoisers = [home.network for home in roles.backbones]
-    away = denoisers if settings.text_encoders == "cpu" else None
-    return PromptEncoder(roles.backbone, make=make, cache=settings.prompt_cache, instead_of=away)
-
-
 def choose_device(name: str) -> torch.device:
     """The device of a run. Raises Tdmr1Error for a device that does not exist here."""
     if name == "auto":
@@ -164,6 +169,38 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def build_stages(
+    config: RunConfig, entry: ModelEntry, roles: Roles, steps: int, shift: float, size: tuple[int, int]
+) -> Stages:
+    """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
+    sigmas, latent_shape = roles.backbone.schedule(steps, shift), roles.backbone.latent_shape(*size)
+    trained = build_trained(config, roles)
+    return Stages(
+        trained=trained,
+        encoder=_build_encoder(config, entry, roles),
+        rollout=RolloutStage(
+            roles,
+            sigmas,
+            latent_shape,
+            sampler=config.rollout.sampler,
+            eta=config.rollout.eta,
+            micro_batches=MicroBatches(config.batch.micro_batch),
+            seed=config.seed,
+            decode=config.kind == "train",
+            keep_on=torch.device("cpu") if config.memory.trajectories == "cpu" else roles.backbone.device,
+        ),
+        fake=FakeScoreStage(
+            roles,
+            trained[FAKE],
+            teacher_weight=config.fake.teacher_weight,
+            micro_batches=MicroBatches(config.batch.micro_batch),
+            seed=config.seed,
+        ),
+        surrogate=_build_surrogate(config, roles, trained[SURROGATE]) if SURROGATE in trained else None,
+        generator=build_generator(config, roles, trained[GENERATOR]),
+    )
+
+
 def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
     """Each trained role with its AdamW."""
     own: dict[str, FakeConfig | GeneratorConfig | SurrogateConfig] = {
@@ -172,48 +209,34 @@ def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
         SURROGATE: config.surrogate,
     }
     common = config.optimizer
+    adamw = bitsandbytes().optim.AdamW8bit if config.memory.optimizer == "8bit" else torch.optim.AdamW
     return {
         name: TrainedRole(
             name,
-            roles.parameters(name),
+            parameters := roles.parameters(name),
+            adamw(
+                list(parameters.values()),
+                lr=own[name].learning_rate,
+                betas=(own[name].beta1, common.beta2),
+                eps=common.epsilon,
+                weight_decay=common.weight_decay,
+            ),
             learning_rate=own[name].learning_rate,
-            betas=(own[name].beta1, common.beta2),
-            epsilon=common.epsilon,
-            weight_decay=common.weight_decay,
             max_grad_norm=common.max_grad_norm,
-            eight_bit=config.memory.optimizer == "8bit",
         )
         for name in roles.trained
     }
 
 
-def build_rollout(config: RunConfig, roles: Roles, sigmas: Tensor, size: tuple[int, int]) -> RolloutStage:
-    """The rollout stage."""
-    return RolloutStage(
-        roles,
-        sigmas,
-        roles.backbone.latent_shape(*size),
-        sampler=config.rollout.sampler,
-        eta=config.rollout.eta,
-        micro_batch=config.batch.micro_batch,
-        seed=config.seed,
-        decode=config.kind == "train",
-        keep_on=torch.device("cpu") if config.memory.trajectories == "cpu" else None,
-    )
+def _build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptEncoder:
+    """The prompt encoder, with its cache."""
+    settings, make = config.memory, f"{entry.family}, {entry.max_sequence_length} tokens"
+    denoisers = [home.network for home in roles.backbones]
+    away = denoisers if settings.text_encoders == "cpu" else None
+    return PromptEncoder(roles.backbone, make=make, cache=settings.prompt_cache, instead_of=away)
 
 
-def build_fake(config: RunConfig, roles: Roles, role: TrainedRole) -> FakeScoreStage:
-    """The stage that updates the fake score."""
-    return FakeScoreStage(
-        roles,
-        role,
-        teacher_weight=config.fake.teacher_weight,
-        micro_batch=config.batch.micro_batch,
-        seed=config.seed,
-    )
-
-
-def build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:
+def _build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:
     """The stage that updates the surrogate."""
     settings = config.surrogate
     return SurrogateStage(
@@ -223,7 +246,7 @@ def build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> Surro
         beta_dpo=settings.beta_dpo,
         stabilisers=Stabilisers(settings.trust_region, settings.drift_threshold, settings.reference_penalty),
         time_weight=settings.time_weight,
-        micro_batch=config.batch.micro_batch,
+        micro_batches=MicroBatches(config.batch.micro_batch),
         seed=config.seed,
     )
 
@@ -242,7 +265,7 @@ def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> Gener
         rl_cfg=settings.rl_cfg,
         normaliser_floor=settings.normaliser_floor,
         reward=config.kind == "train",
-        micro_batch=config.batch.micro_batch,
+        micro_batches=MicroBatches(config.batch.micro_batch),
         seed=config.seed,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,19 +12,20 @@ from tdmr1_core.algorithm.objectives import fake_score_loss, fake_target
 from tdmr1_core.models.roles import FAKE, GENERATOR, TEACHER, Roles
 from tdmr1_core.records import Trajectory
 from tdmr1_core.stages.draws import latents_at, noise_for
-from tdmr1_core.stages.micro_batches import MicroBatches, Size
+from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.trained_role import TrainedRole
 
 
+@dataclass(eq=False)
 class FakeScoreStage:
     """Accumulates the gradient of the fake score, at re-noised points of the generator's trajectories."""
 
-    def __init__(self, roles: Roles, role: TrainedRole, *, teacher_weight: float, micro_batch: Size, seed: int) -> None:
-        self.roles = roles
-        self.role = role
-        self._teacher_weight = teacher_weight
-        self.micro_batches = MicroBatches(micro_batch)
-        self._seed = seed
+    roles: Roles
+    role: TrainedRole
+    _: KW_ONLY
+    teacher_weight: float
+    micro_batches: MicroBatches
+    seed: int
 
     def accumulate(
         self,
@@ -42,7 +45,7 @@ class FakeScoreStage:
 
         def accumulate_rows(rows: Tensor) -> None:
             nonlocal total
-            noise = noise_for(self._seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
+            noise = noise_for(self.seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
             loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
             self.role.accumulate(loss * scale)
             total += self.role.record_loss(loss, trajectory.groups, rows)
@@ -76,4 +79,4 @@ class FakeScoreStage:
                 teacher = backbone.velocity(renoised, tau, conditioning)
         with self.roles.acting(FAKE) as backbone:
             fake = backbone.velocity(renoised, tau, conditioning)
-        return fake_score_loss(fake, fake_target(renoised, clean, tau), teacher, self._teacher_weight)
+        return fake_score_loss(fake, fake_target(renoised, clean, tau), teacher, self.teacher_weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from tdmr1_core.models.backbone import velocities
 from tdmr1_core.models.roles import FAKE, GENERATOR, REFERENCE, SURROGATE, TEACHER, Roles
 from tdmr1_core.records import Conditioning, Trajectory
 from tdmr1_core.stages.draws import noise_for
-from tdmr1_core.stages.micro_batches import MicroBatches, Size
+from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.trained_role import TrainedRole
 
 NetworkInput = tuple[Tensor, Tensor, Conditioning]
@@ -38,40 +38,28 @@ class GeneratorTerms:
     reward: Tensor
 
 
+@dataclass(eq=False)
 class GeneratorStage:
     """Accumulates the gradient of the generator.
 
     With `reward=False` this is TDM distillation, with the direction x_0 of the guided teacher - x_0 of the fake score.
     """
 
-    def __init__(
-        self,
-        roles: Roles,
-        role: TrainedRole,
-        *,
-        reference: str,
-        weights: GeneratorWeights,
-        loss: Literal["squared", "huber"],
-        huber_c: float,
-        guidance_scale: float,
-        rl_cfg: float,
-        normaliser_floor: float,
-        reward: bool,
-        micro_batch: Size,
-        seed: int,
-    ) -> None:
-        self.roles = roles
-        self.role = role
-        self.reward = reward
-        self._reference = reference
-        self._weights = weights
-        self._kind = loss
-        self._huber_c = huber_c
-        self._guidance_scale = guidance_scale
-        self._rl_cfg = rl_cfg
-        self._floor = normaliser_floor
-        self.micro_batches = MicroBatches(micro_batch)
-        self._seed = seed
+    roles: Roles
+    role: TrainedRole
+    _: KW_ONLY
+    reference: str
+    """The role of p_ref."""
+    weights: GeneratorWeights
+    loss: Literal["squared", "huber"]
+    huber_c: float
+    guidance_scale: float
+    rl_cfg: float
+    normaliser_floor: float
+    reward: bool
+    """Whether there is a reward term: false in a distillation."""
+    micro_batches: MicroBatches
+    seed: int
 
     def accumulate(
         self, trajectory: Trajectory, step: int, step_index: Tensor, tau: Tensor, tau_reward: Tensor, scale: float
@@ -90,8 +78,8 @@ class GeneratorStage:
                 step_index[rows],
                 tau[rows],
                 tau_reward[rows],
-                noise_for(self._seed, "generator", groups, (step,), rows, "sample", latents),
-                noise_for(self._seed, "reward", groups, (step,), rows, "group", latents),
+                noise_for(self.seed, "generator", groups, (step,), rows, "sample", latents),
+                noise_for(self.seed, "reward", groups, (step,), rows, "group", latents),
             )
             loss = terms.total.sum() / groups.images
             self.role.accumulate(loss * scale)
@@ -137,9 +125,9 @@ class GeneratorStage:
             )
             with self.roles.acting(FAKE) as backbone:
                 fake = predict_clean(renoised, backbone.velocity(renoised, tau, conditioning), tau)
-            guided = guide(teacher, unconditional, self._guidance_scale)
+            guided = guide(teacher, unconditional, self.guidance_scale)
             d_kl, d_cfg = teacher - fake, guided - teacher
-            w_teacher = direction_normaliser(clean, guided, self._floor)
+            w_teacher = direction_normaliser(clean, guided, self.normaliser_floor)
 
         if not self.reward:
             total = self._loss(clean, d_kl + d_cfg, w_teacher)
@@ -149,20 +137,20 @@ class GeneratorStage:
             clean,
             d_cfg,
             w_teacher,
-            kind=self._kind,
-            huber_c=self._huber_c,
-            guidance_scale=self._guidance_scale,
+            kind=self.loss,
+            huber_c=self.huber_c,
+            guidance_scale=self.guidance_scale,
         )
         reward = torch.zeros_like(kl)
         if reference is not None:
             with torch.no_grad():
                 surrogate = self._surrogate(renoised_reward, tau_reward, conditioning)
-                w_reward = direction_normaliser(clean, surrogate, self._floor)
+                w_reward = direction_normaliser(clean, surrogate, self.normaliser_floor)
             reward = self._loss(clean, surrogate - reference, w_reward)
-        return GeneratorTerms(generator_loss(kl, cfg, reward, step_index.to(device), self._weights), kl, cfg, reward)
+        return GeneratorTerms(generator_loss(kl, cfg, reward, step_index.to(device), self.weights), kl, cfg, reward)
 
     def _loss(self, clean: Tensor, direction: Tensor, normaliser: Tensor) -> Tensor:
-        return direction_loss(clean, direction, normaliser, kind=self._kind, huber_c=self._huber_c)
+        return direction_loss(clean, direction, normaliser, kind=self.loss, huber_c=self.huber_c)
 
     def _teacher(self, at_tau: NetworkInput, at_tau_reward: NetworkInput) -> tuple[Tensor, Tensor, Tensor | None]:
         """x_0 of the teacher at tau, with the prompt and without; and x_0 of the reference at tau_reward.
@@ -172,11 +160,11 @@ class GeneratorStage:
         """
         renoised, tau, conditioning = at_tau
         inputs: list[NetworkInput] = [at_tau]
-        guided = self._guidance_scale != 1.0
+        guided = self.guidance_scale != 1.0
         if guided:
             inputs.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
-        needs_reference = self.reward and self._weights.reward_scale > 0
-        same_pass = needs_reference and self._reference in (TEACHER, REFERENCE)
+        needs_reference = self.reward and self.weights.reward_scale > 0
+        same_pass = needs_reference and self.reference in (TEACHER, REFERENCE)
         if same_pass:
             inputs.append(at_tau_reward)
         predictions = self._clean(TEACHER, inputs)
@@ -184,17 +172,17 @@ class GeneratorStage:
         unconditional = predictions[1] if guided else teacher
         if not needs_reference:
             return teacher, unconditional, None
-        reference = predictions[-1] if same_pass else self._clean(self._reference, [at_tau_reward])[0]
+        reference = predictions[-1] if same_pass else self._clean(self.reference, [at_tau_reward])[0]
         return teacher, unconditional, reference
 
     def _surrogate(self, renoised: Tensor, tau: Tensor, conditioning: Conditioning) -> Tensor:
         """x_0 of the surrogate (B, C, H, W), guided with scale rl_cfg against its own unconditional prediction."""
         inputs: list[NetworkInput] = [(renoised, tau, conditioning)]
-        if self._rl_cfg == 1.0:
+        if self.rl_cfg == 1.0:
             return self._clean(SURROGATE, inputs)[0]
         inputs.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
         conditional, unconditional = self._clean(SURROGATE, inputs)
-        return guide(conditional, unconditional, self._rl_cfg)
+        return guide(conditional, unconditional, self.rl_cfg)
 
     def _clean(self, role: str, inputs: Sequence[NetworkInput]) -> list[Tensor]:
         """x_0 predicted by a role for each input, (B, C, H, W) each, in one forward pass."""

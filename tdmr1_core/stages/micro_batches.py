@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,16 +14,21 @@ from tdmr1_core.errors import Tdmr1Error, warn
 Size = int | Literal["auto"] | None
 
 
+@dataclass
 class MicroBatches:
-    """Processes images in micro-batches of `size`. None and "auto" start with all images in one micro-batch.
+    """Processes images in micro-batches of `requested` images. None and "auto": all images in one micro-batch.
 
-    When the device runs out of memory, the size is halved for the rest of the run, unless it is None. The size changes
-    the result only by rounding.
+    When the device runs out of memory, the size is halved for the rest of the run (`halved`), unless None was
+    requested. The size changes the result only by rounding.
     """
 
-    def __init__(self, size: Size) -> None:
-        self._halves = size is not None
-        self.size = size if isinstance(size, int) else None
+    requested: Size
+    halved: int | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The current number of images in a micro-batch; None for all."""
+        return self.halved or (self.requested if isinstance(self.requested, int) else None)
 
     def each(self, images: int, action: Callable[[Tensor], None], multiple: int = 1) -> None:
         """Call `action` with the row numbers 0 to images - 1, in order, one micro-batch (B,) at a time.
@@ -46,7 +52,7 @@ class MicroBatches:
             action(rows)
             return True
         except torch.OutOfMemoryError as error:
-            if not self._halves:
+            if self.requested is None:
                 raise
             if len(rows) == 1:
                 raise Tdmr1Error(
@@ -56,12 +62,12 @@ class MicroBatches:
                     values={"micro_batch": 1},
                 ) from error
         # Outside the except clause, where the exception would keep the tensors that did not fit alive.
-        self.size = len(rows) // 2
+        self.halved = len(rows) // 2
         warn(
-            f"the device ran out of memory with a micro-batch of {len(rows)} images; continuing with {self.size}",
+            f"the device ran out of memory with a micro-batch of {len(rows)} images; continuing with {self.halved}",
             code="micro-batch-halved",
             size=len(rows),
-            next_size=self.size,
+            next_size=self.halved,
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -11,38 +12,28 @@ from torch import Tensor
 from tdmr1_core.models.roles import GENERATOR, Roles
 from tdmr1_core.records import Conditioning, Groups, Trajectory
 from tdmr1_core.stages.draws import noise_for
-from tdmr1_core.stages.micro_batches import MicroBatches, Size
+from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.sampling import Sampler, sample
 
 
+@dataclass(eq=False)
 class RolloutStage:
-    """Samples the images of an iteration with the generator, without guidance.
+    """Samples the images of an iteration with the generator, without guidance."""
 
-    `latent_shape` is (C, H, W). `keep_on` is the device of the stored latents, by default that of the backbone.
-    """
-
-    def __init__(
-        self,
-        roles: Roles,
-        sigmas: Tensor,
-        latent_shape: tuple[int, int, int],
-        *,
-        sampler: Sampler,
-        eta: float,
-        micro_batch: Size,
-        seed: int,
-        decode: bool,
-        keep_on: torch.device | None = None,
-    ) -> None:
-        self.roles = roles
-        self.sigmas = sigmas
-        self._like = torch.empty(latent_shape, dtype=roles.backbone.dtype, device=roles.backbone.device)
-        self._sampler = sampler
-        self._eta = eta
-        self.micro_batches = MicroBatches(micro_batch)
-        self._seed = seed
-        self._decode = decode
-        self._keep_on = keep_on or roles.backbone.device
+    roles: Roles
+    sigmas: Tensor
+    """Noise levels, float64 (K+1,), from 1 to 0."""
+    latent_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    _: KW_ONLY
+    sampler: Sampler
+    eta: float
+    micro_batches: MicroBatches
+    seed: int
+    decode: bool
+    """Whether the latents are decoded to images."""
+    keep_on: torch.device
+    """The device of the stored latents."""
 
     @torch.no_grad()
     def run(
@@ -58,23 +49,25 @@ class RolloutStage:
         """
         group = torch.tensor(groups.group_of_image)  # (N,)
         latents, images = [], []
+        one = self.roles.backbone
+        like = torch.empty(self.latent_shape, dtype=one.dtype, device=one.device)
 
         def draw(rows: Tensor) -> None:
             def fresh(k: int) -> Tensor:
-                return noise_for(self._seed, "rollout-eta", groups, (k,), rows, "sample", self._like)
+                return noise_for(self.seed, "rollout-eta", groups, (k,), rows, "sample", like)
 
             with self.roles.acting(GENERATOR) as backbone:
                 path = sample(
                     backbone,
-                    noise_for(self._seed, "rollout", groups, (), rows, "sample", self._like),
+                    noise_for(self.seed, "rollout", groups, (), rows, "sample", like),
                     conditioning.select(group[rows]),
                     self.sigmas,
-                    sampler=self._sampler,
-                    eta=self._eta,
+                    sampler=self.sampler,
+                    eta=self.eta,
                     fresh_noise=fresh,
                 )  # (K+1, B, C, H, W)
-                decoded = backbone.decode(path[-1]) if self._decode else None
-            latents.append(path.to(self._keep_on))
+                decoded = backbone.decode(path[-1]) if self.decode else None
+            latents.append(path.to(self.keep_on))
             if decoded is not None:
                 images.append(decoded)
                 if on_decoded is not None:
@@ -87,6 +80,6 @@ class RolloutStage:
             sigmas=self.sigmas,
             conditioning=conditioning,
             images=np.concatenate(images) if images else None,
-            stored_velocity=self._sampler == "euler" and self._eta == 0,
+            stored_velocity=self.sampler == "euler" and self.eta == 0,
             generator_updates=generator_updates,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.scoring.runner import RewardRunner, ScoredBatch, check_any_scored
 
 
+@dataclass(eq=False)
 class ScoringStage:
     """Submits complete groups to the rewards as soon as they are decoded, and collects the scores."""
 
-    def __init__(self, runner: RewardRunner, *, run_folder: Path | None, seed: int) -> None:
-        self.runner = runner
-        self._run_folder = run_folder
-        self._seed = seed
-        self._waiting: list[np.ndarray] = []
-        self._submitted = 0
-        self._futures: list[Future[ScoredBatch]] = []
+    runner: RewardRunner
+    _: KW_ONLY
+    run_folder: Path | None
+    seed: int
+    _waiting: list[np.ndarray] = field(default_factory=list, init=False)
+    _submitted: int = field(default=0, init=False)
+    _futures: list[Future[ScoredBatch]] = field(default_factory=list, init=False)
 
     def submit(self, groups: Groups, images: np.ndarray) -> None:
         """Add the next images of the iteration, uint8 (B, height, width, 3), in order. Completed groups are scored."""
@@ -74,7 +76,7 @@ class ScoringStage:
             metadata=[prompt.metadata for prompt in prompts],
             group_ids=[image // groups.group_size for image in image_ids],
             image_ids=image_ids,
-            context=RewardContext(self._run_folder, groups.iteration, self._seed),
+            context=RewardContext(self.run_folder, groups.iteration, self.seed),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from tdmr1_core.algorithm.objectives import (
 from tdmr1_core.models.roles import SURROGATE, SURROGATE_EMA, Roles
 from tdmr1_core.records import Conditioning, Trajectory
 from tdmr1_core.stages.draws import latents_at, noise_for
-from tdmr1_core.stages.micro_batches import MicroBatches, Size
+from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.trained_role import TrainedRole
 
 
@@ -32,29 +32,20 @@ class _RenoisedBatch:
     conditioning: Conditioning
 
 
+@dataclass(eq=False)
 class SurrogateStage:
     """Accumulates the gradient of the surrogate, at re-noised stored latents. Images of a group share their noise."""
 
-    def __init__(
-        self,
-        roles: Roles,
-        role: TrainedRole,
-        *,
-        reference: str,
-        beta_dpo: float,
-        stabilisers: Stabilisers,
-        time_weight: bool,
-        micro_batch: Size,
-        seed: int,
-    ) -> None:
-        self.roles = roles
-        self.role = role
-        self._reference = reference
-        self._beta_dpo = beta_dpo
-        self._stabilisers = stabilisers
-        self._time_weight = time_weight
-        self.micro_batches = MicroBatches(micro_batch)
-        self._seed = seed
+    roles: Roles
+    role: TrainedRole
+    _: KW_ONLY
+    reference: str
+    """The role of p_ref."""
+    beta_dpo: float
+    stabilisers: Stabilisers
+    time_weight: bool
+    micro_batches: MicroBatches
+    seed: int
 
     def accumulate(
         self,
@@ -106,7 +97,7 @@ class SurrogateStage:
         this batch, which must then hold whole groups.
         """
         with torch.no_grad():
-            with self.roles.acting(self._reference) as backbone:
+            with self.roles.acting(self.reference) as backbone:
                 reference = backbone.velocity(batch.latents, batch.tau, batch.conditioning)  # (B, C, H, W)
             old_loss = self._old_loss(batch, reference)
         with self.roles.acting(SURROGATE) as backbone:
@@ -115,18 +106,18 @@ class SurrogateStage:
         if weights is None:
             loss, reference_loss = sample_mse(velocity, batch.target), sample_mse(reference, batch.target)
             group_size = trajectory.groups.group_size
-            weights = preference_weights(advantages, loss, reference_loss, self._beta_dpo, group_size)
+            weights = preference_weights(advantages, loss, reference_loss, self.beta_dpo, group_size)
         fraction = (boundary.to(velocity) + 1) / trajectory.steps  # (k + 1) / K, (B,)
-        time_weight = fraction if self._time_weight else torch.ones_like(fraction)
+        time_weight = fraction if self.time_weight else torch.ones_like(fraction)
         return preference_loss(
-            velocity, batch.target, reference, old_loss, advantages, weights, time_weight, self._stabilisers
+            velocity, batch.target, reference, old_loss, advantages, weights, time_weight, self.stabilisers
         )
 
     def _old_loss(self, batch: _RenoisedBatch, reference: Tensor) -> Tensor | None:
         """The loss of the surrogate's EMA per image (B,); None without a trust region."""
-        if self._stabilisers.trust_region is None:
+        if self.stabilisers.trust_region is None:
             return None
-        if self._reference == SURROGATE_EMA:
+        if self.reference == SURROGATE_EMA:
             return sample_mse(reference, batch.target)
         with self.roles.acting(SURROGATE_EMA) as backbone:
             return sample_mse(backbone.velocity(batch.latents, batch.tau, batch.conditioning), batch.target)
@@ -147,7 +138,7 @@ class SurrogateStage:
         def evaluate_rows(rows: Tensor) -> None:
             batch = self._renoise(trajectory, rows, counters, boundary, tau)
             found = []
-            for role in (SURROGATE, self._reference):
+            for role in (SURROGATE, self.reference):
                 with self.roles.acting(role) as backbone:
                     velocity = backbone.velocity(batch.latents, batch.tau, batch.conditioning)
                 found.append(sample_mse(velocity, batch.target))
@@ -157,7 +148,7 @@ class SurrogateStage:
         self.micro_batches.each(trajectory.groups.images, evaluate_rows)
         loss, reference_loss = torch.cat(losses), torch.cat(reference_losses)
         group_size = trajectory.groups.group_size
-        return preference_weights(advantages.to(loss), loss, reference_loss, self._beta_dpo, group_size)
+        return preference_weights(advantages.to(loss), loss, reference_loss, self.beta_dpo, group_size)
 
     def _renoise(
         self, trajectory: Trajectory, rows: Tensor, counters: tuple[int, int], boundary: Tensor, tau: Tensor
@@ -167,7 +158,7 @@ class SurrogateStage:
         level = tau[rows].to(device)
         sigma = trajectory.sigmas.to(device)[boundary[rows] + 1]  # (B,)
         point = latents_at(trajectory, boundary + 1, rows, device)  # (B, C, H, W)
-        noise = noise_for(self._seed, "surrogate", trajectory.groups, counters, rows, "group", point)
+        noise = noise_for(self.seed, "surrogate", trajectory.groups, counters, rows, "group", point)
         return _RenoisedBatch(
             latents=renoise(point, sigma, level, noise),
             target=renoise_velocity(point, sigma, level, noise),

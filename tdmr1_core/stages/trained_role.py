@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-from tdmr1_core.models.quantization import bitsandbytes
 
 if TYPE_CHECKING:
     from tdmr1_core.records import Groups
@@ -18,32 +17,19 @@ class NotFinite(Exception):
     """A loss or gradient norm is NaN or infinite. No parameter was changed, and the gradient is cleared."""
 
 
+@dataclass(eq=False)
 class TrainedRole:
     """Accumulates the gradient of a role over micro-batches, clips its norm and takes AdamW steps."""
 
-    def __init__(
-        self,
-        name: str,
-        parameters: dict[str, nn.Parameter],
-        *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        epsilon: float,
-        weight_decay: float,
-        max_grad_norm: float,
-        eight_bit: bool = False,
-    ) -> None:
-        self.name = name
-        self.parameters = parameters
-        self.learning_rate = learning_rate
-        self.updates = 0
-        self._max_grad_norm = max_grad_norm
-        self.not_finite: list[str] = []
-        """The losses since the last step that were not finite, as sentences."""
-        kind = bitsandbytes().optim.AdamW8bit if eight_bit else torch.optim.AdamW
-        self.optimizer: torch.optim.Optimizer = kind(
-            list(parameters.values()), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
-        )
+    name: str
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    _: KW_ONLY
+    learning_rate: float
+    max_grad_norm: float
+    updates: int = field(default=0, init=False)
+    not_finite: list[str] = field(default_factory=list, init=False)
+    """The losses since the last step that were not finite, as sentences."""
 
     def accumulate(self, loss: Tensor) -> None:
         """Add the gradient of a loss. If the device runs out of memory, nothing is added."""
@@ -71,7 +57,7 @@ class TrainedRole:
         The learning rate is multiplied by `lr_scale`. Raises NotFinite, without a step, if a recorded loss or the norm
         is not finite.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
         if self.not_finite or not math.isfinite(norm):
             reason = self.not_finite[0] if self.not_finite else f"the norm of the gradient is {norm}"
             self.discard()

@@ -12,17 +12,12 @@ from tdmr1_core.stages.trained_role import NotFinite, TrainedRole
 pytestmark = pytest.mark.unit
 
 
-def trained_role(**settings: Any) -> tuple[TrainedRole, torch.nn.Parameter]:
+def trained_role(max_grad_norm: float = 1.0, **settings: Any) -> tuple[TrainedRole, torch.nn.Parameter]:
     """A role with one parameter of two numbers."""
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    defaults: dict[str, Any] = {
-        "learning_rate": 0.1,
-        "betas": (0.0, 0.999),
-        "epsilon": 1e-12,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-    }
-    return TrainedRole("fake", {"w": weight}, **defaults | settings), weight
+    defaults: dict[str, Any] = {"lr": 0.1, "betas": (0.0, 0.999), "eps": 1e-12, "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([weight], **defaults | settings)
+    return TrainedRole("fake", {"w": weight}, optimizer, learning_rate=0.1, max_grad_norm=max_grad_norm), weight
 
 
 def test_one_step() -> None:
@@ -37,7 +32,7 @@ def test_one_step() -> None:
 
 def test_gradients_are_clipped_and_the_learning_rate_is_scaled() -> None:
     """With a large epsilon the step is lr g / epsilon, with g clipped from norm 5 to 1."""
-    role, weight = trained_role(epsilon=1e6)
+    role, weight = trained_role(eps=1e6)
     weight.grad = torch.tensor([3.0, -4.0], dtype=torch.float64)
     role.step(0.5)
     assert (weight.detach() - torch.tensor([1.0, 2.0])).tolist() == pytest.approx([-0.03e-6, 0.04e-6], rel=1e-5)
