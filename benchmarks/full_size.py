@@ -28,20 +28,19 @@ from tdmr1_core import hookspecs
 from tdmr1_core.build.parts import PRECISIONS, Parts, apply_memory_settings, build_roles, choose_device
 from tdmr1_core.config import RunConfig
 from tdmr1_core.engine import Engine
-from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import backbone_class
-from tdmr1_core.models.meta_network import build_network
+from tdmr1_core.models.meta_network import LoraShape, build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
-from tdmr1_core.models.registry import builtin_models
-from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.planning.dry_update import dry_update, text_widths
 from tdmr1_core.planning.estimate import Architecture, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
 
-ENTRIES = {entry.name: entry for entry in builtin_models() if entry.base in PUBLISHED or entry.domain == "tiny"}
+ENTRIES = {entry.name: entry for entry in BUILTIN_MODELS if entry.base in PUBLISHED or entry.domain == "tiny"}
 """The models whose configs are built in, by name."""
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tdmr1_core.config import RunConfig
-    from tdmr1_core.models.entry import ModelEntry
+    from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.models.roles import LoraWeights, Roles
     from tdmr1_core.records import Advantages, Groups, IterationReport, Prompt, Scores, Trajectory, UpdateStats
 

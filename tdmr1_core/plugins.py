@@ -8,9 +8,10 @@ from typing import Any
 
 import pluggy
 
-from tdmr1_core import hookspecs
+import tdmr1_core.hookspecs as hookspecs
 from tdmr1_core.config import ModelConfig
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.registry import ModelEntry, ModelRegistry
 from tdmr1_rewards.registry import Plugins, load_plugins
 
@@ -30,10 +31,9 @@ class Extensions:
 def discover() -> Extensions:
     """Find plugins and what they register. A plugin that fails gets a line in its record; no exception is raised."""
     plugins = load_plugins(extra_hookspecs=[hookspecs])
-    models = ModelRegistry()
-    for entry, provenance in plugins.collect("tdmr1_register_models", ModelEntry):
-        models.register(replace(entry, distribution=str(provenance)))
-    return Extensions(plugins, models)
+    added = plugins.collect("tdmr1_register_models", ModelEntry)
+    models = [replace(entry, distribution=str(provenance)) for entry, provenance in added]
+    return Extensions(plugins, ModelRegistry([*BUILTIN_MODELS, *models]))
 
 
 class Hooks:

@@ -86,11 +86,11 @@ def _model() -> Iterator[Finding]:
     """Resolves and loads the embedded model as a training would."""
     import torch
 
-    from tdmr1_core.models.loading import fetch_model, load_backbone
+    from tdmr1_core.models.loading import fetch_model, load_backbones
     from tdmr1_core.plugins import discover
 
     resolved = resolve_settings(Flags(), "train", discover())
-    load_backbone(fetch_model(resolved.entry, training=True), torch.device("cpu"), torch.float32)
+    load_backbones(fetch_model(resolved.entry, training=True), torch.device("cpu"), torch.float32)
     yield Finding("ok", f"model {resolved.entry.name}", "loads")
 
 

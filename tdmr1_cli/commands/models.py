@@ -9,11 +9,11 @@ import typer
 
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import emit_json, fields, table
-from tdmr1_core.models.entry import SAME
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.registry import SAME
 
 if TYPE_CHECKING:
-    from tdmr1_core.models.entry import ModelEntry
+    from tdmr1_core.models.registry import ModelEntry
 
 app = typer.Typer(name="models", help="List the models, or describe one.", rich_markup_mode=None)
 

@@ -14,10 +14,11 @@ from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.entry import ModelEntry
-from tdmr1_core.models.loading import ModelFiles, check_entry, fetch_model, load_backbone, load_teacher
+from tdmr1_core.models.loading import ModelFiles, check_entry, fetch_model, load_backbones
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
+from tdmr1_core.models.meta_network import LoraShape
 from tdmr1_core.models.quantization import bitsandbytes, quantize
+from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.models.roles import (
     FAKE,
     GENERATOR,
@@ -25,7 +26,6 @@ from tdmr1_core.models.roles import (
     REFERENCE,
     SURROGATE,
     SURROGATE_EMA,
-    LoraShape,
     Roles,
 )
 from tdmr1_core.plugins import Hooks
@@ -106,14 +106,13 @@ def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device
             values={"setting": "fake.start"},
         )
     settings = config.memory
-    backbone = load_backbone(
+    backbone, teacher = load_backbones(
         model_files,
         device,
         PRECISIONS[config.model.precision],
         encoders_on_cpu=settings.text_encoders == "cpu",
         denoiser_on_cpu=settings.weights != "none",
     )
-    teacher = load_teacher(model_files, backbone)
     if settings.weights != "none":
         for home in filter(None, (backbone, teacher)):
             quantize(home, settings.weights)

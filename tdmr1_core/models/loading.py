@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
-from tdmr1_core.models.meta_network import MetaNetwork
+from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, check_family, fetch, has_t5, is_hub_id, parts_of, read_config
-from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.registry import SAME, ModelEntry
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +25,8 @@ T5 = ("text_encoder_3", "tokenizer_3")
 TEACHER_PART = "transformer"
 """The only part of a second backbone that is loaded. Text encoders and autoencoder are those of the base."""
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
+NOT_LOADED = (OSError, ValueError, RuntimeError)
+"""What diffusers raises for a pipeline that it cannot load."""
 NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
 """Prefixes of config keys that do not affect what a network computes."""
 
@@ -158,26 +157,27 @@ def backbone_class(family: Family) -> type[PipelineBackbone]:
     return found
 
 
-def load_backbone(
+def load_backbones(
     model_files: ModelFiles,
     device: torch.device,
     precision: torch.dtype,
     *,
     encoders_on_cpu: bool = False,
     denoiser_on_cpu: bool = False,
-) -> PipelineBackbone:
-    """Load the frozen base. Raises Tdmr1Error if diffusers cannot load it.
+) -> tuple[PipelineBackbone, PipelineBackbone | None]:
+    """Load the frozen base, and the second backbone, which shares all parts but the denoiser, if there is one.
 
     With `encoders_on_cpu` the text encoders stay on the CPU until they are needed. With `denoiser_on_cpu` the denoiser
-    stays there until it is quantized.
+    stays there until it is quantized. Raises Tdmr1Error if diffusers cannot load a pipeline.
     """
     from tdmr1_core.models.pipeline import load_pipeline
 
-    entry, folder = model_files.entry, model_files.folder
-    with _loading(entry, folder):
-        pipeline = load_pipeline(model_files.family, folder, precision, model_files.absent)
-    backbone = backbone_class(model_files.family)
-    return backbone(
+    entry = model_files.entry
+    try:
+        pipeline = load_pipeline(model_files.family, model_files.folder, precision, model_files.absent)
+    except NOT_LOADED as error:
+        raise _not_loaded(entry, model_files.folder, error) from error
+    backbone = backbone_class(model_files.family)(
         pipeline,
         device=device,
         precision=precision,
@@ -185,26 +185,19 @@ def load_backbone(
         encoders_on_cpu=encoders_on_cpu,
         denoiser_on_cpu=denoiser_on_cpu,
     )
-
-
-def load_teacher(model_files: ModelFiles, backbone: PipelineBackbone) -> PipelineBackbone | None:
-    """Load the second backbone, which shares all parts but the denoiser; None if the base is its own teacher."""
     if model_files.teacher is None:
-        return None
-    with _loading(model_files.entry, model_files.teacher):
-        return backbone.with_other_denoiser(model_files.teacher)
-
-
-@contextmanager
-def _loading(entry: ModelEntry, folder: Path) -> Iterator[None]:
-    """Translate the errors of diffusers to Tdmr1Error."""
+        return backbone, None
     try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Tdmr1Error(
-            f"diffusers cannot load the model {entry.name} from {folder}: {reason}",
-            COPY_AGAIN,
-            code="model-invalid",
-            values={"model": entry.name, "folder": str(folder), "reason": reason},
-        ) from error
+        return backbone, backbone.with_other_denoiser(model_files.teacher)
+    except NOT_LOADED as error:
+        raise _not_loaded(entry, model_files.teacher, error) from error
+
+
+def _not_loaded(entry: ModelEntry, folder: Path, error: Exception) -> Tdmr1Error:
+    reason = str(error).strip().splitlines()[0]
+    return Tdmr1Error(
+        f"diffusers cannot load the model {entry.name} from {folder}: {reason}",
+        COPY_AGAIN,
+        code="model-invalid",
+        values={"model": entry.name, "folder": str(folder), "reason": reason},
+    )

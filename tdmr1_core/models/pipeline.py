@@ -18,10 +18,8 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 from tdmr1_core.records import Conditioning
 
-TIMESTEPS = 1000
+TIMESTEP_SCALE = 1000
 """The timestep of diffusers is 1000 sigma."""
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-"""The names of the tokenizers in a pipeline."""
 
 
 class PipelineBackbone(ABC):
@@ -58,14 +56,18 @@ class PipelineBackbone(ABC):
         """The device of a newly loaded denoiser: the CPU if it is quantized later."""
         return torch.device("cpu") if self._denoiser_on_cpu else self.device
 
-    @abstractmethod
     def text_encoders(self) -> list[nn.Module]:
         """The text encoders of the pipeline that are loaded."""
+        return self._loaded("text_encoder")
 
     def tokenizers(self) -> list[Any]:
         """The tokenizers of the pipeline that are loaded."""
-        found = (getattr(self.pipeline, name, None) for name in TOKENIZERS)
-        return [tokenizer for tokenizer in found if tokenizer is not None]
+        return self._loaded("tokenizer")
+
+    def _loaded(self, kind: str) -> list[Any]:
+        """The parts of the pipeline named `kind`, `kind`_2 and `kind`_3 that are loaded."""
+        found = (getattr(self.pipeline, name, None) for name in (kind, f"{kind}_2", f"{kind}_3"))
+        return [part for part in found if part is not None]
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -112,9 +114,9 @@ class PipelineBackbone(ABC):
         return shape_of_latents(channels, self.pipeline.vae_scale_factor, self._patch_size, height, width)
 
     @property
-    @abstractmethod
     def _patch_size(self) -> int:
         """The patch size of the network, in latents."""
+        return int(self.pipeline.transformer.config.patch_size)
 
     def schedule(self, steps: int, shift: float | None = None) -> Tensor:
         """Noise levels, float64 (K+1,), from 1 to 0. The default shift is that of the scheduler."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.families import PIPELINES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot
 
@@ -137,40 +136,6 @@ def _incomplete(folder: Path, name: str, problem: str, hint: str) -> Tdmr1Error:
         hint,
         code="model-incomplete",
         values={"source": str(folder), "missing": name, "problem": problem},
-    )
-
-
-def entry_of_pipeline(source: str) -> ModelEntry:
-    """The model entry of a pipeline that is not registered, from its configs.
-
-    Raises Tdmr1Error if the source is not a pipeline or is not supported.
-    """
-    family = family_of(source)
-    scheduler = read_config(source, "scheduler/scheduler_config.json")
-    if scheduler.get("use_dynamic_shifting"):
-        raise Tdmr1Error(
-            f"the scheduler of {source} has use_dynamic_shifting, a shift by resolution, which is not supported",
-            "in scheduler_config.json set use_dynamic_shifting to false, and shift to the value of the distillation",
-            code="model-unsupported",
-            values={"source": source, "setting": "use_dynamic_shifting"},
-        )
-    latents = read_config(source, "transformer/config.json").get("sample_size", 128)
-    levels = read_config(source, "vae/config.json").get("block_out_channels", [0] * 4)
-    pixels = latents * 2 ** (len(levels) - 1)
-    with_t5 = has_t5(source)
-    return ModelEntry(
-        name=Path(source).name,
-        summary=f"the pipeline in {source}",
-        family=family.name,
-        base=source,
-        lora=None,
-        domain="photo",
-        height=pixels,
-        width=pixels,
-        shift=scheduler.get("shift", 3.0),
-        with_t5=with_t5,
-        max_sequence_length=family.max_sequence_length if with_t5 or family.name != "sd3" else 0,
-        targets=family.targets,
     )
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
+from tdmr1_core.models.meta_network import LoraShape
 
 TEACHER, REFERENCE = "teacher", "reference"
 GENERATOR, FAKE, SURROGATE = "generator", "fake", "surrogate"
@@ -22,29 +21,6 @@ GENERATOR_EMA, SURROGATE_EMA = "generator_ema", "surrogate_ema"
 
 LoraWeights = dict[str, Tensor]
 """Weights of one LoRA by canonical name, such as `transformer_blocks.0.attn.to_q.lora_A.weight`."""
-
-
-@dataclass(frozen=True)
-class LoraShape:
-    """Rank, alpha and target modules (full names or suffixes) of a LoRA."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-
-    def peft(self) -> LoraConfig:
-        """The config for PEFT. B is initialized to zero, so that a new adapter does not change the output."""
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), init_lora_weights=True)
-
-    def targets_error(self, error: ValueError) -> Tdmr1Error:
-        """The error for a network that lacks the target modules; `error` is PEFT's."""
-        shown = ", ".join(self.targets[:8]) + (", …" if len(self.targets) > 8 else "")
-        return Tdmr1Error(
-            f"the target modules {shown} of the LoRA do not fit the model: {error}",
-            "check the `targets` of the model entry, or use the LoRA with the base model that it was trained on",
-            code="lora-mismatch",
-            values={"targets": list(self.targets)},
-        )
 
 
 class Roles:

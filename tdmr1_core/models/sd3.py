@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.pipeline import TIMESTEPS, PipelineBackbone
+from tdmr1_core.models.pipeline import TIMESTEP_SCALE, PipelineBackbone
 from tdmr1_core.records import Conditioning
 
 
@@ -17,11 +17,6 @@ class SD3Backbone(PipelineBackbone):
     """A StableDiffusion3Pipeline. Its network returns v = eps - x_0 at timestep 1000 sigma."""
 
     family = FAMILIES["sd3"]
-
-    def text_encoders(self) -> list[nn.Module]:
-        """The text encoders that are loaded, of CLIP-L, CLIP-G and T5."""
-        found = (self.pipeline.text_encoder, self.pipeline.text_encoder_2, self.pipeline.text_encoder_3)
-        return [encoder for encoder in found if encoder is not None]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -46,13 +41,9 @@ class SD3Backbone(PipelineBackbone):
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         velocity: Tensor = self.network(
             hidden_states=latents.to(self._precision),
-            timestep=(sigma * TIMESTEPS).to(latents),
+            timestep=(sigma * TIMESTEP_SCALE).to(latents),
             encoder_hidden_states=conditioning.embeddings.to(self._precision),
             pooled_projections=conditioning.pooled.to(self._precision),
             return_dict=False,
         )[0]  # (B, C, H, W)
         return velocity
-
-    @property
-    def _patch_size(self) -> int:
-        return int(self.pipeline.transformer.config.patch_size)

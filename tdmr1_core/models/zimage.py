@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.pipeline import TIMESTEPS, PipelineBackbone
+from tdmr1_core.models.pipeline import TIMESTEP_SCALE, PipelineBackbone
 from tdmr1_core.records import Conditioning
 
 
@@ -21,10 +21,6 @@ class ZImageBackbone(PipelineBackbone):
     """A ZImagePipeline. Prompts keep their own token counts; there is no pooled embedding (P = 0)."""
 
     family = FAMILIES["zimage"]
-
-    def text_encoders(self) -> list[nn.Module]:
-        """The only text encoder, if it is loaded."""
-        return [self.pipeline.text_encoder] if self.pipeline.text_encoder is not None else []
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -44,7 +40,7 @@ class ZImageBackbone(PipelineBackbone):
 
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         images = list(latents.to(self._precision).unsqueeze(2).unbind())  # (C, 1, H, W) each
-        time = (TIMESTEPS - (sigma * TIMESTEPS).to(latents)) / TIMESTEPS
+        time = (TIMESTEP_SCALE - (sigma * TIMESTEP_SCALE).to(latents)) / TIMESTEP_SCALE
         texts = [text.to(self._precision) for text in _texts(conditioning)]
         outputs = self.network(images, time, texts, return_dict=False)[0]  # (C, 1, H, W) each
         return -torch.stack([output.to(self.dtype) for output in outputs]).squeeze(2)  # (B, C, H, W)

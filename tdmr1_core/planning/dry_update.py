@@ -30,9 +30,9 @@ from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.loading import backbone_class
 from tdmr1_core.models.memory import enable_gradient_checkpointing
-from tdmr1_core.models.meta_network import build_network
+from tdmr1_core.models.meta_network import LoraShape, build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
-from tdmr1_core.models.roles import GENERATOR, LoraShape
+from tdmr1_core.models.roles import GENERATOR
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
 from tdmr1_rewards.errors import one_line
 

@@ -18,14 +18,13 @@ from torch import nn
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import check_split
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.entry import SAME, ModelEntry
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import check_entry
 from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import MetaNetwork, build_network
+from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
 from tdmr1_core.models.pipeline import shape_of_latents
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, read_config
-from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.planning.dry_update import Update, dry_update
 from tdmr1_core.planning.published_configs import PUBLISHED
 

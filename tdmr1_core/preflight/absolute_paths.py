@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.config import ModelConfig, PromptConfig, RewardConfig, RunConfig
-from tdmr1_core.models.entry import SAME, ModelEntry
+from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.prompts.sets import PROMPT_SETS
 from tdmr1_rewards.sources.source import parse_source

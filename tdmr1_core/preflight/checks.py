@@ -16,8 +16,8 @@ from typing import Any
 
 from tdmr1_core.config import RewardConfig, RunConfig, Section
 from tdmr1_core.errors import RunWarning, Tdmr1Error
-from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.lora.metadata import has_alpha
+from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES, trained_directions
 
 ONE_SIDED_TRUST_REGION = 1.0

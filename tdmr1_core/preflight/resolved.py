@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
-from tdmr1_core.models.entry import ModelEntry
+from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.preflight.checks import CheckedSettings, find_ineffective_settings, reject_contradictions

@@ -14,9 +14,9 @@ from tdmr1_core import hookspecs
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.pipeline import load_pipeline
-from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
 from tdmr1_core.plugins import discover
 from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
@@ -210,7 +210,7 @@ def test_every_hook_is_documented_and_watched():
 
 
 def test_a_plugin_that_raises_is_named():
-    entry = replace(builtin_models()[0], name="my-tiny")
+    entry = replace(BUILTIN_MODELS[0], name="my-tiny")
 
     class Brings:
         @hookimpl

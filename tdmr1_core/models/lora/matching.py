@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.lora.key_names import OTHER_METHODS, TEXT_ENCODERS, Key, flatten_names, module_names, parse_key
-from tdmr1_core.models.meta_network import MetaNetwork
-from tdmr1_core.models.roles import LoraShape, LoraWeights
+from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.roles import LoraWeights
 
 RIGHT_BASE = "use the LoRA with the base model it was made for"
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import subjects
 
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.runs.evaluation.evaluate import EvaluationImages
 
@@ -31,7 +32,7 @@ def test_all_metrics_of_the_tables_are_measured(name):
     available = set(first).union(*others)
     assert {*subject.headlines, *subject.unrewarded} <= available
     assert not set(subject.headlines) & set(subject.unrewarded)
-    assert ModelRegistry().get(subject.model).domain == subject.sheets[0].domain
+    assert ModelRegistry(BUILTIN_MODELS).get(subject.model).domain == subject.sheets[0].domain
 
 
 @pytest.mark.parametrize(

@@ -50,16 +50,18 @@ def micro_batch_halved(tmp_path: Path) -> None:
 
 
 def model_unknown(tmp_path: Path) -> None:
+    from tdmr1_core.models.catalog import BUILTIN_MODELS
     from tdmr1_core.models.registry import ModelRegistry
 
-    ModelRegistry().get("sd3.5-tmd")
+    ModelRegistry(BUILTIN_MODELS).get("sd3.5-tmd")
 
 
 def model_invalid(tmp_path: Path) -> None:
+    from tdmr1_core.models.catalog import BUILTIN_MODELS
     from tdmr1_core.models.registry import ModelRegistry
 
     (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
-    ModelRegistry().get("sd3.5-tdm", path=tmp_path)
+    ModelRegistry(BUILTIN_MODELS).get("sd3.5-tdm", path=tmp_path)
 
 
 def model_incomplete(tmp_path: Path) -> None:
@@ -78,6 +80,7 @@ def model_unsupported(tmp_path: Path) -> None:
 
 
 def teacher_mismatch(tmp_path: Path) -> None:
+    from tdmr1_core.models.catalog import BUILTIN_MODELS
     from tdmr1_core.models.loading import check_entry
     from tdmr1_core.models.registry import ModelRegistry
 
@@ -86,7 +89,8 @@ def teacher_mismatch(tmp_path: Path) -> None:
             (tmp_path / name / part).mkdir(parents=True)
             (tmp_path / name / part / "config.json").write_text(json.dumps({"hidden_size": width}))
         (tmp_path / name / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    entry = replace(ModelRegistry().get("tiny-tdm"), base=str(tmp_path / "base"), teacher=str(tmp_path / "teacher"))
+    entry = ModelRegistry(BUILTIN_MODELS).get("tiny-tdm")
+    entry = replace(entry, base=str(tmp_path / "base"), teacher=str(tmp_path / "teacher"))
     check_entry(entry, training=False)
 
 
@@ -121,13 +125,14 @@ def dependency_missing(tmp_path: Path) -> None:
 
 
 def lora_missing(tmp_path: Path) -> None:
+    from tdmr1_core.models.catalog import BUILTIN_MODELS
     from tdmr1_core.models.registry import ModelRegistry
 
-    raise ModelRegistry().get("sd3.5-large-tdm").missing_lora()
+    raise ModelRegistry(BUILTIN_MODELS).get("sd3.5-large-tdm").missing_lora()
 
 
 def lora_mismatch(tmp_path: Path) -> None:
-    from tdmr1_core.models.roles import LoraShape
+    from tdmr1_core.models.meta_network import LoraShape
 
     raise LoraShape(4, 8.0, ("attn.to_q",)).targets_error(ValueError("Target modules attn.to_q not found"))
 

@@ -8,6 +8,7 @@ from support.errors import raises
 from tdmr1_cli.settings import Flags, parse_reward, resolve_settings
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
 from tdmr1_rewards.api import RewardSpec
@@ -40,7 +41,7 @@ class PluginsWithRewards:
 def extensions():
     """The built-in models, and some rewards."""
     rewards = {"object_count": "tiny", "legible": "ocr", "geneval": "geneval", "ocr_match": "ocr"}
-    return Extensions(PluginsWithRewards(**rewards), ModelRegistry())
+    return Extensions(PluginsWithRewards(**rewards), ModelRegistry(BUILTIN_MODELS))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tdmr1_core.config import EvaluationConfig, GuardConfig, RewardConfig, RunConfig
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.resolved import freeze_rewards, resolve_run
@@ -46,7 +47,7 @@ def config(tmp_path):
 
 
 def test_training_and_evaluation_rewards_are_frozen_in_any_process(config):
-    frozen = freeze_rewards(resolve_run(config, Extensions(load_plugins(), ModelRegistry())))
+    frozen = freeze_rewards(resolve_run(config, Extensions(load_plugins(), ModelRegistry(BUILTIN_MODELS))))
     here, elsewhere = (reward.options for reward in frozen.rewards)
     assert here == {"upscale": 2.0, "engine": str(os.getpid())}
     assert elsewhere.keys() == {"engine"}
@@ -56,7 +57,7 @@ def test_training_and_evaluation_rewards_are_frozen_in_any_process(config):
 
 
 def test_a_run_made_in_python_is_frozen(config, tmp_path):
-    extensions = Extensions(load_plugins(), ModelRegistry())
+    extensions = Extensions(load_plugins(), ModelRegistry(BUILTIN_MODELS))
     run = Run.create(config, tmp_path / "run", extensions)
     assert all(reward.options["engine"] != "auto" for reward in run.config.rewards)
     assert freeze_rewards(resolve_run(run.config, extensions)).rewards[0] == run.config.rewards[0]

@@ -18,6 +18,7 @@ from support.errors import raises
 from support.paths import ROOT
 
 from tdmr1_core.models import pipeline_files
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.hub import hub_file, revision_of
 from tdmr1_core.models.loading import fetch_model, find_lora
 from tdmr1_core.models.pipeline_files import is_hub_id
@@ -184,9 +185,9 @@ def zimage(folder, **changes):
 
 def test_a_cached_model_needs_no_network(cache, tmp_path):
     folder = cached(cache, "Tongyi-MAI/Z-Image-Turbo", zimage(tmp_path))
-    found = fetch_model(ModelRegistry().get("z-image-turbo"), training=True)
+    found = fetch_model(ModelRegistry(BUILTIN_MODELS).get("z-image-turbo"), training=True)
     assert (found.folder, found.revision, found.lora) == (folder, "a" * 40, None)
-    assert ModelRegistry().get("Tongyi-MAI/Z-Image-Turbo").family == "zimage"
+    assert ModelRegistry(BUILTIN_MODELS).get("Tongyi-MAI/Z-Image-Turbo").family == "zimage"
     assert revision_of(tmp_path) is None
 
 
@@ -203,7 +204,7 @@ def test_a_cached_model_needs_no_network(cache, tmp_path):
 def test_an_incomplete_model(cache, tmp_path, name, content, missing, problem, local):
     files = zimage(tmp_path, **{name: weights(tmp_path)[:-40] if content == "truncated" else None})
     folder = cached(cache, "Tongyi-MAI/Z-Image-Turbo", files)
-    entry = ModelRegistry().get("z-image-turbo", path=folder if local else None)
+    entry = ModelRegistry(BUILTIN_MODELS).get("z-image-turbo", path=folder if local else None)
     with raises("model-incomplete", source=str(folder), missing=missing, problem=problem) as caught:
         fetch_model(entry, training=True)
     assert ("copy or download" if local else "hf download Tongyi-MAI/Z-Image-Turbo") in caught.value.hint
@@ -212,24 +213,24 @@ def test_an_incomplete_model(cache, tmp_path, name, content, missing, problem, l
 def test_wrong_pipeline_classes(cache, tmp_path):
     folder = cached(cache, "owner/name", zimage(tmp_path))
     with raises("model-invalid", pipeline="ZImagePipeline", model="sd3.5-tdm", expected="StableDiffusion3Pipeline"):
-        ModelRegistry().get("sd3.5-tdm", path=folder)
+        ModelRegistry(BUILTIN_MODELS).get("sd3.5-tdm", path=folder)
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     pipeline_files._hub_config.cache_clear()
     for source in ("owner/name", str(folder)):
         with raises("model-unsupported", source=source, pipeline="FluxPipeline"):
-            ModelRegistry().get(source)
+            ModelRegistry(BUILTIN_MODELS).get(source)
 
 
 def test_a_scheduler_that_shifts_by_resolution(cache, tmp_path):
     changed = {"scheduler/scheduler_config.json": {"use_dynamic_shifting": True}}
     cached(cache, "owner/name", zimage(tmp_path, **changed))
     with raises("model-unsupported", source="owner/name", setting="use_dynamic_shifting"):
-        ModelRegistry().get("owner/name")
+        ModelRegistry(BUILTIN_MODELS).get("owner/name")
 
 
 def test_a_model_without_a_published_lora(cache):
     with raises("lora-missing", model="sd3.5-large-tdm") as caught:
-        fetch_model(ModelRegistry().get("sd3.5-large-tdm"), training=True)
+        fetch_model(ModelRegistry(BUILTIN_MODELS).get("sd3.5-large-tdm"), training=True)
     assert "--lora" in caught.value.hint
 
 

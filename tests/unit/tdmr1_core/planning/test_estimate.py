@@ -17,11 +17,10 @@ from torch.nn import functional
 from tdmr1_cli.commands.plan import parse_memory
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import MetaNetwork
-from tdmr1_core.models.registry import builtin_models
-from tdmr1_core.models.roles import LoraShape
+from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
 from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.planning.estimate import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED
@@ -29,7 +28,7 @@ from tdmr1_core.records import Groups, Trajectory
 
 pytestmark = pytest.mark.unit
 
-TINY = builtin_models()[0]
+TINY = BUILTIN_MODELS[0]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_text_encoders_are_counted_from_their_configs(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "published", [entry for entry in builtin_models() if entry.base in PUBLISHED], ids=lambda e: e.name
+    "published", [entry for entry in BUILTIN_MODELS if entry.base in PUBLISHED], ids=lambda e: e.name
 )
 def test_a_published_model_is_planned_without_any_file(published):
     known = read_architecture(published)
@@ -227,7 +226,7 @@ def test_a_lora_that_a_training_would_reject_is_rejected(tmp_path, tensors):
 
 
 def test_a_size_that_does_not_fit_is_rejected():
-    known = read_architecture(next(entry for entry in builtin_models() if entry.name == "sd3.5-tdm"))
+    known = read_architecture(next(entry for entry in BUILTIN_MODELS if entry.name == "sd3.5-tdm"))
     assert known.latent_shape(512, 1024) == (16, 64, 128)
     with raises("setting-invalid", width=516, height=512, multiple=16):
         known.latent_shape(512, 516)

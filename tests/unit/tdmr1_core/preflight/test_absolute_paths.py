@@ -11,7 +11,7 @@ from support.errors import raises
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, resolve
-from tdmr1_core.models.registry import builtin_models
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.preflight.resolved import resolve_run
@@ -20,7 +20,7 @@ from tdmr1_rewards.sources.source import find_reward
 
 pytestmark = pytest.mark.unit
 
-TINY, FOUND = builtin_models()[0], discover()
+TINY, FOUND = BUILTIN_MODELS[0], discover()
 GOOD = "from tdmr1_rewards import RewardResult\n\n\ndef good(batch):\n    return RewardResult([1.0] * len(batch))\n"
 RELATIVE = (
     "prompts.train=train.txt",

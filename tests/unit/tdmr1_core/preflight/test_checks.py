@@ -12,8 +12,8 @@ from support.errors import raises
 from tdmr1_core.algorithm.advantages import group_advantages
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, preset_names, read_preset, resolve
-from tdmr1_core.models.entry import ModelEntry
 from tdmr1_core.models.lora.metadata import has_alpha
+from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.resolved import resolve_run
 

@@ -17,8 +17,8 @@ from support.naive import PROMPTS
 from support.product import make_backbone
 from torch import nn
 
+from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.memory import encoder_identity
-from tdmr1_core.models.registry import builtin_models
 from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.stages.prompt_encoder import PromptEncoder
 
@@ -127,7 +127,7 @@ def test_another_tokenizer_or_version_needs_another_cache_file(tmp_path, monkeyp
 def test_the_identity_of_a_tokenizer_does_not_depend_on_its_folder(tmp_path):
     from transformers import AutoTokenizer
 
-    embedded = Path(builtin_models()[0].base) / "tokenizer"
+    embedded = Path(BUILTIN_MODELS[0].base) / "tokenizer"
     shutil.copytree(embedded, tmp_path / "copy")
     identities = []
     for folder in (embedded, tmp_path / "copy"):
