@@ -25,8 +25,9 @@ import pluggy
 import torch
 
 from tdmr1_core import hookspecs
-from tdmr1_core.build.parts import PRECISIONS, Parts, apply_memory_settings, build_roles, choose_device
+from tdmr1_core.build.parts import PRECISIONS, Parts, apply_memory_settings, build_roles
 from tdmr1_core.config import RunConfig
+from tdmr1_core.distributed import ALONE
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
@@ -61,7 +62,7 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
     """An engine with random weights."""
     from diffusers.image_processor import VaeImageProcessor
 
-    device, precision = choose_device(config.model.device), PRECISIONS[config.model.precision]
+    device, precision = ALONE.device(config.model.device), PRECISIONS[config.model.precision]
     before = torch.get_default_dtype()
     torch.set_default_dtype(precision)
     try:

@@ -3,13 +3,14 @@
     python benchmarks/way_in.py                       # this repository
     python benchmarks/way_in.py --tree DIR --check    # another tree; exit code 1 if a goal is missed
 
-The first rows come from `sys.setprofile` in one `tdmr1 train --iterations 1` of tiny-tdm, from the first line of the
-command to the first line of the first evaluation, in the main thread:
+The first rows come from `sys.setprofile` in one `tdmr1 train --iterations 1`, from the first line of the command to the
+first line of the first evaluation, in the main thread:
 
-- A file is *entered* when one of its functions or class bodies runs. Module bodies, lambdas and comprehensions do not
-  count. A *transition* is a pair of consecutive entries in different files. Commit bd1871c has 79 files and 355
-  transitions (the design says 72 and 359; its exact definition is unknown). The second line of the table omits class
-  bodies, which run when a module is imported.
+- A file is *entered* when one of its functions runs. Lambdas and comprehensions do not count, and neither do
+  constructors that `dataclass` generates. A *transition* is a pair of consecutive entries in different files. The two
+  rows "with class bodies" have no goal: a class body runs when its module is imported. The design says that commit
+  bd1871c has 72 files and 359 transitions, without a definition; these rules give 65 and 308, or 79 and 362 with class
+  bodies.
 - A look-up counts once for each call of a function in `COUNTED`; a call inside another call of the same row does not
   count. Zero calls miss the goal: the function has another name, which must be added to `COUNTED`.
 
@@ -92,9 +93,10 @@ LAYERS = {
 
 A dotted name is one file of a folder. `sources.parsing` parses text only, so that the registry may use it.
 """
+UNLIMITED = 10**9
+"""The largest value of a row without a goal."""
 FOLDERS = {"tdmr1_core": 12, "tdmr1_rewards": 8, "tdmr1_core/runs": 9}
 """Folders, and the goal for the files at their top level."""
-SETTINGS = ("threads=1", "batch.groups=2", "batch.group_size=4", "evaluation.images=12", "saving.tensorboard=false")
 
 
 class Reached(BaseException):
@@ -153,11 +155,11 @@ def profile(tree: Path, result: Path) -> None:
     """Run the command in this process, which imports from the tree, and write what was counted as JSON."""
     from tdmr1_cli.main import main as tdmr1
 
-    arguments = ["train", "--quiet", "--model", "tiny-tdm", "--iterations", "1", "--output", str(result.parent / "run")]
+    arguments = ["train", "--iterations", "1", "--output", str(result.parent / "run")]
     profiler = Profile(tree)
     sys.setprofile(profiler)
     try:
-        tdmr1([*arguments, *(part for setting in SETTINGS for part in ("--set", setting))])
+        tdmr1(arguments)
     except Reached:
         result.write_text(json.dumps({"entries": profiler.entries, "counts": profiler.counts}))
     finally:
@@ -246,10 +248,10 @@ def measure(tree: Path) -> list[tuple[str, int, int, int]]:
     everything = [file for file, _ in counted["entries"]]
     functions = [file for file, is_function in counted["entries"] if is_function]
     rows = [
-        ("files entered", len(set(everything)), 1, 45),
-        ("transitions between files", _transitions(everything), 1, 120),
-        ("files entered, without class bodies", len(set(functions)), 1, 45),
-        ("transitions, without class bodies", _transitions(functions), 1, 120),
+        ("files entered", len(set(functions)), 1, 45),
+        ("transitions between files", _transitions(functions), 1, 120),
+        ("files entered, with class bodies", len(set(everything)), 1, UNLIMITED),
+        ("transitions, with class bodies", _transitions(everything), 1, UNLIMITED),
     ]
     rows += [(row, counted["counts"][row], 1, goal) for row, (_, goal) in COUNTED.items()]
     imports = read_imports(tree)
@@ -289,7 +291,7 @@ def main() -> int:
     rows = measure(tree)
     print("| measured | value | goal | met |\n|---|---|---|---|")
     for name, value, least, most in rows:
-        goal = f"≤ {most}" if most else "0"
+        goal = {0: "0", UNLIMITED: "none"}.get(most, f"≤ {most}")
         print(f"| {name} | {value} | {goal} | {'yes' if least <= value <= most else 'no'} |")
     missed = any(not least <= value <= most for _, value, least, most in rows)
     return 1 if options.check and missed else 0

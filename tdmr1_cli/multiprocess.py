@@ -24,18 +24,6 @@ GRACE = 10.0
 """Seconds that the other processes have to exit after one has crashed."""
 
 
-def requested_processes(processes: int | None, started: int) -> int:
-    """The number of processes of the run, of which `started` run already. Raises Tdmr1Error if both are given."""
-    if processes and started > 1:
-        raise Tdmr1Error(
-            f"--processes {processes}: this is already one of {started} processes",
-            "remove --processes",
-            code="processes-count",
-            values={"processes": processes, "started": started},
-        )
-    return processes or started
-
-
 def launch(count: int, job: Callable[[], None]) -> None:
     """Run a picklable job in `count` processes. Only the first one prints.
 

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tdmr1_cli.multiprocess import launch, requested_processes
+from tdmr1_cli.multiprocess import launch
 from tdmr1_cli.output import data, message, note
 from tdmr1_cli.run_summary import print_distillation, print_estimate, print_training
 from tdmr1_cli.settings import Flags, Kind, resolve_settings
 from tdmr1_cli.signals import Stopped
-from tdmr1_cli.targets import check_run, check_writable
-from tdmr1_core.distributed import check_split, join_processes, rank_and_world
+from tdmr1_cli.targets import check_run
+from tdmr1_core.distributed import check_split, join_processes, rank_and_world, requested_processes
+from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, join_hints
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tdmr1_core.runs.run import Run
 
 RUNS = Path("runs")
+LOADING = "loading torch and diffusers …"
 
 
 def start_run(
@@ -40,14 +42,17 @@ def start_run(
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
     quiet = quiet or rank > 0
-    if rank == 0:
-        _print_warnings(resolved)
-    if not quiet:
-        _print_rewards(resolved)
+    for warning in resolved.warnings if rank == 0 else ():
+        note(str(warning), warning.code)
+    for reward in () if quiet else resolved.rewards:
+        if reward.registered.taken_as:
+            origin, taken_as = reward.registered.provenance, reward.registered.taken_as
+            message(f"reward {reward.config.name} (from {origin}): used as {taken_as}")
     if dry_run:
         _print_dry_run(resolved, folder, count)
         return
-    _print_loading(quiet)
+    if not quiet:
+        message(LOADING)
     from tdmr1_core.runs.run import Run
 
     run = Run.create(resolved, folder, processes=join_processes(resolved.config.model.device))
@@ -82,12 +87,14 @@ def resume_run(
         launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
     quiet = quiet or rank > 0
-    _print_loading(quiet)
+    if not quiet:
+        message(LOADING)
     from tdmr1_core.runs.run import Run
 
     run = Run.resume(folder, processes=join_processes(config.model.device))
     if rank == 0:
-        _print_warnings(run.resolved)
+        for warning in run.resolved.warnings:
+            note(str(warning), warning.code)
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
@@ -97,25 +104,6 @@ def default_folder(resolved: ResolvedRun) -> Path:
     """runs/<model>-<rewards>-<time>."""
     rewards = "+".join(reward.config.name for reward in resolved.rewards) or "distill"
     return RUNS / f"{resolved.entry.name}-{rewards}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _print_warnings(resolved: ResolvedRun) -> None:
-    """Settings without effect."""
-    for warning in resolved.warnings:
-        note(str(warning), warning.code)
-
-
-def _print_loading(quiet: bool) -> None:
-    if not quiet:
-        message("loading torch and diffusers …")
-
-
-def _print_rewards(resolved: ResolvedRun) -> None:
-    """How each unregistered reward is called."""
-    for reward in resolved.rewards:
-        registered = reward.registered
-        if registered.taken_as:
-            message(f"reward {reward.config.name} (from {registered.provenance}): used as {registered.taken_as}")
 
 
 def _print_chosen_options(given: RunConfig, kept: RunConfig) -> None:

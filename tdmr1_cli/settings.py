@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tdmr1_core.errors import Tdmr1Error, raise_together
 
 if TYPE_CHECKING:
+    from tdmr1_core.config import RunConfig
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.plugins import Extensions
     from tdmr1_core.preflight.resolved import ResolvedRun
@@ -76,49 +76,84 @@ def resolve_settings(
     `kind` is what the command does; None takes it from the settings. Without `needs_reward` a stand-in reward is used
     if none is named. Raises one Tdmr1Error with all mistakes.
     """
-    from tdmr1_core.config_loading import merge, parse_assignments, read_preset, resolve
+    from tdmr1_core.config_loading import (
+        fitting_evaluation,
+        keep_reward_settings,
+        merge,
+        named_rewards,
+        parse_assignments,
+        read_preset,
+        resolve,
+        source_of,
+    )
     from tdmr1_core.preflight.rewards import RewardFinder
 
     errors: list[Tdmr1Error] = []
-
-    def attempt(action: Callable[[], Result]) -> Result | None:
-        try:
-            return action()
-        except Tdmr1Error as error:
-            errors.append(error)
-            return None
-
     find = RewardFinder(extensions.plugins.rewards)
-    file = attempt(lambda: read_config(flags.config)) or {}
-    sets = attempt(lambda: parse_assignments(flags.sets)) or {}
-    typed = attempt(lambda: _flag_tree(flags)) or {}
-    own: Tree = attempt(lambda: merge(merge(file, _keep_reward_settings(typed, file)), sets)) or {}
+    file: Tree = {}
+    typed: Tree = {}
+    sets: Tree = {}
+    own: Tree = {}
+    preset: Tree = {}
+    entry: ModelEntry | None = None
+    config: RunConfig | None = None
+    # Each step goes on after an error of an earlier one, so that all mistakes are reported together.
+    try:
+        file = read_config(flags.config)
+    except Tdmr1Error as error:
+        errors.append(error)
+    try:
+        typed = _flag_tree(flags)
+    except Tdmr1Error as error:
+        errors.append(error)
+    try:
+        sets = parse_assignments(flags.sets)
+    except Tdmr1Error as error:
+        errors.append(error)
+    try:
+        own = merge(merge(file, keep_reward_settings(typed, file)), sets)
+    except Tdmr1Error as error:
+        errors.append(error)
+    named = named_rewards(own.get("rewards"))
     name = _text_at(own, "model", "name") or DEFAULT_MODEL
-    entry = attempt(lambda: _model_entry(name, own, extensions))
+    try:
+        entry = _model_entry(name, own, extensions)
+    except Tdmr1Error as error:
+        errors.append(error)
+    of_model = entry.settings if entry else {}
     distills = kind == "distill" or (kind is None and own.get("kind") == "distill")
     if entry is not None and not distills and entry.needs_lora and entry.lora is None:
         errors.append(entry.missing_lora())
-    preset_name = flags.preset or _default_preset(own, entry, find, distills=distills)
-    preset = attempt(lambda: read_preset(preset_name)) if preset_name not in (None, NO_PRESET) else {}
+    preset_name = flags.preset or _default_preset(named, entry, find, distills=distills)
+    try:
+        preset = read_preset(preset_name) if preset_name not in (None, NO_PRESET) else {}
+    except Tdmr1Error as error:
+        errors.append(error)
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     default_reward = entry.default_reward if entry else STAND_IN_REWARD
     if not needs_reward:
         default_reward = default_reward or STAND_IN_REWARD
     if default_reward and not distills:
         base["rewards"] = [{"name": default_reward}]
-    preset = merge(merge(base, preset or {}), entry.settings if entry else {})
-    file = _keep_reward_settings(file, preset)
-    typed = _keep_reward_settings(typed, merge(preset, file))
-    config = attempt(lambda: resolve([preset, _fitting_evaluation(preset, own), file, typed, sets]))
+    preset = merge(merge(base, preset), of_model)
+    file = keep_reward_settings(file, preset)
+    typed = keep_reward_settings(typed, merge(preset, file))
+    try:
+        config = resolve([preset, fitting_evaluation(preset, named), file, typed, sets])
+    except Tdmr1Error as error:
+        errors.append(error)
     if config is not None and kind is not None and config.kind != kind:
         errors.append(_wrong_kind(config.kind, kind))
     if errors:
-        rewards = [(_source(reward), _python(reward)) for reward in _named(own.get("rewards"))]
+        rewards = [(source_of(reward), _python(reward)) for reward in named]
         if config is not None:
-            named = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
-            rewards = [(reward.source or reward.name, reward.python) for reward in named]
+            listed = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
+            rewards = [(reward.source or reward.name, reward.python) for reward in listed]
         for reward in dict.fromkeys(rewards):
-            attempt(partial(find.find, *reward))
+            try:
+                find.find(*reward)
+            except Tdmr1Error as error:
+                errors.append(error)
         raise_together(errors)
     assert config is not None
     from tdmr1_core.preflight.resolved import resolve_run
@@ -180,17 +215,6 @@ def _model_entry(name: str, own: Tree, extensions: Extensions) -> ModelEntry:
     )
 
 
-def _keep_reward_settings(tree: Tree, below: Tree) -> Tree:
-    """The settings, in which a reward keeps what lower layers set for a reward of that name."""
-    former = {reward["name"]: reward for reward in _named(below.get("rewards"))}
-    if not isinstance(tree.get("rewards"), list):
-        return tree
-    rewards = [
-        {**former.get(reward["name"], {}), **reward} if _named([reward]) else reward for reward in tree["rewards"]
-    ]
-    return {**tree, "rewards": rewards}
-
-
 def _absolute(name: str) -> str:
     """The absolute path of a file or folder that exists; a name is unchanged."""
     path = Path(name)
@@ -212,33 +236,27 @@ def _weight(text: str, reward: str, source: str) -> float:
     return weight
 
 
-def _default_preset(own: Tree, entry: ModelEntry | None, find: RewardFinder, *, distills: bool) -> str | None:
+def _default_preset(
+    named: Sequence[Tree], entry: ModelEntry | None, find: RewardFinder, *, distills: bool
+) -> str | None:
     """The preset without --preset. An unknown reward has none here; it is reported with the other mistakes."""
+    from tdmr1_core.config_loading import preset_names, source_of
+
     if entry is None:
         return None
     if distills:
         return entry.distill_preset
-    from tdmr1_core.config_loading import preset_names
-
-    first = next(iter(_named(own.get("rewards"))), {"name": entry.default_reward} if entry.default_reward else None)
+    first = next(iter(named), {"name": entry.default_reward} if entry.default_reward else None)
     if first is None:
         return entry.default_preset
+    source = source_of(first)
     if entry.default_preset is not None:
-        combined = f"{entry.default_preset}-{_source(first)}"
+        combined = f"{entry.default_preset}-{source}"
         return combined if combined in preset_names() else entry.default_preset
     try:
-        return find.find(_source(first), _python(first)).spec.default_preset
+        return find.find(source, _python(first)).spec.default_preset
     except Tdmr1Error:
         return None
-
-
-def _fitting_evaluation(preset: Tree, own: Tree) -> Tree:
-    """The evaluation rewards of a preset that score what is trained; none if they miss a trained reward."""
-    evaluated = _named((preset.get("evaluation") or {}).get("rewards"))
-    trained = set(map(_source, _named(own.get("rewards")) or _named(preset.get("rewards"))))
-    fitting = [reward for reward in evaluated if _source(reward) in trained]
-    covered = trained == set(map(_source, fitting))
-    return {"evaluation": {"rewards": fitting if covered else []}} if evaluated else {}
 
 
 def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:
@@ -257,16 +275,6 @@ def _text_at(tree: Mapping[str, Any], *path: str) -> str | None:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None
-
-
-def _named(rewards: Any) -> list[Tree]:
-    """The rewards that have a name, of a value that is not validated yet."""
-    listed = rewards if isinstance(rewards, list) else []
-    return [reward for reward in listed if isinstance(reward, dict) and isinstance(reward.get("name"), str)]
-
-
-def _source(reward: Mapping[str, Any]) -> str:
-    return str(reward.get("source") or reward["name"])
 
 
 def _python(reward: Mapping[str, Any]) -> Path | None:

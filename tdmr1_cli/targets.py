@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,25 +47,6 @@ def check_run(folder: Path) -> None:
         )
 
 
-def check_writable(folder: Path) -> None:
-    """Raise Tdmr1Error if a folder cannot be created or written, before any long work."""
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        reason = f"{existing} is not a folder"
-    elif not os.access(existing, os.W_OK):
-        reason = f"you have no write permission for {existing}"
-    else:
-        return
-    raise Tdmr1Error(
-        f"{folder} cannot be written: {reason}",
-        "choose another --output",
-        code="not-writable",
-        values={"folder": str(folder), "existing": str(existing)},
-    )
-
-
 def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
     """Load a run, or a model with the settings of `flags`.
 
@@ -85,15 +65,16 @@ def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
                 values={"target": target},
             )
         message(f"loading {target} …")
+        from tdmr1_core.distributed import set_threads
         from tdmr1_core.runs.checkpoints.resume import load_run_config
-        from tdmr1_core.runs.load_run import load_trained, set_threads
+        from tdmr1_core.runs.load_run import load_trained
 
         set_threads(load_run_config(Path(target)).threads)
         return Target(load_trained(Path(target), extensions), extensions, True)
     resolved = resolve_settings(_with_model(target, flags, extensions, needs_reward), "train", extensions)
     message(f"loading {target} …")
+    from tdmr1_core.distributed import set_threads
     from tdmr1_core.engine import Engine
-    from tdmr1_core.runs.load_run import set_threads
 
     set_threads(resolved.config.threads)
     return Target(Engine.from_resolved(resolved), extensions, False)

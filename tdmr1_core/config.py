@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from tdmr1_core.errors import warn
 
@@ -17,8 +17,6 @@ Sharing = Literal["step", "group", "sample"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
-FORMER_WHOLE = ("decoder", "weights", "optimizer")
-"""Settings of `memory` whose value `none` was called `whole` before version 0.2."""
 
 
 class Section(BaseModel):
@@ -125,21 +123,6 @@ class MemoryConfig(Section):
     Results change only by rounding, except with quantized weights or moments and with tiled decoding.
     """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_former_word(cls, values: Any) -> Any:
-        """Read `whole`, which older config.yaml files have, as `none`."""
-        former = [name for name in FORMER_WHOLE if isinstance(values, dict) and values.get(name) == "whole"]
-        for name in former:
-            warn(
-                f"memory.{name}: the value 'whole' is now called 'none'",
-                code="setting-renamed",
-                setting=f"memory.{name}",
-                former="whole",
-                new="none",
-            )
-        return {**values, **dict.fromkeys(former, "none")} if former else values
-
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass instead of storing its activations. Takes about a third more time."""
     decoder: Literal["none", "sliced", "tiled"] = "none"
@@ -156,6 +139,22 @@ class MemoryConfig(Section):
     """cpu stores the sampled latents in host memory and copies one micro-batch at a time to the device."""
     compile: bool = False
     """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs."""
+
+    @field_validator("decoder", "weights", "optimizer", mode="before")
+    @classmethod
+    def _read_former_word(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read `whole`, which older config.yaml files have, as `none`."""
+        if value != "whole":
+            return value
+        setting = f"memory.{info.field_name}"
+        warn(
+            f"{setting}: the value 'whole' is now called 'none'",
+            code="setting-renamed",
+            setting=setting,
+            former="whole",
+            new="none",
+        )
+        return "none"
 
 
 class RolloutConfig(Section):

@@ -154,6 +154,41 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
+def keep_reward_settings(tree: Tree, below: Tree) -> Tree:
+    """The settings, in which a reward keeps what lower layers set for a reward of that name."""
+    former = {reward["name"]: reward for reward in named_rewards(below.get("rewards"))}
+    if not isinstance(tree.get("rewards"), list):
+        return tree
+    rewards = [
+        {**former.get(reward["name"], {}), **reward} if named_rewards([reward]) else reward
+        for reward in tree["rewards"]
+    ]
+    return {**tree, "rewards": rewards}
+
+
+def named_rewards(rewards: Any) -> list[Tree]:
+    """The rewards that have a name, of a value that is not validated yet."""
+    listed = rewards if isinstance(rewards, list) else []
+    return [reward for reward in listed if isinstance(reward, dict) and isinstance(reward.get("name"), str)]
+
+
+def fitting_evaluation(preset: Tree, named: Sequence[Tree]) -> Tree:
+    """The evaluation rewards of a preset that score what is trained; none if they miss a trained reward.
+
+    `named` are the rewards that the user names.
+    """
+    evaluated = named_rewards((preset.get("evaluation") or {}).get("rewards"))
+    trained = set(map(source_of, named or named_rewards(preset.get("rewards"))))
+    fitting = [reward for reward in evaluated if source_of(reward) in trained]
+    covered = trained == set(map(source_of, fitting))
+    return {"evaluation": {"rewards": fitting if covered else []}} if evaluated else {}
+
+
+def source_of(reward: Mapping[str, Any]) -> str:
+    """The source of a reward that is not validated yet."""
+    return str(reward.get("source") or reward["name"])
+
+
 def resolve(trees: Sequence[Tree]) -> RunConfig:
     """The settings of several trees; later ones override earlier ones. Raises one Tdmr1Error for all mistakes."""
     merged: Tree = {}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tdmr1_core.errors import PeerExited, Tdmr1Error
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from tdmr1_core.records import Groups
@@ -33,6 +34,26 @@ def rank_and_world() -> tuple[int, int]:
     if "RANK" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def requested_processes(processes: int | None, started: int) -> int:
+    """The number of processes of the run, of which `started` run already. Raises Tdmr1Error if both are given."""
+    if processes and started > 1:
+        raise Tdmr1Error(
+            f"--processes {processes}: this is already one of {started} processes",
+            "remove --processes",
+            code="processes-count",
+            values={"processes": processes, "started": started},
+        )
+    return processes or started
+
+
+def set_threads(limit: int | None) -> None:
+    """Limit the CPU threads of torch. Without a limit, torch's own choice stays (cores, or OMP_NUM_THREADS)."""
+    import torch
+
+    if limit is not None:
+        torch.set_num_threads(min(limit, torch.get_num_threads()))
 
 
 def check_split(groups: int, count: int) -> None:
@@ -61,11 +82,27 @@ class Processes:
         """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
-    def device(self, name: str) -> str:
-        """The device of this process for the setting `name`: with several processes, `auto` is GPU `local_rank`."""
+    def device(self, name: str) -> torch.device:
+        """The device of this process for the setting `name`: with several processes, `auto` is GPU `local_rank`.
+
+        Raises Tdmr1Error for a device that does not exist here.
+        """
         import torch
 
-        return f"cuda:{self.local_rank}" if self.count > 1 and name == "auto" and torch.cuda.is_available() else name
+        if name == "auto":
+            gpu = f"cuda:{self.local_rank}" if self.count > 1 else "cuda"
+            return torch.device(gpu if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise Tdmr1Error(
+                f"the device {name!r} does not exist here",
+                "use cpu, cuda, cuda:N or auto",
+                code="device-unavailable",
+                values={"device": name},
+            ) from error
+        return device
 
     def shard_groups(self, groups: Groups) -> Groups:
         """The part of an iteration's groups that belongs to this process."""

@@ -139,3 +139,22 @@ def _check_link(path: Path, root: Path) -> None:
 
 def _link_error(path: Path, message: str, hint: str) -> Tdmr1Error:
     return Tdmr1Error(message, hint, code="link-outside", values={"path": str(path)})
+
+
+def check_writable(folder: Path) -> None:
+    """Raise Tdmr1Error if a folder cannot be created or written, before any long work."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK):
+        reason = f"you have no write permission for {existing}"
+    else:
+        return
+    raise Tdmr1Error(
+        f"{folder} cannot be written: {reason}",
+        "choose another --output",
+        code="not-writable",
+        values={"folder": str(folder), "existing": str(existing)},
+    )

@@ -25,7 +25,6 @@ from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups,
 from tdmr1_core.build.parts import (
     Parts,
     build_stages,
-    choose_device,
     load_parts,
 )
 from tdmr1_core.config import RunConfig
@@ -70,17 +69,11 @@ class Engine:
         self.prompts = parts.prompts
         self.scoring = parts.scoring
         self.hooks = parts.hooks
-        self.start = parts.roles.weights(GENERATOR)
         self.reward_states: list[dict[str, State]] = []
         self.iteration_index = 0
-        self.steps = config.rollout.steps or parts.entry.steps
-        """K, the number of sampling steps."""
-        self.shift = config.rollout.shift or parts.entry.shift
-        """s of the noise schedule."""
-        self.size = config.model.height or parts.entry.height, config.model.width or parts.entry.width
-        """Height and width of the images, in pixels."""
         stages = build_stages(config, parts.entry, parts.roles, self.steps, self.shift, self.size)
         self.trained = stages.trained
+        self.start = stages.start
         self.sigmas = stages.rollout.sigmas
         self._encoder = stages.encoder
         self._rollout = stages.rollout
@@ -125,12 +118,10 @@ class Engine:
         Raises Tdmr1Error for what cannot be loaded or built.
         """
 
-        def load() -> Parts:
-            check_split(resolved.config.batch.groups, processes.count)
-            chosen = device or choose_device(processes.device(resolved.config.model.device))
-            return load_parts(resolved, run_folder, chosen)
-
-        return cls(resolved.config, processes.on_each(load), processes)
+        processes.on_each(lambda: check_split(resolved.config.batch.groups, processes.count))
+        chosen = device or processes.on_each(lambda: processes.device(resolved.config.model.device))
+        parts = processes.on_each(lambda: load_parts(resolved, run_folder, chosen))
+        return cls(resolved.config, parts, processes)
 
     # The algorithm.
 
@@ -286,6 +277,21 @@ class Engine:
         return self._report(stats)
 
     # Helpers of the stages.
+
+    @property
+    def steps(self) -> int:
+        """K, the number of sampling steps."""
+        return self.config.rollout.steps or self.entry.steps
+
+    @property
+    def shift(self) -> float:
+        """s of the noise schedule."""
+        return self.config.rollout.shift or self.entry.shift
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.config.model.height or self.entry.height, self.config.model.width or self.entry.width
 
     def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode prompts, one row each. Each text is encoded separately, so its encoding depends on no other text."""

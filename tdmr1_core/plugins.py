@@ -36,16 +36,16 @@ def discover() -> Extensions:
     return Extensions(plugins, ModelRegistry([*BUILTIN_MODELS, *models]))
 
 
+@dataclass(frozen=True)
 class Hooks:
     """Calls an engine hook in every plugin that implements it. An exception names the plugin that raised it."""
 
-    def __init__(self, manager: pluggy.PluginManager) -> None:
-        self._manager = manager
+    manager: pluggy.PluginManager
 
     def call(self, name: str, **arguments: Any) -> list[Any]:
         """The results other than None, in the order of registration. Raises Tdmr1Error if a plugin raises."""
         results = []
-        for hook in getattr(self._manager.hook, name).get_hookimpls():
+        for hook in getattr(self.manager.hook, name).get_hookimpls():
             try:
                 result = hook.function(*[arguments[key] for key in hook.argnames])
             except Tdmr1Error:

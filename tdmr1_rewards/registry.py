@@ -6,12 +6,16 @@ all others from loading. What is wrong with a plugin is kept in its `PluginRecor
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -72,6 +76,64 @@ class RegisteredReward:
 
     def __str__(self) -> str:
         return f"reward {self.spec.name!r} (from {self.provenance})"
+
+    def fingerprint(self, python: Path | None = None) -> str:
+        """A text that changes with the code of the reward: the version of its package, or the SHA-256 of its file.
+
+        For a server, and for a module of another environment (`python`), it is only the address or the module's name.
+        """
+        source = self.source
+        file: str | None = str(source.path) if source and source.kind == "file" else None
+        if source and source.kind == "module" and python is None:
+            file = getattr(sys.modules.get(source.place), "__file__", None)
+        try:
+            content = Path(file).read_bytes() if file else None
+        except OSError:  # for example a module in an archive
+            content = None
+        if source is None or content is None:
+            return str(self.provenance)
+        return f"{source.attribute} of sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """The modules that are missing for a reward ("a or b" if one of two is enough), and the package that has them."""
+
+    missing: tuple[str, ...] = ()
+    install: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing
+
+    @property
+    def remedy(self) -> str | None:
+        """The command that installs what is missing; None if nothing is missing or the spec names no package."""
+        return f"pip install '{self.install}'" if self.missing and self.install else None
+
+    def __str__(self) -> str:
+        if self.usable:
+            return "yes"
+        return f"no, needs {' and '.join(self.missing)}" + (f": {self.remedy}" if self.remedy else "")
+
+
+def availability(spec: RewardSpec) -> Availability:
+    """Look up the modules that a spec requires."""
+    missing = tuple(
+        " or ".join(alternatives)
+        for requirement in spec.requires
+        if not any(map(is_installed, alternatives := requirement.split("|")))
+    )
+    return Availability(missing, spec.install)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module is installed. Of a dotted name, only the top-level package is looked up."""
+    try:
+        return importlib.util.find_spec(module.strip().partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class RewardRegistry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,8 +145,8 @@ def _measure(
     tables: dict[str, list[Row]] = {source: [] for source in sources}
     device = str(engine.roles.backbone.device)
     resolved = RewardFinder(loaded.extensions.plugins.rewards).resolve(rewards)
-    runner = build_runner(resolved, combine="weighted_sum", workers=1, device=device)
-    with runner, Stages() as stages:
+    with ExitStack() as closing, Stages() as stages:
+        runner = build_runner(resolved, closing, device=device)
 
         def evaluate_role(label: str, role: str, steps: int, guidance: float) -> None:
             for source, prompts in prompt_sets.items():

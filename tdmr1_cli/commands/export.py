@@ -11,7 +11,8 @@ from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, message
 from tdmr1_cli.settings import Flags
 from tdmr1_cli.signals import sigterm_as_interrupt
-from tdmr1_cli.targets import RunArgument, check_run, check_writable, load_target
+from tdmr1_cli.targets import RunArgument, check_run, load_target
+from tdmr1_core.durable_files import check_writable
 
 
 def command(

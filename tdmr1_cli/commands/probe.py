@@ -87,8 +87,8 @@ def _probe(flags: Flags, pool: int, updates: int, images: int) -> ProbeResult:
     resolved = resolve_settings(flags, "train", discover())
     message("loading torch and diffusers …")
     from tdmr1_cli.progress import Stages
+    from tdmr1_core.distributed import set_threads
     from tdmr1_core.engine import Engine
-    from tdmr1_core.runs.load_run import set_threads
     from tdmr1_core.runs.probe import probe
 
     set_threads(resolved.config.threads)

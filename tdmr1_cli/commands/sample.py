@@ -17,7 +17,8 @@ import typer
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message
 from tdmr1_cli.settings import Flags
-from tdmr1_cli.targets import Target, TargetArgument, check_writable, is_run, load_target
+from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
+from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:

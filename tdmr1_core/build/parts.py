@@ -14,7 +14,7 @@ from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.loading import ModelFiles, check_entry, fetch_model, load_backbones
+from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
 from tdmr1_core.models.meta_network import LoraShape
 from tdmr1_core.models.quantization import bitsandbytes, quantize
@@ -26,6 +26,7 @@ from tdmr1_core.models.roles import (
     REFERENCE,
     SURROGATE,
     SURROGATE_EMA,
+    LoraWeights,
     Roles,
 )
 from tdmr1_core.plugins import Hooks
@@ -60,6 +61,8 @@ class Stages:
     """The stages of an engine, the encoder of their prompts, and the roles that they train."""
 
     trained: dict[str, TrainedRole]
+    start: LoraWeights
+    """The weights that the generator starts from."""
     encoder: PromptEncoder
     rollout: RolloutStage
     fake: FakeScoreStage
@@ -76,15 +79,13 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.
     config, entry = resolved.config, resolved.entry
     model = config.model
     training = config.kind == "train"
-    check_entry(entry, training=training)
     if {config.memory.weights, config.memory.optimizer} != {"none"}:
         bitsandbytes()
     scoring = None
     with ExitStack() as failing:
         if training:
             combine, workers = config.scoring.combine, config.scoring.workers
-            runner = build_runner(resolved.rewards, combine=combine, workers=workers, device=str(device))
-            failing.callback(runner.close)
+            runner = build_runner(resolved.rewards, failing, device=str(device), combine=combine, workers=workers)
             scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
         model_files = fetch_model(
             entry, training=training, rank=model.rank, alpha=model.alpha, adapter_scale=model.adapter_scale
@@ -151,31 +152,15 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
         compile_blocks(roles)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a run. Raises Tdmr1Error for a device that does not exist here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise Tdmr1Error(
-            f"the device {name!r} does not exist here",
-            "use cpu, cuda, cuda:N or auto",
-            code="device-unavailable",
-            values={"device": name},
-        ) from error
-    return device
-
-
 def build_stages(
     config: RunConfig, entry: ModelEntry, roles: Roles, steps: int, shift: float, size: tuple[int, int]
 ) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
-    sigmas, latent_shape = roles.backbone.schedule(steps, shift), roles.backbone.latent_shape(*size)
-    trained = build_trained(config, roles)
+    trained, start = build_trained(config, roles), roles.weights(GENERATOR)
+    latent_shape, sigmas = roles.backbone.latent_shape(*size), roles.backbone.schedule(steps, shift)
     return Stages(
         trained=trained,
+        start=start,
         encoder=_build_encoder(config, entry, roles),
         rollout=RolloutStage(
             roles,
@@ -229,10 +214,13 @@ def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
 
 def _build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptEncoder:
     """The prompt encoder, with its cache."""
-    settings, make = config.memory, f"{entry.family}, {entry.max_sequence_length} tokens"
+    make = f"{entry.family}, {entry.max_sequence_length} tokens"
+    if config.memory.text_encoders != "cpu":
+        return PromptEncoder(roles.backbone, make=make, cache=config.memory.prompt_cache)
     denoisers = [home.network for home in roles.backbones]
-    away = denoisers if settings.text_encoders == "cpu" else None
-    return PromptEncoder(roles.backbone, make=make, cache=settings.prompt_cache, instead_of=away)
+    encoder = PromptEncoder(roles.backbone, make=make, cache=config.memory.prompt_cache, instead_of=denoisers)
+    encoder.encode_unconditional()
+    return encoder
 
 
 def _build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from tdmr1_core.preflight.rewards import ResolvedReward
 from tdmr1_rewards.scoring.active_reward import ActiveReward
@@ -10,9 +11,21 @@ from tdmr1_rewards.scoring.runner import Combine, RewardRunner
 from tdmr1_rewards.sources.source import create_reward, reference_for
 
 
-def build_runner(rewards: Sequence[ResolvedReward], *, combine: Combine, workers: int, device: str) -> RewardRunner:
-    """A runner of these rewards. Raises Tdmr1Error for wrong options and for a reward that cannot be built."""
-    return RewardRunner([_active_reward(reward) for reward in rewards], combine, workers, device)
+def build_runner(
+    rewards: Sequence[ResolvedReward],
+    closing: ExitStack,
+    *,
+    device: str,
+    combine: Combine = "weighted_sum",
+    workers: int = 1,
+) -> RewardRunner:
+    """A runner of these rewards, which `closing` closes.
+
+    Raises Tdmr1Error for wrong options and for a reward that cannot be built.
+    """
+    runner = RewardRunner([_active_reward(reward) for reward in rewards], combine, workers, device)
+    closing.callback(runner.close)
+    return runner
 
 
 def _active_reward(reward: ResolvedReward) -> ActiveReward:

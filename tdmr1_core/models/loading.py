@@ -13,7 +13,15 @@ from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
 from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
-from tdmr1_core.models.pipeline_files import COPY_AGAIN, check_family, fetch, has_t5, is_hub_id, parts_of, read_config
+from tdmr1_core.models.pipeline_files import (
+    COPY_AGAIN,
+    absent_parts,
+    check_family,
+    fetch,
+    is_hub_id,
+    parts_of,
+    read_config,
+)
 from tdmr1_core.models.registry import SAME, ModelEntry
 
 if TYPE_CHECKING:
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
 
     from tdmr1_core.models.pipeline import PipelineBackbone
 
-T5 = ("text_encoder_3", "tokenizer_3")
 TEACHER_PART = "transformer"
 """The only part of a second backbone that is loaded. Text encoders and autoencoder are those of the base."""
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
@@ -73,12 +80,13 @@ def fetch_model(
     """
     check_entry(entry, training=training)
     family = FAMILIES[entry.family]
-    absent = absent_parts(entry)
+    absent = absent_parts(entry.base, family, with_t5=entry.with_t5)
     shape = LoraShape(rank or entry.rank, alpha or entry.alpha, entry.targets)
     lora = None
     if training and entry.lora is not None:
+        config = read_config(entry.base, f"{TEACHER_PART}/config.json")
         file = find_lora(entry.lora)
-        network = MetaNetwork(family, read_config(entry.base, f"{TEACHER_PART}/config.json"))
+        network = MetaNetwork(family, config)
         scale = entry.adapter_scale if adapter_scale is None else adapter_scale
         lora = read_lora(file, network, shape, alpha=alpha or entry.lora_alpha, scale=scale)
     folder = fetch(entry.base, parts_of(entry.base, absent))
@@ -109,13 +117,6 @@ def check_entry(entry: ModelEntry, *, training: bool) -> None:
     check_family(entry.base, family, entry.name)
     if entry.teacher != SAME:
         _check_teacher(entry, family)
-
-
-def absent_parts(entry: ModelEntry) -> tuple[str, ...]:
-    """The parts of the pipeline that this model does not use."""
-    if entry.family != "sd3":
-        return ()
-    return () if entry.with_t5 and has_t5(entry.base) else T5
 
 
 def find_lora(source: str) -> Path:
@@ -172,12 +173,13 @@ def load_backbones(
     """
     from tdmr1_core.models.pipeline import load_pipeline
 
-    entry = model_files.entry
+    entry, family = model_files.entry, model_files.family
+    kind = backbone_class(family)
     try:
-        pipeline = load_pipeline(model_files.family, model_files.folder, precision, model_files.absent)
+        pipeline = load_pipeline(family, model_files.folder, precision, model_files.absent)
     except NOT_LOADED as error:
         raise _not_loaded(entry, model_files.folder, error) from error
-    backbone = backbone_class(model_files.family)(
+    backbone = kind(
         pipeline,
         device=device,
         precision=precision,

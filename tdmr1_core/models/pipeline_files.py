@@ -17,6 +17,7 @@ INDEX = "model_index.json"
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 """The config files of parts without weights. All other parts have a config.json."""
 COPY_AGAIN = "copy or download the whole pipeline directory again"
+T5 = ("text_encoder_3", "tokenizer_3")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -137,6 +138,11 @@ def _incomplete(folder: Path, name: str, problem: str, hint: str) -> Tdmr1Error:
         code="model-incomplete",
         values={"source": str(folder), "missing": name, "problem": problem},
     )
+
+
+def absent_parts(source: str, family: Family, *, with_t5: bool) -> tuple[str, ...]:
+    """The parts of a pipeline that a model does not use: T5, if it is not wanted or not there."""
+    return T5 if family.name == "sd3" and not (with_t5 and has_t5(source)) else ()
 
 
 def has_t5(source: str) -> bool:

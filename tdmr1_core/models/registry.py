@@ -115,6 +115,7 @@ class ModelRegistry:
         self._claims: dict[str, list[ModelEntry]] = {}
         for entry in entries:
             self._claims.setdefault(entry.name, []).append(entry)
+        self.names = frozenset(self._claims)
 
     def entries(self) -> Sequence[ModelEntry]:
         """All models, sorted by name, including those whose name is registered twice."""

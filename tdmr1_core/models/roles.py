@@ -49,9 +49,10 @@ class Roles:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
+            configs = {name: shape.peft() for name in (*trained, *averaged)}
             try:
-                for name in (*trained, *averaged):
-                    self.backbone_of(name).network.add_adapter(shape.peft(), adapter_name=name)  # type: ignore[operator]
+                for name, config in configs.items():
+                    self.backbone_of(name).network.add_adapter(config, adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
                 raise shape.targets_error(error) from error
         self._layers = {each: _lora_layers(each.network) for each in (self._scores, backbone)}

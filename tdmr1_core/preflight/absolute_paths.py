@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def make_absolute(config: RunConfig, entry: ModelEntry, extensions: Extensions) 
     cache = config.memory.prompt_cache
     return config.model_copy(
         update={
-            "model": _model(config.model, {entry.name for entry in extensions.models.entries()}),
+            "model": _model(config.model, extensions.models.names),
             "rewards": tuple(map(_reward, config.rewards)),
             "prompts": _prompts(config.prompts, set(PROMPT_SETS.get(entry.domain, ()))),
             "memory": config.memory.model_copy(update={"prompt_cache": cache.absolute() if cache else None}),
@@ -33,7 +34,7 @@ def make_absolute(config: RunConfig, entry: ModelEntry, extensions: Extensions) 
     )
 
 
-def _model(model: ModelConfig, registered: set[str]) -> ModelConfig:
+def _model(model: ModelConfig, registered: frozenset[str]) -> ModelConfig:
     """The name and the teacher may be directories; the base and the LoRA may be on the hub."""
     names = {"name": model.name, "teacher": model.teacher}
     found: dict[str, Any] = {
@@ -58,7 +59,7 @@ def _reward(reward: RewardConfig) -> RewardConfig:
     )
 
 
-def _absolute_if_exists(name: str, known: set[str]) -> str:
+def _absolute_if_exists(name: str, known: Set[str]) -> str:
     """The absolute path of an existing file or folder; a known name, or anything else, unchanged."""
     path = Path(name)
     return str(path.absolute()) if name not in known and path.exists() else name

@@ -18,7 +18,7 @@ from tdmr1_core.config import RewardConfig, RunConfig, Section
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.lora.metadata import has_alpha
 from tdmr1_core.models.registry import ModelEntry
-from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES, trained_directions
+from tdmr1_core.preflight.rewards import MIN_GUARD_SAMPLES, trained_directions
 
 ONE_SIDED_TRUST_REGION = 1.0
 """From this clip on, the lower bound 1 - clip is never reached: only preferred images are limited."""
@@ -55,7 +55,7 @@ class CheckedSettings:
         return self.config.kind == "distill"
 
     @property
-    def rewarded(self) -> bool:
+    def uses_reward(self) -> bool:
         """Whether a surrogate is trained and followed."""
         return not self.distills and self.config.generator.reward_scale > 0
 
@@ -70,7 +70,7 @@ class CheckedSettings:
         return Path(self.config.model.lora or self.entry.lora or "")
 
     @property
-    def has_lora_names(self) -> bool:
+    def lora_stores_rank(self) -> bool:
         """Whether the LoRA is a safetensors file, which stores its rank."""
         path = self.lora_path
         return path.suffix == ".safetensors" or (path.is_dir() and any(path.glob("*.safetensors")))
@@ -129,17 +129,17 @@ CONTRADICTIONS = (
         "give at least one reward a weight, such as rewards.0.weight=1",
     ),
     Contradiction(
-        lambda s: s.rewarded and s.config.generator.trunc_steps == 0,
+        lambda s: s.uses_reward and s.config.generator.trunc_steps == 0,
         "generator.trunc_steps is 0, so no step uses the reward",
         "set generator.trunc_steps to 1 or more, or generator.reward_scale=0 for a run without the reward term",
     ),
     Contradiction(
-        lambda s: s.rewarded and s.config.generator.tdm_weight == 1,
+        lambda s: s.uses_reward and s.config.generator.tdm_weight == 1,
         "generator.tdm_weight is 1, so the reward term has weight 0",
         "set generator.tdm_weight below 1, or generator.reward_scale=0 for a run without the reward term",
     ),
     Contradiction(
-        lambda s: s.rewarded and s.config.surrogate.trust_region is not None and s.config.surrogate.ema_max == 0,
+        lambda s: s.uses_reward and s.config.surrogate.trust_region is not None and s.config.surrogate.ema_max == 0,
         "surrogate.trust_region cannot limit anything: with surrogate.ema_max 0 the EMA equals the surrogate",
         "set surrogate.trust_region=null, or raise surrogate.ema_max (published: 0.3)",
     ),
@@ -196,14 +196,14 @@ INEFFECTIVE = (
     ),
     # A run without the reward term
     *(
-        Ineffective(name, lambda s: not s.rewarded, NO_REWARD_TERM)
+        Ineffective(name, lambda s: not s.uses_reward, NO_REWARD_TERM)
         for name in ("surrogate.*", "advantages.*", "generator.rl_cfg", "generator.tau_min", "scoring.combine")
     ),
     # The few-step LoRA
     Ineffective("model.adapter_scale", lambda s: not s.starts_from_lora, NO_START),
     Ineffective("fake.start", lambda s: not s.starts_from_lora, NO_START),
     Ineffective(
-        "model.rank", lambda s: s.starts_from_lora and s.has_lora_names, "the few-step LoRA file stores its rank"
+        "model.rank", lambda s: s.starts_from_lora and s.lora_stores_rank, "the few-step LoRA file stores its rank"
     ),
     Ineffective(
         "model.alpha",
@@ -301,6 +301,12 @@ INEFFECTIVE = (
 """For a setting that several rows match, the first row that applies gives the reason."""
 
 
+def check_settings(settings: CheckedSettings) -> tuple[RunWarning, ...]:
+    """Raise Tdmr1Error for contradictions, all at once; return a warning for each setting that has no effect."""
+    reject_contradictions(settings)
+    return tuple(find_ineffective_settings(settings))
+
+
 def reject_contradictions(settings: CheckedSettings) -> None:
     """Raise Tdmr1Error if settings contradict each other, with all contradictions at once."""
     problems = [row for row in CONTRADICTIONS if row.applies(settings)]
@@ -361,7 +367,7 @@ def _warning(message: str, setting: str, reason: str) -> RunWarning:
 def _wide_trust_region(settings: CheckedSettings) -> Iterator[RunWarning]:
     """A trust region whose ratio exp(l_old - l) can hardly reach the clip."""
     clip = settings.config.surrogate.trust_region
-    if not settings.rewarded or clip is None or clip < ONE_SIDED_TRUST_REGION:
+    if not settings.uses_reward or clip is None or clip < ONE_SIDED_TRUST_REGION:
         return
     reason = f"it limits preferred images only: no ratio is below 1 - {clip:g}"
     if clip > WIDE_TRUST_REGION:

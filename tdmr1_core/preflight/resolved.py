@@ -7,26 +7,17 @@ what they do with it. Nothing here needs torch or loads a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
-from tdmr1_core.preflight.checks import CheckedSettings, find_ineffective_settings, reject_contradictions
-from tdmr1_core.preflight.evaluation_rewards import evaluation_rewards, held_out_rewards
-from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder, freeze
-from tdmr1_core.prompts.prompt import Prompt
-from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts, spread
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """A prompt set by its name in the settings: a packaged set or a file."""
-
-    name: str
-    prompts: tuple[Prompt, ...]
+from tdmr1_core.preflight.checks import CheckedSettings, check_settings
+from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder
+from tdmr1_core.prompts.sets import PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
+from tdmr1_rewards.sources.source import freeze_options
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def resolve_engine(
     entry = extensions.entry(config.model)
     rewards = find.resolve(config.rewards)
     name = training_prompts_name(config, entry, rewards)
-    return ResolvedEngine(config, extensions, entry, _prompt_set(name, entry), rewards)
+    return ResolvedEngine(config, extensions, entry, load_prompt_set(name, entry.domain), rewards)
 
 
 def resolve_run(
@@ -90,31 +81,28 @@ def resolve_run(
     find = find or RewardFinder(extensions.plugins.rewards)
     entry = entry or extensions.entry(config.model)
     config = make_absolute(config, entry, extensions)
-    named = (config.rewards, config.evaluation.rewards, config.guard.rewards or ())
-    find.check([reward for group in named for reward in group])
-    rewards = find.resolve(config.rewards)
-    prompts = _prompt_set(training_prompts_name(config, entry, rewards), entry)
-    held_out = evaluation_prompts_name(config, entry, prompts.name)
-    sets = (prompts,) if held_out == prompts.name else (prompts, _prompt_set(held_out, entry))
-    resolved = ResolvedRun(
-        config,
-        extensions,
-        entry,
-        prompts,
-        rewards,
-        evaluation_prompts=sets,
-        evaluation_rewards=find.resolve(evaluation_rewards(config, find)),
-        held_out_rewards=find.resolve(held_out_rewards(config, entry.domain, find.find)),
-        preset=preset,
-    )
+    rewards = find.resolve_run(config, entry.domain)
+    training = training_prompts_name(config, entry, rewards.trained)
+    held_out = evaluation_prompts_name(config, entry, training)
+    sets = tuple(load_prompt_set(name, entry.domain) for name in dict.fromkeys((training, held_out)))
     checked = CheckedSettings(
         config,
         entry,
-        evaluated=tuple(reward.config.name for reward in resolved.evaluation_rewards),
-        evaluation_images=sum(_images_drawn(each.prompts, config.evaluation.images) for each in sets),
+        evaluated=tuple(reward.config.name for reward in rewards.evaluation),
+        evaluation_images=sum(each.images_drawn(config.evaluation.images) for each in sets),
     )
-    reject_contradictions(checked)
-    return replace(resolved, warnings=tuple(find_ineffective_settings(checked)))
+    return ResolvedRun(
+        config,
+        extensions,
+        entry,
+        sets[0],
+        rewards.trained,
+        evaluation_prompts=sets,
+        evaluation_rewards=rewards.evaluation,
+        held_out_rewards=rewards.held_out,
+        warnings=check_settings(checked),
+        preset=preset,
+    )
 
 
 def freeze_rewards(resolved: ResolvedRun) -> RunConfig:
@@ -123,15 +111,30 @@ def freeze_rewards(resolved: ResolvedRun) -> RunConfig:
     Raises Tdmr1Error if a reward cannot select anything.
     """
     config = resolved.config
-    evaluation = freeze(resolved.evaluation_rewards) if config.evaluation.rewards else ()
-    guard = freeze(resolved.held_out_rewards) if config.guard.rewards else config.guard.rewards
+    evaluation = _freeze(resolved.evaluation_rewards) if config.evaluation.rewards else ()
+    guard = _freeze(resolved.held_out_rewards) if config.guard.rewards else config.guard.rewards
     return config.model_copy(
         update={
-            "rewards": freeze(resolved.rewards),
+            "rewards": _freeze(resolved.rewards),
             "evaluation": config.evaluation.model_copy(update={"rewards": evaluation}),
             "guard": config.guard.model_copy(update={"rewards": guard}),
         }
     )
+
+
+def _freeze(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
+    """The settings of rewards, with what options such as "auto" select on this machine (`freeze` of the spec).
+
+    This may load what an option selects, such as an OCR engine. Raises Tdmr1Error if nothing can be selected.
+    """
+    frozen = []
+    for reward in rewards:
+        config = reward.config
+        if reward.registered.spec.freeze is not None:
+            options = freeze_options(reward.registered, config.options, config.python)
+            config = config if options == config.options else config.model_copy(update={"options": options})
+        frozen.append(config)
+    return tuple(frozen)
 
 
 def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequence[ResolvedReward]) -> str:
@@ -160,15 +163,6 @@ def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequenc
 def evaluation_prompts_name(config: RunConfig, entry: ModelEntry, training: str) -> str:
     """The held-out prompt set of evaluations: that of the settings, else the companion of the training prompts."""
     return config.prompts.evaluate or held_out_companion(training, entry.domain)
-
-
-def _prompt_set(name: str, entry: ModelEntry) -> PromptSet:
-    return PromptSet(name, tuple(load_prompts(name, entry.domain)))
-
-
-def _images_drawn(prompts: Sequence[Prompt], images: int) -> int:
-    chosen, each = spread(prompts, images)
-    return len(chosen) * each
 
 
 def _configs(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:

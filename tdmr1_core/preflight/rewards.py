@@ -1,15 +1,24 @@
-"""The rewards of a run: each source is looked up once, and its options are validated."""
+"""The rewards of a run: which are trained, which score evaluations, and which only the guard uses.
+
+Each source is looked up once, and its options are validated. Torch is not needed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdmr1_core.config import RewardConfig
+from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import Tdmr1Error, raise_together
-from tdmr1_rewards.registry import RegisteredReward, RewardRegistry
-from tdmr1_rewards.sources.source import check_options, find_reward, freeze_options
+from tdmr1_rewards.calling.reference import check_options
+from tdmr1_rewards.registry import RegisteredReward, RewardRegistry, availability
+from tdmr1_rewards.sources.source import find_reward
+
+MIN_GUARD_SAMPLES = 8
+"""Images, or groups, that a metric of the guard must be measured on."""
+DOMAIN_REWARDS = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
+"""Rewards that cost nothing on the images of a domain: no weights to download, and nobody to ask."""
 
 
 @dataclass(frozen=True)
@@ -20,57 +29,78 @@ class ResolvedReward:
     registered: RegisteredReward
 
 
+@dataclass(frozen=True)
+class RunRewards:
+    """The trained rewards of a run, those that score its evaluations, and those that only the guard uses."""
+
+    trained: tuple[ResolvedReward, ...]
+    evaluation: tuple[ResolvedReward, ...]
+    held_out: tuple[ResolvedReward, ...]
+
+
+@dataclass
 class RewardFinder:
     """Finds each reward once, by its source and the interpreter that it runs in."""
 
-    def __init__(self, registry: RewardRegistry) -> None:
-        self._registry = registry
-        self._found: dict[tuple[str, Path | None], RegisteredReward] = {}
-        self._resolved: list[ResolvedReward] = []
+    registry: RewardRegistry
+    _found: dict[tuple[str, Path | None], RegisteredReward] = field(default_factory=dict, init=False)
 
     def find(self, source: str, python: Path | None = None) -> RegisteredReward:
         """What a source refers to. Raises Tdmr1Error as `find_reward` does."""
         if (source, python) not in self._found:
-            self._found[source, python] = find_reward(self._registry, source, python)
+            self._found[source, python] = find_reward(self.registry, source, python)
         return self._found[source, python]
 
-    def __call__(self, reward: RewardConfig) -> RegisteredReward:
-        """What the settings of a reward refer to. Raises Tdmr1Error as `find_reward` does."""
+    def resolve(self, rewards: Sequence[RewardConfig]) -> tuple[ResolvedReward, ...]:
+        """Rewards with what they refer to. Raises Tdmr1Error as `find_reward` does, and for wrong options."""
+        resolved = tuple(ResolvedReward(reward, self._find(reward)) for reward in rewards)
+        for reward in resolved:
+            check_options(reward.registered, reward.config.options, reward.config.python)
+        return resolved
+
+    def resolve_run(self, config: RunConfig, domain: str) -> RunRewards:
+        """All rewards of a run. Raises one Tdmr1Error for all that cannot be found, and one for wrong options."""
+        self._check((*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ())))
+        evaluated, held_out = self._evaluation_rewards(config), self.held_out_rewards(config, domain)
+        resolved = self.resolve((*config.rewards, *evaluated, *held_out))
+        first, second = len(config.rewards), len(config.rewards) + len(evaluated)
+        return RunRewards(resolved[:first], resolved[first:second], resolved[second:])
+
+    def held_out_rewards(self, config: RunConfig, domain: str) -> tuple[RewardConfig, ...]:
+        """The guard's rewards: those of the settings, else those of evaluations and the domain that are not trained.
+
+        Rewards of the domain are used only where they can run without a download.
+        """
+        if config.guard.rewards is not None:
+            return config.guard.rewards
+        trained = {reward.source or reward.name for reward in config.rewards if reward.weight != 0}
+        chosen = {r.name: r for r in config.evaluation.rewards if (r.source or r.name) not in trained}
+        for name in DOMAIN_REWARDS.get(domain, ()):
+            if name not in trained and name not in chosen and availability(self.find(name).spec).usable:
+                chosen[name] = RewardConfig(name=name)
+        return tuple(chosen.values())
+
+    def _evaluation_rewards(self, config: RunConfig) -> Sequence[RewardConfig]:
+        """The rewards that score evaluations: those of the settings, else the trained ones that ask nobody."""
+        return config.evaluation.rewards or tuple(
+            reward for reward in config.rewards if self._find(reward).spec.evaluates
+        )
+
+    def _find(self, reward: RewardConfig) -> RegisteredReward:
         return self.find(reward.source or reward.name, reward.python)
 
-    def check(self, rewards: Sequence[RewardConfig]) -> None:
+    def _check(self, rewards: Sequence[RewardConfig]) -> None:
         """Find all rewards. Raises one Tdmr1Error for all that cannot be found."""
         errors = []
         for reward in rewards:
             try:
-                self(reward)
+                self._find(reward)
             except Tdmr1Error as error:
                 errors.append(error)
         if errors:
             raise_together(errors)
 
-    def resolve(self, rewards: Sequence[RewardConfig]) -> tuple[ResolvedReward, ...]:
-        """Rewards with what they refer to. Raises Tdmr1Error as `find_reward` does, and for wrong options."""
-        return tuple(map(self._resolve, rewards))
 
-    def _resolve(self, reward: RewardConfig) -> ResolvedReward:
-        for resolved in self._resolved:
-            if resolved.config == reward:
-                return resolved
-        registered = self(reward)
-        check_options(registered, reward.options, reward.python)
-        self._resolved.append(ResolvedReward(reward, registered))
-        return self._resolved[-1]
-
-
-def freeze(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
-    """The settings of rewards, with what options such as "auto" select on this machine (`freeze` of the spec).
-
-    This may load what an option selects, such as an OCR engine. Raises Tdmr1Error if nothing can be selected.
-    """
-    frozen = []
-    for reward in rewards:
-        config = reward.config
-        options = freeze_options(reward.registered, config.options, config.python)
-        frozen.append(config if options == config.options else config.model_copy(update={"options": options}))
-    return tuple(frozen)
+def trained_directions(config: RunConfig) -> dict[str, int]:
+    """The direction in which training moves each reward: 1 up, -1 down. Rewards with weight 0 are not trained."""
+    return {reward.name: 1 if reward.weight > 0 else -1 for reward in config.rewards if reward.weight != 0}

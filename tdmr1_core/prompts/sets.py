@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
@@ -93,6 +94,24 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
 
 The default set of a reward has the same name in every domain.
 """
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompt set with its name in the settings: a named set or a file."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+    def images_drawn(self, images: int) -> int:
+        """The number of images that an evaluation of about `images` images samples."""
+        chosen, each = spread(self.prompts, images)
+        return len(chosen) * each
+
+
+def load_prompt_set(source: str, domain: str) -> PromptSet:
+    """Load a prompt set with its name. Raises Tdmr1Error as `load_prompts` does."""
+    return PromptSet(source, tuple(load_prompts(source, domain)))
 
 
 def load_prompts(source: str, domain: str) -> list[Prompt]:

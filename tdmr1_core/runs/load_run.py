@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.engine import Engine
 from tdmr1_core.plugins import Extensions
@@ -32,9 +30,3 @@ def load_trained(folder: Path, extensions: Extensions | None = None) -> Engine:
     check_same_lora(folder, engine.model_files)
     load_checkpoint(engine, latest_checkpoint(folder / CHECKPOINTS), moments=False)
     return engine
-
-
-def set_threads(limit: int | None) -> None:
-    """Limit the CPU threads of torch. Without a limit, torch's own choice stays (cores, or OMP_NUM_THREADS)."""
-    if limit is not None:
-        torch.set_num_threads(min(limit, torch.get_num_threads()))

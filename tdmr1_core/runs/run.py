@@ -12,10 +12,9 @@ from types import FrameType
 import torch
 from filelock import FileLock
 
-from tdmr1_core.build.parts import choose_device
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distill import DistillEngine
-from tdmr1_core.distributed import ALONE, Processes
+from tdmr1_core.distributed import ALONE, Processes, set_threads
 from tdmr1_core.durable_files import lock_run, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
@@ -47,9 +46,8 @@ from tdmr1_core.runs.checkpoints.resume import (
     require_run_folder,
 )
 from tdmr1_core.runs.evaluation.evaluate import Evaluation
-from tdmr1_core.runs.evaluation.evaluator import Evaluator, build_evaluation_runner, build_guard
+from tdmr1_core.runs.evaluation.evaluator import Evaluator, build_evaluator
 from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped
-from tdmr1_core.runs.load_run import set_threads
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.output.previews import SAMPLES, save_comparison, save_preview
@@ -116,8 +114,12 @@ class Run:
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
         )
-        processes.on_each(lambda: _check_processes(resolved, processes))
-        folder, kept = processes.on_first(lambda: (_unused(folder), freeze_rewards(resolved)))
+
+        def begin() -> tuple[Path, RunConfig]:
+            _check_processes(resolved, processes)
+            return _unused(folder), freeze_rewards(resolved)
+
+        folder, kept = processes.on_first(begin)
         # The settings of the first process are those of all. Frozen options are looked up like any others.
         found = resolved
         if processes.any(kept != found.config):
@@ -156,18 +158,17 @@ class Run:
         with ExitStack() as closing:
             closing.callback(self._release)
             set_threads(self.config.threads)
-            self.processes.on_first(self._fingerprint_inputs)
-            device = choose_device(self.processes.device(self.config.model.device))
-            runner = build_evaluation_runner(self.resolved, device, closing) if self.processes.first else None
+            device, leads = self.processes.device(self.config.model.device), self.processes.first
+            self._fingerprints = self.processes.on_first(lambda: fingerprint_inputs(self.resolved))
+            if self._resume_point is not None:
+                self.processes.on_first(self._warn_of_changes)
+            # Rewards are built before the model is loaded.
+            evaluator = build_evaluator(self.resolved, self._fingerprints, device, closing) if leads else None
             engine = self._load_engine(device, closing)
             self.processes.on_first(lambda: self._open_folder(engine))
             self.is_loaded = True
             with self._stop_on_signals(observer):
-                if self.processes.first:
-                    shared = engine.scoring.runner if engine.scoring and self.resolved.evaluation_rewards else None
-                    result = self._lead(engine, Evaluator(self.resolved, runner or shared), device, observer)
-                else:
-                    result = self._follow(engine)
+                result = self._follow(engine) if evaluator is None else self._lead(engine, evaluator, observer)
             self.processes.leave()
             return result
 
@@ -187,13 +188,13 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def _lead(self, engine: Engine, evaluator: Evaluator, device: torch.device, observer: Observer) -> RunResult:
+    def _lead(self, engine: Engine, evaluator: Evaluator, observer: Observer) -> RunResult:
         """The first process: iterate and write everything."""
+        if evaluator.runner is None and engine.scoring is not None and self.resolved.evaluation_rewards:
+            evaluator.runner = engine.scoring.runner
         with ExitStack() as closing:
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             closing.callback(tracker.close)
-            if evaluator.is_active:
-                evaluator.guard = build_guard(self.resolved, self._fingerprints, device, closing)
             try:
                 with interrupts.listening(observer.waiting):
                     return self._loop(engine, evaluator, tracker, observer)
@@ -215,10 +216,11 @@ class Run:
     def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
         saving, started_at = self.config.saving, engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
-        repeat = evaluator.is_due(started_at)
-        tracker.go_back(started_at, evaluated=started_at - 1 if repeat else started_at)
-        if evaluator.guard is not None:
-            evaluator.guard.recall(self.folder)
+        repeat = self._is_evaluated(started_at)
+        if self._resume_point is not None:
+            tracker.go_back(started_at, evaluated=started_at - 1 if repeat else started_at)
+            if evaluator.guard is not None:
+                evaluator.guard.recall(self.folder)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
         if repeat and started_at < self.config.iterations:
@@ -239,7 +241,7 @@ class Run:
                 self._save(engine, observer)
             if saving.samples_every and (last or report.step % saving.samples_every == 0):
                 save_preview(engine, self._shown_prompts, self.folder)
-            if evaluator.is_due(report.step) and not last:
+            if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, evaluator, tracker, observer)
             over = self._is_over(engine)
         result = self._result(engine)
@@ -247,7 +249,7 @@ class Run:
             self._save(engine, observer)
             return result
         after = self._evaluate(engine, evaluator, tracker, observer)
-        if self._stop and evaluator.is_active:
+        if self._stop and evaluator.runner is not None:
             warn(
                 f"the last evaluation was interrupted; `tdmr1 train --resume {self.folder}` repeats it",
                 code="evaluation-cut-off",
@@ -255,6 +257,11 @@ class Run:
             )
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
         return replace(result, before=before, after=after, before_after=comparison)
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
+        every = self.config.evaluation.every
+        return step in (0, self.config.iterations) or (every > 0 and step % every == 0)
 
     def _evaluate(
         self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer
@@ -264,7 +271,7 @@ class Run:
         Nothing is written for an evaluation that is stopped, so that a resume repeats it.
         """
         results = evaluator.evaluate(engine, observer, lambda: self._stop)
-        if evaluator.is_active and not self._stop:
+        if evaluator.runner is not None and not self._stop:
             tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
             if reading := evaluator.read_guard(engine, results):
                 tracker.guard(reading.step, reading.row())
@@ -335,11 +342,9 @@ class Run:
                 raise _used(self.folder, "choose another --output")
             write_config(self.folder, self.config, self._fingerprints, engine.model_files)
 
-    def _fingerprint_inputs(self) -> None:
-        """Fingerprint prompts and rewards, and warn of those that changed since the run began."""
-        self._fingerprints = fingerprint_inputs(self.resolved)
-        if self._resume_point is not None:
-            self._changed_inputs = differences(read_header(self.folder), self._fingerprints)
+    def _warn_of_changes(self) -> None:
+        """Warn of prompts and rewards that changed since the run began."""
+        self._changed_inputs = differences(read_header(self.folder), self._fingerprints)
         for warning in self._changed_inputs:
             warn(str(warning), code=warning.code, **warning.values)
 

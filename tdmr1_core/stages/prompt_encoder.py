@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ KEPT = 1024
 """The number of encoded texts kept in memory: 1.7 GB for SD3.5-medium in bf16, with 205 tokens each."""
 
 
+@dataclass(eq=False)
 class PromptEncoder:
     """Encodes each text separately, so that the result does not depend on the other texts of a batch.
 
@@ -35,26 +38,18 @@ class PromptEncoder:
     With `instead_of`, the text encoders are on the device only while they encode; these denoisers are on the CPU then.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        make: str,
-        cache: Path | None,
-        instead_of: Sequence[nn.Module] | None = None,
-        most: int = KEPT,
-    ) -> None:
-        self._backbone = backbone
-        self._cache = cache
-        self._most = most
-        self._kept: dict[str, Conditioning] = {}
-        self._identity = "\n".join([make, *encoder_identity(backbone)]) if cache else ""
-        self._encoders: Callable[[], AbstractContextManager[None]] = (
-            nullcontext if instead_of is None else (lambda: encoders_on_device(backbone, instead_of))
-        )
-        if instead_of is not None:
-            with self._encoders():
-                _ = backbone.unconditional  # encoded now, because guidance needs it at any time
+    backbone: Backbone
+    _: KW_ONLY
+    make: str
+    cache: Path | None
+    instead_of: Sequence[nn.Module] | None = None
+    most: int = KEPT
+    _kept: dict[str, Conditioning] = field(default_factory=dict, init=False)
+
+    def encode_unconditional(self) -> None:
+        """Encode the empty prompt now, because guidance needs it while the text encoders are not on the device."""
+        with self._encoders():
+            _ = self.backbone.unconditional
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """The conditioning on the device, one row per text. Raises Tdmr1Error if the cache cannot be written."""
@@ -63,13 +58,23 @@ class PromptEncoder:
         if missing:
             with self._encoders():
                 for text in missing:
-                    known[text] = self._keep(text, self._backbone.encode([text]))
+                    known[text] = self._keep(text, self.backbone.encode([text]))
         parts = [known[text] for text in texts]
         whole = Conditioning.cat([part for part in parts if part is not None])
-        return whole.to(self._backbone.device)
+        return whole.to(self.backbone.device)
+
+    def _encoders(self) -> AbstractContextManager[None]:
+        """A context in which the text encoders are on the device."""
+        if self.instead_of is None:
+            return nullcontext()
+        return encoders_on_device(self.backbone, self.instead_of)
+
+    @cached_property
+    def _identity(self) -> str:
+        return "\n".join([self.make, *encoder_identity(self.backbone)])
 
     def _find(self, text: str) -> Conditioning | None:
-        if self._cache is None:
+        if self.cache is None:
             return self._recall(text)
         return _read(self._path(text))
 
@@ -81,9 +86,9 @@ class PromptEncoder:
 
     def _keep(self, text: str, conditioning: Conditioning) -> Conditioning:
         kept = conditioning.to(torch.device("cpu"))
-        if self._cache is None:
+        if self.cache is None:
             self._kept[text] = kept
-            if len(self._kept) > self._most:
+            if len(self._kept) > self.most:
                 del self._kept[next(iter(self._kept))]
             return kept
         path = self._path(text)
@@ -94,17 +99,17 @@ class PromptEncoder:
             building.replace(path)
         except (OSError, SafetensorError) as error:
             raise Tdmr1Error(
-                f"the prompt cache {self._cache} cannot be written: {error}",
+                f"the prompt cache {self.cache} cannot be written: {error}",
                 "set memory.prompt_cache to a writable folder",
                 code="not-writable",
-                values={"path": str(self._cache)},
+                values={"path": str(self.cache)},
             ) from error
         return kept
 
     def _path(self, text: str) -> Path:
-        assert self._cache is not None
+        assert self.cache is not None
         digest = hashlib.sha256(f"{self._identity}\n{text}".encode()).hexdigest()
-        return self._cache / digest[:2] / f"{digest}.safetensors"
+        return self.cache / digest[:2] / f"{digest}.safetensors"
 
 
 def _pack(conditioning: Conditioning, key: str) -> bytes:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from statistics import fmean
 from typing import Any, Literal
@@ -115,6 +116,7 @@ ColourClassifier = Callable[[Sequence[Detection], str], list[str]]
 """A function from objects and the name of their class to the color of each."""
 
 
+@dataclass(eq=False)
 class GenEval:
     """Scores images by GenEval's rules: 0 to 1, or None if the request cannot be checked.
 
@@ -123,12 +125,17 @@ class GenEval:
     conditions are met (`correct`), every condition, and the boxes of the objects.
     """
 
-    def __init__(self, options: GenEvalOptions) -> None:
-        self._options = options
-        floor = min(options.threshold, options.counting_threshold)
-        self._detectors = DetectorChoice(options, DEFAULT_CHECKPOINT, floor)
-        self._clip = ClipColours(options.colour_model)
-        self._any_class_known = False
+    options: GenEvalOptions
+    _any_class_known: bool = field(default=False, init=False)
+
+    @cached_property
+    def _detectors(self) -> DetectorChoice:
+        floor = min(self.options.threshold, self.options.counting_threshold)
+        return DetectorChoice(self.options, DEFAULT_CHECKPOINT, floor)
+
+    @cached_property
+    def _clip(self) -> ClipColours:
+        return ClipColours(self.options.colour_model)
 
     def setup(self, device: str) -> None:
         """Load the checkpoint if the options name one; `auto` loads its checkpoint at the first large image."""
@@ -170,7 +177,7 @@ class GenEval:
         self, image: Any, request: Request, classes: Mapping[str, str], detections: Sequence[Detection]
     ) -> tuple[float, dict[str, Any]]:
         """The score and the details of one image; `classes` maps the request's class names to the detector's."""
-        options = self._options
+        options = self.options
         kept = strongest(
             detections,
             threshold=options.counting_threshold if request.tag == "counting" else options.threshold,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +50,7 @@ class Request:
     thing: str | None = None
 
 
+@dataclass(eq=False)
 class ObjectCount:
     """Counts the objects of the requested kind: blobs by their color, objects of a checkpoint by their class.
 
@@ -60,10 +62,12 @@ class ObjectCount:
     touching blobs of one color count as one. Objects of a checkpoint are counted whatever their color.
     """
 
-    def __init__(self, options: ObjectCountOptions) -> None:
-        self._options = options
-        self._detectors = DetectorChoice(options, DEFAULT_CHECKPOINT, options.threshold)
-        self._any_class_known = False
+    options: ObjectCountOptions
+    _any_class_known: bool = field(default=False, init=False)
+
+    @cached_property
+    def _detectors(self) -> DetectorChoice:
+        return DetectorChoice(self.options, DEFAULT_CHECKPOINT, self.options.threshold)
 
     def setup(self, device: str) -> None:
         """Load the checkpoint if the options name one; `auto` loads its checkpoint at the first large image."""
@@ -85,7 +89,7 @@ class ObjectCount:
 
     def _count_blobs(self, images: np.ndarray, requests: Sequence[Request | None]) -> RewardResult:
         """The result for uint8 images (N, H, W, 3), by blobs."""
-        found = count_objects(images, [_colours_to_count(request) for request in requests], self._options.min_area)
+        found = count_objects(images, [_colours_to_count(request) for request in requests], self.options.min_area)
         scores: list[float | None] = []
         details: list[dict[str, Any]] = []
         for request, count in zip(requests, found, strict=True):
@@ -104,7 +108,7 @@ class ObjectCount:
         self, detector: Detector, batch: RewardBatch, requests: Sequence[Request | None]
     ) -> RewardResult:
         """The result by the detections of a checkpoint."""
-        options = self._options
+        options = self.options
         classes, reasons = self._find_classes(detector, batch.prompts, requests)
         found = detector.detect(batch.images, [[name] if name else [] for name in classes])
         scores: list[float | None] = []
@@ -153,7 +157,7 @@ class ObjectCount:
         """The score of one image, 0 to 1."""
         exact = float(found == requested)
         graded = max(0.0, 1 - abs(found - requested) / requested)
-        return {"exact": exact, "graded": graded, "mixed": (exact + graded) / 2}[self._options.score]
+        return {"exact": exact, "graded": graded, "mixed": (exact + graded) / 2}[self.options.score]
 
 
 def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:

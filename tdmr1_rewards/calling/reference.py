@@ -10,11 +10,19 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tdmr1_rewards.api import Reward, RewardSpec
 from tdmr1_rewards.calling.import_file import load_from_file
-from tdmr1_rewards.errors import Tdmr1Error, describe_error
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+    from tdmr1_rewards.options import RewardOptions
+    from tdmr1_rewards.registry import RegisteredReward
+
+Options = TypeVar("Options", bound="RewardOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,7 @@ def validated_options(reference: Reference, owner: object) -> Any:
     """The options as an instance of their model. Raises Tdmr1Error if they are wrong or the model cannot be loaded."""
     assert reference.options_model is not None
     model = resolve(reference.options_model, owner)
-    from tdmr1_rewards.options import RewardOptions, validate_options
+    from tdmr1_rewards.options import RewardOptions
 
     if not (isinstance(model, type) and issubclass(model, RewardOptions)):
         raise Tdmr1Error(
@@ -115,6 +123,54 @@ def validated_options(reference: Reference, owner: object) -> Any:
             values={"reward": str(owner), "field": "options", "found": reference.options_model},
         )
     return validate_options(model, reference.options, owner)
+
+
+def validate_options(model: type[Options], options: Mapping[str, Any], owner: object) -> Options:
+    """Validate options with their RewardOptions class. Raises one Tdmr1Error, with `owner`, for all wrong options."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        known = list(model.model_fields)
+        mistakes = error.errors(include_url=False)
+        problems = [_problem(item, known) for item in mistakes]
+        raise Tdmr1Error(
+            f"{owner} got wrong options: {'; '.join(problems)}",
+            f"options are: {', '.join(known)}" if known else "it takes no options",
+            code="reward-options",
+            values={"reward": str(owner), "options": [_path(item) for item in mistakes], "problems": problems},
+        ) from error
+
+
+def _problem(error: ErrorDetails, known: list[str]) -> str:
+    """Describe one mistake, such as "'min_area' should be greater than 0, not -1"."""
+    path = _path(error)
+    if error["type"] == "extra_forbidden":
+        # `known` has the names of the outermost model only.
+        match = f" ({close_match_hint(path, known)})" if len(error["loc"]) == 1 else ""
+        return f"unknown option {path!r}{match}"
+    if error["type"] == "missing":
+        return f"{path!r} is required"
+    problem = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{path!r} {problem}, not {error['input']!r}" if path else problem
+
+
+def _path(error: ErrorDetails) -> str:
+    return ".".join(map(str, error["loc"]))
+
+
+def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> None:
+    """Raise Tdmr1Error for options that a reward does not accept, as far as this process knows its options model.
+
+    The options of a reward of another environment (`python`) are checked there, when the reward is built.
+    """
+    reference = reference_of(registered.spec, options)
+    if registered.spec.options is None:
+        if registered.source is None or registered.source.kind == "registered":
+            check_optionless(reference, registered)
+    elif python is None:
+        validated_options(reference, registered)
 
 
 def check_optionless(reference: Reference, owner: object) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,44 +23,44 @@ CLOSING_LIMIT = 30.0
 _Job = tuple[Callable[[], Any], Future[Any]]
 
 
+@dataclass(eq=False)
 class ThreadHost:
     """Calls a reward from one daemon thread. Neither `close` nor the end of the program waits for the thread."""
 
-    def __init__(self, reward: Reward, image_format: ImageFormat) -> None:
-        self._reward = reward
-        self._image_format = image_format
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._late: Future[Any] | None = None
-        self._aborted: Future[None] = Future()
+    reward: Reward
+    image_format: ImageFormat
+    _jobs: queue.SimpleQueue[_Job | None] = field(default_factory=queue.SimpleQueue, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _late: Future[Any] | None = field(default=None, init=False)
+    _aborted: Future[None] = field(default_factory=Future, init=False)
 
     def setup(self, device: str) -> None:
         """Call the reward's `setup`, without a time limit. Raises CallFailed."""
-        if hasattr(self._reward, "setup"):
-            self._run(partial(self._reward.setup, device), None, "cannot be set up")
+        if hasattr(self.reward, "setup"):
+            self._run(partial(self.reward.setup, device), None, "cannot be set up")
 
     def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
         """The checked result. Raises CallFailed, also after `timeout` seconds, and Interrupted."""
-        if self._image_format == "pil":
+        if self.image_format == "pil":
             batch = replace(batch, images=to_pil(batch.images))
-        return check_result(self._run(partial(self._reward, batch), timeout), batch.image_ids)
+        return check_result(self._run(partial(self.reward, batch), timeout), batch.image_ids)
 
     def state(self) -> State | None:
         """The state of the reward; None if it has none. Raises CallFailed."""
-        if not has_state(self._reward):
+        if not has_state(self.reward):
             return None
-        state: State | None = self._run(partial(get_state, self._reward), STATE_LIMIT, "cannot return its state")
+        state: State | None = self._run(partial(get_state, self.reward), STATE_LIMIT, "cannot return its state")
         return state
 
     def load_state(self, state: State) -> None:
         """Restore a state that `state` returned. Raises CallFailed."""
-        self._run(partial(load_state, self._reward, state), STATE_LIMIT, "cannot restore its state")
+        self._run(partial(load_state, self.reward, state), STATE_LIMIT, "cannot restore its state")
 
     def close(self) -> None:
         """Close the reward, unless a call to it is still running. Raises CallFailed."""
         try:
-            if not self._hangs() and hasattr(self._reward, "close"):
-                self._run(self._reward.close, CLOSING_LIMIT, "cannot be closed")
+            if not self._hangs() and hasattr(self.reward, "close"):
+                self._run(self.reward.close, CLOSING_LIMIT, "cannot be closed")
         finally:
             self._jobs.put(None)
 

@@ -8,17 +8,15 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
 from tdmr1_rewards.calling.host import Host
-from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.result_checks import CallFailed
 from tdmr1_rewards.calling.state import State
-from tdmr1_rewards.calling.thread import ThreadHost
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance
 from tdmr1_rewards.scoring.failures import Failure, RewardFailed, RewardWarning
@@ -71,20 +69,23 @@ class Answers:
     failures: list[Failure]
 
 
+@dataclass(eq=False)
 class RewardWorker:
-    """One reward and the thread that calls it, one call at a time."""
+    """One reward and the thread that calls it through its host, one call at a time."""
 
-    def __init__(self, entry: ActiveReward, device: str, gate: threading.Semaphore, closing: threading.Event) -> None:
-        self._entry = entry
-        self._device = entry.device or device
-        self._gate = gate
-        self._closing = closing
-        self._ready = False
-        self._host = _host(entry)
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        # A daemon thread: a call that never returns must not prevent the program from exiting.
-        self._thread = threading.Thread(target=self._work, name=f"reward-{entry.name}", daemon=True)
-        self._thread.start()
+    entry: ActiveReward
+    host: Host
+    device: str
+    gate: threading.Semaphore
+    """At most as many calls as it admits run at a time."""
+    closing: threading.Event
+    """Set when no call may start any more."""
+    thread: threading.Thread = field(init=False)
+    """Runs `work`."""
+    _ready: bool = field(default=False, init=False)
+    _jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = field(
+        default_factory=queue.SimpleQueue, init=False
+    )
 
     def submit(self, batch: RewardBatch, applies: Sequence[bool]) -> Future[Answers]:
         """The future of the reward's answers to a batch. Only the images with a true `applies` entry are scored."""
@@ -100,7 +101,7 @@ class RewardWorker:
         """Set up the reward, unless that is already done."""
         if not self._ready:
             try:
-                self._host.setup(self._device)
+                self.host.setup(self.device)
             except CallFailed as failure:
                 raise self._failed(failure) from failure.__cause__
             self._ready = True
@@ -108,7 +109,7 @@ class RewardWorker:
     def state(self) -> State | None:
         """The state of the reward; None if it has none or is not set up."""
         try:
-            return self._host.state() if self._ready else None
+            return self.host.state() if self._ready else None
         except CallFailed as failure:
             raise self._failed(failure) from failure.__cause__
 
@@ -116,7 +117,7 @@ class RewardWorker:
         """Set up the reward and restore a state that `state` returned."""
         self.set_up()
         try:
-            self._host.load_state(state)
+            self.host.load_state(state)
         except CallFailed as failure:
             raise self._failed(failure) from failure.__cause__
 
@@ -130,24 +131,25 @@ class RewardWorker:
 
     def join(self, deadline: float) -> None:
         """Wait for the current call until the deadline (monotonic seconds), then abort it."""
-        self._thread.join(max(deadline - time.monotonic(), 0.0))
-        if self._thread.is_alive():
+        self.thread.join(max(deadline - time.monotonic(), 0.0))
+        if self.thread.is_alive():
             self.abort()
-            self._thread.join(1.0)
+            self.thread.join(1.0)
 
     def abort(self) -> None:
         """End the current call, or stop waiting for it."""
-        self._host.abort()
+        self.host.abort()
 
     def release(self) -> Tdmr1Error | None:
         """Close the reward; an error is returned, not raised."""
         try:
-            self._host.close()
+            self.host.close()
         except CallFailed as failure:
             return self._failed(failure)
         return None
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Run one queued function after another until `stop`."""
         while (job := self._jobs.get()) is not None:
             function, future = job
             if not future.set_running_or_notify_cancel():
@@ -165,13 +167,13 @@ class RewardWorker:
         answers = Answers([None] * len(batch), [{} for _ in range(len(batch))], [])
         if applicable:
             self.set_up()
-        for positions in _split(batch.select(applicable), self._entry):
+        for positions in _split(batch.select(applicable), self.entry):
             indices = [applicable[position] for position in positions]
             try:
                 result = self._result(batch, indices)
             except RewardFailed as error:
-                failure = Failure(self._entry.name, batch.select(indices), error)
-                if self._entry.on_failure == "stop":
+                failure = Failure(self.entry.name, batch.select(indices), error)
+                if self.entry.on_failure == "stop":
                     raise failure.saved() from error.__cause__
                 answers.failures.append(failure)
                 _warn(failure)
@@ -184,28 +186,22 @@ class RewardWorker:
         """The result of one call, with retries. Raises RewardFailed for the last failure."""
         attempt = 0
         while True:
-            if self._closing.is_set():
+            if self.closing.is_set():
                 raise CancelledError
             try:
-                with self._gate:
-                    return self._host.call(batch.select(indices), self._entry.seconds)
+                with self.gate:
+                    return self.host.call(batch.select(indices), self.entry.seconds)
             except CallFailed as failure:
-                if attempt == self._entry.retries or self._closing.is_set():
+                if attempt == self.entry.retries or self.closing.is_set():
                     raise self._failed(failure, tries=attempt + 1) from failure.__cause__
-            self._closing.wait(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
+            self.closing.wait(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
             attempt += 1
 
     def _failed(self, failure: CallFailed, tries: int = 1) -> RewardFailed:
         """The error for a failed call, with the name of the reward."""
-        message = f"{self._entry} {failure.reason}" + (f" (tried {tries} times)" if tries > 1 else "")
-        values = {"reward": self._entry.name, "provenance": str(self._entry.provenance), "tries": tries}
+        message = f"{self.entry} {failure.reason}" + (f" (tried {tries} times)" if tries > 1 else "")
+        values = {"reward": self.entry.name, "provenance": str(self.entry.provenance), "tries": tries}
         return RewardFailed(message, failure.hint, code=failure.code, values={**values, **failure.values})
-
-
-def _host(entry: ActiveReward) -> Host:
-    if isinstance(entry.reward, Reference):
-        return ProcessHost(entry.reward, str(entry), entry.spec.image_format, entry.python)
-    return ThreadHost(entry.reward, entry.spec.image_format)
 
 
 def _warn(failure: Failure) -> None:

@@ -14,7 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tdmr1_rewards.api import RewardBatch
+from tdmr1_rewards.calling.host import Host
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.calling.thread import ThreadHost
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.scoring.active_reward import ActiveReward, Answers, RewardWorker
 from tdmr1_rewards.scoring.combine import applicability, normalised_sum, weighted_sum
@@ -90,7 +94,11 @@ class RewardRunner:
         gate = threading.Semaphore(workers)
         try:
             for entry in entries:
-                self._workers.append(RewardWorker(entry, device, gate, self._closing))
+                worker = RewardWorker(entry, _host(entry), entry.device or device, gate, self._closing)
+                # A daemon thread: a call that never returns must not prevent the program from exiting.
+                worker.thread = threading.Thread(target=worker.work, name=f"reward-{entry.name}", daemon=True)
+                worker.thread.start()
+                self._workers.append(worker)
         except BaseException:
             self.close()
             raise
@@ -193,6 +201,12 @@ class RewardRunner:
             for i in range(len(batch))
         ]
         return ScoredBatch(total, per_reward, details, applies, [f for answer in answers for f in answer.failures])
+
+
+def _host(entry: ActiveReward) -> Host:
+    if isinstance(entry.reward, Reference):
+        return ProcessHost(entry.reward, str(entry), entry.spec.image_format, entry.python)
+    return ThreadHost(entry.reward, entry.spec.image_format)
 
 
 def check_any_scored(parts: Sequence[ScoredBatch]) -> None:

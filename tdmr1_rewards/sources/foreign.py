@@ -54,7 +54,7 @@ def adapt(target: Any, options: Mapping[str, Any] | None = None, *, owner: str |
     owner = owner or str(getattr(target, "__name__", type(target).__name__))
     recognised = recognise(target, owner)
     if recognised.options_model is not None:
-        from tdmr1_rewards.options import validate_options
+        from tdmr1_rewards.calling.reference import validate_options
 
         validated: Any = validate_options(recognised.options_model, options or {}, owner)
         return _call_factory(functools.partial(target, validated), None, owner)

@@ -7,11 +7,9 @@ one RewardOptions parameter, or none), a Reward, a function of a RewardBatch, or
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import pkgutil
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache
@@ -27,6 +25,7 @@ from tdmr1_rewards.calling.reference import (
     portable,
     reference_of,
     resolve,
+    validate_options,
     validated_options,
 )
 from tdmr1_rewards.errors import Tdmr1Error
@@ -40,10 +39,8 @@ __all__ = [
     "NO_PROMPTS",
     "PATTERN",
     "Source",
-    "check_options",
     "create_reward",
     "find_reward",
-    "fingerprint_source",
     "freeze_options",
     "parse_source",
     "reference_for",
@@ -63,7 +60,10 @@ def find_reward(registry: RewardRegistry, source: str | Source, python: Path | N
     """
     parsed = parse_source(source) if isinstance(source, str) else source
     if parsed.kind == "registered":
-        return replace(_registered(registry, parsed), source=parsed)
+        try:
+            return replace(registry.get(parsed.place), source=parsed)
+        except Tdmr1Error as error:
+            raise _not_registered(registry, parsed, error) from error
     if parsed.kind == "remote":
         return _remote(parsed)
     _reject_word_as_weight(registry, parsed)
@@ -114,37 +114,6 @@ def reference_for(registered: RegisteredReward, options: Mapping[str, Any], pyth
     return _portable_from_here(adapted, python)
 
 
-def fingerprint_source(registered: RegisteredReward, python: Path | None = None) -> str:
-    """A text that changes with the code of a reward: the version of its package, or the SHA-256 of its file.
-
-    For a server, and for a module of another environment (`python`), it is only the address or the module's name.
-    """
-    source = _source_of(registered)
-    file: str | None = str(source.path) if source.kind == "file" else None
-    if source.kind == "module" and python is None:
-        file = getattr(sys.modules.get(source.place), "__file__", None)
-    try:
-        content = Path(file).read_bytes() if file else None
-    except OSError:  # for example a module in an archive
-        content = None
-    if content is None:
-        return str(registered.provenance)
-    return f"{source.attribute} of sha256 {hashlib.sha256(content).hexdigest()}"
-
-
-def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> None:
-    """Raise Tdmr1Error for options that a reward does not accept, as far as this process knows its options model.
-
-    The options of a reward of another environment (`python`) are checked there, when the reward is built.
-    """
-    reference = reference_of(registered.spec, options)
-    if registered.spec.options is None:
-        if _source_of(registered).kind == "registered":
-            check_optionless(reference, registered)
-    elif python is None:
-        validated_options(reference, registered)
-
-
 def freeze_options(
     registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None
 ) -> dict[str, Any]:
@@ -167,13 +136,11 @@ def _source_of(registered: RegisteredReward) -> Source:
     return registered.source or Source("registered", registered.spec.name)
 
 
-def _registered(registry: RewardRegistry, source: Source) -> RegisteredReward:
-    try:
-        return registry.get(source.place)
-    except Tdmr1Error as error:
-        if source.place in registry.names() or not re.search(r"[./]", source.place):
-            raise
-        raise Tdmr1Error(error.message, FORMS, code=error.code, values=error.values) from error
+def _not_registered(registry: RewardRegistry, source: Source, error: Tdmr1Error) -> Tdmr1Error:
+    """The error for a name that is not registered. A name that looks like a path gets the forms of a source as hint."""
+    if source.place in registry.names() or not re.search(r"[./]", source.place):
+        return error
+    return Tdmr1Error(error.message, FORMS, code=error.code, values=error.values)
 
 
 def _reject_word_as_weight(registry: RewardRegistry, source: Source) -> None:
@@ -200,7 +167,6 @@ def _remote(source: Source) -> RegisteredReward:
 
 
 def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Reward:
-    from tdmr1_rewards.options import validate_options
     from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
     return RemoteReward(source.place, validate_options(RemoteOptions, options, owner))

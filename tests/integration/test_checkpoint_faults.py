@@ -226,7 +226,7 @@ def test_a_full_disk_of_the_prompt_cache_is_an_error(engine, tmp_path, monkeypat
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(engine._encoder, "_cache", tmp_path / "prompts")
+    monkeypatch.setattr(engine._encoder, "cache", tmp_path / "prompts")
     monkeypatch.setattr(prompt_encoder, "write_durable", full)
     with raises("not-writable", path=str(tmp_path / "prompts")):
         engine.conditioning([Prompt("a prompt that is not cached", {})])

@@ -11,7 +11,7 @@ import typer
 from tdmr1_cli.commands.plugins import find_plugins
 from tdmr1_cli.output import message
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_rewards.sources.availability import availability
+from tdmr1_rewards.registry import availability
 
 if TYPE_CHECKING:
     from tdmr1_rewards.api import Reward

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tdmr1_cli.commands.rewards.common import SourceArgument, document, look_up
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, fields, table
-from tdmr1_rewards.sources.availability import availability
+from tdmr1_rewards.registry import availability
 
 if TYPE_CHECKING:
     from tdmr1_rewards.registry import RegisteredReward

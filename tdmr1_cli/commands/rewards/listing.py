@@ -8,7 +8,7 @@ from tdmr1_cli.commands.plugins import find_plugins
 from tdmr1_cli.commands.rewards.common import document
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import emit_json, table, warning
-from tdmr1_rewards.sources.availability import availability
+from tdmr1_rewards.registry import availability
 
 if TYPE_CHECKING:
     from tdmr1_rewards.registry import RegisteredReward

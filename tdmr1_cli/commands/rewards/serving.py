@@ -68,6 +68,6 @@ def _device(name: str) -> str:
     """The torch name of a device. torch is not imported for cpu."""
     if name == "cpu":
         return name
-    from tdmr1_core.build.parts import choose_device
+    from tdmr1_core.distributed import ALONE
 
-    return str(choose_device(name))
+    return str(ALONE.device(name))

@@ -81,9 +81,15 @@ def read_lora(
     does not fit, and if the alpha is unknown: a wrong alpha changes the images without any error.
     """
     path = weight_file(path)
-    raw = (_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)).widened()
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.suffix == ".safetensors":
+        with open_safetensors(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        raw = RawLora(tensors, *adapter_settings(metadata, path)).widened()
+    else:
+        raw = _read_torch(path).widened()
+    with path.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     if isinstance(raw.tensors, list):
         weights = name_by_position(raw.tensors, network, expected, path)
         layout, shape = f"published list without names, {BY_POSITION}", expected
@@ -99,13 +105,6 @@ def read_lora(
     if scale != 1:
         weights = {name: weight * scale if ".lora_B." in name else weight for name, weight in weights.items()}
     return LoraFile(path, sha256, layout, shape, weights, scale)
-
-
-def _read_safetensors(path: Path) -> RawLora:
-    with open_safetensors(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return RawLora(tensors, *adapter_settings(metadata, path))
 
 
 def _read_torch(path: Path) -> RawLora:

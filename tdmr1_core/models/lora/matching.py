@@ -87,7 +87,8 @@ def match_by_name(
     """
     assert isinstance(raw.tensors, dict)
     keys = _parse_keys(raw.tensors, path)
-    modules = _modules(keys, raw.tensors, network, path)
+    names = module_names(network.family, network.linears)
+    modules = _modules(keys, names, flatten_names(names), raw.tensors, network, path)
     rank = _common_rank(modules, raw.config, path)
     common, weights = _scaled(modules, raw, rank, float(rank) if alpha == "rank" else alpha, path)
     shape = _shape(weights, network, LoraShape(rank, common, ()), (raw.config.get("target_modules"), targets))
@@ -173,9 +174,15 @@ def _parse_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Key]:
     return {key: parts for key, parts in parsed.items() if parts is not None}
 
 
-def _modules(keys: Mapping[str, Key], tensors: Mapping[str, Tensor], network: MetaNetwork, path: Path) -> list[_Module]:
-    names = module_names(network.family, network.linears)
-    flat_names = flatten_names(names)
+def _modules(
+    keys: Mapping[str, Key],
+    names: Mapping[str, tuple[str, ...]],
+    flat_names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Tensor],
+    network: MetaNetwork,
+    path: Path,
+) -> list[_Module]:
+    """The LoRA of each module. `names` and `flat_names` map the known module names to their modules in diffusers."""
     grouped: dict[tuple[str, ...], dict[str, Tensor]] = {}
     unknown = []
     for key, parts in keys.items():

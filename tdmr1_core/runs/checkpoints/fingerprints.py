@@ -19,7 +19,6 @@ from tdmr1_core.models.loading import ModelFiles, identity
 from tdmr1_core.preflight.resolved import ResolvedRun
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.versions import versions
-from tdmr1_rewards.sources.source import fingerprint_source
 
 CONFIG, HEADER = "config.yaml", "tdmr1"
 TRAINING, EVALUATIONS = "the training", "evaluations"
@@ -54,7 +53,7 @@ def fingerprint_inputs(resolved: ResolvedRun) -> Fingerprints:
     return Fingerprints(
         prompts=dict(zip((TRAINING, EVALUATIONS), (_hash(each.prompts) for each in sets), strict=False)),
         rewards={
-            place + reward.config.name: fingerprint_source(reward.registered, reward.config.python)
+            place + reward.config.name: reward.registered.fingerprint(reward.config.python)
             for place, rewards in listed.items()
             for reward in rewards
         },
@@ -69,17 +68,27 @@ def _hash(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
+def subject_fingerprint(config: RunConfig, inputs: Fingerprints) -> str:
+    """A hash of everything that determines which images the guard measures, and with which rewards."""
+    settings = dump(config)
+    subject = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
+    subject |= {"guard": settings["guard"]["rewards"], "contents": inputs.model_dump()}
+    return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def write_config(folder: Path, config: RunConfig, inputs: Fingerprints, model_files: ModelFiles | None) -> None:
     """Write the config.yaml of a new run: the header with its inputs, then the settings."""
+    packages = versions()
+    settings, config_hash = dump(config), fingerprint(config)
     header = Header(
         **inputs.model_dump(),
-        versions=versions(),
-        config_hash=fingerprint(config),
+        versions=packages,
+        config_hash=config_hash,
         base=identity(model_files) if model_files else None,
         lora=model_files.lora.record if model_files and model_files.lora else None,
     )
     text = yaml.safe_dump({HEADER: header.model_dump(exclude_none=True)}, sort_keys=False)
-    replace_durable(folder / CONFIG, (text + yaml.safe_dump(dump(config), sort_keys=False)).encode())
+    replace_durable(folder / CONFIG, (text + yaml.safe_dump(settings, sort_keys=False)).encode())
 
 
 def read_header(folder: Path) -> Header:

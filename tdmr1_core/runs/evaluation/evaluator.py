@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 
@@ -11,47 +12,36 @@ from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import warn
 from tdmr1_core.models.roles import GENERATOR_EMA
-from tdmr1_core.preflight.evaluation_rewards import trained_directions, trained_reward_is_evaluated
 from tdmr1_core.preflight.resolved import ResolvedRun
-from tdmr1_core.preflight.rewards import ResolvedReward
-from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
+from tdmr1_core.preflight.rewards import trained_directions
+from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints, subject_fingerprint
 from tdmr1_core.runs.evaluation.evaluate import Evaluation, evaluate
-from tdmr1_core.runs.evaluation.guard import Guard, GuardReading, subject_fingerprint
+from tdmr1_core.runs.evaluation.guard import Guard, GuardReading
 from tdmr1_core.runs.observer import Observer
 from tdmr1_rewards.scoring.runner import RewardRunner
 
 
+@dataclass(eq=False)
 class Evaluator:
     """Evaluates a run. `guard` is None where there is nothing to guard."""
 
-    def __init__(self, resolved: ResolvedRun, runner: RewardRunner | None, guard: Guard | None = None) -> None:
-        self._resolved = resolved
-        self._runner = runner
-        self.guard = guard
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the run is evaluated at all: a distillation without rewards is not."""
-        return self._runner is not None
-
-    def is_due(self, step: int) -> bool:
-        """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
-        config = self._resolved.config
-        every = config.evaluation.every
-        return step in (0, config.iterations) or (every > 0 and step % every == 0)
+    resolved: ResolvedRun
+    runner: RewardRunner | None
+    """The rewards of evaluations; None if the run is not evaluated, such as a distillation without rewards."""
+    guard: Guard | None
 
     def evaluate(self, engine: Engine, observer: Observer, stop: Callable[[], bool]) -> list[Evaluation]:
         """One evaluation for each prompt set; fewer once `stop()` is true. Rewards keep no memory of it."""
         results: list[Evaluation] = []
-        settings = self._resolved.config.evaluation
-        for prompt_set in self._resolved.evaluation_prompts:
-            if self._runner is None or stop():
+        settings = self.resolved.config.evaluation
+        for prompt_set in self.resolved.evaluation_prompts:
+            if self.runner is None or stop():
                 break
             observer.evaluating(GENERATOR_EMA, prompt_set.name)
-            with self._runner.preserving_states():
+            with self.runner.preserving_states():
                 result = evaluate(
                     engine,
-                    self._runner,
+                    self.runner,
                     GENERATOR_EMA,
                     prompt_set.name,
                     prompt_set.prompts,
@@ -74,31 +64,23 @@ class Evaluator:
         return reading
 
 
-def build_evaluation_runner(resolved: ResolvedRun, device: torch.device, closing: ExitStack) -> RewardRunner | None:
-    """The rewards of evaluations, closed by `closing`; None where the engine's own rewards score them, or none do."""
-    rewards = resolved.evaluation_rewards
-    shared = resolved.config.kind == "train" and rewards == resolved.rewards
-    return None if shared else _build_runner(rewards, device, closing)
-
-
-def build_guard(
+def build_evaluator(
     resolved: ResolvedRun, fingerprints: Fingerprints, device: torch.device, closing: ExitStack
-) -> Guard | None:
-    """The guard of a training that is evaluated, unless it is switched off; `closing` closes its rewards."""
-    config = resolved.config
-    evaluated = [reward.config for reward in resolved.evaluation_rewards]
-    if not evaluated or config.kind != "train" or not config.guard.enabled:
-        return None
-    if not trained_reward_is_evaluated(config, evaluated):
+) -> Evaluator:
+    """The evaluator of a run with its rewards, which `closing` closes.
+
+    Its runner is None where the engine's own rewards score evaluations, or none do.
+    """
+    config, rewards = resolved.config, resolved.evaluation_rewards
+    trained = trained_directions(config)
+    guarded = bool(rewards) and config.kind == "train" and config.guard.enabled
+    if guarded and trained.keys().isdisjoint(reward.config.name for reward in rewards):
         warn("evaluations score none of the trained rewards, so the guard cannot see one rise", code="guard-limited")
-    held_out = _build_runner(resolved.held_out_rewards, device, closing)
     subject = subject_fingerprint(config, fingerprints)
-    return Guard(config.guard, trained_directions(config), held_out, subject)
-
-
-def _build_runner(rewards: Sequence[ResolvedReward], device: torch.device, closing: ExitStack) -> RewardRunner | None:
-    if not rewards:
-        return None
-    runner = build_runner(rewards, combine="weighted_sum", workers=1, device=str(device))
-    closing.callback(runner.close)
-    return runner
+    own = () if config.kind == "train" and rewards == resolved.rewards else rewards
+    runner = build_runner(own, closing, device=str(device)) if own else None
+    if not guarded:
+        return Evaluator(resolved, runner, None)
+    others = resolved.held_out_rewards
+    held_out = build_runner(others, closing, device=str(device)) if others else None
+    return Evaluator(resolved, runner, Guard(config.guard, trained, held_out, subject))

@@ -7,8 +7,6 @@ that one threshold fits all measures.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tdmr1_core.config import GuardConfig, RunConfig
-from tdmr1_core.config_loading import dump
+from tdmr1_core.config import GuardConfig
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.roles import TEACHER
-from tdmr1_core.preflight.evaluation_rewards import MIN_GUARD_SAMPLES
+from tdmr1_core.preflight.rewards import MIN_GUARD_SAMPLES
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
 from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, measure, sample_images
 from tdmr1_core.runs.evaluation.image_statistics import colour_histogram, diversity, image_statistics, similarity
 from tdmr1_core.runs.jsonl import read_lines, step_of
@@ -75,14 +71,6 @@ class GuardReading:
         """Read a line of guard.jsonl. Raises one of `durable_files.MALFORMED` for a malformed line."""
         measures = {name: Measure.of(row, name, n) for name, n in row["n"].items()}
         return cls(step_of(row), measures, tuple(map(str, row["alarms"])), str(row.get("subject", "")))
-
-
-def subject_fingerprint(config: RunConfig, inputs: Fingerprints) -> str:
-    """A hash of everything that determines which images the guard measures, and with which rewards."""
-    settings = dump(config)
-    subject = {name: settings["evaluation"][name] for name in ("seed", "images", "rewards")}
-    subject |= {"guard": settings["guard"]["rewards"], "contents": inputs.model_dump()}
-    return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def first_reading(readings: Sequence[GuardReading], subject: str) -> GuardReading | None:

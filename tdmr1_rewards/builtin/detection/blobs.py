@@ -58,6 +58,7 @@ class Blobs:
     size: np.ndarray  # (B,)
 
 
+@dataclass(frozen=True)
 class BlobDetector:
     """Finds colored circles, squares and triangles; the class `shape` stands for any of them. Every confidence is 1.
 
@@ -65,8 +66,8 @@ class BlobDetector:
     as one.
     """
 
-    def __init__(self, min_area: float) -> None:
-        self._min_area = min_area
+    min_area: float
+    """In pixels."""
 
     def class_of(self, name: str) -> str:
         """The name of the shape in the singular. Raises UnknownClassError if `name` is not a shape."""
@@ -86,7 +87,7 @@ class BlobDetector:
 
     def detect(self, images: Any, classes: Sequence[Sequence[str]]) -> list[list[Detection]]:
         """The objects of each image's classes, largest first; an object is listed for its shape and for `shape`."""
-        found = find_objects(np.stack([np.asarray(image) for image in images]), self._min_area)
+        found = find_objects(np.stack([np.asarray(image) for image in images]), self.min_area)
         return [
             [
                 Detection(name, 1.0, item.box, colour=item.colour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,17 +24,17 @@ BACKGROUND = (0x99, 0x99, 0x99)
 CROPS_AT_ONCE = 16
 
 
+@dataclass(eq=False)
 class ClipColours:
     """Classifies the color of objects with a transformers CLIP model, given by hub name or folder.
 
     The model is loaded at the first call of `classify`.
     """
 
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._device = "cpu"
-        self._model: ClipModel | None = None
-        self._text_embeddings: dict[str, Tensor] = {}
+    source: str
+    _device: str = field(default="cpu", init=False)
+    _model: ClipModel | None = field(default=None, init=False)
+    _text_embeddings: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def set_up(self, device: str) -> None:
         """Set the torch device."""
@@ -58,7 +59,7 @@ class ClipColours:
         if self._model is None:
             from tdmr1_rewards.builtin.clip_models import TransformersClip
 
-            self._model = TransformersClip(self._source, device=self._device)
+            self._model = TransformersClip(self.source, device=self._device)
         return self._model
 
     def _embed_colours(self, model: ClipModel, thing: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,31 +39,30 @@ class DetectorOptions(RewardOptions):
     )
 
 
+@dataclass(eq=False)
 class DetectorChoice:
     """Selects the detector for each batch of images. A checkpoint is loaded once, when it is first needed.
 
     `default` is the checkpoint that `auto` uses for large images, `floor` the lowest confidence that is reported.
     """
 
-    def __init__(self, options: DetectorOptions, default: str, floor: float) -> None:
-        self._options = options
-        self._source = default if options.detector == AUTO else options.detector
-        self._floor = floor
-        self._device = "cpu"
-        self._blobs = BlobDetector(options.min_area)
-        self._checkpoint: Detector | None = None
+    options: DetectorOptions
+    default: str
+    floor: float
+    _device: str = field(default="cpu", init=False)
+    _checkpoint: Detector | None = field(default=None, init=False)
 
     def set_up(self, device: str) -> None:
         """Set the torch device; load the checkpoint if the options name one. Raises Tdmr1Error if loading fails."""
         self._device = device
-        if self._options.detector not in (AUTO, BLOBS):
+        if self.options.detector not in (AUTO, BLOBS):
             self._load()
 
     def for_images(self, images: Any) -> Detector:
         """The detector for N PIL images or one uint8 array (N, H, W, 3). Raises Tdmr1Error if loading it fails."""
         small = all(max(_size(image)) <= MAX_SIDE for image in images)
-        if self._options.detector == BLOBS or (self._options.detector == AUTO and small):
-            return self._blobs
+        if self.options.detector == BLOBS or (self.options.detector == AUTO and small):
+            return BlobDetector(self.options.min_area)
         return self._load()
 
     def _load(self) -> Detector:
@@ -70,8 +70,9 @@ class DetectorChoice:
         if self._checkpoint is None:
             from tdmr1_rewards.builtin.detection.checkpoints import load_detector
 
+            source = self.default if self.options.detector == AUTO else self.options.detector
             self._checkpoint = load_detector(
-                self._source, device=self._device, batch_size=self._options.batch_size, floor=self._floor
+                source, device=self._device, batch_size=self.options.batch_size, floor=self.floor
             )
         return self._checkpoint
 

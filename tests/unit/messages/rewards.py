@@ -89,7 +89,7 @@ def reward_build(tmp_path: Path) -> None:
 
 def reward_options(tmp_path: Path) -> None:
     from tdmr1_rewards.builtin.object_count import ObjectCountOptions
-    from tdmr1_rewards.options import validate_options
+    from tdmr1_rewards.calling.reference import validate_options
 
     validate_options(ObjectCountOptions, {"min_aera": 4, "score": "best"}, "reward 'object_count' (from tdmr1)")
 

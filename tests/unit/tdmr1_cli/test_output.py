@@ -9,7 +9,7 @@ from support.errors import raises
 
 from tdmr1_cli.output import emit_json, fields, number, table
 from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
-from tdmr1_cli.targets import check_writable
+from tdmr1_core.durable_files import check_writable
 
 pytestmark = pytest.mark.unit
 

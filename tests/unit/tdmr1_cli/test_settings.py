@@ -1,4 +1,5 @@
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -336,5 +337,6 @@ def test_a_file_for_another_environment_is_not_loaded_here(extensions, tmp_path)
     path = write(tmp_path, f"rewards: [{reward}]\nevaluation: {{rewards: [{reward}]}}\n")
     resolved = resolve_settings(Flags(config=path), "train", extensions)
     assert resolved.prompts.name == "count"
-    build_runner(resolved.rewards, combine="weighted_sum", workers=1, device="cpu").close()
+    with ExitStack() as closing:
+        build_runner(resolved.rewards, closing, device="cpu")
     assert private_name(mine) not in sys.modules

@@ -4,7 +4,8 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 from support.errors import raises
 
-from tdmr1_rewards.options import RewardOptions, validate_options
+from tdmr1_rewards.calling.reference import validate_options
+from tdmr1_rewards.options import RewardOptions
 
 pytestmark = pytest.mark.unit
 

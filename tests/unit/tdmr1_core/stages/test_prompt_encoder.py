@@ -163,6 +163,7 @@ def test_text_encoders_are_moved_to_the_device_for_new_texts_only(monkeypatch):
     monkeypatch.setattr(denoiser, "to", lambda where: moved.append(f"denoiser to {where}"))
     backbone.device = torch.device("meta")
     encoder = PromptEncoder(backbone, make="sd3", cache=None, instead_of=[denoiser])
+    encoder.encode_unconditional()
     assert backbone.encoded == [""]
     for _ in range(2):
         encoder(TEXTS)

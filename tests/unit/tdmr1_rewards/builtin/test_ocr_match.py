@@ -21,7 +21,7 @@ from tdmr1_rewards.builtin.ocr_match import (
     normalize,
     resolve_engine,
 )
-from tdmr1_rewards.options import validate_options
+from tdmr1_rewards.calling.reference import validate_options
 
 pytestmark = pytest.mark.unit
 

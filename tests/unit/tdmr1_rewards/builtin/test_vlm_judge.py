@@ -19,7 +19,7 @@ from support.reward_batches import batch_of
 
 from tdmr1_rewards.builtin import vlm_judge
 from tdmr1_rewards.builtin.vlm_judge import BadAnswer, Pace, VlmJudge, VlmJudgeOptions, parse_answer, request_body
-from tdmr1_rewards.options import validate_options
+from tdmr1_rewards.calling.reference import validate_options
 
 pytestmark = pytest.mark.unit
 

@@ -84,7 +84,7 @@ def test_a_state_of_an_unknown_reward_is_rejected(runner):
 def test_a_restarted_process_gets_the_last_state_that_was_read():
     with RewardRunner([active(faulty("Remembering"))], "weighted_sum", 1) as runner:
         score(runner), runner.states(), score(runner)
-        os.kill(runner._workers[0]._host.pid, signal.SIGKILL)
+        os.kill(runner._workers[0].host.pid, signal.SIGKILL)
         with pytest.raises(RewardFailed):
             score(runner)
         assert runner.states() == {"x": {"calls": 1}}

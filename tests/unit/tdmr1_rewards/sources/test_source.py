@@ -349,10 +349,8 @@ def test_a_found_reward_is_not_looked_up_again(registry, mine, monkeypatch):
     monkeypatch.setattr(RewardRegistry, "get", None)
     assert sources.create_reward(found[1], {"factor": 3})(batch_of([0])).scores == [3.0]
     assert sources.reference_for(found[1], {}, HERE).factory == {"file": str(mine), "attr": "MyReward"}
-    assert sources.fingerprint_source(found[0]) == "some-dist 1.0"
-    assert sources.fingerprint_source(found[1]) == (
-        f"MyReward of sha256 {hashlib.sha256(mine.read_bytes()).hexdigest()}"
-    )
+    assert found[0].fingerprint() == "some-dist 1.0"
+    assert found[1].fingerprint() == (f"MyReward of sha256 {hashlib.sha256(mine.read_bytes()).hexdigest()}")
     assert [sources.freeze_options(one, options) for one, options in zip(found, ({}, {"factor": 2}), strict=True)] == [
         {},
         {"factor": 2},

@@ -13,8 +13,8 @@ from support.errors import warns
 from tdmr1_core.config import GuardConfig
 from tdmr1_core.config_loading import resolve
 from tdmr1_core.plugins import discover
-from tdmr1_core.preflight.evaluation_rewards import held_out_rewards, trained_directions
-from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints
+from tdmr1_core.preflight.rewards import RewardFinder, trained_directions
+from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints, subject_fingerprint
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.evaluation.guard import (
     Drift,
@@ -22,7 +22,6 @@ from tdmr1_core.runs.evaluation.guard import (
     GuardReading,
     find_alarms,
     first_reading,
-    subject_fingerprint,
 )
 from tdmr1_core.runs.evaluation.image_statistics import colour_histogram, diversity, image_statistics, similarity
 
@@ -141,7 +140,9 @@ def test_a_reward_without_a_weight_is_not_trained():
     weights = {"jpeg_size": -0.5, "object_count": 2, "geneval": 0}
     config = resolve([{"rewards": [{"name": name, "weight": weight} for name, weight in weights.items()]}])
     assert trained_directions(config) == {"jpeg_size": -1, "object_count": 1}
-    assert [reward.name for reward in held_out_rewards(config, "tiny", discover().plugins.rewards.get)] == ["geneval"]
+    assert [reward.name for reward in RewardFinder(discover().plugins.rewards).held_out_rewards(config, "tiny")] == [
+        "geneval"
+    ]
 
 
 def test_a_reading_is_restored_from_its_line():
@@ -183,7 +184,7 @@ def test_the_subject_depends_on_the_content_of_prompts_and_rewards(other):
 
 def names(domain: str, *rewards: str, **sections: object) -> list[str]:
     config = resolve([{"rewards": [{"name": name} for name in rewards], **sections}])
-    return [reward.name for reward in held_out_rewards(config, domain, discover().plugins.rewards.get)]
+    return [reward.name for reward in RewardFinder(discover().plugins.rewards).held_out_rewards(config, domain)]
 
 
 def test_rewards_that_are_not_trained_are_held_out():

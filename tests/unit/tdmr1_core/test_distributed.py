@@ -1,9 +1,9 @@
-"""Loading a run."""
+"""Threads of a process."""
 
 import pytest
 import torch
 
-from tdmr1_core.runs.load_run import set_threads
+from tdmr1_core.distributed import set_threads
 
 pytestmark = pytest.mark.unit
 

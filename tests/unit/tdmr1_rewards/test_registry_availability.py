@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.sources.availability import availability
+from tdmr1_rewards.registry import availability
 
 pytestmark = pytest.mark.unit
 
