@@ -49,7 +49,7 @@ def launch(count: int, job: Callable[[], None]) -> None:
         if code < 0:
             raise Tdmr1Error(
                 f"process {rank + 1} of {count} was killed by {signal.Signals(-code).name}",
-                "SIGKILL usually means that memory ran out; the last checkpoint is intact",
+                "SIGKILL usually means that memory ran out: resume the run with fewer processes",
                 code="process-failed",
                 values={"process": rank + 1, "processes": count, "signal": signal.Signals(-code).name},
             )

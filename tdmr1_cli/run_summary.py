@@ -24,16 +24,25 @@ def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
     """The size of an iteration, its memory and its time."""
     message(
         f"iteration: {planned.groups} groups × {planned.images // planned.groups} images = {planned.images} images; "
-        f"{planned.processes} processes, each with {planned.micro_batches} micro-batches of up to "
-        f"{planned.micro_batch} images; LoRA rank {planned.rank}"
+        f"{_count(planned.processes, 'process', 'processes')}, each with "
+        f"{_count(planned.micro_batches, 'micro-batch', 'micro-batches')} of up to "
+        f"{_count(planned.micro_batch, 'image', 'images')}; LoRA rank {planned.rank}"
     )
     auto = " (batch.micro_batch=auto halves the micro-batch if it does not fit)" if planned.halves else ""
-    message(f"peak memory: {planned.peak / GB:.1f} GB per process with {planned.micro_batch} images at once{auto}")
-    message(f"of it {planned.constant / GB:.1f} GB fixed, and {planned.per_image / GB:.2g} GB for each image at once")
+    images = _count(planned.micro_batch, "image", "images")
+    message(f"peak memory: {planned.peak / GB:.1f} GB per process with micro-batches of {images}{auto}")
+    message(
+        f"this is {planned.constant / GB:.1f} GB for any micro-batch, "
+        f"and {planned.per_image / GB:.2g} GB more for each image of a micro-batch"
+    )
     message(
         f"time: {planned.passes:g} network passes per image, {planned.seconds(tflops):.3g} s per iteration at "
         f"{tflops:g} TFLOP/s, without rewards"
     )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def print_training(result: RunResult) -> None:

@@ -17,6 +17,7 @@ def stream(seed: int, *name: str | int) -> torch.Generator:
     """The generator of one named stream, such as `stream(0, "tau", iteration, step)`."""
     key = "/".join(str(part) for part in (seed, *name)).encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
+    # Shifted to 63 bits, so that the seed is a non-negative int64.
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 

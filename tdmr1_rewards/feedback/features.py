@@ -38,7 +38,7 @@ def extractor(kind: Features, clip: str, device: str) -> Extractor:
 
 
 def pixel_features(images: Sequence[Image]) -> np.ndarray:
-    """Color histogram (64), mean colors on a 6 x 6 grid (108), edge directions and strength (9): (N, 181)."""
+    """The features (N, 181): 64 of the color histogram, 108 of mean colors on a 6 x 6 grid, and 9 of edges."""
     return np.stack([_describe(image) for image in images])
 
 
@@ -55,7 +55,7 @@ def _describe(image: Image) -> np.ndarray:
 
 
 def _edges(brightness: np.ndarray) -> np.ndarray:
-    """Edge strength of a brightness image (S, S): fractions by direction (8), then the mean (1)."""
+    """The edges of a brightness image (S, S), (9,): the fraction in each of 8 directions, and the mean strength."""
     down, right = np.gradient(brightness)
     strength = np.hypot(down, right)
     direction = ((np.arctan2(down, right) / np.pi % 1) * ORIENTATIONS).astype(int) % ORIENTATIONS

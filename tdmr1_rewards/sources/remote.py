@@ -141,6 +141,7 @@ class RemoteReward:
         if isinstance(error, requests.exceptions.SSLError):
             raise Tdmr1Error(
                 f"the certificate of the server at {base} is not trusted: {error}",
+                "use a certificate that this machine trusts, or name its authority in REQUESTS_CA_BUNDLE",
                 code="server-refused",
                 values={"server": base, "error": str(error)},
             ) from error

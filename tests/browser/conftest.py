@@ -54,11 +54,11 @@ def visit(browser):
 
 @pytest.fixture
 def label(tmp_path):
-    """`label(pictures, *options)`: a running `tdmr1 label` over so many new pictures."""
+    """`label(images, *options)`: a running `tdmr1 label` over so many new images."""
     running = []
 
-    def started(pictures, *options):
-        folder = draw_folder(tmp_path / "pictures", pictures)
+    def started(images, *options):
+        folder = draw_folder(tmp_path / "images", images)
         running.append(Label(folder, *options))
         running[-1].folder = folder
         return running[-1]

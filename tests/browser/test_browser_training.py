@@ -24,7 +24,7 @@ LOOK = """() => {
     const { width, height, data } = context.getImageData(0, 0, canvas.width, canvas.height);
     return { source: image.src, width, height, data: [...data] };
 }"""
-"""What a person sees: the pixels of the picture on the stage, None while there is none to judge."""
+"""What a person sees: the pixels of the image on the stage, None while there is none to judge."""
 
 
 def training(folder, iterations=ITERATIONS, **options):
@@ -38,14 +38,14 @@ def training(folder, iterations=ITERATIONS, **options):
 
 
 def seen(look):
-    """The picture a person looks at, uint8 (H, W, 3)."""
+    """The image a person looks at, uint8 (H, W, 3)."""
     return np.array(look["data"], dtype=np.uint8).reshape(look["height"], look["width"], 4)[..., :3]
 
 
 def judge_one(page, clicks):
     """Judge the image on the stage in this tab, if there is one; whether the page took the answer.
 
-    It takes none in the moment after a picture has changed by itself: then the person tries again.
+    It takes none in the moment after an image has changed by itself: then the person tries again.
     """
     page.bring_to_front()
     look = page.evaluate(LOOK)
@@ -65,9 +65,9 @@ def judge_one(page, clicks):
 
 
 def red_shares(folder):
-    """Whether each of 480 pictures is red, before and after, and the caption of each."""
+    """Whether each of 480 images is red, before and after, and the caption of each."""
     with images_of(folder) as (before, after):
-        red = [np.array([is_red(image) for image in pictures.images], float) for pictures in (before, after)]
+        red = [np.array([is_red(image) for image in images.images], float) for images in (before, after)]
         return (*red, np.array(before.group_ids))
 
 

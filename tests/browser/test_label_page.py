@@ -24,7 +24,7 @@ def wait_for(check, patience=30):
 
 
 def answers(label):
-    """(number of the picture, answer), the oldest first."""
+    """(number of the image, answer), the oldest first."""
     store = FeedbackStore(label.folder / "feedback")
     try:
         numbers = {item.id: number for number, item in enumerate(store.items())}
@@ -34,12 +34,12 @@ def answers(label):
 
 
 def shown(page):
-    """The address of the picture on the stage, once one is there."""
+    """The address of the image on the stage, once one is there."""
     return page.locator("#stage img").first.get_attribute("src")
 
 
 def judge(page, key):
-    """Press a key and wait until another picture, or none, is on the stage."""
+    """Press a key and wait until another image, or none, is on the stage."""
     before = shown(page)
     page.keyboard.press(key)
     page.wait_for_function("before => document.querySelector('#stage img')?.src !== before", arg=before)
@@ -53,7 +53,7 @@ def test_keys_answer_and_the_end_says_thanks(visit, label):
     for key in ("ArrowRight", "ArrowLeft", "Space", "ArrowRight"):
         judge(page, key)
     expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
-    # pictures of one prompt come together: 0 and 2, then 1 and 3
+    # images of one prompt come together: 0 and 2, then 1 and 3
     wait_for(lambda: len(answers(running)) == 4)
     given = [answer for _, answer in answers(running)]
     assert given == ["like", "dislike", "skip", "like"]
@@ -61,7 +61,7 @@ def test_keys_answer_and_the_end_says_thanks(visit, label):
 
 
 def test_what_is_judged_is_what_is_shown(visit, label):
-    """The colours of the pictures say which they are: each answer must be of the picture that was on the stage."""
+    """The colours of the images say which they are: each answer must be of the image that was on the stage."""
     running = label(6)
     page = visit(running.url)
     seen = []
@@ -109,10 +109,10 @@ def test_a_held_key_answers_once(visit, label):
 def test_undo_brings_pictures_back_in_turn(visit, label):
     running = label(6)
     page = visit(running.url)
-    pictures = []
+    images = []
     for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
         page.wait_for_selector("#stage img")
-        pictures.append(page.evaluate("() => document.querySelector('#stage img').src"))
+        images.append(page.evaluate("() => document.querySelector('#stage img').src"))
         judge(page, key)
     wait_for(lambda: len(answers(running)) == 3)
     judge(page, "z")
@@ -139,8 +139,8 @@ def test_the_group_view(visit, label):
     page.keyboard.press("3")
     page.keyboard.press("3")
     page.locator("#stage .card").nth(3).click()
-    expect(page.locator("#stage .card").nth(0)).to_have_attribute("aria-label", "picture 1, liked")
-    expect(page.locator("#stage .card").nth(2)).to_have_attribute("aria-label", "picture 3, disliked")
+    expect(page.locator("#stage .card").nth(0)).to_have_attribute("aria-label", "image 1, liked")
+    expect(page.locator("#stage .card").nth(2)).to_have_attribute("aria-label", "image 3, disliked")
     expect(page.locator("#dislike")).to_contain_text("Dislike rest")
     judge(page, "ArrowLeft")
     wait_for(lambda: len(answers(running)) == 6)
@@ -280,7 +280,7 @@ def test_a_new_round_appears_by_itself_with_its_countdown(visit, label):
     expect(page.locator("#countdown")).to_have_text(re.compile(r"^1:\d\d left$"))
     store.set_message("training goes on")
     store.close_open_rounds(opened.run)
-    store.close_open_rounds("label pictures")
+    store.close_open_rounds("label images")
     expect(page.locator("#notice-text")).to_have_text("training goes on")
     expect(page.locator("#countdown")).to_be_hidden()
     store.close()
@@ -315,8 +315,8 @@ def test_a_phone_in_portrait(visit, label, side):
         assert min(box["width"], box["height"]) >= 44, button.get_attribute("id")
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
-    for picture in page.locator("#stage img").all():
-        assert picture.bounding_box()["width"] >= 120
+    for image in page.locator("#stage img").all():
+        assert image.bounding_box()["width"] >= 120
     page.tap("#like")
     wait_for(lambda: [answer for _, answer in answers(running)] == ["like"] * (6 if side else 1))
 
@@ -335,10 +335,10 @@ def test_a_swipe_answers(visit, label):
 
 def test_small_pictures_are_enlarged_sharply_and_fit(visit, label):
     page = visit(label(2).url)
-    picture = page.locator("#stage img")
-    expect(picture).to_have_css("image-rendering", "pixelated")
+    image = page.locator("#stage img")
+    expect(image).to_have_css("image-rendering", "pixelated")
     page.wait_for_function("() => !document.querySelector('#stage').getAnimations().length")
-    box = picture.bounding_box()
+    box = image.bounding_box()
     assert (box["width"], box["height"]) == pytest.approx((480, 480), abs=0.5)
 
 
@@ -347,9 +347,9 @@ def test_another_site_can_read_nothing(visit, label):
     running = label(1)
     address, _, token = running.url.partition("/#")
     page = visit(f"{address.replace('127.0.0.1', 'localhost')}/page.css")
-    told = page.evaluate(
+    thrown = page.evaluate(
         """([address, token]) => fetch(`${address}/api/state?person=p`, {headers: {Authorization: `Bearer ${token}`}})
             .then((response) => response.status, (error) => error.name)""",
         [address, token],
     )
-    assert told == "TypeError"
+    assert thrown == "TypeError"

@@ -242,7 +242,7 @@ def test_a_run_that_cannot_be_loaded_releases_its_lock_and_rewards(copied, monke
     with pytest.raises(Tdmr1Error, match="the model cannot be loaded"):
         Run.resume(copied).execute(Silent())
     lock_run(copied).release()
-    assert len(closed) == 2, "the rewards of the evaluations, and those of the training"
+    assert len(closed) == 3, "the rewards of the evaluations, of the guard and of the training"
 
 
 def test_an_ineffective_guard_stop_is_refused_at_a_resume_too(copied):
@@ -257,9 +257,9 @@ def test_a_reward_that_asks_people_needs_a_single_process(copied, tmp_path, monk
     """Also at a resume, which may have another number of processes."""
     together = Processes(count=2)
     monkeypatch.setattr(Processes, "on_each", lambda processes, act: act())
+    monkeypatch.setattr(Processes, "on_first", lambda processes, act: act())
     with raises("processes-count", reward="human", processes=2):
         Run.create(small_config("rewards.0.name=human"), tmp_path / "new", processes=together)
-    monkeypatch.setattr(Processes, "on_first", lambda processes, act: act())
     change(copied, "name: object_count", "name: human")
     monkeypatch.setattr(resume_module, "_may_change", lambda *_: True)
     with raises("processes-count", reward="human", processes=2):

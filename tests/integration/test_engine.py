@@ -17,8 +17,9 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.pipeline import load_pipeline
+from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE
-from tdmr1_core.plugins import discover
+from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
 from tdmr1_rewards.hookspecs import hookimpl
 
@@ -217,9 +218,8 @@ def test_a_plugin_that_raises_is_named():
         def tdmr1_after_rollout(self, trajectory):
             raise RuntimeError("boom")
 
-    extensions = discover()
+    extensions = Extensions(discover().plugins, ModelRegistry([entry]))
     extensions.plugins.manager.register(Brings(), "brings")
-    extensions.models.register(entry)
     engine = Engine.from_config(small_config("model.name=my-tiny"), extensions=extensions)
     with raises("plugin-failed", plugin="brings", hook="tdmr1_after_rollout", error="RuntimeError: boom") as caught:
         engine.iteration()

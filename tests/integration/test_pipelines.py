@@ -147,11 +147,11 @@ def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, 
     exported = export_lora(engine, tmp_path / "lora", comfy=True)
     assert exported.largest_difference <= 1
     with safe_open(exported.file, framework="pt") as file:
-        told = {name.removeprefix("tdmr1."): value for name, value in file.metadata().items()}
-    assert told["base_model"] == str(engine.model_files.folder)
-    assert json.loads(told["rewards"]) == {"jpeg_size": 1.0}
-    assert (json.loads(told["steps"]), json.loads(told["shift"]), told["adapter_scale"]) == (4, 3.0, "1.0")
-    assert len(told["config_hash"]) == 16
+        metadata = {name.removeprefix("tdmr1."): value for name, value in file.metadata().items()}
+    assert metadata["base_model"] == str(engine.model_files.folder)
+    assert json.loads(metadata["rewards"]) == {"jpeg_size": 1.0}
+    assert (json.loads(metadata["steps"]), json.loads(metadata["shift"]), metadata["adapter_scale"]) == (4, 3.0, "1.0")
+    assert len(metadata["config_hash"]) == 16
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "library_name" in card
     assert type(engine.roles.backbone.pipeline).__name__ in card

@@ -67,10 +67,10 @@ def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path)
     signs = tokenizer.tokenize('a sign "NET"')
     assert signs == ["a</w>", "sign</w>", '"</w>', "n", "e", "t</w>", '"</w>']
     assert len(tokenizer('a sign "NET"').input_ids) <= tokenizer.model_max_length
-    picture = StableDiffusion3Pipeline.from_pretrained(teacher, text_encoder_3=None, tokenizer_3=None)(
+    image = StableDiffusion3Pipeline.from_pretrained(teacher, text_encoder_3=None, tokenizer_3=None)(
         'a sign "NET"', height=16, width=36, num_inference_steps=1, max_sequence_length=0
     ).images[0]
-    assert picture.size == (36, 16)
+    assert image.size == (36, 16)
     student = make_student(tmp_path, "tiny-words-tdm", teacher)
     (tmp_path / "words.txt").write_text('a sign "NET"\na sign "TAX"\n')
     train = ["train", "--model", "tiny-words-tdm", "--reward", "ocr_match", "--iterations", "1"]

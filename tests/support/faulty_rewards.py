@@ -10,7 +10,7 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 
 class Faulty:
-    """Answers each image's first pixel unless told otherwise; notes what is done to it in the file `NOTES`."""
+    """Answers each image's first pixel, unless options change that; writes what is called to the file `NOTES`."""
 
     def __init__(self):
         self.device = None

@@ -1,4 +1,4 @@
-"""Small pictures, each with a colour of its own, and stores that hold them."""
+"""Small images, each with a colour of its own, and stores that hold them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def new_items(*numbers: int, prompt: str = "a cat") -> list[NewItem]:
 
 
 def open_round(store, *groups, **settings):
-    """A round of groups of picture numbers."""
+    """A round of groups of image numbers."""
     settings = {"run": "r", "step": 1} | settings
     return store.open_round("title", [new_items(*group) for group in groups], **settings)
 
 
 def offered(store, person, limit=100, **settings):
-    """The numbers of the pictures that a person is offered, in order."""
+    """The numbers of the images that a person is offered, in order."""
     from PIL import Image
 
     offers = store.next_items(person, limit, **settings)

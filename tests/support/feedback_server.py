@@ -19,7 +19,7 @@ PROMPTS = ("two red circles", "a dog in the snow")
 
 
 def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
-    """A folder of different pictures, each prompt with every second one."""
+    """A folder of different images, each prompt with every second one."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(count):
@@ -52,8 +52,8 @@ class Label:
     def interrupt(self) -> str:
         """Ctrl-C; what it says at its end."""
         self.process.send_signal(2)
-        _, told = self.process.communicate(timeout=60)
-        return told
+        _, printed = self.process.communicate(timeout=60)
+        return printed
 
 
 @contextmanager

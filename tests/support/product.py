@@ -68,7 +68,7 @@ class TinyPipeline:
 
 
 def make_backbone(precision: torch.dtype = torch.float64) -> SD3Backbone:
-    """The product's SD3 adapter, in float64 unless told otherwise."""
+    """The product's SD3 adapter, in float64 by default."""
     return SD3Backbone(TinyPipeline(), device=torch.device("cpu"), precision=precision, max_sequence_length=0)
 
 

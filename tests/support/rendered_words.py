@@ -17,7 +17,7 @@ SIZE = (320, 160)
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture of SIZE with one text, drawn in one of FONTS and spoilt as `kind` says."""
+    """An image of SIZE with one text, drawn in one of FONTS and spoilt as `kind` says."""
 
     kind: str
     text: str
@@ -35,7 +35,7 @@ def fonts() -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, ...]:
 
 
 def rendered_words() -> Iterator[Rendered]:
-    """Every word in every kind, the font changing from one to the next: 60 pictures, the same each time."""
+    """Every word in every kind, the font changing from one to the next: 60 images, the same each time."""
     rng = np.random.default_rng(0)
     for row, kind in enumerate(KINDS):
         for column, text in enumerate(WORDS):

@@ -136,7 +136,7 @@ def _common_rank(modules: Sequence[_Module], config: Mapping[str, Any], path: Pa
     if stated != rank:
         raise Tdmr1Error(
             f"the metadata of {path} has rank {stated}, but its weights have rank {rank}",
-            "export it again",
+            "export the LoRA again, or correct the rank `r` in its adapter config",
             code="lora-mismatch",
             values={"path": str(path), "stated": stated, "rank": rank},
         )

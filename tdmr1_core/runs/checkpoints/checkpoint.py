@@ -228,7 +228,7 @@ def latest_checkpoint(folder: Path) -> Path:
     if damage is not None:
         raise Tdmr1Error(
             f"there is no intact checkpoint in {folder}: {damage.message}",
-            "start the run again",
+            "start a new run in another folder (--output)",
             code="checkpoint-missing",
             values={"path": str(folder), "damage": damage.values},
         )

@@ -1,4 +1,4 @@
-"""A report as one HTML file without external files: curves are SVG, images are embedded."""
+"""Writes a report as one HTML file. It needs no other file: curves are inline SVG, and images are embedded."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ async function load(hash) {
     if (!(error instanceof Refused && error.final)) throw error;
     const missing = document.createElement("p");
     missing.className = "missing";
-    missing.textContent = "This picture is missing. Skip it.";
+    missing.textContent = "This image is missing. Skip it.";
     return missing;
   }
 }

@@ -46,10 +46,10 @@ function render() {
 }
 
 function emptyNotice() {
-  if (!state) return online ? ["One moment", "The pictures are loading."] : ["No connection", "Is tdmr1 still running? This page tries again every two seconds."];
-  if (!state.round) return ["Nothing to judge right now", state.message || "New pictures appear here automatically."];
-  if (state.remaining > outbox.entries().length) return ["One moment", "Others are judging the last pictures. Pictures that they do not judge appear here."];
-  return ["Thank you, that is all", state.message || "You have judged all pictures. Press z to change your last answer."];
+  if (!state) return online ? ["One moment", "The images are loading."] : ["No connection", "Is tdmr1 still running? This page tries again every two seconds."];
+  if (!state.round) return ["Nothing to judge right now", state.message || "New images appear here automatically."];
+  if (state.remaining > outbox.entries().length) return ["One moment", "Others are judging the last images. Images that they do not judge appear here."];
+  return ["Thank you, that is all", state.message || "You have judged all images. Press z to change your last answer."];
 }
 
 // ---- answering ----
@@ -66,7 +66,7 @@ function judge(answer) {
   offers = offers.filter((offer) => !batch.includes(offer));
   marks.clear();
   view.press(answer);
-  view.announce(batch.length > 1 ? `${batch.length} pictures answered` : WORDS[answer]);
+  view.announce(batch.length > 1 ? `${batch.length} images answered` : WORDS[answer]);
   render();
   send();
   if (offers.length < 3 || (side && offers.length <= current().length) || Date.now() - requestedAt > STALE) fill();
@@ -86,7 +86,7 @@ function pick(index) {
   const next = { undefined: "like", like: "dislike" }[marks.get(offer.item)];
   if (next) marks.set(offer.item, next);
   else marks.delete(offer.item);
-  view.announce(`picture ${index + 1} ${WORDS[next] ?? "not marked"}`);
+  view.announce(`image ${index + 1} ${WORDS[next] ?? "not marked"}`);
   render();
 }
 

@@ -55,7 +55,7 @@ function card(offer, index, element, marks, onPick) {
   const mark = marks.get(offer.item);
   const button = document.createElement("button");
   button.className = `frame card ${mark ?? ""}`;
-  button.setAttribute("aria-label", `picture ${index + 1}, ${MARKS[mark] ?? "not marked"}`);
+  button.setAttribute("aria-label", `image ${index + 1}, ${MARKS[mark] ?? "not marked"}`);
   button.addEventListener("click", () => onPick(index));
   const badge = document.createElement("span");
   badge.className = "badge";
@@ -80,7 +80,7 @@ function scaled(element, alt) {
 function spinner() {
   const turning = document.createElement("span");
   turning.className = "spinner";
-  turning.setAttribute("aria-label", "the picture is loading");
+  turning.setAttribute("aria-label", "the image is loading");
   return turning;
 }
 
@@ -112,7 +112,7 @@ export function showState(state, me) {
   const { share, pairs, alpha } = state.agreement;
   chip("agreement", share === null ? "" : `${Math.round(share * 100)} % agree`);
   text("agreement-explained", share === null ? "" :
-    `Of ${pairs} pairs of answers to the same picture, ${Math.round(share * 100)} % are the same` +
+    `Of ${pairs} pairs of answers to the same image, ${Math.round(share * 100)} % are the same` +
     (alpha === null ? "." : ` (Krippendorff's α ${alpha.toFixed(2).replace("-", "−")}: 1 is full agreement, 0 is chance).`));
   const others = state.people.filter((name) => name && name !== me.name);
   chip("people", state.people.length > 1 ? `${state.people.length} people` : "");

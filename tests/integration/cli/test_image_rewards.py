@@ -1,4 +1,4 @@
-"""Rewards that look at pictures train the embedded model from the command line."""
+"""Rewards that look at images train the embedded model from the command line."""
 
 import json
 

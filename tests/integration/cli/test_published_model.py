@@ -24,7 +24,7 @@ SMALL = (
     "saving.samples_every=0",
     "timesteps.per_iteration=2",
 )
-"""Beside these, the pictures are as small as the stand-in, and computed in the precision of the script below."""
+"""Beside these, the images are as small as the stand-in, and computed in the precision of the script below."""
 SETS = [
     part
     for setting in (*SMALL, "model.height=64", "model.width=64", "model.precision=fp32", "generator.learning_rate=0.01")
@@ -56,7 +56,7 @@ def hub(pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(pipeline, hub, tdmr1, tmp_path_factory):
     run = tmp_path_factory.mktemp("published") / "run"
-    # The stand-in writes no letters, so that a second reward is what tells its pictures apart.
+    # The stand-in writes no letters, so that a second reward is what tells its images apart.
     typed = ["--reward", "ocr_match", "--reward", "jpeg_size", "--model", "sd3.5-tdm", "--model-path", pipeline]
     done = tdmr1("train", *typed, *SETS, "--iterations", 2, "--output", run, HF_HOME=str(hub[0]))
     tdmr1("export", run, "--comfyui", HF_HOME=str(hub[0]))
@@ -93,28 +93,28 @@ def test_a_script_without_tdmr1_draws_the_same_picture(trained, hub, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub[0] / "hub"))
     engine = load_trained(run)
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    pictures = {}
+    images = {}
     for name, weights in (("before", engine.start), ("after", engine.roles.weights(GENERATOR_EMA))):
         engine.roles.load(GENERATOR_EMA, weights, name)
         with torch.no_grad(), engine.roles.acting(GENERATOR_EMA) as backbone:
             latents = sample(backbone, noise, engine.conditioning(engine.prompts[:1]), engine.sigmas)
-            pictures[name] = backbone.decode(latents[-1])[0].astype(int)
-    assert np.abs(theirs - pictures["after"]).max() <= 1
-    assert np.abs(theirs - pictures["before"]).max() > 1
+            images[name] = backbone.decode(latents[-1])[0].astype(int)
+    assert np.abs(theirs - images["after"]).max() <= 1
+    assert np.abs(theirs - images["before"]).max() > 1
 
 
 def test_the_file_says_where_it_is_from(trained, pipeline, hub):
     with safe_open(trained[0] / "export" / "pytorch_lora_weights.safetensors", framework="pt") as file:
-        told = file.metadata()
-    assert told["tdmr1.base_model"] == str(pipeline)
-    assert json.loads(told["tdmr1.rewards"]) == {"ocr_match": 1.0, "jpeg_size": 1.0}
-    assert told["tdmr1.started_from"] == hashlib.sha256(hub[1].read_bytes()).hexdigest()
+        metadata = file.metadata()
+    assert metadata["tdmr1.base_model"] == str(pipeline)
+    assert json.loads(metadata["tdmr1.rewards"]) == {"ocr_match": 1.0, "jpeg_size": 1.0}
+    assert metadata["tdmr1.started_from"] == hashlib.sha256(hub[1].read_bytes()).hexdigest()
     assert (trained[0] / "export" / "comfyui_lora.safetensors").is_file()
 
 
 def test_without_the_weights_it_is_told_at_once(tdmr1, tmp_path):
     typed = ["train", "--reward", "ocr_match", "--model", "sd3.5-tdm", "--output", tmp_path / "run"]
-    told = tdmr1(*typed, HF_HOME=str(tmp_path), code=2).stderr
-    assert "error: stabilityai/stable-diffusion-3.5-medium (model_index.json) is not in the local cache" in told
-    assert "hint: unset HF_HUB_OFFLINE" in told
+    printed = tdmr1(*typed, HF_HOME=str(tmp_path), code=2).stderr
+    assert "error: stabilityai/stable-diffusion-3.5-medium (model_index.json) is not in the local cache" in printed
+    assert "hint: unset HF_HUB_OFFLINE" in printed
     assert not (tmp_path / "run").exists()

@@ -275,12 +275,12 @@ def test_ctrl_c_ends_the_workers(packaged_model, plugin, tmp_path):
 
 
 def test_serving_tells_what_is_wrong(plugin):
-    told = run_tdmr1("rewards", "serve", "rednes", code=2, **plugin).stderr
-    assert "did you mean 'redness'?" in told
-    told = run_tdmr1("rewards", "serve", "redness", "--option", "colour=1", "--device", "cpu", code=2, **plugin).stderr
-    assert "unknown option 'colour'" in told
-    told = run_tdmr1("rewards", "serve", "redness", "--option", "colour", "--device", "cpu", code=2, **plugin).stderr
-    assert "[argument-invalid]" in told
+    shown = run_tdmr1("rewards", "serve", "rednes", code=2, **plugin).stderr
+    assert "did you mean 'redness'?" in shown
+    shown = run_tdmr1("rewards", "serve", "redness", "--option", "colour=1", "--device", "cpu", code=2, **plugin).stderr
+    assert "unknown option 'colour'" in shown
+    shown = run_tdmr1("rewards", "serve", "redness", "--option", "colour", "--device", "cpu", code=2, **plugin).stderr
+    assert "[argument-invalid]" in shown
 
 
 def test_a_server_without_a_token_makes_one(plugin):

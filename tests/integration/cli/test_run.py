@@ -34,7 +34,7 @@ def test_the_config_of_a_run_trains_again(trained, tdmr1):
     recorded = yaml.safe_load((folder / "config.yaml").read_text())
     recorded.pop("tdmr1")
     assert yaml.safe_load(done.stdout) == recorded
-    assert "iteration: 2 groups × 4 images = 8 images; 1 processes" in done.stderr
+    assert "iteration: 2 groups × 4 images = 8 images; 1 process," in done.stderr
     assert "2 iterations, 16 images" in done.stderr
 
 

@@ -79,7 +79,7 @@ def _score(python: Path, job: Job) -> dict[str, Any]:
         return {"error": error.message, "hint": error.hint}
     except CallFailed as failure:
         return {"error": failure.reason, "hint": failure.hint}
-    return {"scores": list(result.scores), "details": [dict(told) for told in result.details or ()]}
+    return {"scores": list(result.scores), "details": [dict(each) for each in result.details or ()]}
 
 
 def engine_elsewhere(python: Path, options: dict[str, Any]) -> str:

@@ -36,9 +36,9 @@ def main(folder: Path, images: list[str], prompts: list[str]) -> None:
     trained = {name: value + 0.02 * torch.randn_like(value) for name, value in model.state_dict().items()}
     torch.save({"state_dict": trained, "epoch": 3}, folder / "preference.pt")
 
-    pictures = [Image.open(path).convert("RGB") for path in images]
+    images = [Image.open(path).convert("RGB") for path in images]
     texts = open_clip.get_tokenizer(f"local-dir:{folder}")(prompts)
-    cropped, padded = torch.stack([crop(p) for p in pictures]), torch.stack([pad(p) for p in pictures])
+    cropped, padded = torch.stack([crop(p) for p in images]), torch.stack([pad(p) for p in images])
     expected = {}
     with torch.no_grad():
         embeddings, words = unit(model.encode_image(cropped)), unit(model.encode_text(texts))
@@ -66,27 +66,27 @@ def mlp_head(folder: Path, embeddings: torch.Tensor) -> list[float]:
     return layers(embeddings)[:, 0].tolist()
 
 
-def crop(picture: Image.Image) -> torch.Tensor:
+def crop(image: Image.Image) -> torch.Tensor:
     """The shorter side to SIDE, then the middle."""
-    return normalised(ImageOps.fit(resized(picture, min), (SIDE, SIDE)))
+    return normalised(ImageOps.fit(resized(image, min), (SIDE, SIDE)))
 
 
-def pad(picture: Image.Image) -> torch.Tensor:
+def pad(image: Image.Image) -> torch.Tensor:
     """The longer side to SIDE, then black around it."""
-    small = resized(picture, max)
+    small = resized(image, max)
     canvas = Image.new("RGB", (SIDE, SIDE))
     canvas.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return normalised(canvas)
 
 
-def resized(picture: Image.Image, which) -> Image.Image:
-    scale = SIDE / which(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+def resized(image: Image.Image, which) -> Image.Image:
+    scale = SIDE / which(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def normalised(picture: Image.Image) -> torch.Tensor:
-    pixels = (np.asarray(picture) / 255 - MEAN) / STD
+def normalised(image: Image.Image) -> torch.Tensor:
+    pixels = (np.asarray(image) / 255 - MEAN) / STD
     return torch.from_numpy(pixels).permute(2, 0, 1).float()
 
 

@@ -148,8 +148,8 @@ def test_more_points_than_there_are_steps_are_refused(capsys, monkeypatch, steps
     """Also where only the model says how many steps there are."""
     steps, sets = (steps, [f"rollout.steps={steps}"]) if said else (4, [])
     wanted = steps + more
-    told = f"timesteps.per_iteration is {wanted}, but there are only {steps} steps"
-    assert told in check_settings(capsys, monkeypatch, Flags(sets=[*sets, f"timesteps.per_iteration={wanted}"]))
+    message = f"timesteps.per_iteration is {wanted}, but there are only {steps} steps"
+    assert message in check_settings(capsys, monkeypatch, Flags(sets=[*sets, f"timesteps.per_iteration={wanted}"]))
 
 
 @search(100)
