@@ -54,7 +54,7 @@ def visit(browser):
 
 @pytest.fixture
 def label(tmp_path):
-    """`label(images, *options)`: a running `tdmr1 label` over so many new images."""
+    """`label(images, *options)`: a running `tdmr1 label` over this number of new images."""
     running = []
 
     def started(images, *options):

@@ -116,7 +116,7 @@ def test_a_person_at_the_page_judges_every_image_of_a_run(browser, tmp_path):
 
 
 @pytest.mark.long
-def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
+def test_a_person_at_the_page_makes_images_redder(browser, tmp_path):
     folder = tmp_path / "run"
     answer_a_run(browser, folder, ITERATIONS)
     gain = paired_gain(*red_shares(folder))
@@ -125,7 +125,7 @@ def test_a_person_at_the_page_makes_pictures_redder(browser, tmp_path):
 
 
 @pytest.mark.long
-def test_without_answers_the_pictures_stay_as_they_are(tmp_path):
+def test_without_answers_the_images_do_not_change(tmp_path):
     folder = tmp_path / "run"
     run_tdmr1(*training(folder, minutes=0.005))
     before, after, _ = red_shares(folder)

@@ -106,7 +106,7 @@ def test_a_held_key_answers_once(visit, label):
     assert len(answers(running)) == 1
 
 
-def test_undo_brings_pictures_back_in_turn(visit, label):
+def test_undo_shows_earlier_images_again_in_order(visit, label):
     running = label(6)
     page = visit(running.url)
     images = []
@@ -333,7 +333,7 @@ def test_a_swipe_answers(visit, label):
     wait_for(lambda: [answer for _, answer in answers(running)] == ["like"])
 
 
-def test_small_pictures_are_enlarged_sharply_and_fit(visit, label):
+def test_small_images_are_enlarged_with_sharp_pixels_and_fit(visit, label):
     page = visit(label(2).url)
     image = page.locator("#stage img")
     expect(image).to_have_css("image-rendering", "pixelated")

@@ -1,4 +1,4 @@
-"""Words drawn in several fonts and spoilt in several ways, with what should be read."""
+"""Words drawn in several fonts and degraded in several ways, with the text to read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = (320, 160)
 
 @dataclass(frozen=True)
 class Rendered:
-    """An image of SIZE with one text, drawn in one of FONTS and spoilt as `kind` says."""
+    """An image of SIZE with one text, drawn in one of FONTS and degraded by the method `kind`."""
 
     kind: str
     text: str

@@ -72,7 +72,7 @@ def test_every_preset_is_valid(tdmr1, tmp_path):
     assert "note: " not in done.stderr
 
 
-def test_wrong_files_are_told_as_json_too(tdmr1, tmp_path):
+def test_wrong_files_are_reported_as_json_too(tdmr1, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("sed: 1\n")
     valid, wrong = json.loads(tdmr1("config", "validate", PRESETS[0], path, "--json", code=2).stdout)

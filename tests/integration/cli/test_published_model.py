@@ -63,7 +63,7 @@ def trained(pipeline, hub, tdmr1, tmp_path_factory):
     return run, done
 
 
-def test_what_was_loaded_is_said_and_kept(trained, hub):
+def test_what_was_loaded_is_printed_and_recorded(trained, hub):
     run, done = trained
     sha256 = hashlib.sha256(hub[1].read_bytes()).hexdigest()
     assert "tdm_sd3-5_lora.ckpt (published list without names, matched by position" in done.stderr
@@ -78,7 +78,7 @@ def test_what_was_loaded_is_said_and_kept(trained, hub):
     assert {(row["prompts"], row["n"]) for row in evaluations} == {("ocr", 2), ("ocr-held-out", 2)}
 
 
-def test_a_script_without_tdmr1_draws_the_same_picture(trained, hub, monkeypatch):
+def test_a_script_without_tdmr1_samples_the_same_image(trained, hub, monkeypatch):
     run, _ = trained
     card = (run / "export" / "README.md").read_text()
     script = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1]
@@ -112,7 +112,7 @@ def test_the_file_says_where_it_is_from(trained, pipeline, hub):
     assert (trained[0] / "export" / "comfyui_lora.safetensors").is_file()
 
 
-def test_without_the_weights_it_is_told_at_once(tdmr1, tmp_path):
+def test_missing_weights_are_reported_at_once(tdmr1, tmp_path):
     typed = ["train", "--reward", "ocr_match", "--model", "sd3.5-tdm", "--output", tmp_path / "run"]
     printed = tdmr1(*typed, HF_HOME=str(tmp_path), code=2).stderr
     assert "error: stabilityai/stable-diffusion-3.5-medium (model_index.json) is not in the local cache" in printed

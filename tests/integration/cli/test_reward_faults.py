@@ -163,7 +163,7 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(undisturbed, plugin, tmp
     assert not (folder / "failures").exists()
 
 
-def test_skipped_images_are_counted_and_told(packaged_model, plugin, tmp_path):
+def test_skipped_images_are_counted_and_reported(packaged_model, plugin, tmp_path):
     folder, switch = tmp_path / "run", tmp_path / "switch"
     switch.write_text("die")
     settings = {"isolated": True, "on_failure": "skip", "batch_size": 2, "options": {"switch": str(switch)}}
