@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from tdmr1_core.errors import Tdmr1Error, raise_together
 
@@ -34,7 +34,6 @@ RUN_HEADER = "tdmr1"
 
 Kind = Literal["train", "distill"]
 Tree = dict[str, Any]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ def resolve_settings(
         parse_assignments,
         read_preset,
         resolve,
-        source_of,
     )
     from tdmr1_core.preflight.rewards import RewardFinder
 
@@ -145,21 +143,28 @@ def resolve_settings(
     if config is not None and kind is not None and config.kind != kind:
         errors.append(_wrong_kind(config.kind, kind))
     if errors:
-        rewards = [(source_of(reward), _python(reward)) for reward in named]
-        if config is not None:
-            listed = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
-            rewards = [(reward.source or reward.name, reward.python) for reward in listed]
-        for reward in dict.fromkeys(rewards):
-            try:
-                find.find(*reward)
-            except Tdmr1Error as error:
-                errors.append(error)
-        raise_together(errors)
+        _raise_all(errors, find, named, config)
     assert config is not None
     from tdmr1_core.preflight.resolved import resolve_run
 
     used_preset = preset_name if preset_name != NO_PRESET else None
     return resolve_run(config, extensions, entry=entry, find=find, preset=used_preset)
+
+
+def _raise_all(errors: list[Tdmr1Error], find: RewardFinder, named: Sequence[Tree], config: RunConfig | None) -> None:
+    """Raise the errors together with one for each reward that cannot be found."""
+    from tdmr1_core.config_loading import source_of
+
+    rewards = [(source_of(reward), _python(reward)) for reward in named]
+    if config is not None:
+        listed = (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
+        rewards = [(reward.source or reward.name, reward.python) for reward in listed]
+    for reward in dict.fromkeys(rewards):
+        try:
+            find.find(*reward)
+        except Tdmr1Error as error:
+            errors.append(error)
+    raise_together(errors)
 
 
 def read_config(path: Path | None) -> Tree:

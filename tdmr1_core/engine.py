@@ -22,11 +22,7 @@ from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
-from tdmr1_core.build.parts import (
-    Parts,
-    build_stages,
-    load_parts,
-)
+from tdmr1_core.build.parts import Parts, build_stages, load_parts
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import ALONE, Processes, check_split
 from tdmr1_core.errors import Tdmr1Error
@@ -339,7 +335,7 @@ class Engine:
         if counters["micro_batch"] == self.config.batch.micro_batch:
             for name, each in self._micro_batches.items():
                 size = counters["sizes"][name]
-                each.halved = None if size is None else int(size)
+                each.current = None if size is None else int(size)
 
     def close(self) -> None:
         """Close the rewards."""

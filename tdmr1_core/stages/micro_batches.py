@@ -18,17 +18,17 @@ Size = int | Literal["auto"] | None
 class MicroBatches:
     """Processes images in micro-batches of `requested` images. None and "auto": all images in one micro-batch.
 
-    When the device runs out of memory, the size is halved for the rest of the run (`halved`), unless None was
-    requested. The size changes the result only by rounding.
+    When the device runs out of memory, the size is halved for the rest of the run, unless None was requested.
+    `current` is the size once it differs from the requested one. The size changes the result only by rounding.
     """
 
     requested: Size
-    halved: int | None = None
+    current: int | None = None
 
     @property
     def size(self) -> int | None:
         """The current number of images in a micro-batch; None for all."""
-        return self.halved or (self.requested if isinstance(self.requested, int) else None)
+        return self.current or (self.requested if isinstance(self.requested, int) else None)
 
     def each(self, images: int, action: Callable[[Tensor], None], multiple: int = 1) -> None:
         """Call `action` with the row numbers 0 to images - 1, in order, one micro-batch (B,) at a time.
@@ -62,12 +62,12 @@ class MicroBatches:
                     values={"micro_batch": 1},
                 ) from error
         # Outside the except clause, where the exception would keep the tensors that did not fit alive.
-        self.halved = len(rows) // 2
+        self.current = len(rows) // 2
         warn(
-            f"the device ran out of memory with a micro-batch of {len(rows)} images; continuing with {self.halved}",
+            f"the device ran out of memory with a micro-batch of {len(rows)} images; continuing with {self.current}",
             code="micro-batch-halved",
             size=len(rows),
-            next_size=self.halved,
+            next_size=self.current,
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -117,7 +117,7 @@ def sample_images(
         progress(int(rows[-1]) + 1, len(noise))
 
     micro_batches = MicroBatches(engine.config.batch.micro_batch)
-    micro_batches.halved = micro_batches.size or SAMPLING_BATCH
+    micro_batches.current = micro_batches.size or SAMPLING_BATCH
     micro_batches.each(len(noise), sample_rows)
     of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
     group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]

@@ -56,7 +56,7 @@ def hub(pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(pipeline, hub, tdmr1, tmp_path_factory):
     run = tmp_path_factory.mktemp("published") / "run"
-    # The stand-in writes no letters, so that a second reward is what tells its images apart.
+    # The stand-in writes no letters, so only a second reward gives its images different scores.
     typed = ["--reward", "ocr_match", "--reward", "jpeg_size", "--model", "sd3.5-tdm", "--model-path", pipeline]
     done = tdmr1("train", *typed, *SETS, "--iterations", 2, "--output", run, HF_HOME=str(hub[0]))
     tdmr1("export", run, "--comfyui", HF_HOME=str(hub[0]))
