@@ -6,9 +6,8 @@
 Random weights need the same memory and time as trained ones. Text encoders and rewards are omitted: the conditioning is
 random. The output contains the estimate of `tdmr1 plan` for the generator update (`estimated_activations`) and, on a
 GPU, the measured growth of the allocated memory during the update (`measured_growth`). On a CPU the peak of a single
-stage cannot be measured, so `measured_growth` is null.
-
-Not run on a GPU so far.
+stage cannot be measured, so `measured_growth` is null. `sustained_tflops` is the value for `tdmr1 plan --tflops`: the
+FLOPs that `tdmr1 plan` counts for an iteration, divided by the seconds of the four stages.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 
 import pluggy
@@ -35,8 +34,8 @@ from tdmr1_core.models.loading import backbone_class
 from tdmr1_core.models.meta_network import LoraShape, build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.registry import ModelEntry
-from tdmr1_core.planning.dry_update import dry_update, text_widths
-from tdmr1_core.planning.estimate import Architecture, read_architecture
+from tdmr1_core.planning.dry_update import Update, dry_update, text_widths
+from tdmr1_core.planning.estimate import Architecture, passes_an_image, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
@@ -88,8 +87,19 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
     return Engine(config, Parts(entry, roles, [Prompt("a", {}), Prompt("b", {})], None, Hooks(manager)))
 
 
-def measure(engine: Engine) -> dict[str, dict[str, float | None]]:
-    """Images per second and peak bytes of every stage, measured after one warm-up call."""
+@dataclass(frozen=True)
+class StageCost:
+    """What one call of a stage needed."""
+
+    images_per_second: float
+    peak_bytes: float
+    """Allocated on the GPU; on a CPU, resident in this process since its start."""
+    growth_bytes: float | None
+    """Peak minus the bytes that were allocated before the call; None on a CPU."""
+
+
+def measure(engine: Engine) -> dict[str, StageCost]:
+    """The cost of every stage, measured after one warm-up call."""
     trajectory = engine.rollout(engine.next_groups())
     images = trajectory.groups.images
     values = torch.linspace(-1, 1, engine.config.batch.group_size, dtype=torch.float64)
@@ -100,7 +110,7 @@ def measure(engine: Engine) -> dict[str, dict[str, float | None]]:
         "surrogate": lambda: engine.update_surrogate(trajectory, advantages),
         "generator": lambda: engine.update_generator(trajectory, advantages),
     }
-    results: dict[str, dict[str, float | None]] = {}
+    costs: dict[str, StageCost] = {}
     for name, stage in stages.items():
         stage()
         allocated = _reset_peak()
@@ -109,8 +119,8 @@ def measure(engine: Engine) -> dict[str, dict[str, float | None]]:
         _synchronize()
         seconds = time.monotonic() - started
         growth = None if allocated is None else _peak() - allocated
-        results[name] = {"images_per_second": images / seconds, "peak_bytes": _peak(), "growth_bytes": growth}
-    return results
+        costs[name] = StageCost(images / seconds, _peak(), growth)
+    return costs
 
 
 def lora_shape(entry: ModelEntry) -> LoraShape:
@@ -118,9 +128,8 @@ def lora_shape(entry: ModelEntry) -> LoraShape:
     return LoraShape(entry.rank, entry.alpha, entry.targets)
 
 
-def estimated_activations(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> int:
-    """The estimate of `tdmr1 plan` for the generator update with one micro-batch, in bytes."""
-    images = config.batch.micro_batch or config.batch.groups * config.batch.group_size
+def planned_update(entry: ModelEntry, architecture: Architecture, config: RunConfig, images: int) -> Update:
+    """The estimate of `tdmr1 plan` for the generator update with one micro-batch of `images` images."""
     return dry_update(
         config,
         FAMILIES[entry.family],
@@ -128,9 +137,9 @@ def estimated_activations(entry: ModelEntry, architecture: Architecture, config:
         architecture.latent_shape(entry.height, entry.width),
         architecture.tokens,
         lora_shape(entry),
-        images=int(images),
+        images=images,
         gpu=torch.cuda.is_available(),
-    ).bytes
+    )
 
 
 def _synchronize() -> None:
@@ -180,15 +189,25 @@ def main() -> None:
     )
     entry = replace(ENTRIES[options.architecture], height=options.size, width=options.size)
     architecture = read_architecture(entry)
-    estimate = estimated_activations(entry, architecture, config)
+    micro_batch = options.micro_batch or options.groups * options.group_size
+    update = planned_update(entry, architecture, config, micro_batch)
     before = _peak()
     engine = build(entry, architecture, config)
     loaded = _peak()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     stages = measure(engine)
-    measured = stages["generator"]["growth_bytes"]
-    document = {**vars(options), "device": device, "start": before, "loaded": loaded, "stages": stages}
-    print(json.dumps(document | {"estimated_activations": estimate, "measured_growth": measured}, indent=1))
+    seconds_per_image = sum(1 / stage.images_per_second for stage in stages.values())
+    document = {
+        **vars(options),
+        "device": device,
+        "start": before,
+        "loaded": loaded,
+        "stages": {name: asdict(cost) for name, cost in stages.items()},
+        "estimated_activations": update.bytes,
+        "measured_growth": stages["generator"].growth_bytes,
+        "sustained_tflops": passes_an_image(config, entry, micro_batch) * update.operations / seconds_per_image / 1e12,
+    }
+    print(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def test_every_stage_is_measured(monkeypatch, capsys):
     assert set(document["stages"]) == {"rollout", "fake", "surrogate", "generator"}
     assert all(stage["images_per_second"] > 0 for stage in document["stages"].values())
     assert document["estimated_activations"] > 0
+    assert document["sustained_tflops"] > 0
     assert document["measured_growth"] is None, "a CPU's peak can't be taken for a stage"
 
 
