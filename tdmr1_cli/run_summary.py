@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tdmr1_core.runs.run import RunResult
 
 GB = 1e9
-TFLOPS = 60.0
-"""Assumed sustained TFLOP/s of one GPU, if none are given."""
+TFLOPS = 140.0
+"""Assumed sustained TFLOP/s of one GPU: the lowest that was measured on an H100 (docs/performance.md)."""
 
 
 def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
