@@ -80,28 +80,79 @@ def resolve_settings(
         keep_reward_settings,
         merge,
         named_rewards,
-        parse_assignments,
         read_preset,
         resolve,
     )
     from tdmr1_core.preflight.rewards import RewardFinder
 
+    # Each step goes on after an error of an earlier one, so that all mistakes are reported together.
     errors: list[Tdmr1Error] = []
-    find = RewardFinder(extensions.plugins.rewards)
-    file: Tree = {}
-    typed: Tree = {}
-    sets: Tree = {}
-    own: Tree = {}
-    preset: Tree = {}
+    finder = RewardFinder(extensions.plugins.rewards)
     entry: ModelEntry | None = None
     config: RunConfig | None = None
-    # Each step goes on after an error of an earlier one, so that all mistakes are reported together.
+    layers = _read_layers(flags, errors)
+    named = named_rewards(layers.merged.get("rewards"))
+    name = _text_at(layers.merged, "model", "name") or DEFAULT_MODEL
+    try:
+        entry = _model_entry(name, layers.merged, extensions)
+    except Tdmr1Error as error:
+        errors.append(error)
+    distills = kind == "distill" or (kind is None and layers.merged.get("kind") == "distill")
+    if entry is not None and not distills and entry.needs_lora and entry.lora is None:
+        errors.append(entry.missing_lora())
+    model_settings = entry.settings if entry else {}
+    base: Tree = {"model": {"name": name}, "kind": kind or "train"}
+    default_reward = _default_reward(entry, needs_reward=needs_reward)
+    if default_reward and not distills:
+        base["rewards"] = [{"name": default_reward}]
+    preset_name = flags.preset or _default_preset(named, entry, finder, distills=distills)
+    try:
+        preset = read_preset(preset_name) if preset_name not in (None, NO_PRESET) else {}
+    except Tdmr1Error as error:
+        errors.append(error)
+        preset = {}
+    preset = merge(merge(base, preset), model_settings)
+    file = keep_reward_settings(layers.file, preset)
+    options = keep_reward_settings(layers.options, merge(preset, file))
+    try:
+        config = resolve([preset, fitting_evaluation(preset, named), file, options, layers.sets])
+    except Tdmr1Error as error:
+        errors.append(error)
+    if config is not None and kind is not None and config.kind != kind:
+        errors.append(_wrong_kind(config.kind, kind))
+    if errors:
+        _raise_all(errors, finder, named, config)
+    assert config is not None
+    from tdmr1_core.preflight.resolved import resolve_run
+
+    used_preset = preset_name if preset_name != NO_PRESET else None
+    return resolve_run(config, extensions, entry=entry, finder=finder, preset=used_preset)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers above the preset. `merged` are all three together."""
+
+    file: Tree
+    options: Tree
+    sets: Tree
+    merged: Tree
+
+
+def _read_layers(flags: Flags, errors: list[Tdmr1Error]) -> _Layers:
+    """The settings of CONFIG.yaml, options and --set. A layer with a mistake is empty; the mistake goes to `errors`."""
+    from tdmr1_core.config_loading import keep_reward_settings, merge, parse_assignments
+
+    file: Tree = {}
+    options: Tree = {}
+    sets: Tree = {}
+    merged: Tree = {}
     try:
         file = read_config(flags.config)
     except Tdmr1Error as error:
         errors.append(error)
     try:
-        typed = _flag_tree(flags)
+        options = _flag_tree(flags)
     except Tdmr1Error as error:
         errors.append(error)
     try:
@@ -109,49 +160,19 @@ def resolve_settings(
     except Tdmr1Error as error:
         errors.append(error)
     try:
-        own = merge(merge(file, keep_reward_settings(typed, file)), sets)
+        merged = merge(merge(file, keep_reward_settings(options, file)), sets)
     except Tdmr1Error as error:
         errors.append(error)
-    named = named_rewards(own.get("rewards"))
-    name = _text_at(own, "model", "name") or DEFAULT_MODEL
-    try:
-        entry = _model_entry(name, own, extensions)
-    except Tdmr1Error as error:
-        errors.append(error)
-    of_model = entry.settings if entry else {}
-    distills = kind == "distill" or (kind is None and own.get("kind") == "distill")
-    if entry is not None and not distills and entry.needs_lora and entry.lora is None:
-        errors.append(entry.missing_lora())
-    preset_name = flags.preset or _default_preset(named, entry, find, distills=distills)
-    try:
-        preset = read_preset(preset_name) if preset_name not in (None, NO_PRESET) else {}
-    except Tdmr1Error as error:
-        errors.append(error)
-    base: Tree = {"model": {"name": name}, "kind": kind or "train"}
-    default_reward = entry.default_reward if entry else STAND_IN_REWARD
-    if not needs_reward:
-        default_reward = default_reward or STAND_IN_REWARD
-    if default_reward and not distills:
-        base["rewards"] = [{"name": default_reward}]
-    preset = merge(merge(base, preset), of_model)
-    file = keep_reward_settings(file, preset)
-    typed = keep_reward_settings(typed, merge(preset, file))
-    try:
-        config = resolve([preset, fitting_evaluation(preset, named), file, typed, sets])
-    except Tdmr1Error as error:
-        errors.append(error)
-    if config is not None and kind is not None and config.kind != kind:
-        errors.append(_wrong_kind(config.kind, kind))
-    if errors:
-        _raise_all(errors, find, named, config)
-    assert config is not None
-    from tdmr1_core.preflight.resolved import resolve_run
-
-    used_preset = preset_name if preset_name != NO_PRESET else None
-    return resolve_run(config, extensions, entry=entry, find=find, preset=used_preset)
+    return _Layers(file, options, sets, merged)
 
 
-def _raise_all(errors: list[Tdmr1Error], find: RewardFinder, named: Sequence[Tree], config: RunConfig | None) -> None:
+def _default_reward(entry: ModelEntry | None, *, needs_reward: bool) -> str | None:
+    """The reward of a run that names none: the model's, or the stand-in where none is called; None if there is none."""
+    default = entry.default_reward if entry else STAND_IN_REWARD
+    return default if needs_reward else default or STAND_IN_REWARD
+
+
+def _raise_all(errors: list[Tdmr1Error], finder: RewardFinder, named: Sequence[Tree], config: RunConfig | None) -> None:
     """Raise the errors together with one for each reward that cannot be found."""
     from tdmr1_core.config_loading import source_of
 
@@ -161,7 +182,7 @@ def _raise_all(errors: list[Tdmr1Error], find: RewardFinder, named: Sequence[Tre
         rewards = [(reward.source or reward.name, reward.python) for reward in listed]
     for reward in dict.fromkeys(rewards):
         try:
-            find.find(*reward)
+            finder.find(*reward)
         except Tdmr1Error as error:
             errors.append(error)
     raise_together(errors)
@@ -242,7 +263,7 @@ def _weight(text: str, reward: str, source: str) -> float:
 
 
 def _default_preset(
-    named: Sequence[Tree], entry: ModelEntry | None, find: RewardFinder, *, distills: bool
+    named: Sequence[Tree], entry: ModelEntry | None, finder: RewardFinder, *, distills: bool
 ) -> str | None:
     """The preset without --preset. An unknown reward has none here; it is reported with the other mistakes."""
     from tdmr1_core.config_loading import preset_names, source_of
@@ -259,7 +280,7 @@ def _default_preset(
         combined = f"{entry.default_preset}-{source}"
         return combined if combined in preset_names() else entry.default_preset
     try:
-        return find.find(source, _python(first)).spec.default_preset
+        return finder.find(source, _python(first)).spec.default_preset
     except Tdmr1Error:
         return None
 

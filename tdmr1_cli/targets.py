@@ -15,6 +15,7 @@ from tdmr1_core.errors import Tdmr1Error
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
     from tdmr1_core.plugins import Extensions
+    from tdmr1_core.preflight.resolved import ResolvedEngine
 
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN|MODEL", help="A run folder, the name of a model, or a pipeline directory.")
@@ -24,10 +25,10 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded engine. `is_run` says whether it has the trained weights of a run."""
+    """A loaded engine and what it was built from. `is_run` says whether it has the trained weights of a run."""
 
     engine: Engine
-    extensions: Extensions
+    resolved: ResolvedEngine
     is_run: bool
 
 
@@ -66,18 +67,18 @@ def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
             )
         message(f"loading {target} …")
         from tdmr1_core.distributed import set_threads
-        from tdmr1_core.runs.checkpoints.resume import load_run_config
-        from tdmr1_core.runs.load_run import load_trained
+        from tdmr1_core.runs.load_run import load_resolved, resolve_trained
 
-        set_threads(load_run_config(Path(target)).threads)
-        return Target(load_trained(Path(target), extensions), extensions, True)
+        trained = resolve_trained(Path(target), extensions)
+        set_threads(trained.config.threads)
+        return Target(load_resolved(Path(target), trained), trained, True)
     resolved = resolve_settings(_with_model(target, flags, extensions, needs_reward), "train", extensions)
     message(f"loading {target} …")
     from tdmr1_core.distributed import set_threads
     from tdmr1_core.engine import Engine
 
     set_threads(resolved.config.threads)
-    return Target(Engine.from_resolved(resolved), extensions, False)
+    return Target(Engine.from_resolved(resolved), resolved, False)
 
 
 def _with_model(target: str, flags: Flags, extensions: Extensions, needs_reward: bool) -> Flags:

@@ -18,6 +18,7 @@ from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RewardConfig
+    from tdmr1_core.prompts.sets import PromptSet
     from tdmr1_core.runs.evaluation.evaluate import Evaluation
 
 STUDENT, TRAINED = "student", "trained"
@@ -75,11 +76,10 @@ def command(
     )
     loaded = load_target(target, flags, needs_reward=True)
     engine, settings = loaded.engine, loaded.engine.config.evaluation
-    sources = prompts or _default_prompts(loaded)
     tables = _measure(
         loaded,
         _reward_configs(loaded, typed),
-        sources,
+        _prompt_sets(loaded, prompts),
         images=images or settings.images,
         seed=settings.seed if seed is None else seed,
         teacher=[
@@ -91,19 +91,20 @@ def command(
     if json:
         emit_json(_document(target, loaded, tables))
     else:
-        for source, rows in tables.items():
-            _show(source, rows)
+        for name, rows in tables.items():
+            _show(name, rows)
 
 
-def _default_prompts(loaded: Target) -> list[str]:
-    """The prompt sets of the run's own evaluations: training prompts and held-out prompts."""
-    from tdmr1_core.preflight.resolved import evaluation_prompts_name, training_prompts_name
-    from tdmr1_core.preflight.rewards import RewardFinder
+def _prompt_sets(loaded: Target, names: Sequence[str] | None) -> list[PromptSet]:
+    """The prompt sets of --prompts, else those of the run's own evaluations: training and held-out prompts."""
+    from tdmr1_core.preflight.resolved import evaluation_prompts_name
+    from tdmr1_core.prompts.sets import load_prompt_set
 
-    config, entry = loaded.engine.config, loaded.engine.entry
-    rewards = RewardFinder(loaded.extensions.plugins.rewards).resolve(config.rewards)
-    training = training_prompts_name(config, entry, rewards)
-    return list(dict.fromkeys((training, evaluation_prompts_name(config, entry, training))))
+    entry, training = loaded.resolved.entry, loaded.resolved.prompts
+    if names:
+        return [load_prompt_set(name, entry.domain) for name in dict.fromkeys(names)]
+    held_out = evaluation_prompts_name(loaded.resolved.config, entry, training.name)
+    return [training] if held_out == training.name else [training, load_prompt_set(held_out, entry.domain)]
 
 
 def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
@@ -126,7 +127,7 @@ def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[Reward
 def _measure(
     loaded: Target,
     rewards: Sequence[RewardConfig],
-    sources: Sequence[str],
+    prompt_sets: Sequence[PromptSet],
     *,
     images: int,
     seed: int,
@@ -136,33 +137,30 @@ def _measure(
     from tdmr1_cli.progress import Stages
     from tdmr1_core.build.rewards import build_runner
     from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.preflight.rewards import RewardFinder
-    from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.runs.evaluation.evaluate import evaluate
 
     engine = loaded.engine
-    prompt_sets = {source: load_prompts(source, engine.entry.domain) for source in sources}
-    tables: dict[str, list[Row]] = {source: [] for source in sources}
+    tables: dict[str, list[Row]] = {prompt_set.name: [] for prompt_set in prompt_sets}
     device = str(engine.roles.backbone.device)
-    resolved = RewardFinder(loaded.extensions.plugins.rewards).resolve(rewards)
+    resolved = loaded.resolved.finder.resolve(rewards)
     with ExitStack() as closing, Stages() as stages:
         runner = build_runner(resolved, closing, device=device)
 
         def evaluate_role(label: str, role: str, steps: int, guidance: float) -> None:
-            for source, prompts in prompt_sets.items():
+            for prompt_set in prompt_sets:
                 result = evaluate(
                     engine,
                     runner,
                     role,
-                    source,
-                    prompts,
+                    prompt_set.name,
+                    prompt_set.prompts,
                     images=images,
                     seed=seed,
                     steps=steps,
                     guidance_scale=guidance,
-                    progress=partial(stages, f"{label} on {source}"),
+                    progress=partial(stages, f"{label} on {prompt_set.name}"),
                 )
-                tables[source].append(Row(label, steps, guidance, result))
+                tables[prompt_set.name].append(Row(label, steps, guidance, result))
 
         for steps, guidance in teacher:
             evaluate_role(f"teacher, guidance {guidance:g}", TEACHER, steps, guidance)

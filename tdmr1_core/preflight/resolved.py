@@ -7,7 +7,7 @@ what they do with it. Nothing here needs torch or loads a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
@@ -26,6 +26,7 @@ class ResolvedEngine:
 
     config: RunConfig
     extensions: Extensions
+    finder: RewardFinder
     entry: ModelEntry
     prompts: PromptSet
     rewards: tuple[ResolvedReward, ...]
@@ -51,17 +52,29 @@ class ResolvedRun(ResolvedEngine):
         """The names of trained rewards that ask people."""
         return [reward.config.name for reward in self.rewards if not reward.registered.spec.evaluates]
 
+    def with_settings(self, config: RunConfig) -> ResolvedRun:
+        """The same run with the settings of `freeze_rewards`, which differ only in the options of rewards.
 
-def resolve_engine(
-    config: RunConfig, extensions: Extensions | None = None, *, find: RewardFinder | None = None
-) -> ResolvedEngine:
+        Raises Tdmr1Error for an option that this process does not accept.
+        """
+        rewards = self.finder.resolve_run(config, self.entry.domain)
+        return replace(
+            self,
+            config=config,
+            rewards=rewards.trained,
+            evaluation_rewards=rewards.evaluation,
+            held_out_rewards=rewards.held_out,
+        )
+
+
+def resolve_engine(config: RunConfig, extensions: Extensions | None = None) -> ResolvedEngine:
     """Look up what an engine needs. Raises Tdmr1Error for a model, prompt set or reward that does not exist."""
     extensions = extensions or discover()
-    find = find or RewardFinder(extensions.plugins.rewards)
+    finder = RewardFinder(extensions.plugins.rewards)
     entry = extensions.entry(config.model)
-    rewards = find.resolve(config.rewards)
+    rewards = finder.resolve(config.rewards)
     name = training_prompts_name(config, entry, rewards)
-    return ResolvedEngine(config, extensions, entry, load_prompt_set(name, entry.domain), rewards)
+    return ResolvedEngine(config, extensions, finder, entry, load_prompt_set(name, entry.domain), rewards)
 
 
 def resolve_run(
@@ -69,19 +82,19 @@ def resolve_run(
     extensions: Extensions | None = None,
     *,
     entry: ModelEntry | None = None,
-    find: RewardFinder | None = None,
+    finder: RewardFinder | None = None,
     preset: str | None = None,
 ) -> ResolvedRun:
     """Look up all that a run needs, and check the settings. The config of the result has absolute paths.
 
-    `entry` and `find` are for callers that have looked up the model or rewards already. Raises Tdmr1Error for settings
-    that contradict each other, and for a model, prompt set, reward or option that does not exist.
+    `entry` and `finder` are for callers that have looked up the model or rewards already. Raises Tdmr1Error for
+    settings that contradict each other, and for a model, prompt set, reward or option that does not exist.
     """
     extensions = extensions or discover()
-    find = find or RewardFinder(extensions.plugins.rewards)
+    finder = finder or RewardFinder(extensions.plugins.rewards)
     entry = entry or extensions.entry(config.model)
     config = make_absolute(config, entry, extensions)
-    rewards = find.resolve_run(config, entry.domain)
+    rewards = finder.resolve_run(config, entry.domain)
     training = training_prompts_name(config, entry, rewards.trained)
     held_out = evaluation_prompts_name(config, entry, training)
     sets = tuple(load_prompt_set(name, entry.domain) for name in dict.fromkeys((training, held_out)))
@@ -94,6 +107,7 @@ def resolve_run(
     return ResolvedRun(
         config,
         extensions,
+        finder,
         entry,
         sets[0],
         rewards.trained,
@@ -163,7 +177,3 @@ def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequenc
 def evaluation_prompts_name(config: RunConfig, entry: ModelEntry, training: str) -> str:
     """The held-out prompt set of evaluations: that of the settings, else the companion of the training prompts."""
     return config.prompts.evaluate or held_out_companion(training, entry.domain)
-
-
-def _configs(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
-    return tuple(reward.config for reward in rewards)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -120,11 +121,9 @@ class Run:
             return _unused(folder), freeze_rewards(resolved)
 
         folder, kept = processes.on_first(begin)
-        # The settings of the first process are those of all. Frozen options are looked up like any others.
-        found = resolved
-        if processes.any(kept != found.config):
-            preset = found.preset
-            resolved = processes.on_each(lambda: resolve_run(kept, found.extensions, preset=preset))
+        # The settings of the first process are those of all.
+        if processes.any(kept != resolved.config):
+            resolved = processes.on_each(partial(resolved.with_settings, kept))
         return cls(folder, resolved, processes=processes)
 
     @classmethod
@@ -190,8 +189,6 @@ class Run:
 
     def _lead(self, engine: Engine, evaluator: Evaluator, observer: Observer) -> RunResult:
         """The first process: iterate and write everything."""
-        if evaluator.runner is None and engine.scoring is not None and self.resolved.evaluation_rewards:
-            evaluator.runner = engine.scoring.runner
         with ExitStack() as closing:
             tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
             closing.callback(tracker.close)
@@ -249,7 +246,7 @@ class Run:
             self._save(engine, observer)
             return result
         after = self._evaluate(engine, evaluator, tracker, observer)
-        if self._stop and evaluator.runner is not None:
+        if self._stop and self.resolved.evaluation_rewards:
             warn(
                 f"the last evaluation was interrupted; `tdmr1 train --resume {self.folder}` repeats it",
                 code="evaluation-cut-off",
@@ -271,7 +268,7 @@ class Run:
         Nothing is written for an evaluation that is stopped, so that a resume repeats it.
         """
         results = evaluator.evaluate(engine, observer, lambda: self._stop)
-        if evaluator.runner is not None and not self._stop:
+        if self.resolved.evaluation_rewards and not self._stop:
             tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
             if reading := evaluator.read_guard(engine, results):
                 tracker.guard(reading.step, reading.row())

@@ -27,21 +27,22 @@ class Evaluator:
 
     resolved: ResolvedRun
     runner: RewardRunner | None
-    """The rewards of evaluations; None if the run is not evaluated, such as a distillation without rewards."""
+    """Rewards that only evaluations use; None if the trained rewards score evaluations, or if nothing does."""
     guard: Guard | None
 
     def evaluate(self, engine: Engine, observer: Observer, stop: Callable[[], bool]) -> list[Evaluation]:
         """One evaluation for each prompt set; fewer once `stop()` is true. Rewards keep no memory of it."""
         results: list[Evaluation] = []
         settings = self.resolved.config.evaluation
+        runner = self._runner(engine)
         for prompt_set in self.resolved.evaluation_prompts:
-            if self.runner is None or stop():
+            if runner is None or stop():
                 break
             observer.evaluating(GENERATOR_EMA, prompt_set.name)
-            with self.runner.preserving_states():
+            with runner.preserving_states():
                 result = evaluate(
                     engine,
-                    self.runner,
+                    runner,
                     GENERATOR_EMA,
                     prompt_set.name,
                     prompt_set.prompts,
@@ -51,6 +52,12 @@ class Evaluator:
             observer.evaluated(engine.iteration_index, result)
             results.append(result)
         return results
+
+    def _runner(self, engine: Engine) -> RewardRunner | None:
+        """The rewards that score evaluations; None if nothing does, such as in a distillation without rewards."""
+        if self.runner is None and self.resolved.evaluation_rewards and engine.scoring is not None:
+            return engine.scoring.runner
+        return self.runner
 
     def read_guard(self, engine: Engine, results: Sequence[Evaluation]) -> GuardReading | None:
         """The guard's reading of an evaluation, with a warning for each alarm; None without a guard."""
@@ -67,10 +74,7 @@ class Evaluator:
 def build_evaluator(
     resolved: ResolvedRun, fingerprints: Fingerprints, device: torch.device, closing: ExitStack
 ) -> Evaluator:
-    """The evaluator of a run with its rewards, which `closing` closes.
-
-    Its runner is None where the engine's own rewards score evaluations, or none do.
-    """
+    """The evaluator of a run with the rewards that the engine does not have, which `closing` closes."""
     config, rewards = resolved.config, resolved.evaluation_rewards
     trained = trained_directions(config)
     guarded = bool(rewards) and config.kind == "train" and config.guard.enabled
