@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 TDMR1_CHROMIUM ?= /usr/bin/chromium
 export TDMR1_CHROMIUM
 
+# Whole files, in order: the long ones come first, and a fixture of a file is made once.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: setup chromium train test test-fast test-long coverage lint tiny-world tiny-words tiny-pairs clean
 
 setup: $(READY)
@@ -25,7 +28,7 @@ lint: setup
 	$(BIN)/mypy
 
 test-fast: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "unit"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "unit"
 
 chromium:
 	@if [ -x "$(TDMR1_CHROMIUM)" ]; then exit 0; \
@@ -37,15 +40,15 @@ chromium:
 	fi || echo "Chromium cannot be installed: the browser tests fail"
 
 test: setup chromium lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu and not long"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not gpu and not long"
 
 # The long variants of the equivalence, kill, recipe and learning tests. Run it before a release.
 test-long: setup chromium
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "long and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "long and not gpu"
 
 # Line coverage of `make test` and `make test-long`, including subprocesses and forked processes.
 coverage: setup chromium
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not gpu" --cov --cov-config=pyproject.toml --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not gpu" --cov --cov-config=pyproject.toml --cov-report=term
 
 # Train the embedded model of shapes again: about an hour on two cores.
 tiny-world: setup

@@ -242,9 +242,8 @@ def climbs(each: Import) -> bool:
     )
 
 
-def measure(tree: Path) -> list[tuple[str, int, int, int]]:
-    """The rows of the table: what is measured, its value, and the least and largest value of the goal."""
-    counted = run_profile(tree)
+def path_rows(counted: dict[str, Any]) -> list[tuple[str, int, int, int]]:
+    """The rows of the start-up path: what is measured, its value, and the least and largest value of the goal."""
     everything = [file for file, _ in counted["entries"]]
     functions = [file for file, is_function in counted["entries"] if is_function]
     rows = [
@@ -253,7 +252,12 @@ def measure(tree: Path) -> list[tuple[str, int, int, int]]:
         ("files entered, with class bodies", len(set(everything)), 1, UNLIMITED),
         ("transitions, with class bodies", _transitions(everything), 1, UNLIMITED),
     ]
-    rows += [(row, counted["counts"][row], 1, goal) for row, (_, goal) in COUNTED.items()]
+    return rows + [(row, counted["counts"][row], 1, goal) for row, (_, goal) in COUNTED.items()]
+
+
+def measure(tree: Path) -> list[tuple[str, int, int, int]]:
+    """All rows of the table, as `path_rows` returns them."""
+    rows = path_rows(run_profile(tree))
     imports = read_imports(tree)
     for package in PACKAGES:
         run_time = find_cycles([each for each in imports if not each.typing_only], package)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import support.small_previews  # noqa: F401
 from support.packaging import Environment, build_wheel
 from support.paths import ROOT
 

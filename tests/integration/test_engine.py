@@ -68,7 +68,7 @@ def test_precision_changes_no_draw():
 
 
 def test_bf16_holds_the_frozen_weights_alone():
-    engine = Engine.from_config(small_config("model.precision=bf16", "memory.decoder=tiled"))
+    engine = Engine.from_config(small_config("model.precision=bf16", "memory.decoder=tiled", "batch.group_size=2"))
     engine.iteration()
     engine.close()
     network = engine.roles.backbone.network

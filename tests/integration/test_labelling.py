@@ -91,8 +91,9 @@ def test_confirmed_answers_survive_a_kill(tmp_path):
         assert f"{len(kept)} answers (+0)" in again.interrupt()
 
 
-def test_a_thousand_answers_of_five_people_are_stored_once_each(tmp_path):
-    folder = draw_folder(tmp_path / "pictures", 200)
+@pytest.mark.parametrize("images", [40, pytest.param(200, marks=pytest.mark.long)])
+def test_the_answers_of_five_people_are_stored_once_each(tmp_path, images):
+    folder, answers = draw_folder(tmp_path / "pictures", images), 5 * images
     with labelling(folder, "--judges", 5) as label:
         given, lock = [], threading.Lock()
 
@@ -105,13 +106,13 @@ def test_a_thousand_answers_of_five_people_are_stored_once_each(tmp_path):
                         given.append((offer["item"], person.id))
 
         together([Person(label.url, f"p{number}") for number in range(5)], judge)
-        assert len(given) == len(set(given)) == 1000
+        assert len(given) == len(set(given)) == answers
         stored = rows(folder, "SELECT item, person FROM answers WHERE withdrawn IS NULL")
         assert sorted(stored) == sorted(given)
-        assert rows(folder, "SELECT count(*) FROM answers") == [(1000,)]
+        assert rows(folder, "SELECT count(*) FROM answers") == [(answers,)]
         messages = label.interrupt()
     assert label.process.returncode == 0
-    assert "1000 answers (+1000)" in messages
+    assert f"{answers} answers (+{answers})" in messages
     assert "Traceback" not in messages
 
 

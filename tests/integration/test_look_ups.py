@@ -1,4 +1,4 @@
-"""How often a start loads prompt sets and looks up rewards (`benchmarks/way_in.py`)."""
+"""The start-up path of `tdmr1 train`: its length, and how often it looks things up (`benchmarks/way_in.py`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from support.paths import ROOT
 pytestmark = pytest.mark.integration
 
 
-def test_a_start_loads_and_looks_up_everything_once():
-    counts = way_in.run_profile(ROOT)["counts"]
-    assert counts == {
+@pytest.fixture(scope="module")
+def profile():
+    """What runs between the first line of `tdmr1 train` and the first evaluation."""
+    return way_in.run_profile(ROOT)
+
+
+def test_a_start_loads_and_looks_up_everything_once(profile):
+    assert profile["counts"] == {
         "prompt sets loaded": 2,  # training and held-out prompts
         "evaluation_prompts": 1,
         "reward find": 2,  # object_count and geneval
@@ -20,3 +25,8 @@ def test_a_start_loads_and_looks_up_everything_once():
         "settings checked": 1,
         "paths made absolute": 1,
     }
+
+
+def test_the_start_up_path_meets_its_goals(profile):
+    missed = [row for row in way_in.path_rows(profile) if not row[2] <= row[1] <= row[3]]
+    assert missed == []

@@ -41,9 +41,9 @@ def one_sided(batch: RewardBatch) -> RewardResult:
 
 
 def iterate(folder: Path, assignments: tuple[str, ...], preset: str, reward: str | None) -> None:
-    """Three iterations in this process, alone or as one of several. Each writes its weights, the first the metrics."""
+    """Two iterations in this process, alone or as one of several. Each writes its weights, the first the metrics."""
     named = {"rewards": [{"name": "one_sided", "source": reward}]} if reward else {}
-    config = small_config(*assignments, preset=preset, **named)
+    config = small_config("iterations=2", *assignments, preset=preset, **named)
     processes = join_processes(config.model.device)
     kind = DistillEngine if config.kind == "distill" else Engine
     engine = kind.from_config(config, processes=processes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.command_line import run_tdmr1
 from support.packaging import SMALL, Environment, build_wheel
 from support.paths import ROOT
 
@@ -84,28 +85,37 @@ def test_a_package_is_found_passes_its_own_tests_and_trains(package, installed, 
         assert row["reward/mean"] == pytest.approx(expected)
 
 
+def test_the_wheel_evaluates_and_exports_a_run(environment, tmp_path):
+    run = tmp_path / "r"
+    run_tdmr1("train", "--iterations", "1", "--output", run, *SMALL)
+    shown = environment.tdmr1("evaluate", run, "--images", "2", "--teacher-steps", "1", "--json")
+    assert json.loads(shown.stdout)["iteration"] == 1
+    environment.tdmr1("export", run)
+    assert (run / "export" / "pytorch_lora_weights.safetensors").stat().st_size > 1e6
+
+
 def test_broken_plugins_never_break_the_host(environment, tmp_path):
     environment.install(build_wheel(ROOT / "examples" / "reward_plugin", tmp_path / "dist"))
     try:
+        entry_points = "".join(f'{module} = "{module}"\n' for module in BROKEN)
         for module, source in BROKEN.items():
-            (tmp_path / module).mkdir()
-            (tmp_path / module / f"{module}.py").write_text(source)
-            (tmp_path / module / "pyproject.toml").write_text(
-                '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-                f'[project]\nname = "{module}"\nversion = "1.0"\n[project.entry-points.tdmr1]\n{module} = "{module}"\n'
-                f'[tool.hatch.build.targets.wheel]\ninclude = ["{module}.py"]\n'
-            )
-            environment.install(build_wheel(tmp_path / module, tmp_path / module / "dist"))
+            (tmp_path / f"{module}.py").write_text(source)
+        (tmp_path / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+            f'[project]\nname = "broken"\nversion = "1.0"\n[project.entry-points.tdmr1]\n{entry_points}'
+            '[tool.hatch.build.targets.wheel]\ninclude = ["*.py"]\n'
+        )
+        environment.install(build_wheel(tmp_path, tmp_path / "broken_dist"))
         listed = environment.tdmr1("rewards", "list")
         assert "object_count" in listed.stdout
         assert "registers the same name" in " ".join(listed.stdout.split())
         assert "No module named 'no_such_module_40'" in listed.stderr
-        assert "plugin wrong_hook (from wrong_hook 1.0)" in listed.stderr
+        assert "plugin wrong_hook (from broken 1.0)" in listed.stderr
         environment.tdmr1("train", "--dry-run")
         claimed = environment.tdmr1("train", "--reward", "red_share", "--dry-run", code=2).stderr
         assert "[reward-name-conflict]" in claimed
         assert "TDMR1_DISABLE_PLUGINS=" in claimed
     finally:
-        for distribution in ("tdmr1-red-share", *BROKEN):
+        for distribution in ("tdmr1-red-share", "broken"):
             environment.uninstall(distribution)
     assert {entry["distribution"] for entry in rewards(environment).values()} == {"tdmr1"}

@@ -9,7 +9,7 @@ import sys
 from support.paths import ROOT
 from support.warm_cli import WarmCli, WarmProcess
 
-SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=12")
+SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=4")
 SETTINGS += ("saving.tensorboard=false",)
 SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
@@ -37,7 +37,7 @@ warm = WarmCli(environment())
 def run_tdmr1(*arguments, cwd=None, code=0, fresh=False, **changes):
     """Run the command line and expect an exit code (None: any); `fresh` starts a new interpreter."""
     variables = environment(**changes)
-    if fresh or not _may_fork(arguments, variables):
+    if fresh or not warm.can_run(variables):
         done = subprocess.run(command(*arguments), cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
     else:
         done = warm.run(arguments, variables, cwd=cwd, timeout=600)
@@ -56,11 +56,6 @@ def run_script(path, *arguments, timeout=600):
 def start_tdmr1(*arguments, fresh=False, stdout=None, stderr=None, **changes) -> subprocess.Popen | WarmProcess:
     """Start the command line in the background; the streams are as those of `subprocess.Popen`."""
     variables = environment(**changes)
-    if fresh or not _may_fork(arguments, variables):
+    if fresh or not warm.can_run(variables):
         return subprocess.Popen(command(*arguments), env=variables, stdout=stdout, stderr=stderr, text=True)
     return warm.start(arguments, variables, stdout=stdout, stderr=stderr)
-
-
-def _may_fork(arguments, variables):
-    """Whether a fork does: processes that are spawned by a command start from its own main module."""
-    return "--processes" not in arguments and warm.can_run(variables)

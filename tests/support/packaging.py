@@ -30,12 +30,6 @@ def build_wheel(source: Path, folder: Path) -> Path:
     return wheel
 
 
-def pip_install(source: Path, target: Path) -> dict[str, str]:
-    """Install a package into a folder of its own; returns the environment that sees it first."""
-    run(*PIP, "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", target, source)
-    return {**os.environ, "PYTHONPATH": str(target)}
-
-
 class Environment:
     """A fresh virtual environment over the packages of this one: of an editable install in it, nothing is importable.
 

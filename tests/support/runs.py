@@ -14,7 +14,7 @@ SMALL = (
     "iterations=3",
     "batch.groups=2",
     "batch.group_size=4",
-    "evaluation.images=12",
+    "evaluation.images=4",
     "saving.samples_every=0",
     "saving.tensorboard=false",
 )

@@ -10,6 +10,7 @@ are imported cannot be changed in a fork: `can_run` is false for those, and the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import posix
@@ -48,8 +49,12 @@ WARM_MODULES = (
     "torch.utils.flop_counter:FlopCounterMode",
     "torch._subclasses.fake_tensor:FakeTensorMode",
     "tdmr1_rewards.builtin.object_count",
+    "support.small_previews",
 )
-"""What commands import when they first use it; not onnxruntime, which starts a thread that no fork would have."""
+"""What commands import when they first use it, and the smaller grids of tests.
+
+Not onnxruntime, which starts a thread that no fork would have.
+"""
 
 
 class WarmCli:
@@ -206,6 +211,7 @@ def serve(control: socket.socket) -> None:
     """Fork a child for each request until the client closes its end; the children that still run are killed then."""
     sys.path[0] = os.getcwd()
     import_everything()
+    fork_processes()
     installed = installed_path()
     ready = selectors.DefaultSelector()
     ready.register(control, selectors.EVENT_READ)
@@ -277,6 +283,15 @@ def import_everything() -> None:
     if threads > 1:
         raise RuntimeError(f"the server of support.warm_cli has {threads} threads; a fork needs exactly 1")
     gc.freeze()
+
+
+def fork_processes() -> None:
+    """Let `--processes` fork: its processes would import everything again, as they do in a real command."""
+    import torch.multiprocessing
+
+    torch.multiprocessing.start_processes = functools.partial(
+        torch.multiprocessing.start_processes, start_method="fork"
+    )
 
 
 def become(request: dict[str, Any], descriptors: list[int], installed: list[str]) -> NoReturn:

@@ -63,7 +63,7 @@ def test_a_reward_that_fails_in_one_process_stops_and_saves_all(packaged_model, 
     assert steps(folder) == [1, 2, 3]
 
 
-def test_a_stop_reaches_all_and_a_killed_process_ends_all(packaged_model, tmp_path):
+def test_a_stop_reaches_all(packaged_model, tmp_path):
     folder = tmp_path / "run"
     process = start("train", *FEW, "--iterations", 50, "--processes", 2, "--output", folder)
     said = until_first_iteration(process)
@@ -75,7 +75,10 @@ def test_a_stop_reaches_all_and_a_killed_process_ends_all(packaged_model, tmp_pa
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert checkpoints == [f"step-{steps(folder)[-1]:06d}"]
 
-    process = start("train", "--resume", folder, "--processes", 2)
+
+@pytest.mark.long
+def test_a_killed_process_ends_all(packaged_model, tmp_path):
+    process = start("train", *FEW, "--iterations", 50, "--processes", 2, "--output", tmp_path / "run")
     said = until_first_iteration(process)
     listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     children = [int(pid) for pid in listed.stdout.split()]
@@ -102,8 +105,10 @@ def counting(batch: RewardBatch) -> RewardResult:
 
 @pytest.mark.parametrize(
     "launcher",
-    [("torch.distributed.run", "--nproc_per_node", "2"), (*ACCELERATE, "--num_processes", "2")],
-    ids=["torchrun", "accelerate launch"],
+    [
+        pytest.param(("torch.distributed.run", "--nproc_per_node", "2"), id="torchrun"),
+        pytest.param((*ACCELERATE, "--num_processes", "2"), id="accelerate launch", marks=pytest.mark.long),
+    ],
 )
 def test_other_launchers_start_a_run_of_two_processes(packaged_model, tmp_path, launcher):
     folder, seen = tmp_path / "run", tmp_path / "seen"

@@ -139,7 +139,8 @@ def test_probing_says_whether_the_surrogate_learnt(packaged_model, tdmr1):
 
 def test_distilling_exports_a_lora_to_train_from(packaged_model, tdmr1, tmp_path):
     folder = tmp_path / "run"
-    small = ["--set", "batch.groups=2", "--set", "saving.tensorboard=false", "--iterations", 1]
+    settings = ("batch.groups=2", "batch.group_size=2", "evaluation.images=2", "saving.tensorboard=false")
+    small = [*(part for setting in settings for part in ("--set", setting)), "--iterations", 1]
     done = tdmr1("distill", "--model", "tiny-tdm", *small, "--output", folder, "--quiet", fresh=True)
     lora = folder / "export" / "pytorch_lora_weights.safetensors"
     assert done.stdout == f"{lora}\n"

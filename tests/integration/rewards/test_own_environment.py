@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.own_environment.layered import HERE, Job, engine_elsewhere, make_environment, run, score_elsewhere
+from support.own_environment.layered import HERE, Job, engines_elsewhere, make_environment, run, score_elsewhere
 
 pytestmark = pytest.mark.integration
 
@@ -70,8 +70,7 @@ def test_easyocr_reads_with_a_custom_network(python, bar_reader, tmp_path):
     assert read["scores"] == [1.0, pytest.approx(2 / 3), 0.0, None]
     assert read["details"][0] == {"engine": "easyocr", "target": "cab", "read": "cab"}
     missing, pickled = others
-    assert engine_elsewhere(python, bar_reader) == "easyocr"
-    assert engine_elsewhere(python, {**without_weights, "engine": "auto"}) == "rapidocr"
+    assert engines_elsewhere(python, bar_reader, {**without_weights, "engine": "auto"}) == ["easyocr", "rapidocr"]
     assert "downloads disabled" in missing["error"]
     assert "rapidocr" in missing["hint"]
     assert "must contain only tensors" in pickled["error"]

@@ -30,7 +30,7 @@ RESOLVE = """
 import json, sys
 from tdmr1_rewards.builtin.ocr_match import OcrMatchOptions, resolve_engine
 print()
-print(resolve_engine(OcrMatchOptions(**json.loads(sys.argv[1]))).engine)
+print(json.dumps([resolve_engine(OcrMatchOptions(**options)).engine for options in json.loads(sys.argv[1])]))
 """
 
 
@@ -82,9 +82,9 @@ def _score(python: Path, job: Job) -> dict[str, Any]:
     return {"scores": list(result.scores), "details": [dict(each) for each in result.details or ()]}
 
 
-def engine_elsewhere(python: Path, options: dict[str, Any]) -> str:
-    """Which OCR engine the options stand for under another interpreter."""
-    return run([str(python), "-c", RESOLVE, json.dumps(options)]).stdout.splitlines()[-1]
+def engines_elsewhere(python: Path, *options: dict[str, Any]) -> list[str]:
+    """The OCR engine that each of these options selects under another interpreter."""
+    return list(json.loads(run([str(python), "-c", RESOLVE, json.dumps(options)]).stdout.splitlines()[-1]))
 
 
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
