@@ -8,14 +8,20 @@ from support.role_updates import SECTIONS, largest_difference, updated
 from torch import nn
 
 from tdmr1_core.models.memory import compile_blocks
+from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE
 
 pytestmark = pytest.mark.integration
 
 
-def test_every_role_and_batch_size_runs_compiled(monkeypatch):
+@pytest.mark.parametrize(
+    "roles",
+    [(FAKE,), pytest.param((FAKE, SURROGATE, GENERATOR), marks=pytest.mark.long)],
+    ids=["fake score", "every role"],
+)
+def test_roles_and_batch_sizes_run_compiled(monkeypatch, roles):
     import torch._dynamo
 
-    plain = updated(make_engine(SECTIONS))
+    plain = updated(make_engine(SECTIONS), roles)
     engine, compile_one = make_engine(SECTIONS), nn.Module.compile
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 8)
@@ -24,6 +30,6 @@ def test_every_role_and_batch_size_runs_compiled(monkeypatch):
     torch._dynamo.reset()
     compile_blocks(engine.roles)
     try:
-        assert largest_difference(updated(engine), plain) <= 1e-12
+        assert largest_difference(updated(engine, roles), plain) <= 1e-12
     finally:
         torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -16,13 +17,16 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def updated(engine: Engine) -> dict[str, dict[str, Tensor]]:
-    """The weights after two accumulated updates of every role on a fixed trajectory."""
+def updated(engine: Engine, roles: Collection[str] = (FAKE, SURROGATE, GENERATOR)) -> dict[str, dict[str, Tensor]]:
+    """The weights after two accumulated updates of these roles on a fixed trajectory."""
     trajectory = random_trajectory(engine, [prompt.text for prompt in engine.prompts[:2]], 3, stored_velocity=False)
     for step in range(2):
-        engine.update_fake(trajectory, step)
-        engine.update_surrogate(trajectory, ADVANTAGES, step)
-        engine.update_generator(trajectory, ADVANTAGES, step)
+        if FAKE in roles:
+            engine.update_fake(trajectory, step)
+        if SURROGATE in roles:
+            engine.update_surrogate(trajectory, ADVANTAGES, step)
+        if GENERATOR in roles:
+            engine.update_generator(trajectory, ADVANTAGES, step)
     return {role: engine.roles.weights(role) for role in (FAKE, SURROGATE, GENERATOR)}
 
 

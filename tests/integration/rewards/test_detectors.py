@@ -35,6 +35,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """The folder of a detector with the same classes that knows nothing yet."""
+    folder = tmp_path_factory.mktemp("untrained")
+    tiny_detector.train(folder, steps=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def scenes():
     """300 scenes that are not in the training data, and their images."""
     return tiny_detector.scenes_and_images(300, seed=7)
@@ -55,6 +63,7 @@ def request(thing, count):
     return {"include": [{"class": thing, "count": count}]}
 
 
+@pytest.mark.long
 def test_a_trained_detector_counts(trained, scenes):
     images = scenes[1]
     first = [scene.objects[0].colour for scene in scenes[0]]
@@ -76,6 +85,7 @@ def test_a_trained_detector_counts(trained, scenes):
     assert np.mean(right([count % 4 + 1 for count in truth]).scores) <= 0.15
 
 
+@pytest.mark.long
 def test_its_boxes_overlap_the_objects(trained, scenes):
     detector = load_detector(str(trained), device="cpu", batch_size=64)
     overlaps = []
@@ -88,6 +98,7 @@ def test_its_boxes_overlap_the_objects(trained, scenes):
     assert np.mean(overlaps) >= 0.4
 
 
+@pytest.mark.long
 def test_geneval_checks_positions_with_it(trained, scenes):
     pairs = [(i, scene) for i, scene in enumerate(scenes[0]) if scene.relation]
     reward = GenEval(GenEvalOptions(detector=str(trained), score="strict", batch_size=64))
@@ -107,8 +118,8 @@ def test_geneval_checks_positions_with_it(trained, scenes):
     assert wrong <= 0.05
 
 
-def test_a_class_that_the_detector_does_not_know(trained, scenes):
-    reward = ObjectCount(ObjectCountOptions(detector=str(trained)))
+def test_a_class_that_the_detector_does_not_know(untrained, scenes):
+    reward = ObjectCount(ObjectCountOptions(detector=str(untrained)))
     with raises("reward-metadata", **{"class": "dog"}) as caught:
         reward(batch_of(scenes[1][:1], [request("dog", 1)]))
     assert caught.value.hint == "known: blue shape, green shape, red shape, yellow shape"
