@@ -42,7 +42,7 @@ class GeneratorTerms:
 class GeneratorStage:
     """Accumulates the gradient of the generator.
 
-    Without a reward term this is TDM distillation, with the direction x_0 of the guided teacher - x_0 of the fake score.
+    Without a reward term this is TDM distillation: the direction is x_0 of the guided teacher - x_0 of the fake score.
     """
 
     roles: Roles
