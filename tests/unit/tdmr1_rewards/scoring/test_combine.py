@@ -44,10 +44,13 @@ def test_each_reward_is_normalised_over_its_own_scores_that_are_not_none():
 
 def test_a_total_that_is_not_finite_is_an_error():
     for scores, weight in (([1e300], 1e10), ([1.0], math.nan), ([-1e308], -10.0)):
-        with raises("reward-combined", terms=f"{weight:g} × {scores[0]:g}"):
+        with raises("reward-combined", image=0, rewards=["a"], terms=f"{weight:g} × {scores[0]:g} (a)"):
             weighted_sum({"a": scores}, {"a": weight})
-    with raises("reward-combined", terms="1 × 1e+308 + 1 × 1e+308"):
-        weighted_sum({"a": [1e308], "b": [1e308]}, {"a": 1.0, "b": 1.0})
+    with raises("reward-combined", image=1, terms="1 × 1e+308 (a) + 1 × 1e+308 (b)"):
+        weighted_sum({"a": [0.0, 1e308], "b": [0.0, 1e308]}, {"a": 1.0, "b": 1.0})
+    with raises("reward-combined", image=7, rewards=["b"]):
+        applies = {"a": [True, False], "b": [True, True]}
+        weighted_sum({"a": [0.0, 1.0], "b": [0.0, 1e308]}, {"a": 1.0, "b": 10.0}, applies, image_ids=[6, 7])
 
 
 def test_scores_whose_squares_overflow_are_normalised():
