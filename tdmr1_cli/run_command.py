@@ -152,7 +152,7 @@ def _execute(run: Run, quiet: bool) -> None:
         saved = _last_checkpoint(run.folder)
         if saved is None or not run.is_loaded:
             raise
-        kept = f"the run is saved up to {saved}: `{_resume_command(run.folder)}`"
+        kept = f"the run is saved up to {saved}; continue with `{_resume_command(run.folder)}`"
         hint = join_hints(error.hint, kept)
         raise Tdmr1Error(error.message, hint, code=error.code, values=error.values) from error
     if not run.processes.first:

@@ -189,7 +189,8 @@ class TimestepConfig(Section):
     per_iteration: int = Field(2, ge=1)
     """M, the number of steps drawn for each image, out of K (published: 2 of 4)."""
     k_sharing: Sharing = "step"
-    """Which images share one drawn step k: all images (step), a group, or each its own (sample)."""
+    """Which images share one drawn step k and one boundary of the surrogate: all (step), a group, or each its own
+    (sample)."""
     tau_sharing: Sharing = "step"
     """Which images share one noise level tau of the fake score and the KL term."""
     optimizer_step: Literal["iteration", "each"] = "iteration"
@@ -251,7 +252,8 @@ class SurrogateConfig(Section):
     trust_region: float | None = Field(1e-3, gt=0)
     """Clip of the ratio exp(l_old - l) against the EMA (published: 1e-3 or 2e-3); null disables it."""
     drift_threshold: float | None = Field(0.05, gt=0)
-    """A sample whose mean ||v - v_ref||^2 exceeds this gets no gradient along its advantage (published: 0.05)."""
+    """Above this mean ||v - v_ref||^2, a sample whose loss is already past the reference's in the direction of its
+    advantage gets no preference gradient (published: 0.05); null disables it."""
     reference_penalty: float = Field(1e-3, ge=0)
     """Weight of ||v - v_ref||^2 (published: 0.001; the tiny models need 0.2 to 0.3)."""
     time_weight: bool = True

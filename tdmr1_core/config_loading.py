@@ -287,12 +287,3 @@ def describe(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[tup
                 )
             )
     return rows
-
-
-def read_overrides(
-    preset: str | None, files: Sequence[Path], flags: Mapping[str, Any], sets: Sequence[str]
-) -> list[Tree]:
-    """The layers of a command line, weakest first: preset, files, flags, --set."""
-    trees = [read_preset(preset)] if preset else []
-    trees += [read_file(path) for path in files]
-    return [*trees, dict(flags), parse_assignments(sets)]

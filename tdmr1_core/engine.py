@@ -4,7 +4,10 @@
 Differences from the authors' trainer: (1) random draws come from named streams and do not depend on processes or
 micro-batches; (2) k and tau can be drawn per group or per sample instead of once per step; (3) the drift threshold
 applies to the mean of one sample, so that it does not depend on the micro-batch; (4) the default sampler is Euler, as
-the losses assume.
+the losses assume; (5) the decay of the generator's EMA is constant, without a warm-up; (6) the CFG term of the Huber
+loss has its factor guidance_scale - 1 at all steps, also at k >= trunc_steps; (7) the gradient of each role is clipped
+separately; (8) the gradients of all roles are averaged over the processes; (9) new LoRAs have the default
+initialization of PEFT; (10) by default the fake score starts as a copy of the few-step LoRA.
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ class Engine:
         self._metrics: dict[str, float] = {}
         self._update_metrics: dict[str, list[float]] = {}
         self._skipped: list[str] = []
-        self._in_a_row = dict.fromkeys(self.trained, 0)
+        self._consecutive_not_finite = dict.fromkeys(self.trained, 0)
 
     @classmethod
     def from_config(
@@ -210,17 +213,22 @@ class Engine:
         """Update the fake score at the drawn step number `step` of each trajectory."""
         if veto := self._veto(FAKE, trajectory=trajectory):
             return veto
-        step_index, tau = self._generator_points(trajectory, step, repeat)
-        fresh = trajectory.stored_velocity and trajectory.generator_updates == self.trained[GENERATOR].updates
+        step_index, tau = self._draw_step_and_tau(trajectory, step, repeat)
+        use_stored_velocity = (
+            trajectory.stored_velocity and trajectory.generator_updates == self.trained[GENERATOR].updates
+        )
         with self._timed(FAKE):
-            loss = self._fake.accumulate(trajectory, (step, repeat), step_index, tau, fresh, self._scale)
+            loss = self._fake.accumulate(trajectory, (step, repeat), step_index, tau, use_stored_velocity, self._scale)
             stats = self._apply(FAKE, step, {"loss/fake": loss})
         return self._report(stats)
 
     def update_surrogate(
         self, trajectory: Trajectory, advantages: Advantages, step: int = 0, repeat: int = 0
     ) -> UpdateStats:
-        """Update the surrogate towards the preferences of the rewards, at a boundary of its own for each image."""
+        """Update the surrogate towards the preferences of the rewards.
+
+        Its boundary k is drawn independently of the generator's step.
+        """
         if self.config.generator.reward_scale == 0:
             return self._skip(SURROGATE, "generator.reward_scale is 0: the reward term is off")
         if not advantages.has_signal:
@@ -260,7 +268,7 @@ class Engine:
         if veto := self._veto(GENERATOR, trajectory=trajectory, advantages=advantages):
             return veto
         config = self.config
-        step_index, tau = self._generator_points(trajectory, step, 0)
+        step_index, tau = self._draw_step_and_tau(trajectory, step, 0)
         lower = trajectory.sigmas[step_index + 1].clamp_min(config.generator.tau_min)
         tau_reward = draw_levels(
             config.seed, "tau-reward", trajectory.groups, (step,), config.surrogate.tau_sharing, lower, self.shift
@@ -327,11 +335,11 @@ class Engine:
         setting batch.micro_batch from which these sizes were halved.
         """
         sizes = {name: each.size for name, each in self._micro_batches.items()}
-        return {"in_a_row": self._in_a_row, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
+        return {"in_a_row": self._consecutive_not_finite, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
         """Restore the counters of a checkpoint. Sizes are restored only if batch.micro_batch has not changed."""
-        self._in_a_row = {name: int(counters["in_a_row"][name]) for name in self.trained}
+        self._consecutive_not_finite = {name: int(counters["in_a_row"][name]) for name in self.trained}
         if counters["micro_batch"] == self.config.batch.micro_batch:
             for name, each in self._micro_batches.items():
                 size = counters["sizes"][name]
@@ -342,7 +350,7 @@ class Engine:
         if self.scoring is not None:
             self.scoring.runner.close()
 
-    def _generator_points(self, trajectory: Trajectory, step: int, repeat: int) -> tuple[Tensor, Tensor]:
+    def _draw_step_and_tau(self, trajectory: Trajectory, step: int, repeat: int) -> tuple[Tensor, Tensor]:
         """The step index (N,) and the noise level (N,) of each image, for the fake score and the generator.
 
         The generator uses those of the first fake score update (`repeat` = 0).
@@ -373,7 +381,7 @@ class Engine:
         except NotFinite as error:
             reason = str(error)
             return self.processes.on_each(lambda: self._skip_not_finite(name, step, reason))
-        self._in_a_row[name] = 0
+        self._consecutive_not_finite[name] = 0
         return UpdateStats(name, {**metrics, f"grad_norm/{name}": norm})
 
     def _skip_not_finite(self, name: str, step: int, reason: str) -> UpdateStats:
@@ -381,11 +389,11 @@ class Engine:
 
         Raises Tdmr1Error if optimizer.on_not_finite is "stop", or after MAX_NOT_FINITE consecutive updates.
         """
-        self._in_a_row[name] += 1
+        self._consecutive_not_finite[name] += 1
         self._metrics[f"not_finite/{name}"] = self._metrics.get(f"not_finite/{name}", 0.0) + 1
-        if self.config.optimizer.on_not_finite == "stop" or self._in_a_row[name] >= MAX_NOT_FINITE:
-            iteration, in_a_row = self.iteration_index + 1, self._in_a_row[name]
-            times = f", {in_a_row} times in a row" if in_a_row >= MAX_NOT_FINITE else ""
+        if self.config.optimizer.on_not_finite == "stop" or self._consecutive_not_finite[name] >= MAX_NOT_FINITE:
+            iteration, count = self.iteration_index + 1, self._consecutive_not_finite[name]
+            times = f", {count} times in a row" if count >= MAX_NOT_FINITE else ""
             raise Tdmr1Error(
                 f"the update of the {name} is not finite at step {step + 1} of iteration {iteration}{times}: {reason}",
                 "set optimizer.on_not_finite to skip in the config.yaml of the run and resume it, or "
@@ -395,7 +403,7 @@ class Engine:
                     "role": name,
                     "step": step + 1,
                     "iteration": iteration,
-                    "in_a_row": in_a_row,
+                    "in_a_row": count,
                     "reason": reason,
                 },
             )

@@ -200,7 +200,7 @@ class RewardSpec:
     def _invalid(self, field: str, found: Any, expected: str, hint: str | None = None) -> Tdmr1Error:
         return Tdmr1Error(
             f"reward {self.name!r}: {field} is {found!r}, but must {expected}",
-            hint,
+            hint or f"change {field} in the RewardSpec",
             code="reward-spec",
             values={"reward": self.name, "field": field, "found": found, "expected": expected},
         )

@@ -230,7 +230,7 @@ def _failure(error: BaseException, request: dict[str, Any]) -> dict[str, Any]:
         "close": "cannot be closed",
     }
     failure = as_call_failure(error, what.get(request["do"]))
-    if failure.hint:
+    if failure.hint and not (missing and failure.code == "reward-import"):
         answer["hint"] = failure.hint
     if request["do"] not in ("build", "describe", "freeze"):
         return answer | {"failed": failure.reason}

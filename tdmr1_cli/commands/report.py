@@ -81,10 +81,10 @@ def _document(report: Report) -> dict[str, Any]:
             }
             for each in report.evaluations
         ],
-        "alarms": [{"step": step, "alarm": told} for step, told in report.alarms],
+        "alarms": [{"step": step, "alarm": alarm} for step, alarm in report.alarms],
         "guard": [
-            {"name": departure.name, "size": departure.size if isfinite(departure.size) else None, "too_far": too_far}
-            for departure, too_far in report.drifts
+            {"name": drift.name, "size": drift.size if isfinite(drift.size) else None, "too_far": too_far}
+            for drift, too_far in report.drifts
         ],
         "left_out": report.skipped,
         "resumes": report.resumes,

@@ -115,8 +115,8 @@ def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device
         denoiser_on_cpu=settings.weights != "none",
     )
     if settings.weights != "none":
-        for home in filter(None, (backbone, teacher)):
-            quantize(home, settings.weights)
+        for each in filter(None, (backbone, teacher)):
+            quantize(each, settings.weights)
     roles = build_roles(config, backbone, model_files.shape, teacher)
     if few_step is not None:
         roles.load(GENERATOR, few_step.weights, str(few_step.path))
@@ -217,7 +217,7 @@ def _build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> Prompt
     make = f"{entry.family}, {entry.max_sequence_length} tokens"
     if config.memory.text_encoders != "cpu":
         return PromptEncoder(roles.backbone, make=make, cache=config.memory.prompt_cache)
-    denoisers = [home.network for home in roles.backbones]
+    denoisers = [backbone.network for backbone in roles.backbones]
     encoder = PromptEncoder(roles.backbone, make=make, cache=config.memory.prompt_cache, instead_of=denoisers)
     encoder.encode_unconditional()
     return encoder
@@ -229,7 +229,7 @@ def _build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> Surr
     return SurrogateStage(
         roles,
         role,
-        reference=_reference(config),
+        reference_role=_reference_role(config),
         beta_dpo=settings.beta_dpo,
         stabilisers=Stabilisers(settings.trust_region, settings.drift_threshold, settings.reference_penalty),
         time_weight=settings.time_weight,
@@ -244,19 +244,19 @@ def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> Gener
     return GeneratorStage(
         roles,
         role,
-        reference=_reference(config),
+        reference_role=_reference_role(config),
         weights=GeneratorWeights(settings.tdm_weight, settings.reward_scale, settings.trunc_steps),
         loss=settings.loss,
         huber_c=settings.huber_c,
         guidance_scale=settings.guidance_scale,
         rl_cfg=settings.rl_cfg,
         normaliser_floor=settings.normaliser_floor,
-        reward=config.kind == "train",
+        has_reward_term=config.kind == "train",
         micro_batches=MicroBatches(config.batch.micro_batch),
         seed=config.seed,
     )
 
 
-def _reference(config: RunConfig) -> str:
+def _reference_role(config: RunConfig) -> str:
     """The role of p_ref."""
     return SURROGATE_EMA if config.surrogate.reference == "ema" else REFERENCE

@@ -174,8 +174,8 @@ STOPPING = (
 DISTILLS = "a distillation has no rewards"
 NO_START = "the run starts from no LoRA"
 NO_REWARD_TERM = "generator.reward_scale is 0, so no surrogate is trained"
-NOT_EVALUATED = "no reward scores evaluations: evaluation.rewards is empty, and no trained reward can be asked"
-SINGLE = "with one reward, advantages are normalized, so its scale does not matter (unless scores differ by about 1e-4)"
+NOT_EVALUATED = "no reward scores evaluations: evaluation.rewards is empty, and no trained reward can score evaluations"
+SINGLE = "with a single reward, normalization removes its scale"
 
 
 def _single(s: CheckedSettings) -> bool:
@@ -184,8 +184,10 @@ def _single(s: CheckedSettings) -> bool:
 
 INEFFECTIVE = (
     # A distillation
-    *(Ineffective(f"{section}.*", lambda s: s.distills, DISTILLS) for section in ("surrogate", "advantages")),
-    *(Ineffective(f"{section}.*", lambda s: s.distills, DISTILLS) for section in ("scoring", "guard")),
+    *(
+        Ineffective(f"{section}.*", lambda s: s.distills, DISTILLS)
+        for section in ("surrogate", "advantages", "scoring", "guard")
+    ),
     *(
         Ineffective(f"generator.{name}", lambda s: s.distills, DISTILLS)
         for name in ("rl_cfg", "tau_min", "reward_scale", "tdm_weight", "trunc_steps")
@@ -329,7 +331,7 @@ def find_ineffective_settings(settings: CheckedSettings) -> Iterator[RunWarning]
     for name in dict.fromkeys((*changed, *always)):
         for row in INEFFECTIVE:
             reported = name in changed or row.at_default
-            if reported and _matches(name, row.setting) and row.applies(settings):
+            if reported and matches(name, row.setting) and row.applies(settings):
                 reason = _text(row.reason, settings)
                 yield _warning(f"{name} has no effect: {reason}", name, reason)
                 break
@@ -350,9 +352,12 @@ def changed_settings(config: Section, prefix: str = "") -> Iterator[str]:
                     yield from changed_settings(item, f"{prefix}{name}.{number}.")
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name fits a pattern, part by part."""
+def matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name fits a pattern: `*` stands for one part, a final `**` for all remaining parts."""
     parts, wanted = name.split("."), pattern.split(".")
+    if wanted[-1] == "**":
+        wanted = wanted[:-1]
+        parts = parts[: len(wanted)]
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 

@@ -18,7 +18,7 @@ from tdmr1_rewards.sources.source import find_reward
 MIN_GUARD_SAMPLES = 8
 """Images, or groups, that a metric of the guard must be measured on."""
 DOMAIN_REWARDS = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
-"""Rewards that cost nothing on the images of a domain: no weights to download, and nobody to ask."""
+"""Rewards that cost nothing on the images of a domain: no weights to download and no human feedback."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RewardFinder:
         return tuple(chosen.values())
 
     def _evaluation_rewards(self, config: RunConfig) -> Sequence[RewardConfig]:
-        """The rewards that score evaluations: those of the settings, else the trained ones that ask nobody."""
+        """The rewards that score evaluations: those of the settings, else those trained that need no human feedback."""
         return config.evaluation.rewards or tuple(
             reward for reward in config.rewards if self._find(reward).spec.evaluates
         )

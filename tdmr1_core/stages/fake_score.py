@@ -33,20 +33,20 @@ class FakeScoreStage:
         counters: tuple[int, int],
         step_index: Tensor,
         tau: Tensor,
-        fresh: bool,
+        use_stored_velocity: bool,
         scale: float,
     ) -> float:
         """Add `scale` times the gradient of the mean loss over all images. Returns the mean loss.
 
-        `step_index` and `tau` have shape (N,). `fresh` means that the generator has not changed since the rollout: its
-        velocity is then computed from the stored latents instead of by a forward pass.
+        `step_index` and `tau` have shape (N,). With `use_stored_velocity` the velocity of the generator is computed
+        from the stored latents instead of by a forward pass; the generator must not have changed since the rollout.
         """
         images, total = trajectory.groups.images, 0.0
 
         def accumulate_rows(rows: Tensor) -> None:
             nonlocal total
             noise = noise_for(self.seed, "fake", trajectory.groups, counters, rows, "sample", trajectory.latents)
-            loss = self.losses(trajectory, rows, step_index, tau[rows], noise, fresh).sum() / images
+            loss = self.losses(trajectory, rows, step_index, tau[rows], noise, use_stored_velocity).sum() / images
             self.role.accumulate(loss * scale)
             total += self.role.record_loss(loss, trajectory.groups, rows)
 
@@ -54,7 +54,13 @@ class FakeScoreStage:
         return total
 
     def losses(
-        self, trajectory: Trajectory, rows: Tensor, step_index: Tensor, tau: Tensor, noise: Tensor, fresh: bool
+        self,
+        trajectory: Trajectory,
+        rows: Tensor,
+        step_index: Tensor,
+        tau: Tensor,
+        noise: Tensor,
+        use_stored_velocity: bool,
     ) -> Tensor:
         """The loss of each image of `rows`, (B,), differentiable with respect to the fake score only.
 
@@ -67,7 +73,7 @@ class FakeScoreStage:
         conditioning = trajectory.conditioning_for(rows)
         start = latents_at(trajectory, step_index, rows, device)  # (B, C, H, W)
         with torch.no_grad():
-            if fresh:
+            if use_stored_velocity:
                 stored = latents_at(trajectory, step_index + 1, rows, device)
                 velocity = euler_velocity(start, stored, sigma, sigma_next)
             else:

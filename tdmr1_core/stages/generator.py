@@ -20,7 +20,7 @@ from tdmr1_core.algorithm.objectives import (
 from tdmr1_core.models.backbone import velocities
 from tdmr1_core.models.roles import FAKE, GENERATOR, REFERENCE, SURROGATE, TEACHER, Roles
 from tdmr1_core.records import Conditioning, Trajectory
-from tdmr1_core.stages.draws import noise_for
+from tdmr1_core.stages.draws import latents_at, noise_for
 from tdmr1_core.stages.micro_batches import MicroBatches
 from tdmr1_core.stages.trained_role import TrainedRole
 
@@ -42,13 +42,13 @@ class GeneratorTerms:
 class GeneratorStage:
     """Accumulates the gradient of the generator.
 
-    With `reward=False` this is TDM distillation, with the direction x_0 of the guided teacher - x_0 of the fake score.
+    Without a reward term this is TDM distillation: the direction is x_0 of the guided teacher - x_0 of the fake score.
     """
 
     roles: Roles
     role: TrainedRole
     _: KW_ONLY
-    reference: str
+    reference_role: str
     """The role of p_ref."""
     weights: GeneratorWeights
     loss: Literal["squared", "huber"]
@@ -56,8 +56,8 @@ class GeneratorStage:
     guidance_scale: float
     rl_cfg: float
     normaliser_floor: float
-    reward: bool
-    """Whether there is a reward term: false in a distillation."""
+    has_reward_term: bool
+    """False in a distillation."""
     micro_batches: MicroBatches
     seed: int
 
@@ -75,7 +75,7 @@ class GeneratorStage:
             terms = self.losses(
                 trajectory,
                 rows,
-                step_index[rows],
+                step_index,
                 tau[rows],
                 tau_reward[rows],
                 noise_for(self.seed, "generator", groups, (step,), rows, "sample", latents),
@@ -103,15 +103,15 @@ class GeneratorStage:
     ) -> GeneratorTerms:
         """The terms of each image of `rows`, differentiable with respect to the generator only.
 
-        `rows`, `step_index`, `tau` and `tau_reward` are (B,); the noises are (B, C, H, W).
+        `step_index` is (N,); `rows`, `tau` and `tau_reward` are (B,); the noises are (B, C, H, W).
         """
         device = self.roles.backbone.device
         sigmas = trajectory.sigmas.to(device)
-        sigma, sigma_next = sigmas[step_index], sigmas[step_index + 1]  # (B,) each
+        sigma, sigma_next = sigmas[step_index[rows]], sigmas[step_index[rows] + 1]  # (B,) each
         tau, tau_reward = tau.to(device), tau_reward.to(device)
         conditioning = trajectory.conditioning_for(rows)
         noise, noise_reward = noise.to(device), noise_reward.to(device)
-        start = trajectory.latents[step_index, rows].to(device)  # (B, C, H, W)
+        start = latents_at(trajectory, step_index, rows, device)  # (B, C, H, W)
 
         with self.roles.acting(GENERATOR) as backbone:
             velocity = backbone.velocity(start, sigma, conditioning)
@@ -120,7 +120,7 @@ class GeneratorStage:
             point = euler_step(start, velocity, sigma, sigma_next)
             renoised = renoise(point, sigma_next, tau, noise)
             renoised_reward = renoise(point, sigma_next, tau_reward, noise_reward)
-            teacher, unconditional, reference = self._teacher(
+            teacher, unconditional, reference = self._evaluate_teacher_and_reference(
                 (renoised, tau, conditioning), (renoised_reward, tau_reward, conditioning)
             )
             with self.roles.acting(FAKE) as backbone:
@@ -129,7 +129,7 @@ class GeneratorStage:
             d_kl, d_cfg = teacher - fake, guided - teacher
             w_teacher = direction_normaliser(clean, guided, self.normaliser_floor)
 
-        if not self.reward:
+        if not self.has_reward_term:
             total = self._loss(clean, d_kl + d_cfg, w_teacher)
             return GeneratorTerms(total, total.detach(), torch.zeros_like(total), torch.zeros_like(total))
         kl = self._loss(clean, d_kl, w_teacher)
@@ -147,12 +147,15 @@ class GeneratorStage:
                 surrogate = self._surrogate(renoised_reward, tau_reward, conditioning)
                 w_reward = direction_normaliser(clean, surrogate, self.normaliser_floor)
             reward = self._loss(clean, surrogate - reference, w_reward)
-        return GeneratorTerms(generator_loss(kl, cfg, reward, step_index.to(device), self.weights), kl, cfg, reward)
+        total = generator_loss(kl, cfg, reward, step_index[rows].to(device), self.weights)
+        return GeneratorTerms(total, kl, cfg, reward)
 
     def _loss(self, clean: Tensor, direction: Tensor, normaliser: Tensor) -> Tensor:
         return direction_loss(clean, direction, normaliser, kind=self.loss, huber_c=self.huber_c)
 
-    def _teacher(self, at_tau: NetworkInput, at_tau_reward: NetworkInput) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _evaluate_teacher_and_reference(
+        self, at_tau: NetworkInput, at_tau_reward: NetworkInput
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """x_0 of the teacher at tau, with the prompt and without; and x_0 of the reference at tau_reward.
 
         Each is (B, C, H, W). The last is None without a reward term. A reference that is the teacher is evaluated in
@@ -163,8 +166,8 @@ class GeneratorStage:
         guided = self.guidance_scale != 1.0
         if guided:
             inputs.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
-        needs_reference = self.reward and self.weights.reward_scale > 0
-        same_pass = needs_reference and self.reference in (TEACHER, REFERENCE)
+        needs_reference = self.has_reward_term and self.weights.reward_scale > 0
+        same_pass = needs_reference and self.reference_role in (TEACHER, REFERENCE)
         if same_pass:
             inputs.append(at_tau_reward)
         predictions = self._clean(TEACHER, inputs)
@@ -172,7 +175,7 @@ class GeneratorStage:
         unconditional = predictions[1] if guided else teacher
         if not needs_reference:
             return teacher, unconditional, None
-        reference = predictions[-1] if same_pass else self._clean(self.reference, [at_tau_reward])[0]
+        reference = predictions[-1] if same_pass else self._clean(self.reference_role, [at_tau_reward])[0]
         return teacher, unconditional, reference
 
     def _surrogate(self, renoised: Tensor, tau: Tensor, conditioning: Conditioning) -> Tensor:

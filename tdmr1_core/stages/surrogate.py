@@ -39,7 +39,7 @@ class SurrogateStage:
     roles: Roles
     role: TrainedRole
     _: KW_ONLY
-    reference: str
+    reference_role: str
     """The role of p_ref."""
     beta_dpo: float
     stabilisers: Stabilisers
@@ -97,7 +97,7 @@ class SurrogateStage:
         this batch, which must then hold whole groups.
         """
         with torch.no_grad():
-            with self.roles.acting(self.reference) as backbone:
+            with self.roles.acting(self.reference_role) as backbone:
                 reference = backbone.velocity(batch.latents, batch.tau, batch.conditioning)  # (B, C, H, W)
             old_loss = self._old_loss(batch, reference)
         with self.roles.acting(SURROGATE) as backbone:
@@ -117,7 +117,7 @@ class SurrogateStage:
         """The loss of the surrogate's EMA per image (B,); None without a trust region."""
         if self.stabilisers.trust_region is None:
             return None
-        if self.reference == SURROGATE_EMA:
+        if self.reference_role == SURROGATE_EMA:
             return sample_mse(reference, batch.target)
         with self.roles.acting(SURROGATE_EMA) as backbone:
             return sample_mse(backbone.velocity(batch.latents, batch.tau, batch.conditioning), batch.target)
@@ -138,7 +138,7 @@ class SurrogateStage:
         def evaluate_rows(rows: Tensor) -> None:
             batch = self._renoise(trajectory, rows, counters, boundary, tau)
             found = []
-            for role in (SURROGATE, self.reference):
+            for role in (SURROGATE, self.reference_role):
                 with self.roles.acting(role) as backbone:
                     velocity = backbone.velocity(batch.latents, batch.tau, batch.conditioning)
                 found.append(sample_mse(velocity, batch.target))

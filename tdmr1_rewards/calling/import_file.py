@@ -76,7 +76,10 @@ def load_file(path: Path) -> ModuleType:
 def _import_failed(what: str, error: BaseException) -> Tdmr1Error:
     described = describe_error(error)
     return Tdmr1Error(
-        f"{what} cannot be imported: {described}", code="reward-import", values={"source": what, "error": described}
+        f"{what} cannot be imported: {described}",
+        "correct it, or install the modules that it imports",
+        code="reward-import",
+        values={"source": what, "error": described},
     )
 
 

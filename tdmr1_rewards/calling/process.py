@@ -161,7 +161,8 @@ def _started(request: Mapping[str, Any], python: Path | None) -> tuple[_Worker, 
         worker.stop()
         if isinstance(error, CallFailed):
             values = {"reward": owner, **error.values}
-            raise Tdmr1Error(f"{owner} {error.reason}", error.hint, code="reward-build", values=values) from error
+            hint = error.hint or "check that the reward can be imported and built in that environment"
+            raise Tdmr1Error(f"{owner} {error.reason}", hint, code="reward-build", values=values) from error
         raise
 
 

@@ -105,7 +105,10 @@ def build_failed(owner: object, error: Exception) -> Tdmr1Error:
     """The error for an exception of a factory."""
     described = describe_error(error)
     return Tdmr1Error(
-        f"{owner} cannot be built: {described}", code="reward-build", values={"reward": str(owner), "error": described}
+        f"{owner} cannot be built: {described}",
+        "check the options of the reward, or set TDMR1_DEBUG=1 to see the traceback",
+        code="reward-build",
+        values={"reward": str(owner), "error": described},
     )
 
 
@@ -191,6 +194,7 @@ def resolve(name: str, owner: object) -> Any:
         described = describe_error(error)
         raise Tdmr1Error(
             f"{owner}: {name} cannot be imported: {described}",
+            "check the name, or install the module",
             code="reward-import",
             values={"reward": str(owner), "source": name, "error": described},
         ) from error

@@ -94,7 +94,7 @@ class ThreadHost:
         if self._aborted.done():
             return CallFailed("was stopped during a call")
         hint = "increase `timeout`, or set `isolated: true`, so that a call can be ended"
-        values = {"seconds": timeout}
+        values = {"seconds": timeout, "earlier_call": waits_for_earlier_call}
         if waits_for_earlier_call:
             return CallFailed(f"has not finished an earlier call after {timeout:g} s more", hint, values=values)
         return CallFailed(f"did not return within {timeout:g} s", hint, values=values)

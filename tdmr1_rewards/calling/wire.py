@@ -174,6 +174,7 @@ def _invalid(field: str, value: Any, expected: str) -> Tdmr1Error:
     found = "missing" if value is None else f"a {type(value).__name__}"
     return Tdmr1Error(
         f"invalid message: {field} is {found}, but must be {expected}",
+        "install the same version of tdmr1 on both machines",
         code="server-protocol",
         values={"field": field, "found": found, "expected": expected},
     )

@@ -23,6 +23,8 @@ from tdmr1_rewards.scoring.failures import Failure, RewardFailed, RewardWarning
 
 OnFailure = Literal["stop", "skip"]
 
+CALL_HINT = "correct the reward, or set `on_failure: skip` for runs to continue without these scores"
+"""The hint for a failed call that has no hint of its own."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 """Seconds before the first retry of a call; doubled for each further retry, up to the longest pause."""
 
@@ -193,6 +195,7 @@ class RewardWorker:
                     return self.host.call(batch.select(indices), self.entry.seconds)
             except CallFailed as failure:
                 if attempt == self.entry.retries or self.closing.is_set():
+                    failure.hint = failure.hint or CALL_HINT
                     raise self._failed(failure, tries=attempt + 1) from failure.__cause__
             self.closing.wait(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
             attempt += 1

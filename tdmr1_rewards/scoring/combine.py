@@ -31,24 +31,29 @@ def applicability(metadata: Sequence[Mapping[str, Any]], names: Iterable[str]) -
 
 
 def weighted_sum(
-    per_reward: Mapping[str, Scores], weights: Mapping[str, float], applies: Applies | None = None
+    per_reward: Mapping[str, Scores],
+    weights: Mapping[str, float],
+    applies: Applies | None = None,
+    image_ids: Sequence[int] | None = None,
 ) -> list[float | None]:
     """The total of each of N images: Σ_r weight_r · score_r over the rewards that apply to it.
 
     It is None if no reward applies, or if the score of one that applies is None. `per_reward` maps reward names to N
     scores; `weights` and `applies` have the same keys. Without `applies`, all rewards apply. Raises RewardFailed if a
-    total is not finite.
+    total is not finite; it names the image by its entry in `image_ids` (by default its index).
     """
     names = list(per_reward)
-    columns = zip(*(per_reward[name] for name in names), strict=True)
-    factors = [weights[name] for name in names]
+    columns = list(zip(*(per_reward[name] for name in names), strict=True))
+    ids = range(len(columns)) if image_ids is None else image_ids
     if applies is None:
-        return [_dot(column, factors) for column in columns]
-    masks = zip(*(applies[name] for name in names), strict=True)
-    return [
-        _dot([score for score, on in zip(column, mask, strict=True) if on], _where(factors, mask))
-        for column, mask in zip(columns, masks, strict=True)
-    ]
+        masks = [(True,) * len(names)] * len(columns)
+    else:
+        masks = list(zip(*(applies[name] for name in names), strict=True))
+    totals = []
+    for image, column, mask in zip(ids, columns, masks, strict=True):
+        scores = {name: score for name, score, on in zip(names, column, mask, strict=True) if on}
+        totals.append(_total(image, scores, weights))
+    return totals
 
 
 def normalised_sum(
@@ -57,6 +62,7 @@ def normalised_sum(
     group_ids: Sequence[int],
     eps: float = 1e-4,
     applies: Applies | None = None,
+    image_ids: Sequence[int] | None = None,
 ) -> list[float | None]:
     """Like `weighted_sum`, but each score is first normalized: (score - group mean) / (group std + eps).
 
@@ -67,7 +73,7 @@ def normalised_sum(
     for name, scores in per_reward.items():
         applicable = scores if applies is None else _masked(scores, applies[name])
         normalised[name] = _normalised(applicable, group_ids, eps)
-    return weighted_sum(normalised, weights, applies)
+    return weighted_sum(normalised, weights, applies, image_ids)
 
 
 def _named_rewards(metadata: Mapping[str, Any]) -> Sequence[str] | None:
@@ -89,22 +95,19 @@ def _masked(scores: Scores, mask: Sequence[bool]) -> list[float | None]:
     return [score if on else None for score, on in zip(scores, mask, strict=True)]
 
 
-def _where(values: Sequence[float], mask: Sequence[bool]) -> list[float]:
-    return [value for value, on in zip(values, mask, strict=True) if on]
-
-
-def _dot(scores: Scores, weights: Sequence[float]) -> float | None:
-    valid = [score for score in scores if score is not None]
+def _total(image: int, scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """The total of one image from the scores of the rewards that apply to it."""
+    valid = {name: score for name, score in scores.items() if score is not None}
     if not scores or len(valid) < len(scores):
         return None
-    total = _sum(weight * score for weight, score in zip(weights, valid, strict=True))
+    total = _sum(weights[name] * score for name, score in valid.items())
     if not math.isfinite(total):
-        terms = " + ".join(f"{weight:g} × {score:g}" for weight, score in zip(weights, valid, strict=True))
+        terms = " + ".join(f"{weights[name]:g} × {score:g} ({name})" for name, score in valid.items())
         raise RewardFailed(
-            f"the combined reward of an image is not finite: {terms}",
+            f"the combined reward of image {image} of the batch is not finite: {terms}",
             "start a new run with lower weights",
             code="reward-combined",
-            values={"terms": terms},
+            values={"image": image, "rewards": list(valid), "terms": terms},
         )
     return total
 

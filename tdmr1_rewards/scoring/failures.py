@@ -57,6 +57,7 @@ class Failure:
             folder = self._save(_unused(self._folder(run_folder)))
         except OSError as error:
             saved = f"the images of the call could not be saved: {error}"
+            values = {**values, "save_error": str(error)}
         else:
             saved = f"the images of the call are in {folder}"
             values = {**values, "folder": str(folder)}

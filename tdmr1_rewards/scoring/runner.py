@@ -193,9 +193,11 @@ class RewardRunner:
         by_name = dict(zip(self._weights, answers, strict=True))
         per_reward = {name: answer.scores for name, answer in by_name.items()}
         if self._combine == "normalised":
-            total = normalised_sum(per_reward, self._weights, batch.group_ids, applies=applies)
+            total = normalised_sum(
+                per_reward, self._weights, batch.group_ids, applies=applies, image_ids=batch.image_ids
+            )
         else:
-            total = weighted_sum(per_reward, self._weights, applies)
+            total = weighted_sum(per_reward, self._weights, applies, batch.image_ids)
         details = [
             {name: dict(answer.details[i]) for name, answer in by_name.items() if answer.details[i]}
             for i in range(len(batch))

@@ -77,7 +77,11 @@ class RemoteReward:
         answer, base = self._request("POST", "/score", {"protocol": PROTOCOL, "batch": encode_batch(batch)})
         if answer.get("protocol") != PROTOCOL:
             raise _wrong_version(base, answer.get("protocol"))
-        return decode_result(answer)
+        try:
+            return decode_result(answer)
+        except Tdmr1Error as error:
+            message, values = f"the server at {base} sent an {error.message}", {**error.values, "server": base}
+            raise Tdmr1Error(message, error.hint, code=error.code, values=values) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,6 +106,7 @@ class RemoteReward:
         while True:
             for base in self._rotation():
                 cause: Exception | None = None
+                values: dict[str, Any] = {"server": base}
                 problem = f"the server at {base} could not be reached"
                 try:
                     response = self._session.request(
@@ -119,13 +124,14 @@ class RemoteReward:
                     if response.status_code not in UNAVAILABLE:
                         return self._decode(response, base), base
                     problem = f"the server at {base} is unavailable ({_server_message(response)})"
+                    values["status"] = response.status_code
             if time.monotonic() - began + pause > self._options.patience:
                 waited = f" for {time.monotonic() - began:.0f} s" if self._options.patience else ""
                 raise Tdmr1Error(
                     f"{problem}{waited}",
                     "check that `tdmr1 rewards serve` runs there, or increase the option `patience`",
                     code="server-unreachable",
-                    values={"server": base},
+                    values=values,
                 ) from cause
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -192,6 +198,7 @@ class RemoteReward:
             sentence = f"the server at {base} refuses the request: {message}"
         else:
             sentence, code = f"the server at {base} failed: {message}", "reward-failed"
+            hint = hint or "see the log of the server"
         return Tdmr1Error(sentence, hint, code=code, values=values)
 
 

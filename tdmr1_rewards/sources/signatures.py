@@ -45,7 +45,7 @@ KNOWN = (
 class Recognised:
     """The convention of a callable.
 
-    `description` completes "taken as …". `roles` maps parameter names to what they receive; it is empty for TRL, whose
+    `description` completes "used as …". `roles` maps parameter names to what they receive; it is empty for TRL, whose
     parameters are columns. `options` are the other parameters with their defaults; users may set them. `is_native` is
     whether it is a reward of tdmr1, or a class of such rewards. `options_model` is its RewardOptions class, if any.
     """

@@ -316,7 +316,7 @@ def test_an_error_during_a_run_names_the_checkpoint_in_latest(copied, monkeypatc
         assert caught.value.hint == hint
 
     check(b"../..", "fix it")
-    check(BEFORE.encode(), f"fix it; the run is saved up to {BEFORE}: `tdmr1 train --resume {copied}`")
+    check(BEFORE.encode(), f"fix it; the run is saved up to {BEFORE}; continue with `tdmr1 train --resume {copied}`")
 
 
 def test_a_stop_with_a_damaged_pointer_does_not_report_that_nothing_is_saved(copied, monkeypatch):

@@ -38,7 +38,7 @@ EXAMPLES = dict(all_examples())
 def describe(kind: str, error: Tdmr1Error | Warning, folder: Path) -> str:
     """An error or a warning as text: its code, its message, and its hint if there is one."""
     hint = getattr(error, "hint", None)
-    lines = [error.code, f"  {kind}: {error}", *([f"  hint: {hint}"] if hint else [])]
+    lines = [error.code, f"  {kind}: {error}" if kind else f"  {error}", *([f"  hint: {hint}"] if hint else [])]
     return stable("\n".join(lines) + "\n", folder)
 
 
@@ -58,7 +58,7 @@ def provoked(example: Example, folder: Path) -> list[tuple[str, Tdmr1Error | War
         try:
             example(folder)
         except Tdmr1Error as error:
-            found.append(("error", error))
+            found.append((getattr(error, "kind", "error"), error))
     return found + [("warning", item.message) for item in recorded if hasattr(item.message, "code")]
 
 

@@ -63,7 +63,7 @@ def build(source: str, options: Sequence[str]) -> Built:
             values={"reward": found.spec.name, "missing": list(available.missing)},
         )
     if found.taken_as:
-        message(f"reward {found.spec.name}: taken as {found.taken_as}")
+        message(f"reward {found.spec.name}: used as {found.taken_as}")
     return Built(found, create_reward(found, parse_options(options)))
 
 

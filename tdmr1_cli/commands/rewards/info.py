@@ -47,7 +47,7 @@ def _facts(found: RegisteredReward) -> list[tuple[str, str]]:
         "needs": spec.needs,
         "usable here": str(availability(spec)),
         "from": f"{found.provenance} ({found.provenance.module})",
-        "taken as": found.taken_as,
+        "used as": found.taken_as,
         "prompts": spec.default_prompts or "the first prompt set of the model (or --prompts)",
         "preset": spec.default_preset,
         "images": "PIL images" if spec.image_format == "pil" else "a uint8 array (N, height, width, 3)",

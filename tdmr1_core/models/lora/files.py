@@ -130,7 +130,7 @@ def _read_torch(path: Path) -> RawLora:
         return RawLora({str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}, {})
     raise Tdmr1Error(
         f"{path} holds neither LoRA weights by name nor a list {NAMELESS!r} of tensors",
-        "give a LoRA file",
+        "name a LoRA file of diffusers, PEFT or kohya",
         code="lora-keys",
         values={"path": str(path)},
     )

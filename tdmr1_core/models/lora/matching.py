@@ -167,7 +167,7 @@ def _parse_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Key]:
         reason = f"unknown keys ({len(unknown)}), such as {unknown[0]}" if unknown else "it has no keys"
         raise Tdmr1Error(
             f"{path} is not a LoRA file: {reason}",
-            "give a LoRA file",
+            "name a LoRA file of diffusers, PEFT or kohya",
             code="lora-keys",
             values={"path": str(path), "unknown": unknown},
         )

@@ -267,29 +267,32 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     """The settings that a checkpoint was trained with; reads no other file. Raises Tdmr1Error as `read_checkpoint`."""
     content = manifest.read_intact(checkpoint, (SETTINGS,))[SETTINGS]
     with _translate_foreign_content(checkpoint):
-        return dict(json.loads(content))
+        return dict(_read_json(content, checkpoint, SETTINGS))
 
 
 def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = False, moments: bool = True) -> None:
-    """Load a checkpoint into an engine: weights, counters and, on request, optimizer moments and reward states.
+    """Load a checkpoint into an engine: weights and counters.
 
+    `moments` selects whether the optimizer moments are loaded too, `with_rewards` whether the reward states are.
     Raises Tdmr1Error for a checkpoint that is damaged or does not fit the model.
     """
     files = read_checkpoint(checkpoint)
     with _translate_foreign_content(checkpoint):
-        state, weights, optimizers = json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZERS])
+        state = _read_json(files[STATE], checkpoint, STATE)
+        weights, optimizers = load(files[WEIGHTS]), load(files[OPTIMIZERS])
         updates = {name: int(state["updates"][name]) for name in engine.trained}
         iteration, saved_versions = int(state["iteration"]), dict(state["versions"])
         at_least = {name: min(count, 1) for name, count in updates.items()}  # older checkpoints have no "moments"
         expected = {name: int(state.get("moments", at_least)[name]) for name in engine.trained}
-        reward_states = [dict(states) for states in json.loads(files.get(REWARDS, b"[]"))]
-        if "counters" in state:  # missing in older checkpoints
-            engine.restore_counters(state["counters"])
+        reward_states = [dict(states) for states in _read_json(files.get(REWARDS, b"[]"), checkpoint, REWARDS)]
     for role in engine.roles.names:
         of_role = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, of_role, str(checkpoint / WEIGHTS))
     if moments:
         _load_optimizers(engine, optimizers, expected, checkpoint / OPTIMIZERS)
+    if "counters" in state:  # missing in older checkpoints
+        with _translate_foreign_content(checkpoint):
+            engine.restore_counters(state["counters"])
     for name, trained in engine.trained.items():
         trained.updates = updates[name]
     engine.iteration_index = iteration
@@ -317,6 +320,19 @@ def _load_rewards(engine: Engine, states: list[dict[str, State]], checkpoint: Pa
             error.hint,
             code="reward-state",
             values={**error.values, "path": str(checkpoint)},
+        ) from error
+
+
+def _read_json(content: bytes, checkpoint: Path, name: str) -> Any:
+    """The JSON document in a file of a checkpoint. Raises Tdmr1Error for other content."""
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise Tdmr1Error(
+            f"{checkpoint} is not a checkpoint of tdmr1: {name} is not valid JSON",
+            "use a checkpoint that tdmr1 wrote",
+            code="checkpoint-mismatch",
+            values={"path": str(checkpoint), "file": name},
         ) from error
 
 

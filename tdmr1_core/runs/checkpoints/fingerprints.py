@@ -97,12 +97,14 @@ def read_header(folder: Path) -> Header:
     try:
         return Header.model_validate(read_file(path).get(HEADER) or {})
     except ValidationError as error:
-        entry = ".".join(map(str, (HEADER, *error.errors()[0]["loc"])))
+        first = error.errors()[0]
+        entry, found = ".".join(map(str, (HEADER, *first["loc"]))), str(first["input"])
+        expected = "a text" if first["type"] == "string_type" else "a mapping"
         raise Tdmr1Error(
-            f"{entry} in {path} has a value that no run writes",
+            f"{entry} in {path} has an invalid value: found {found}, expected {expected}",
             "restore the file; only the settings below its header may be edited",
             code="config-incomplete",
-            values={"path": str(path), "entry": entry},
+            values={"path": str(path), "entry": entry, "found": found, "expected": expected},
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump, read_file, resolve
 from tdmr1_core.durable_files import append_durable, check_links
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.checks import matches
 from tdmr1_core.runs.checkpoints.checkpoint import SETTINGS, iteration_of, latest_checkpoint, read_config
 from tdmr1_core.runs.checkpoints.fingerprints import CONFIG, HEADER
 from tdmr1_core.runs.jsonl import keep_lines
@@ -153,10 +153,4 @@ def _missing(whole: Mapping[str, Any], part: Any, prefix: str = "") -> list[str]
 def _may_change(name: str, config: RunConfig) -> bool:
     if name == "iterations":  # it is also the length of the learning rate schedule, if there is one
         return config.optimizer.final_lr == 1
-    return any(_matches(name.split("."), pattern.split(".")) for pattern in HARMLESS)
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    if pattern[-1] == "**":
-        pattern, parts = pattern[:-1], parts[: len(pattern) - 1]
-    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+    return any(matches(name, pattern) for pattern in HARMLESS)

@@ -54,7 +54,7 @@ In Python, `Tdmr1Error` has the attributes `code`, `message`, `hint` and `values
 def errors_page() -> str:
     """The text of docs/errors.md: each code with its meaning and an example, in the order and groups of `CODES`."""
     examples = dict(
-        re.findall(r"^(\S+)\n  (?:error|warning): (.*)$", MESSAGES.read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(r"^(\S+)\n  (?:error: |warning: )?(.*)$", MESSAGES.read_text(encoding="utf-8"), re.MULTILINE)
     )
     parts = [HEAD]
     for heading, codes in groups().items():

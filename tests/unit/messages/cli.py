@@ -17,19 +17,21 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 
 def _error_printed_by(action: Callable[[], int]) -> Tdmr1Error:
-    """The error that the command line prints as JSON."""
+    """The error that the command line prints as JSON. `kind` is what it prints before the message on stderr."""
     from tdmr1_cli.error_boundary import guarded
 
-    printed = io.StringIO()
+    printed, messages = io.StringIO(), io.StringIO()
     with (
         patch.dict(os.environ, {"TDMR1_DEBUG": ""}),
         patch.object(warnings, "formatwarning"),
         redirect_stdout(printed),
-        redirect_stderr(io.StringIO()),
+        redirect_stderr(messages),
     ):
         guarded(action, as_json=True)
-    error = json.loads(printed.getvalue())["error"]
-    return Tdmr1Error(error["message"], error["hint"], code=error["code"], values=error["values"])
+    document = json.loads(printed.getvalue())["error"]
+    error = Tdmr1Error(document["message"], document["hint"], code=document["code"], values=document["values"])
+    error.kind = messages.getvalue().partition(error.message)[0].removesuffix(": ")
+    return error
 
 
 def usage(tmp_path: Path) -> None:

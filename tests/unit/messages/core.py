@@ -21,7 +21,7 @@ def update_not_finite(tmp_path: Path) -> None:
     from tdmr1_core.engine import Engine
 
     engine = SimpleNamespace(
-        _in_a_row={"generator": 0},
+        _consecutive_not_finite={"generator": 0},
         _metrics={},
         iteration_index=2,
         config=SimpleNamespace(optimizer=SimpleNamespace(on_not_finite="stop")),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -155,9 +156,9 @@ def server_refused(tmp_path: Path) -> None:
 
 
 def server_protocol(tmp_path: Path) -> None:
-    from tdmr1_rewards.calling.wire import decode_result
-
-    decode_result({"scores": 1.0})
+    remote = _remote()
+    with patch.object(remote, "_request", return_value=({"protocol": 1, "scores": 1.0}, "http://127.0.0.1:9")):
+        remote(_batch("a cat"))
 
 
 def token_invalid(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from support.paths import ROOT
 from support.plugin_folder import registering, write_plugin
 
 from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.registry import load_plugins
+from tdmr1_rewards.registry import availability, load_plugins
 from tdmr1_rewards.sources.source import create_reward, find_reward
 
 pytestmark = pytest.mark.unit
@@ -76,7 +76,7 @@ def test_listing_imports_nothing_heavy_even_with_a_plugin(tmp_path):
     write_plugin(tmp_path, "foo", "foo_mod", registering("foo_reward"))
     program = """
 import sys
-from tdmr1_rewards.registry import load_plugins
+from tdmr1_rewards.registry import availability, load_plugins
 rewards = load_plugins().rewards
 print(",".join(f"{e.spec.name} of {e.provenance}" for e in rewards.entries() if e.spec.name == "foo_reward"))
 print(sorted({"numpy", "scipy", "torch", "PIL", "pydantic", "diffusers"} & set(sys.modules)))
@@ -272,3 +272,42 @@ def test_a_factory_is_called_with_its_options_or_without_an_argument(folder):
     rewards = load_plugins().rewards
     assert create_reward(find_reward(rewards, "with_options"), {"size": 3})(None).size == 3
     assert create_reward(find_reward(rewards, "without"), {})(None) is None
+
+
+def needing(*requires, install=None):
+    """A spec that requires these modules."""
+    return RewardSpec(name="x", summary="", factory="a:b", default_prompts="count", requires=requires, install=install)
+
+
+@pytest.mark.parametrize("requires", [(), ("json",), ("no_such_20|json",), ("json|no_such_20",), ("json.decoder",)])
+def test_a_reward_is_usable_if_its_modules_are_installed(requires):
+    found = availability(needing(*requires, install="tdmr1[x]"))
+    assert found.usable
+    assert str(found) == "yes"
+    assert found.remedy is None
+
+
+@pytest.mark.parametrize(
+    ("requires", "install", "text"),
+    [
+        (("no_such_20",), None, "no, needs no_such_20"),
+        (("no_such_20", "json"), "tdmr1[x]", "no, needs no_such_20: pip install 'tdmr1[x]'"),
+        (("no_such_20|no_such_21", "no_such_22"), None, "no, needs no_such_20 or no_such_21 and no_such_22"),
+        (("no_such_20.sub",), None, "no, needs no_such_20.sub"),
+    ],
+)
+def test_the_text_of_an_unusable_reward_names_what_is_missing(requires, install, text):
+    found = availability(needing(*requires, install=install))
+    assert not found.usable
+    assert str(found) == text
+
+
+def test_availability_imports_nothing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    assert availability(needing("this")).usable
+    assert "this" not in sys.modules
+
+
+def test_a_module_that_is_blocked_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "blocked_23", None)
+    assert not availability(needing("blocked_23")).usable

@@ -57,7 +57,7 @@ def test_presets_have_no_ineffective_settings(preset):
         (["advantages.binary=true", "advantages.clip=3"], "advantages.clip", "uses the sign only"),
         (["rollout.eta=0.5", "rollout.sampler=dpm-solver++"], "rollout.eta", "dpm-solver++ adds no noise"),
         (["batch.micro_batch=5000"], "batch.micro_batch", "an iteration has 1152 images"),
-        (["rewards.0.weight=2"], "rewards.0.weight", "its scale does not matter"),
+        (["rewards.0.weight=2"], "rewards.0.weight", "normalization removes its scale"),
         (["evaluation.every=5000"], "evaluation.every", "the run has 1000 iterations"),
         (["evaluation.every=1000"], "evaluation.every", "the run has 1000 iterations"),
         (["guard.enabled=false", "guard.threshold=2"], "guard.threshold", "guard.enabled is off"),
@@ -87,7 +87,7 @@ def test_presets_have_no_ineffective_settings(preset):
         ),
         (["advantages.std=group", "advantages.clip=4.8"], "advantages.clip", "no advantage of 48 groups"),
         (["advantages.binary=true", "advantages.clip=0.5"], "advantages.clip", "uses the sign only"),
-        (["advantages.std=group", "scoring.combine=normalised"], "scoring.combine", "with one reward"),
+        (["advantages.std=group", "scoring.combine=normalised"], "scoring.combine", "with a single reward"),
         (
             ["timesteps.optimizer_step=each", "timesteps.per_iteration=1"],
             "timesteps.optimizer_step",

@@ -136,7 +136,7 @@ def test_exclude_is_not_met_from_its_count_on(cats, met):
     assert found == {("count", "dog"): 1.0, ("exclude", "cat"): met}
 
 
-def test_colour_uses_only_the_most_confident_objects():
+def test_color_uses_only_the_most_confident_objects():
     request = Request("colors", (Item("dog", 1, "red"),), {})
     sure_blue, unsure_red = thing("dog", 0, 0, 0.9, "blue"), thing("dog", 9, 0, 0.8, "red")
     assert conditions(request, [sure_blue, unsure_red])["colour", "dog"] == 0.0
@@ -156,7 +156,7 @@ def test_position_uses_every_pair_of_the_most_confident_objects():
     assert conditions(request, [left])["position", "cat"] == 0.0  # no dog
 
 
-def test_colour_binding_by_hand():
+def test_color_binding_by_hand():
     request = Request("color_attr", (Item("dog", 1, "red"), Item("cat", 1, "blue")), {})
     right = [thing("dog", 0, 0, colour="red"), thing("cat", 20, 0, colour="blue")]
     swapped = [thing("dog", 0, 0, colour="blue"), thing("cat", 20, 0, colour="red")]
@@ -169,7 +169,7 @@ def test_colour_binding_by_hand():
     }
 
 
-def test_objects_of_a_class_that_is_requested_twice_are_assigned_by_colour():
+def test_objects_of_a_class_that_is_requested_twice_are_assigned_by_color():
     include = (Item("dog", 1, "blue"), Item("dog", 1, "red", ("left of", 0)))
     request = Request("position", include, {})
 

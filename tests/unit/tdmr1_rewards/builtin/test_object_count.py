@@ -31,7 +31,7 @@ def score(images, prompts, metadata=None, **options):
 
 
 def draw(*objects, relation=None):
-    """A scene of (colour, shape, x, y, radius)."""
+    """A scene of (color, shape, x, y, radius)."""
     scene = world.Scene(tuple(world.Object(*item) for item in objects), relation)
     return world.render(scene, np.random.default_rng(0))
 
@@ -62,7 +62,7 @@ def test_counts_agree_with_the_scenes(blur, noise):
     assert of_any >= 0.995
 
 
-def test_other_colours_are_not_counted():
+def test_other_colors_are_not_counted():
     rng = np.random.default_rng(5)
     scenes = [world.sample_scene(rng, pair_share=1.0) for _ in range(1000)]
     images = np.stack([world.render(scene, rng) for scene in scenes])
@@ -86,7 +86,7 @@ def test_an_empty_image_of_any_brightness_has_no_objects(shade):
     assert result.details == [{"asked": 2, "found": 0}]
 
 
-def test_touching_objects_of_one_colour_are_one_and_of_two_colours_are_two():
+def test_touching_objects_of_one_color_are_one_and_of_two_colors_are_two():
     left, right = ("circle", 8, 12, 3.5), ("circle", 14.5, 12, 3.5)
     assert count_objects(draw(("blue", *left), ("blue", *right))[None], [("blue",)], 6.0) == [1]
     mixed = blurred_and_noisy(draw(("red", *left), ("blue", *right))[None], 0.6, 0)
@@ -129,7 +129,7 @@ def test_an_area_below_min_area_is_not_counted():
         ("purple", (128, 0, 128)),
     ],
 )
-def test_every_colour_is_distinguished_from_the_others(colour, rgb):
+def test_every_color_is_distinguished_from_the_others(colour, rgb):
     image = np.full((10, 10, 3), 230, np.uint8)
     image[3:7, 3:7] = rgb
     counts = count_objects(np.stack([image] * len(ANY)), [(name,) for name in ANY], 6.0)
@@ -202,7 +202,7 @@ def test_a_prompt_without_a_number_gives_no_score(prompt):
 
 
 @pytest.mark.parametrize("colour", ["pink", "brown", "black", "white"])
-def test_a_colour_that_hue_does_not_determine_gives_no_score(colour):
+def test_a_color_that_hue_does_not_determine_gives_no_score(colour):
     metadata = {"include": [{"class": "shape", "count": 2, "color": colour}]}
     for result in (score([RED_TWO], [f"two {colour} shapes"]), score([RED_TWO], [""], [metadata])):
         assert result.scores == [None]

@@ -34,8 +34,8 @@ def test_normalised_sum_equals_a_hand_calculation():
     assert total == pytest.approx([-1 / 2 - 3 * 5 / 6, -3 * 2 / 3, 1 / 2 + 3 * 5 / 6, 3 * 2 / 3], abs=1e-12)
 
 
-def test_each_reward_is_normalised_over_its_own_scores_that_are_not_none():
-    # b's None leaves b's mean 3 and std 1, but a is still normalised over all three: mean 2, std √(2/3).
+def test_each_reward_is_normalized_over_its_own_scores_that_are_not_none():
+    # b's None leaves b's mean 3 and std 1, but a is still normalized over all three: mean 2, std √(2/3).
     total = normalised_sum({"a": [1.0, 2.0, 3.0], "b": [2.0, None, 4.0]}, {"a": 1.0, "b": 1.0}, [0, 0, 0], eps=0.0)
     assert total[1] is None
     assert total[0] == pytest.approx(-1 / math.sqrt(2 / 3) - 1, abs=1e-12)
@@ -44,13 +44,16 @@ def test_each_reward_is_normalised_over_its_own_scores_that_are_not_none():
 
 def test_a_total_that_is_not_finite_is_an_error():
     for scores, weight in (([1e300], 1e10), ([1.0], math.nan), ([-1e308], -10.0)):
-        with raises("reward-combined", terms=f"{weight:g} × {scores[0]:g}"):
+        with raises("reward-combined", image=0, rewards=["a"], terms=f"{weight:g} × {scores[0]:g} (a)"):
             weighted_sum({"a": scores}, {"a": weight})
-    with raises("reward-combined", terms="1 × 1e+308 + 1 × 1e+308"):
-        weighted_sum({"a": [1e308], "b": [1e308]}, {"a": 1.0, "b": 1.0})
+    with raises("reward-combined", image=1, terms="1 × 1e+308 (a) + 1 × 1e+308 (b)"):
+        weighted_sum({"a": [0.0, 1e308], "b": [0.0, 1e308]}, {"a": 1.0, "b": 1.0})
+    with raises("reward-combined", image=7, rewards=["b"]):
+        applies = {"a": [True, False], "b": [True, True]}
+        weighted_sum({"a": [0.0, 1.0], "b": [0.0, 1e308]}, {"a": 1.0, "b": 10.0}, applies, image_ids=[6, 7])
 
 
-def test_scores_whose_squares_overflow_are_normalised():
+def test_scores_whose_squares_overflow_are_normalized():
     # Mean 1.5e200, std 0.5e200.
     assert normalised_sum({"a": [1e200, 2e200]}, {"a": 1.0}, [0, 0]) == pytest.approx([-1, 1])
 

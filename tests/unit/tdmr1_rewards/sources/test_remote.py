@@ -239,8 +239,7 @@ def test_a_full_queue_is_answered_with_503(monkeypatch):
     with serving(build_app(Faulty(), SPEC, TOKEN)) as address:
         assert post(address, request_for("a")).status_code == 503
         reward = client(address)
-        error = failure_of(lambda: reward(make_batch("a")), "server-unreachable", server=address)
-        assert "too many requests" in error.message
+        failure_of(lambda: reward(make_batch("a")), "server-unreachable", server=address, status=503)
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b", "tök", "a\nb"])

@@ -44,7 +44,7 @@ def test_all_statistics_of_a_plain_image_are_zero():
     assert statistics(GREY) == pytest.approx(dict.fromkeys(statistics(GREY), 0), abs=1e-4)
 
 
-def test_edges_entropy_and_colour_of_handmade_images():
+def test_edges_entropy_and_color_of_handmade_images():
     checks, halves, red = statistics(CHECKS), statistics(HALVES), statistics(RED)
     assert checks["edge_density"] == 1
     assert halves["edge_density"] == pytest.approx(1 / 14)  # one of seven across, none down
@@ -65,7 +65,7 @@ def test_diversity_is_measured_inside_each_group():
     assert diversity(images, (0, 0, 1, 1, 2)).tolist() == pytest.approx([0, 127.5])
 
 
-def test_similarity_compares_colours_with_the_teacher_of_the_same_prompt():
+def test_similarity_compares_colors_with_the_teacher_of_the_same_prompt():
     teacher = {"red": colour_histogram(RED)[0], "half": (colour_histogram(RED)[0] + colour_histogram(GREY)[0]) / 2}
     images = np.concatenate([RED, GREY, RED, RED])
     assert similarity(images, ["red", "red", "half", "unknown"], teacher).tolist() == [1, 0, 0.5]

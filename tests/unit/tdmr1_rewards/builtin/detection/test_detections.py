@@ -153,7 +153,7 @@ def nearest(found, item):
 
 
 @pytest.mark.parametrize(("blur", "noise", "floor"), [(0, 0, 0.999), (0.6, 0, 0.999), (0, 8, 0.995), (0.6, 8, 0.98)])
-def test_blobs_have_the_shapes_colours_and_positions_of_the_scene(blur, noise, floor):
+def test_blobs_have_the_shapes_colors_and_positions_of_the_scene(blur, noise, floor):
     rng = np.random.default_rng(21)
     scenes = [world.sample_scene(rng) for _ in range(1000)]
     images = np.stack([world.render(scene, rng) for scene in scenes]).astype(float)

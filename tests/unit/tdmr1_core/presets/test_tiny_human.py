@@ -29,7 +29,7 @@ def test_a_file_may_extend_a_preset(tmp_path):
         read_file(path)
 
 
-def test_people_see_few_images_of_prompts_without_a_colour():
+def test_people_see_few_images_of_prompts_without_a_color():
     extensions = discover()
     settings = resolve_settings(Flags(rewards=["human"], model="tiny-tdm"), "train", extensions)
     assert settings.preset == "tiny-human"

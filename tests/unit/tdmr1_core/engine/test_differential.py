@@ -261,8 +261,8 @@ def test_the_second_step_accumulates_and_uses_new_draws() -> None:
     engine = case.engine()
     trajectory = random_trajectory(engine, TEXTS, GROUP, stored_velocity=False)
     other = case.engine()
-    engine._fake.accumulate(trajectory, (0, 0), *engine._generator_points(trajectory, 0, 0), False, 0.5)
-    engine._fake.accumulate(trajectory, (1, 0), *engine._generator_points(trajectory, 1, 0), False, 0.5)
+    engine._fake.accumulate(trajectory, (0, 0), *engine._draw_step_and_tau(trajectory, 0, 0), False, 0.5)
+    engine._fake.accumulate(trajectory, (1, 0), *engine._draw_step_and_tau(trajectory, 1, 0), False, 0.5)
     first, second = expected_fake(case, trajectory), expected_fake(case, trajectory, step=1)
     assert first.losses != second.losses
     for name, gradient in gradients(engine, FAKE).items():
