@@ -1,4 +1,4 @@
-"""Every test runs with one thread and never asks a hub; what it starts hears Ctrl-C, from the background too."""
+"""Settings of every test: one thread, no access to a hub, and Ctrl-C enabled in the processes that tests start."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # children would ignore it as well
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # set by a shell for a background job; child processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_cli_closed():
-    """Ends the process that commands are forked from, if a test has started it."""
+    """Ends the process from which commands are forked, if a test has started it."""
     yield
     from support.command_line import warm
 

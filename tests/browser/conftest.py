@@ -1,4 +1,4 @@
-"""A headless Chromium for the real page. Where there is none, the tests fail and say so."""
+"""A headless Chromium for the labelling page. Without one, the tests fail with a message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from support.browsing import DESKTOP, visit_again
+from support.browsing import DESKTOP, open_tab
 from support.feedback_server import Label, draw_folder
 
 CHROMIUM = Path(os.environ.get("TDMR1_CHROMIUM") or "/usr/bin/chromium")
@@ -38,13 +38,13 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """`visit(url, **settings of a browser context)`: a page of somebody who was never here; no script may fail."""
+    """`visit(url, **settings)` opens the page in a new browser context. JavaScript errors fail the test."""
     contexts, failures = [], []
 
     def opened(url, **settings):
         context = browser.new_context(**{**DESKTOP, **settings})
         contexts.append(context)
-        return visit_again(context, url, failures)
+        return open_tab(context, url, failures)
 
     yield opened
     for context in contexts:
@@ -54,7 +54,7 @@ def visit(browser):
 
 @pytest.fixture
 def label(tmp_path):
-    """`label(images, *options)`: a running `tdmr1 label` over this number of new images."""
+    """`label(images, *options)` starts `tdmr1 label` on this number of new images."""
     running = []
 
     def started(images, *options):

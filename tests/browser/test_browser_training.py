@@ -1,4 +1,4 @@
-"""Somebody at the real page, in a real browser, teaches the embedded model a taste; without answers it learns none."""
+"""Trains the embedded model with answers given in a real browser. Without answers, its images do not change."""
 
 import json
 import subprocess
@@ -24,11 +24,11 @@ LOOK = """() => {
     const { width, height, data } = context.getImageData(0, 0, canvas.width, canvas.height);
     return { source: image.src, width, height, data: [...data] };
 }"""
-"""What a person sees: the pixels of the image on the stage, None while there is none to judge."""
+"""Returns the pixels of the image on the stage; null if there is none to judge."""
 
 
 def training(folder, iterations=ITERATIONS, **options):
-    """The command of a small training by people, on captions that name no colour."""
+    """The command of a small training with the reward `human`, on prompts that name no color."""
     reward = {"name": "human", "options": {"mode": "wait", **options}}
     sets = [f"rewards={json.dumps([reward])}", "saving.tensorboard=false", "saving.samples_every=0"]
     return [
@@ -37,21 +37,21 @@ def training(folder, iterations=ITERATIONS, **options):
     ]
 
 
-def seen(look):
-    """The image a person looks at, uint8 (H, W, 3)."""
+def pixels_of(look):
+    """The pixels from LOOK, uint8 (H, W, 3)."""
     return np.array(look["data"], dtype=np.uint8).reshape(look["height"], look["width"], 4)[..., :3]
 
 
 def judge_one(page, clicks):
-    """Judge the image on the stage in this tab, if there is one; whether the page took the answer.
+    """Judge the image on the stage of this tab, if there is one. Returns whether the page accepted the answer.
 
-    It takes none in the moment after an image has changed by itself: then the person tries again.
+    The page ignores answers just after the image has changed by itself; the caller tries again.
     """
     page.bring_to_front()
     look = page.evaluate(LOOK)
     if look is None:
         return False
-    likes = is_red(seen(look))
+    likes = is_red(pixels_of(look))
     if clicks:
         page.click("#like" if likes else "#dislike")
     else:
@@ -64,28 +64,28 @@ def judge_one(page, clicks):
     return True
 
 
-def red_shares(folder):
-    """Whether each of 480 images is red, before and after, and the caption of each."""
+def red_images(folder):
+    """For 480 images before and after the training: whether each is red (0 or 1), and the group of each."""
     with images_of(folder) as (before, after):
         red = [np.array([is_red(image) for image in images.images], float) for images in (before, after)]
         return (*red, np.array(before.group_ids))
 
 
 def answer_a_run(browser, folder, iterations):
-    """Train, and answer in the browser, with a reload and a second tab, until the run ends; every image is judged."""
+    """Train, and answer in the browser with a reload and a second tab. Checks that every image is judged."""
     process = start_tdmr1(*training(folder, iterations), stderr=subprocess.PIPE)
-    said = []
+    lines = []
     found = threading.Event()
 
     def listen():
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if line.startswith("labelling page: "):
                 found.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    assert found.wait(180), "".join(said)
-    url = next(line for line in said if line.startswith("labelling page: ")).split()[-1]
+    assert found.wait(180), "".join(lines)
+    url = next(line for line in lines if line.startswith("labelling page: ")).split()[-1]
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     pages = [context.new_page()]
     pages[0].goto(url)
@@ -102,13 +102,13 @@ def answer_a_run(browser, folder, iterations):
         if judged == 40:
             pages.append(context.new_page())
             pages[1].goto(url)
-    assert process.returncode == 0, "".join(said)
+    assert process.returncode == 0, "".join(lines)
     context.close()
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/human/unjudged"] for row in rows] == [0] * iterations
-    asked = iterations * GROUPS * GROUP_SIZE
-    assert asked <= judged <= 1.1 * asked  # two tabs may show the same image at once
+    images = iterations * GROUPS * GROUP_SIZE
+    assert images <= judged <= 1.1 * images  # two tabs may show the same image at once
 
 
 def test_a_person_at_the_page_judges_every_image_of_a_run(browser, tmp_path):
@@ -119,7 +119,7 @@ def test_a_person_at_the_page_judges_every_image_of_a_run(browser, tmp_path):
 def test_a_person_at_the_page_makes_images_redder(browser, tmp_path):
     folder = tmp_path / "run"
     answer_a_run(browser, folder, ITERATIONS)
-    gain = paired_gain(*red_shares(folder))
+    gain = paired_gain(*red_images(folder))
     assert gain.n == 480
     assert gain.low > 0.1, gain
 
@@ -128,6 +128,6 @@ def test_a_person_at_the_page_makes_images_redder(browser, tmp_path):
 def test_without_answers_the_images_do_not_change(tmp_path):
     folder = tmp_path / "run"
     run_tdmr1(*training(folder, minutes=0.005))
-    before, after, _ = red_shares(folder)
+    before, after, _ = red_images(folder)
     assert np.array_equal(before, after)
     assert 0.1 < before.mean() < 0.4

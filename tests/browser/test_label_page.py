@@ -1,11 +1,11 @@
-"""People judge through the real page: keys, clicks and fingers, two tabs, a reload and a server that dies."""
+"""The labelling page in a real browser: keys, clicks, touch, two tabs, a reload, and a killed server."""
 
 import re
 import time
 
 import pytest
 from playwright.sync_api import expect
-from support.browsing import PHONE, visit_again
+from support.browsing import PHONE, open_tab
 from support.feedback_server import Label, Person
 
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -16,7 +16,7 @@ WORDS = {"like": "ArrowRight", "dislike": "ArrowLeft", "skip": "Space"}
 
 
 def wait_for(check, patience=30):
-    """Wait until `check()` is true; it is what the store knows, which is later than what a key does."""
+    """Wait until `check()` is true. An answer reaches the store some time after its key press."""
     limit = time.monotonic() + patience
     while not check():
         assert time.monotonic() < limit, check()
@@ -24,7 +24,7 @@ def wait_for(check, patience=30):
 
 
 def answers(label):
-    """(number of the image, answer), the oldest first."""
+    """(number of the image, answer) of each answer in the store, the oldest first."""
     store = FeedbackStore(label.folder / "feedback")
     try:
         numbers = {item.id: number for number, item in enumerate(store.items())}
@@ -34,7 +34,7 @@ def answers(label):
 
 
 def shown(page):
-    """The address of the image on the stage, once one is there."""
+    """The URL of the image on the stage, once there is one."""
     return page.locator("#stage img").first.get_attribute("src")
 
 
@@ -45,7 +45,7 @@ def judge(page, key):
     page.wait_for_function("before => document.querySelector('#stage img')?.src !== before", arg=before)
 
 
-def test_keys_answer_and_the_end_says_thanks(visit, label):
+def test_keys_answer_until_no_image_is_left(visit, label):
     running = label(4)
     page = visit(running.url)
     expect(page.locator("#prompt")).to_have_text("two red circles")
@@ -53,15 +53,15 @@ def test_keys_answer_and_the_end_says_thanks(visit, label):
     for key in ("ArrowRight", "ArrowLeft", "Space", "ArrowRight"):
         judge(page, key)
     expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
-    # images of one prompt come together: 0 and 2, then 1 and 3
+    # images of one prompt are shown together: 0 and 2, then 1 and 3
     wait_for(lambda: len(answers(running)) == 4)
     given = [answer for _, answer in answers(running)]
     assert given == ["like", "dislike", "skip", "like"]
     expect(page.locator("#count")).to_contain_text("4 of 4 judged · 0 left for you")
 
 
-def test_what_is_judged_is_what_is_shown(visit, label):
-    """The colours of the images say which they are: each answer must be of the image that was on the stage."""
+def test_an_answer_is_stored_for_the_image_on_the_stage(visit, label):
+    """The color of an image identifies it."""
     running = label(6)
     page = visit(running.url)
     seen = []
@@ -82,7 +82,7 @@ def test_what_is_judged_is_what_is_shown(visit, label):
     assert [(numbers[item], answer) for item, answer in answers(running)] == seen
 
 
-def test_clicks_answer_and_the_space_bar_then_skips(visit, label):
+def test_clicks_answer_and_afterwards_the_space_bar_skips(visit, label):
     running = label(4)
     page = visit(running.url)
     page.wait_for_selector("#stage img")
@@ -128,7 +128,7 @@ def test_undo_shows_earlier_images_again_in_order(visit, label):
     expect(page.locator("#toast")).to_have_text("There is nothing to undo")
 
 
-def test_the_group_view(visit, label):
+def test_the_group_view_answers_for_all_its_images(visit, label):
     running = label(12)
     page = visit(running.url)
     page.wait_for_selector("#stage img")
@@ -163,11 +163,11 @@ def test_two_tabs_of_one_person_share_the_work(visit, label):
     running = label(10)
     first = visit(running.url)
     first.wait_for_selector("#stage img")
-    second = visit_again(first.context, running.url)
+    second = open_tab(first.context, running.url)
     second.wait_for_selector("#stage img")
     for _ in range(40):
         left = [page for page in (first, second) if page.locator("#stage img").count()]
-        for page in left:  # just after the other tab has changed this one, a key is not believed
+        for page in left:  # a tab ignores a key just after the other tab has changed its image
             page.keyboard.press("ArrowRight")
             page.wait_for_timeout(400)
     wait_for(lambda: len(answers(running)) == 10)
@@ -180,7 +180,7 @@ def test_two_tabs_of_one_person_share_the_work(visit, label):
     expect(second.locator("#notice-title")).to_have_text("Thank you, that is all")
 
 
-def test_a_reload_in_the_middle_goes_on_where_it_was(visit, label):
+def test_after_a_reload_only_unjudged_images_are_shown(visit, label):
     running = label(8)
     page = visit(running.url)
     for _ in range(3):
@@ -199,30 +199,30 @@ def test_a_reload_in_the_middle_goes_on_where_it_was(visit, label):
     assert [answer for _, answer in given] == ["like"] * 3 + ["dislike"] * 5
 
 
-def test_answers_wait_for_a_server_that_was_killed(visit, label):
+def test_answers_are_sent_after_a_killed_server_is_restarted(visit, label):
     running = label(8)
     page = visit(running.url)
     page.wait_for_selector("#stage img")
     expect(page.locator("#count")).to_contain_text("0 of 8")
-    page.wait_for_load_state("networkidle")  # what is ahead has arrived
+    page.wait_for_load_state("networkidle")  # the next images are loaded
     judge(page, "ArrowRight")
     wait_for(lambda: len(answers(running)) == 1)
     running.kill()
     for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
         judge(page, key)
     expect(page.locator("#waiting")).to_have_text("3 answers waiting to be sent")
-    again = Label(running.folder)
+    restarted = Label(running.folder)
     try:
-        assert again.url == running.url
+        assert restarted.url == running.url
         expect(page.locator("#waiting")).to_be_hidden()
         assert [answer for _, answer in answers(running)] == ["like", "like", "dislike", "like"]
         page.reload()
         expect(page.locator("#count")).to_contain_text("4 of 8 judged · 4 left for you")
     finally:
-        again.kill()
+        restarted.kill()
 
 
-def test_answers_that_wait_survive_closing_the_page(visit, label):
+def test_unsent_answers_survive_closing_the_page(visit, label):
     running = label(4)
     page = visit(running.url)
     page.wait_for_selector("#stage img")
@@ -233,12 +233,12 @@ def test_answers_that_wait_survive_closing_the_page(visit, label):
     page.close()
     assert answers(running) == []
     page.context.unroute("**/api/answers")
-    back = visit_again(page.context, running.url)
+    reopened = open_tab(page.context, running.url)
     wait_for(lambda: [answer for _, answer in answers(running)] == ["like"])
-    expect(back.locator("#waiting")).to_be_hidden()
+    expect(reopened.locator("#waiting")).to_be_hidden()
 
 
-def test_agreement_progress_and_people_are_shown(visit, label):
+def test_agreement_progress_and_the_number_of_people_are_shown(visit, label):
     running = label(4, "--judges", 2)
     other = Person(running.url, "other")
     for offer in other.offers():
@@ -287,7 +287,7 @@ def test_a_new_round_appears_by_itself_with_its_countdown(visit, label):
 
 
 @pytest.mark.parametrize("link", [lambda url: url[:-4] + "xxxx", lambda url: url.partition("#")[0]])
-def test_a_wrong_link_says_so(visit, label, link):
+def test_a_wrong_link_shows_a_message(visit, label, link):
     running = label(1)
     page = visit(link(running.url))
     expect(page.locator("#notice-title")).to_have_text("This link does not work")
@@ -298,7 +298,7 @@ def test_a_wrong_link_says_so(visit, label, link):
 
 
 @pytest.mark.parametrize("side", [False, True])
-def test_a_phone_in_portrait(visit, label, side):
+def test_the_page_fits_a_phone_in_portrait(visit, label, side):
     running = label(12)
     page = visit(running.url, **PHONE)
     page.wait_for_selector("#stage img")
@@ -342,8 +342,8 @@ def test_small_images_are_enlarged_with_sharp_pixels_and_fit(visit, label):
     assert (box["width"], box["height"]) == pytest.approx((480, 480), abs=0.5)
 
 
-def test_another_site_can_read_nothing(visit, label):
-    """A page of another origin knows the address, even the token: its browser may not send, and it may not read."""
+def test_a_page_of_another_origin_cannot_read_the_state(visit, label):
+    """Even if it knows the address and the token: the browser blocks the request."""
     running = label(1)
     address, _, token = running.url.partition("/#")
     page = visit(f"{address.replace('127.0.0.1', 'localhost')}/page.css")

@@ -1,4 +1,4 @@
-"""How long a piece of Python is, as people count."""
+"""Counts the lines of code of Python source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 
 
 def code_lines(source: str) -> int:
-    """Lines that hold code: no blank line, comment or docstring."""
+    """The number of lines with code, without blank lines, comments and docstrings."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     lines = {line for token in tokens if token.type not in SILENT for line in range(token.start[0], token.end[0] + 1)}
     for node in ast.walk(ast.parse(source)):

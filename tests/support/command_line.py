@@ -1,4 +1,4 @@
-"""The real command line, away from the user's own settings: in forks of a warm process, or in real subprocesses."""
+"""Runs the real command line without the user's settings: in forks of a warm process, or in new subprocesses."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
 AT_START = dict(os.environ)
-"""Before libraries and `main` set variables in this process: a fork cannot change them, and a new process would not."""
+"""The environment before libraries and `main` set variables in this process. Commands start without those variables."""
 
 
 def command(*arguments):
-    """The console entry with these arguments."""
+    """The command of a subprocess that runs `tdmr1` with these arguments."""
     return [sys.executable, "-m", "tdmr1_cli", *map(str, arguments)]
 
 
 def environment(**changes):
-    """The environment of a subprocess: this source tree, one thread, no hub and no user's own settings."""
+    """The environment of a subprocess: this source tree, one thread, no hub and no settings of the user."""
     kept = {name: value for name, value in AT_START.items() if not name.startswith("TDMR1_")}
     offline = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     return {**kept, **offline, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **changes}
@@ -54,7 +54,7 @@ def run_script(path, *arguments, timeout=600):
 
 
 def start_tdmr1(*arguments, fresh=False, stdout=None, stderr=None, **changes) -> subprocess.Popen | WarmProcess:
-    """Start the command line in the background; the streams are as those of `subprocess.Popen`."""
+    """Start the command line in the background; `stdout` and `stderr` are as in `subprocess.Popen`."""
     variables = environment(**changes)
     if fresh or not warm.can_run(variables):
         return subprocess.Popen(command(*arguments), env=variables, stdout=stdout, stderr=stderr, text=True)

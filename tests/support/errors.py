@@ -1,4 +1,4 @@
-"""Checks the code and the values of an error or a warning, not its sentence."""
+"""Checks the code and the values of an error or a warning, not its message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reward with every fault, for this process and for others: the first prompt of a batch says what it does."""
+"""Rewards that fail in every possible way, in this process and in others."""
 
 import os
 import sys
@@ -10,7 +10,10 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 
 class Faulty:
-    """Answers each image's first pixel, unless options change that; writes what is called to the file `NOTES`."""
+    """Calls `do_WORD` with the rest of the first prompt, where WORD is its first word; otherwise returns first pixels.
+
+    `close` writes to the file that the environment variable NOTES names.
+    """
 
     def __init__(self):
         self.device = None
@@ -82,7 +85,7 @@ class Faulty:
         return RewardResult([1.0] * len(batch), [{"pid": os.getpid(), "device": self.device}] * len(batch))
 
     def do_fail(self, batch, argument):
-        """Fails until the file that is named has been called as often as its text says."""
+        """The file named by the argument holds the number of calls that still fail. Each call decreases it."""
         path = Path(argument)
         left = int(path.read_text())
         path.write_text(str(left - 1))
@@ -92,7 +95,7 @@ class Faulty:
 
 
 class Stuck(Faulty):
-    """Cannot be set up."""
+    """Its `setup` fails."""
 
     def setup(self, device):
         raise OSError("no weights")
@@ -104,7 +107,7 @@ def broken():
 
 
 class Remembering:
-    """Scores each image by the calls so far, which are its state."""
+    """Scores each image by the number of calls so far, which is its state."""
 
     calls = 0
 
@@ -120,7 +123,7 @@ class Remembering:
 
 
 class Unspeakable(Remembering):
-    """Has a state that JSON has no word for."""
+    """Its state contains a set, which JSON cannot represent."""
 
     def state_dict(self):
         return {"calls": {self.calls}}

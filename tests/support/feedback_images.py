@@ -1,4 +1,4 @@
-"""Small images, each with a colour of its own, and stores that hold them."""
+"""Small images of different colors, and their use in a feedback store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tdmr1_rewards.feedback.store import NewItem
 
 
 def solid_image(number: int, size: int = 4) -> np.ndarray:
-    """uint8 (size, size, 3): no two numbers below 65,536 look the same."""
+    """An image, uint8 (size, size, 3), whose color is unique for each number below 65,536."""
     return np.full((size, size, 3), (number % 256, number // 256, 7), np.uint8)
 
 
@@ -17,13 +17,13 @@ def new_items(*numbers: int, prompt: str = "a cat") -> list[NewItem]:
 
 
 def open_round(store, *groups, **settings):
-    """A round of groups of image numbers."""
+    """Open a round of images. A group is a sequence of image numbers."""
     settings = {"run": "r", "step": 1} | settings
     return store.open_round("title", [new_items(*group) for group in groups], **settings)
 
 
 def offered(store, person, limit=100, **settings):
-    """The numbers of the images that a person is offered, in order."""
+    """The numbers of the images that the store offers to a person, in order."""
     from PIL import Image
 
     offers = store.next_items(person, limit, **settings)

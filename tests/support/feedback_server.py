@@ -1,4 +1,4 @@
-"""A real `tdmr1 label` in a process of its own, and people who answer it."""
+"""Runs `tdmr1 label` in a separate process, and simulates its users over HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPTS = ("two red circles", "a dog in the snow")
 
 
 def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
-    """A folder of different images, each prompt with every second one."""
+    """Write a folder of different images, which get the two prompts in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(count):
@@ -31,7 +31,7 @@ def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
 
 
 class Label:
-    """A running `tdmr1 label`: its process and its link."""
+    """A running `tdmr1 label`: its process and its URL."""
 
     def __init__(self, folder: Path, *options: str | int, fresh: bool = False) -> None:
         words = ["label", str(folder), "--no-open", "--no-shuffle", "--json", *map(str, options)]
@@ -45,12 +45,12 @@ class Label:
         self.url = self.document["url"]
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL and wait for the end of the process."""
         self.process.kill()
         self.process.communicate()
 
     def interrupt(self) -> str:
-        """Ctrl-C; what it says at its end."""
+        """Send SIGINT and wait for the end of the process. Returns its stderr."""
         self.process.send_signal(2)
         _, printed = self.process.communicate(timeout=60)
         return printed
@@ -58,7 +58,7 @@ class Label:
 
 @contextmanager
 def labelling(folder: Path, *options: str | int, fresh: bool = False) -> Iterator[Label]:
-    """`tdmr1 label` for as long as the block lasts."""
+    """Run `tdmr1 label` during the block."""
     label = Label(folder, *options, fresh=fresh)
     try:
         yield label
@@ -68,7 +68,7 @@ def labelling(folder: Path, *options: str | int, fresh: bool = False) -> Iterato
 
 
 class Person:
-    """Somebody with the link, as the page would act for them."""
+    """A user of the labelling page. Sends the requests that the page sends."""
 
     def __init__(self, url: str, name: str) -> None:
         address, _, token = url.partition("/#")
@@ -79,11 +79,11 @@ class Person:
         self._count = 0
 
     def offers(self, limit: int = 6) -> list[dict]:
-        """What there is to judge."""
+        """The images that the server offers for judgment."""
         return self._done(self._session.get(f"{self._address}/api/items?person={self.id}&limit={limit}", timeout=60))
 
     def answer(self, offer: dict, answer: str, key: str | None = None) -> str:
-        """Answer, and return the key once it is acknowledged."""
+        """Send an answer. Returns its key after the server has confirmed it."""
         self._count += 1
         key = key or f"{self.id}-{os.getpid()}-{self._count}-{time.monotonic_ns()}"
         body = {"key": key, "item": offer["item"], "round": offer["round"], "person": self.id, "answer": answer}

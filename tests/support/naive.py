@@ -1,7 +1,8 @@
-"""Sections 3 to 8 of the algorithm once more: one sample at a time, in plain loops, sharing no formula with tdmr1.
+"""A naive implementation of sections 3 to 8 of docs/algorithm.md: one sample at a time, in plain loops.
 
-Roles are merged weights W + (alpha / r) B A put into an untouched diffusers transformer. Only draws (`algorithm.seeds`)
-are common with the product; levels are computed here from the uniform numbers.
+It shares no formula with tdmr1. Each role is an unmodified diffusers transformer with the merged weights
+W + (alpha / r) B A. Only the random draws (`algorithm.seeds`) are those of tdmr1; noise levels are computed here from
+the uniform numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]
 PROMPTS = ("", "a red circle", "two blue squares", "three green rings")
-"""The prompts that the tiny world can encode; the first is the empty one."""
+"""The prompts that `encoded` accepts; the first is empty."""
 
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 def tiny_transformer() -> SD3Transformer2DModel:
-    """A genuine SD3.5 network in float64, random: 2 layers (the first with attn2), 2 heads of 8, latents 4x4x4."""
+    """A random SD3.5 network in float64: 2 layers (the first with attn2), 2 heads of width 8, latents (4, 4, 4)."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         network = SD3Transformer2DModel(
@@ -56,7 +57,7 @@ def encoded(prompt: str) -> tuple[Tensor, Tensor]:
 
 
 def random_lora(network: SD3Transformer2DModel, rank: int, seed: int, size: float = 0.35) -> Weights:
-    """A LoRA with nothing at zero, by canonical name, on every joint attention projection there is."""
+    """A LoRA on every joint attention projection, by canonical name; no weight is zero."""
     generator = torch.Generator().manual_seed(seed)
     weights: Weights = {}
     for layer, block in enumerate(network.transformer_blocks):
@@ -76,7 +77,7 @@ def random_lora(network: SD3Transformer2DModel, rank: int, seed: int, size: floa
 
 @dataclass(frozen=True)
 class Settings:
-    """What the losses depend on."""
+    """The settings of the losses."""
 
     loss: str = "squared"
     huber_c: float = 1e-3
@@ -97,7 +98,7 @@ class Settings:
 
 @dataclass
 class Stored:
-    """A rollout as the naive losses see it: latents[k][i], sigmas[k] and the prompt of every image."""
+    """A rollout: the latents[k][i] of step k and image i, the noise levels sigmas[k], and the prompt of every image."""
 
     latents: Tensor
     sigmas: Sequence[float]
@@ -106,13 +107,13 @@ class Stored:
 
     @property
     def images(self) -> int:
-        """N."""
+        """The number of images N."""
         return len(self.prompts)
 
 
 @dataclass
 class Answer:
-    """Mean losses by name and the gradient of the trained role's weights."""
+    """Mean losses by name, and the gradient of the trained role's weights."""
 
     losses: dict[str, float]
     gradient: Weights
@@ -122,18 +123,18 @@ class Answer:
 
 
 def shifted(u: float, s: float = 3.0) -> float:
-    """S(u)."""
+    """The shift S(u) = s u / (1 + (s - 1) u)."""
     return s * u / (1 + (s - 1) * u)
 
 
 def level(u: float, lower: float, s: float = 3.0) -> float:
-    """tau = S(U[S^-1(lower) + 0.02, 1])."""
+    """The noise level tau = S(U[S^-1(lower) + 0.02, 1]) for the uniform number u."""
     start = lower / (s - (s - 1) * lower) + 0.02
     return shifted(start + u * (1 - start), s)
 
 
 def lifted(x: Tensor, low: float, tau: float, eps: Tensor) -> Tensor:
-    """x' at `low` brought to tau."""
+    """x at noise level `low`, re-noised to tau with the noise eps."""
     alpha = (1 - tau) / (1 - low)
     return alpha * x + math.sqrt(tau**2 - (low * alpha) ** 2) * eps
 
@@ -153,7 +154,7 @@ class Naive:
         self.loras = {role: dict(weights) for role, weights in loras.items()}
 
     def velocity(self, role: str, x: Tensor, sigma: float, prompt: str, leaves: Weights | None = None) -> Tensor:
-        """v of a role at one latent (C, H, W), with gradient only if its `leaves` are given."""
+        """The velocity v of a role at one latent (C, H, W), with a gradient only for `leaves`."""
         lora = leaves if leaves is not None else self.loras.get(role, {})
         tokens, pooled = encoded(prompt)
         with nullcontext() if leaves is not None else torch.no_grad():
@@ -164,26 +165,26 @@ class Naive:
                     merged[f"{layer}.weight"] = self.base[f"{layer}.weight"] + self.scale * (
                         lora[f"{layer}.lora_B.weight"] @ lora[name]
                     )
-            question = {
+            inputs = {
                 "hidden_states": x[None],
                 "timestep": torch.tensor([1000 * sigma], dtype=torch.float64),
                 "encoder_hidden_states": tokens[None],
                 "pooled_projections": pooled[None],
                 "return_dict": False,
             }
-            velocity: Tensor = torch.func.functional_call(self.network, merged, (), question)[0][0]
+            velocity: Tensor = torch.func.functional_call(self.network, merged, (), inputs)[0][0]
             return velocity
 
     def leaves(self, role: str) -> Weights:
-        """A role's weights, ready to collect a gradient."""
+        """Copies of a role's weights that require a gradient."""
         return {name: weight.clone().requires_grad_() for name, weight in self.loras[role].items()}
 
     def clean(self, role: str, x: Tensor, tau: float, prompt: str) -> Tensor:
-        """x_0 that a role predicts."""
+        """The x_0 that a role predicts."""
         return x - tau * self.velocity(role, x, tau, prompt)
 
     def guided_clean(self, role: str, x: Tensor, tau: float, prompt: str, scale: float) -> Tensor:
-        """x_0 that a role predicts under classifier-free guidance."""
+        """The x_0 that a role predicts with classifier-free guidance."""
         without = self.clean(role, x, tau, "")
         return without + scale * (self.clean(role, x, tau, prompt) - without)
 
@@ -201,7 +202,7 @@ class Naive:
     def fake(
         self, s: Settings, at: Stored, ks: Sequence[int], taus: Sequence[float], noises: Sequence[Tensor], stored: bool
     ) -> Answer:
-        """Section 5."""
+        """Section 5: the loss of the fake score."""
         leaves = self.leaves("fake")
         total = torch.zeros((), dtype=torch.float64)
         for i in range(at.images):
@@ -224,7 +225,7 @@ class Naive:
         taus: Sequence[float],
         noises: Sequence[Tensor],
     ) -> Answer:
-        """Section 6; noises has one entry for each image, equal within a group."""
+        """Section 6: the loss of the surrogate. `noises` has one entry per image; they are equal within a group."""
         leaves = self.leaves("surrogate")
         steps = len(at.sigmas) - 1
         total = torch.zeros((), dtype=torch.float64)
@@ -280,7 +281,7 @@ class Naive:
         noises_reward: Sequence[Tensor],
         distil: bool = False,
     ) -> Answer:
-        """Section 7; `distil` is its last paragraph."""
+        """Section 7: the loss of the generator; with `distil`, the loss of its last paragraph."""
         leaves = self.leaves("generator")
         sums = {name: torch.zeros((), dtype=torch.float64) for name in ("generator", "kl", "cfg", "reward")}
         floored = 0
@@ -326,7 +327,7 @@ class Naive:
 
 
 def _pull(s: Settings, x0: Tensor, d: Tensor, w: float) -> Tensor:
-    """L(d) of one sample."""
+    """The loss L(d) of one sample."""
     goal = (x0 + d).detach()
     if s.loss == "squared":
         return mean_square(goal - x0) / w
@@ -342,7 +343,7 @@ def _answer(losses: Mapping[str, Tensor], total: Tensor, leaves: Weights) -> Ans
 
 
 def advantages(rewards: Sequence[float], group_size: int, clip: float) -> list[float]:
-    """Section 4 with the deviation of the whole batch, every reward valid and every group with two different ones."""
+    """Section 4 with the deviation of the whole batch. All rewards must be valid, and differ within each group."""
     mean = math.fsum(rewards) / len(rewards)
     deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in rewards) / len(rewards))
     result: list[float] = []
@@ -356,7 +357,7 @@ def advantages(rewards: Sequence[float], group_size: int, clip: float) -> list[f
 
 
 class NaiveAdamW:
-    """Decoupled weight decay, bias correction, gradients clipped to a norm."""
+    """AdamW with decoupled weight decay, bias correction and clipping of the gradient norm."""
 
     def __init__(self, lr: float, beta1: float, beta2: float, eps: float, decay: float, norm: float) -> None:
         self.lr, self.beta1, self.beta2, self.eps, self.decay, self.norm = lr, beta1, beta2, eps, decay, norm

@@ -1,4 +1,4 @@
-"""Building packages and installing them, in environments that last as long as a test."""
+"""Builds wheels and installs them in temporary virtual environments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(*command: str | Path, code: int = 0, **options) -> subprocess.CompletedP
 
 
 def build_wheel(source: Path, folder: Path) -> Path:
-    """The wheel of a package, built from its source."""
+    """Build the wheel of a package from its source."""
     folder.mkdir(parents=True, exist_ok=True)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
     (wheel,) = folder.glob("*.whl")
@@ -31,9 +31,10 @@ def build_wheel(source: Path, folder: Path) -> Path:
 
 
 class Environment:
-    """A fresh virtual environment over the packages of this one: of an editable install in it, nothing is importable.
+    """A new virtual environment that can also import the packages of this one, except editable installs.
 
-    That is because the path files of a folder that is itself named by a path file are not read.
+    A .pth file adds the site-packages of this environment. Python does not read the .pth files in folders added in
+    this way, and an editable install consists of a .pth file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,15 +46,15 @@ class Environment:
         self._folder = folder
 
     def install(self, wheel: Path, *options: str) -> None:
-        """Install a wheel with nothing but what is here already."""
+        """Install a wheel without access to a package index."""
         run(*PIP, "--python", self.python, "install", "--quiet", "--no-index", *options, wheel)
 
     def uninstall(self, distribution: str) -> None:
-        """Take a distribution away again."""
+        """Uninstall a distribution."""
         run(*PIP, "--python", self.python, "uninstall", "--quiet", "--yes", distribution)
 
     def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run Python with these arguments, away from any source tree."""
+        """Run Python with these arguments, outside the source tree."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TDMR1_", "PYTHONPATH"))}
         return run(self.python, *arguments, code=code, env=kept, cwd=self._folder)
 

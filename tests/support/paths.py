@@ -1,4 +1,4 @@
-"""Where things are in the source tree."""
+"""Folders of the source tree."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Genuine tiny pipeline directories of every supported family, made with diffusers, and LoRA files to go with them."""
+"""Tiny pipeline directories of every supported family, written by diffusers, and LoRA files for them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SD3_TARGETS = [
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 ]
 ZIMAGE_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
-"""Of the published Z-Image LoRA, with the modules that the network does not have."""
+"""The target modules of the published Z-Image LoRA. The network does not have the last two."""
 WIDTHS = (24, 40)
 CHAT_TEMPLATE = "{% for message in messages %}user : {{ message['content'] }} {% endfor %}assistant :"
 
 
 def autoencoder() -> AutoencoderKL:
-    """Sixteen channels, four levels: eight pixels a latent."""
+    """An autoencoder with 16 latent channels and four levels: one latent covers 8 x 8 pixels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -55,7 +55,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def clip_encoder(width: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """A text encoder of CLIP's kind."""
+    """A CLIP text encoder with a projection."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -73,7 +73,7 @@ def clip_encoder(width: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProje
 
 
 def make_sd35(folder: Path) -> Path:
-    """Of SD3.5's kind: dual attention in the first block, RMS norms, 64 pixels, no T5."""
+    """Write a pipeline like SD3.5: dual attention in the first block, RMS norms, 64 x 64 pixels, no T5."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(TINY_TOKENIZER)
     StableDiffusion3Pipeline(
@@ -105,7 +105,7 @@ def make_sd35(folder: Path) -> Path:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, with a chat template, as Qwen's has one."""
+    """A tokenizer with one token per word and, like Qwen's, a chat template."""
     words = ["user", "assistant", ":", "a", "one", "two", "three", "red", "green", "circle", "circles", "squares"]
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -116,7 +116,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_zimage(folder: Path, seed: int = 0, shift: float = 3.0) -> Path:
-    """Of Z-Image's kind: two layers, refiners, a Qwen3 text encoder; text encoder and autoencoder depend on no seed."""
+    """Write a pipeline like Z-Image: two layers, refiners, a Qwen3 text encoder. `seed` is that of the transformer."""
     torch.manual_seed(100)
     tokenizer = word_tokenizer()
     encoder = Qwen3Model(
@@ -144,7 +144,7 @@ def make_zimage(folder: Path, seed: int = 0, shift: float = 3.0) -> Path:
         axes_dims=[4, 6, 6],
         axes_lens=[64, 32, 32],
     )
-    for token in (network.x_pad_token, network.cap_pad_token):  # a config leaves them uninitialised
+    for token in (network.x_pad_token, network.cap_pad_token):  # a network made from a config leaves them uninitialized
         nn.init.normal_(token, std=0.5)
     ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
@@ -157,7 +157,7 @@ def make_zimage(folder: Path, seed: int = 0, shift: float = 3.0) -> Path:
 
 
 def random_lora(network: nn.Module, targets: list[str], rank: int, seed: int = 0) -> Mapping[str, Tensor]:
-    """Every weight of a LoRA of get_peft_model on the network, nothing at zero, by PEFT's own names in their order."""
+    """Random weights of a LoRA that get_peft_model adds to the network, by PEFT's names and in PEFT's order."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     adapted = get_peft_model(network, config, adapter_name="tdm")
     torch.manual_seed(seed)
@@ -166,7 +166,7 @@ def random_lora(network: nn.Module, targets: list[str], rank: int, seed: int = 0
 
 
 def published_checkpoint(network: nn.Module, targets: list[str], path: Path, rank: int = 32) -> Mapping[str, Tensor]:
-    """Write a checkpoint in the authors' layout; returns its weights by canonical name."""
+    """Write a checkpoint in the authors' layout. Returns its weights by canonical name."""
     named = random_lora(network, targets, rank)
     torch.save({"decay": 0.9, "ema_parameters": list(named.values())}, path)
     return {name.removeprefix("base_model.model.").replace(".tdm.", "."): weight for name, weight in named.items()}

@@ -1,4 +1,4 @@
-"""Writes installable-looking plugins into a folder: a module and the metadata that importlib finds it by."""
+"""Writes plugins into a folder as if they were installed: a module and the metadata that importlib reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tdmr1_register_rewards(register):
 
 
 def write_plugin(folder: Path, distribution: str, module: str, source: str, entry_point: str | None = None) -> None:
-    """A distribution, version 1.0, with one module and the entry point `entry_point` (else the module's name)."""
+    """Write a distribution, version 1.0, with one module. The default of `entry_point` is the module's name."""
     (folder / f"{module}.py").write_text(textwrap.dedent(source))
     info = folder / f"{distribution}-1.0.dist-info"
     info.mkdir()

@@ -1,4 +1,4 @@
-"""An engine on the tiny random SD3 network of `support.naive`, with the product's own backbone, roles and stages."""
+"""An engine on the tiny random SD3 network of `support.naive`, with tdmr1's real backbone, roles and stages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LORA_SEEDS = {GENERATOR: 1, FAKE: 2, SURROGATE: 3, GENERATOR_EMA: 4, SURROGATE_E
 
 
 class TinyVae(nn.Module):
-    """Shows the first three channels, two pixels a latent."""
+    """Decodes the first three latent channels as RGB; one latent becomes 2 x 2 pixels."""
 
     config = SimpleNamespace(scaling_factor=2.0, shift_factor=0.1)
 
@@ -47,7 +47,7 @@ class TinyVae(nn.Module):
 
 
 class TinyPipeline:
-    """The parts of a StableDiffusion3Pipeline that SD3Backbone asks for."""
+    """The parts of a StableDiffusion3Pipeline that SD3Backbone uses."""
 
     def __init__(self) -> None:
         self.transformer = tiny_transformer()
@@ -58,22 +58,22 @@ class TinyPipeline:
         self.vae_scale_factor = 2
 
     def encode_prompt(self, prompts: Sequence[str], *_: Any, **__: Any) -> tuple[Tensor, None, Tensor, None]:
-        """Fixed random embeddings."""
+        """The fixed random embeddings of the prompts."""
         tokens, pooled = zip(*[encoded(prompt) for prompt in prompts], strict=True)
         return torch.stack(tokens), None, torch.stack(pooled), None
 
     def postprocess(self, pixels: Tensor, output_type: str) -> np.ndarray:
-        """[-1, 1] to [0, 1], channels last."""
+        """Pixels in [-1, 1] to an array in [0, 1], channels last."""
         return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 def make_backbone(precision: torch.dtype = torch.float64) -> SD3Backbone:
-    """The product's SD3 adapter, in float64 by default."""
+    """The real SD3 backbone on TinyPipeline, in float64 by default."""
     return SD3Backbone(TinyPipeline(), device=torch.device("cpu"), precision=precision, max_sequence_length=0)
 
 
 def make_roles(surrogate: bool = True) -> Roles:
-    """Every role with a LoRA of its own, none at zero."""
+    """Roles with different random LoRAs; no weight is zero."""
     trained = (GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE)
     averaged = (GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,)
     roles = Roles(make_backbone(), LoraShape(RANK, ALPHA, TARGETS), trained, averaged, seed=0)
@@ -92,7 +92,7 @@ def start_loras() -> dict[str, Weights]:
 def make_engine(
     sections: Mapping[str, Mapping[str, Any]], *, reward: Reward | None = None, plugin: object | None = None, **top: Any
 ) -> Engine:
-    """An engine with these config sections; `reward` is asked for real, `plugin` hears the hooks."""
+    """An engine with these config sections. It scores images with `reward` and calls the hooks of `plugin`."""
     named = () if top.get("kind") == "distill" else (RewardConfig(name="probe"),)
     config = RunConfig.model_validate({"rewards": named, **top, **sections})
     manager = pluggy.PluginManager("tdmr1")
@@ -110,7 +110,7 @@ def make_engine(
 
 
 def random_trajectory(engine: Engine, texts: Sequence[str], group_size: int, *, stored_velocity: bool) -> Trajectory:
-    """A trajectory of unrelated latents, so that no two points can be confused without being noticed."""
+    """A trajectory of independent random latents: if a stage confuses two of them, the result changes."""
     groups = Groups(engine.iteration_index, tuple(Prompt(text, {}) for text in texts), group_size)
     generator = torch.Generator().manual_seed(77)
     shape = (len(engine.sigmas), groups.images, 4, 4, 4)
@@ -126,12 +126,12 @@ def random_trajectory(engine: Engine, texts: Sequence[str], group_size: int, *, 
 
 
 def gradients(engine: Engine, role: str) -> dict[str, Tensor | None]:
-    """What a role has collected."""
+    """The accumulated gradients of a role, by parameter."""
     return {name: weight.grad for name, weight in engine.roles.parameters(role).items()}
 
 
 def all_conditionings() -> Conditioning:
-    """Every prompt of the tiny world, one row each."""
+    """The conditioning of PROMPTS, one row each."""
     tokens, pooled = zip(*[encoded(prompt) for prompt in PROMPTS], strict=True)
     return Conditioning(torch.stack(tokens), torch.stack(pooled))
 
@@ -158,6 +158,6 @@ UPDATES: dict[str, Callable[[Engine, Trajectory], Any]] = {
 
 
 def engine_and_trajectory(sections: Mapping[str, Mapping[str, Any]]) -> tuple[Engine, Trajectory]:
-    """The tiny engine with a trajectory that has to be asked for again."""
+    """The tiny engine, and a trajectory without stored velocities: an update evaluates the generator again."""
     engine = make_engine(sections)
     return engine, random_trajectory(engine, (PROMPTS[1], PROMPTS[3]), 3, stored_velocity=False)

@@ -26,7 +26,7 @@ class Rendered:
 
 @cache
 def fonts() -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, ...]:
-    """Pillow's own font, and DejaVu's sans, bold, serif and monospaced where the system has them."""
+    """Pillow's default font, and those of four DejaVu fonts that the system has."""
     found: list[ImageFont.ImageFont | ImageFont.FreeTypeFont] = [ImageFont.load_default(36)]
     for name in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono"):
         with suppress(OSError):
@@ -35,7 +35,7 @@ def fonts() -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, ...]:
 
 
 def rendered_words() -> Iterator[Rendered]:
-    """Every word in every kind, the font changing from one to the next: 60 images, the same each time."""
+    """Every word with every degradation, in alternating fonts: 60 images, the same in each call."""
     rng = np.random.default_rng(0)
     for row, kind in enumerate(KINDS):
         for column, text in enumerate(WORDS):

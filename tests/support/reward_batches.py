@@ -1,4 +1,4 @@
-"""Batches and rewards in use, for tests of what runs rewards."""
+"""Reward batches and active rewards, for tests of the code that runs rewards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOO = Provenance("foo", "foo-dist", "1.2", "foo_mod")
 
 
 def active(reward, name="x", weight=1.0, *, spec=None, **settings):
-    """A reward in use that takes arrays; `spec` changes its spec, the rest is what a run's config says."""
+    """An ActiveReward that takes arrays. `spec` changes fields of its spec; `settings` are those of a run's config."""
     fields = {"name": "x", "summary": "", "factory": "a:b", "default_prompts": "count", "image_format": "array"}
     return ActiveReward(name, weight, RewardSpec(**(fields | (spec or {}))), reward, FOO, **settings)
 
@@ -35,7 +35,7 @@ def batch_of(images, prompts, metadata=None, run_folder: Path | None = None) -> 
 
 
 def make_batch(*prompts, group_ids=None, metadata=None, run_folder=None, iteration=0, first_id=100):
-    """One image of 4 x 5 pixels a prompt, all of whose values are its index."""
+    """One image of 4 x 5 pixels per prompt; all values of image i are i."""
     count = len(prompts)
     return RewardBatch(
         images=np.arange(count, dtype=np.uint8).repeat(4 * 5 * 3).reshape(count, 4, 5, 3),

@@ -20,14 +20,14 @@ SMALL = (
 )
 
 
-def small_config(*assignments: str, preset: str = "tiny", **flags: Any) -> RunConfig:
-    """The tiny preset with two groups of four for three iterations, and whatever else is set."""
+def small_config(*assignments: str, preset: str = "tiny", **settings: Any) -> RunConfig:
+    """The tiny preset with two groups of four images for three iterations, changed by assignments and settings."""
     rewards = [] if preset.startswith("distill") else [{"name": "object_count"}]
-    return resolve([read_preset(preset), {"rewards": rewards, **flags}, parse_assignments([*SMALL, *assignments])])
+    return resolve([read_preset(preset), {"rewards": rewards, **settings}, parse_assignments([*SMALL, *assignments])])
 
 
 class Silent:
-    """An observer that keeps reports and shows nothing."""
+    """An observer that keeps the reports and prints nothing."""
 
     def __init__(self) -> None:
         self.reports: list[Any] = []
@@ -56,7 +56,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def files(folder: Path) -> dict[str, object]:
-    """Every file of a run by relative path, but for what tells of the clock or of being continued."""
+    """The files of a run by relative path, without timings, TensorBoard logs and the record of resumes."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "tensorboard" not in path.parts and path.name != RESUMES:

@@ -1,6 +1,6 @@
-"""Smaller image grids for runs of tests: 2 prompts with 2 images each instead of 6 with 8.
+"""Makes the image grids of test runs smaller: 2 prompts with 2 images each instead of 6 with 8.
 
-The grids of a run take as long to sample as two short iterations. Commands in new interpreters keep the real size.
+Sampling the grids takes as long as two short iterations. Commands in new interpreters use the real size.
 """
 
 from tdmr1_core.runs.output import previews

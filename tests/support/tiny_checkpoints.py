@@ -1,4 +1,4 @@
-"""Untrained detector and CLIP directories of transformers: each of its own architecture, as small as it goes."""
+"""Untrained detector and CLIP checkpoints of transformers, as small as possible, one per architecture."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SWIN = {"image_size": 32, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [
 
 
 def save(folder: Path, model: transformers.PreTrainedModel, *others: object) -> Path:
-    """Write a model and what goes with it."""
+    """Save a model and its processor or tokenizer."""
     for part in (model, *others):
         part.save_pretrained(folder)  # type: ignore[attr-defined]
     return folder
 
 
 def yolos(folder: Path) -> Path:
-    """A closed-set detector of boxes."""
+    """A closed-set detector that returns boxes."""
     torch.manual_seed(0)
     config = transformers.YolosConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32],
@@ -49,7 +49,7 @@ def rt_detr_v2(folder: Path) -> Path:
 
 
 def mask2former(folder: Path) -> Path:
-    """A closed-set detector of masks."""
+    """A closed-set detector that returns masks."""
     torch.manual_seed(0)
     backbone = transformers.SwinConfig(**SWIN, out_features=["stage1", "stage2", "stage3", "stage4"])
     config = transformers.Mask2FormerConfig(
@@ -61,7 +61,7 @@ def mask2former(folder: Path) -> Path:
 
 
 def owlv2(folder: Path) -> Path:
-    """A zero-shot detector with CLIP's tokens."""
+    """A zero-shot detector with a CLIP tokenizer."""
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.model_max_length = 16
@@ -81,7 +81,7 @@ def owlv2(folder: Path) -> Path:
 
 
 def grounding_dino(folder: Path) -> Path:
-    """A zero-shot detector with BERT's tokens."""
+    """A zero-shot detector with a BERT tokenizer."""
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "photo", "of", *world.SHAPES]
     tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
@@ -100,7 +100,7 @@ def grounding_dino(folder: Path) -> Path:
 
 
 def clip(folder: Path) -> Path:
-    """A CLIP, which is no detector."""
+    """A CLIP model, which is not a detector."""
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     common = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

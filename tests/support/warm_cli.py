@@ -51,14 +51,14 @@ WARM_MODULES = (
     "tdmr1_rewards.builtin.object_count",
     "support.small_previews",
 )
-"""What commands import when they first use it, and the smaller grids of tests.
+"""Modules that commands import on first use, and the smaller image grids of tests.
 
-Not onnxruntime, which starts a thread that no fork would have.
+onnxruntime is omitted: it starts a thread when it is imported, and a fork does not copy threads.
 """
 
 
 class WarmCli:
-    """The client: starts the server at the first command, and commands in forks of it."""
+    """The client: starts the server at the first command, and runs each command in a fork of it."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
@@ -66,9 +66,9 @@ class WarmCli:
         self._control: socket.socket | None = None
 
     def can_run(self, environment: Mapping[str, str]) -> bool:
-        """Whether a fork can have this environment: no variable differs that is read at import."""
-        mine = self._environment
-        different = {name for name in {*mine, *environment} if mine.get(name) != environment.get(name)}
+        """Whether a fork can have this environment: all variables that are read at import are those of the server."""
+        own = self._environment
+        different = {name for name in {*own, *environment} if own.get(name) != environment.get(name)}
         return not any(name.startswith(READ_AT_IMPORT) for name in different.difference(SET_BY_A_FORK))
 
     def start(
@@ -82,9 +82,9 @@ class WarmCli:
     ) -> WarmProcess:
         """Start `tdmr1`, or the Python file `script`; the streams are None, `subprocess.PIPE` or `DEVNULL`."""
         control = self._connected()
-        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reply, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipes: dict[str, IO[str]] = {}
-        ends = [theirs.fileno(), os.open(os.devnull, os.O_RDONLY)]
+        ends = [child_end.fileno(), os.open(os.devnull, os.O_RDONLY)]
         for name, number in (("stdout", 1), ("stderr", 2)):
             if streams.get(name) == subprocess.PIPE:
                 reading, writing = os.pipe()
@@ -99,7 +99,7 @@ class WarmCli:
             "script": script and str(script),
         }
         socket.send_fds(control, [json.dumps(request).encode()], ends)
-        theirs.close()
+        child_end.close()
         for end in ends[1:]:
             os.close(end)
         return WarmProcess(reply, request["arguments"], **pipes)
@@ -107,7 +107,7 @@ class WarmCli:
     def run(
         self, arguments: Iterable[object], environment: Mapping[str, str], *, timeout: float, **place: object
     ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run(…, capture_output=True, text=True)`; `place` is `cwd` and `script`."""
+        """As `subprocess.run(…, capture_output=True, text=True)`; `place` has `cwd` and `script`."""
         process = self.start(arguments, environment, **place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             stdout, stderr = process.communicate(timeout)
@@ -125,17 +125,17 @@ class WarmCli:
 
     def _connected(self) -> socket.socket:
         if self._control is None:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-m", "support.warm_cli", str(theirs.fileno())]
+            self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            command = [sys.executable, "-m", "support.warm_cli", str(server_end.fileno())]
             self._server = subprocess.Popen(
                 command,
                 cwd=Path(__file__).parents[1],
                 env=self._environment,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            theirs.close()
+            server_end.close()
         return self._control
 
 
@@ -160,7 +160,7 @@ class WarmProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code: negative for a signal, as Popen's."""
+        """The exit code; negative for a signal, as in Popen."""
         if self.returncode is None:
             self.returncode = self._receive(timeout)["returncode"]
             self._reply.close()
@@ -208,7 +208,7 @@ class WarmProcess:
 
 
 def serve(control: socket.socket) -> None:
-    """Fork a child for each request until the client closes its end; the children that still run are killed then."""
+    """Fork a child for each request until the client closes the connection; then kill the remaining children."""
     sys.path[0] = os.getcwd()
     import_everything()
     fork_processes()
@@ -260,7 +260,7 @@ def installed_path() -> list[str]:
 
 
 def import_everything() -> None:
-    """Import what commands import, in the order in which `tdmr1` does: first its own settings of the environment."""
+    """Import what commands import, in the order of `tdmr1`, which sets environment variables before importing torch."""
     from tdmr1_cli.main import main
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -286,7 +286,7 @@ def import_everything() -> None:
 
 
 def fork_processes() -> None:
-    """Let `--processes` fork: its processes would import everything again, as they do in a real command."""
+    """Let `--processes` fork its processes. Spawned ones, as in a real command, would import everything again."""
     import torch.multiprocessing
 
     torch.multiprocessing.start_processes = functools.partial(
@@ -295,7 +295,7 @@ def fork_processes() -> None:
 
 
 def become(request: dict[str, Any], descriptors: list[int], installed: list[str]) -> NoReturn:
-    """Run one command in this forked child, and exit as a process of its own would."""
+    """Run one command in this forked child, and exit with its code."""
     import atexit
     import importlib
     import runpy
@@ -342,7 +342,7 @@ def become(request: dict[str, Any], descriptors: list[int], installed: list[str]
 
 
 def restart_coverage() -> None:
-    """Measure this fork apart from the server, where the server is measured; the data is saved at exit."""
+    """If coverage.py measures the server, measure this fork separately; its data is saved at exit."""
     if "coverage" not in sys.modules:
         return
     import coverage

@@ -1,4 +1,4 @@
-"""Importing this imports all that the command line imports; for `support.warm_processes`."""
+"""Importing this module imports everything that the command line imports. Used by `support.warm_processes`."""
 
 from support.warm_cli import import_everything
 

@@ -1,7 +1,7 @@
 """Starts the processes of `tdmr1_cli.multiprocess.launch` in forks of one process that has imported torch and tdmr1.
 
-`multiprocessing`'s fork server imports everything once. Its children get the parent's stderr, directory and environment
-of this moment, which they would have had as new processes. Tests of the command line start real processes.
+The fork server of `multiprocessing` imports everything once. Its children get the current stderr, directory and
+environment of the parent, as new processes do. Tests of the command line start real processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.paths import ROOT, TESTS
 
 @pytest.fixture(autouse=True)
 def warm_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test module that imports this name: `launch` forks instead of spawning."""
+    """In a test module that imports this name, `launch` forks processes instead of spawning them."""
     multiprocessing.set_forkserver_preload(["support.warm_import"])
     with monkeypatch.context() as patched:  # the server finds its modules by this path
         patched.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))

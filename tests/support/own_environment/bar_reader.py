@@ -1,4 +1,4 @@
-"""A recognition network for easyocr that reads grey bars: the mean brightness of every eight columns is a character.
+"""A recognition network for easyocr that reads gray bars: the mean brightness of every eight columns is a character.
 
 Its weights hold one brightness for each character: a bar gets the character whose brightness is nearest.
 """

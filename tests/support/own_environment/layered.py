@@ -1,4 +1,4 @@
-"""An environment over the one that runs the tests: its own packages first, then all of those, and no second torch."""
+"""A virtual environment that has its own packages and also sees those of the tests; torch is not installed twice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(json.dumps([resolve_engine(OcrMatchOptions(**options)).engine for options 
 
 @dataclass(frozen=True)
 class Job:
-    """A reward by name with its options, and what it is to judge; `images` are PNG files."""
+    """A reward by name with its options, and the images and prompts that it scores; `images` are PNG files."""
 
     reward: str
     options: dict[str, Any]
@@ -45,7 +45,7 @@ class Job:
 
 
 def make_environment(folder: Path) -> Path:
-    """Make it in `folder`; the answer is its interpreter. torchvision can be imported in it and in what it starts."""
+    """Make the environment in `folder` and return its interpreter. torchvision works in it and in its subprocesses."""
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
@@ -59,7 +59,7 @@ def make_environment(folder: Path) -> Path:
 
 
 def score_elsewhere(python: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Each job's answer under another interpreter, as a run gets it: {"scores", "details"} or {"error", "hint"}."""
+    """The result of each job in another interpreter: {"scores", "details"} or {"code", "values", "message", "hint"}."""
     return [_score(python, job) for job in jobs]
 
 
@@ -76,9 +76,9 @@ def _score(python: Path, job: Job) -> dict[str, Any]:
         finally:
             host.close()
     except Tdmr1Error as error:
-        return {"error": error.message, "hint": error.hint}
+        return error.document()
     except CallFailed as failure:
-        return {"error": failure.reason, "hint": failure.hint}
+        return Tdmr1Error(failure.reason, failure.hint, code=failure.code, values=failure.values).document()
     return {"scores": list(result.scores), "details": [dict(each) for each in result.details or ()]}
 
 

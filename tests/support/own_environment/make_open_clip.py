@@ -1,7 +1,7 @@
-"""Makes a tiny open_clip model with heads in a folder, and what rewards must answer, from the libraries alone.
+"""Makes a tiny open_clip model with heads in a folder, and prints the expected scores of rewards, without tdmr1.
 
-`make_open_clip.py FOLDER IMAGES PROMPTS`: the images are PNG files and the prompts texts, both as JSON lists. Images
-are prepared here by Pillow and numpy, and embedded by the model itself; nothing of tdmr1 is used.
+`make_open_clip.py FOLDER IMAGES PROMPTS`: IMAGES is a JSON list of PNG files, and PROMPTS a JSON list of texts. Pillow
+and numpy preprocess the images, and the model embeds them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def linear_head(folder: Path, embeddings: torch.Tensor) -> list[float]:
 
 
 def mlp_head(folder: Path, embeddings: torch.Tensor) -> list[float]:
-    """The improved predictor's layers with its dropouts between them, which do nothing once it is trained."""
+    """The layers of the improved aesthetic predictor, with its dropouts, which are inactive in evaluation mode."""
     drop = torch.nn.Dropout
     sizes = [(WIDTH, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)]
     first, second, third, fourth, fifth = (torch.nn.Linear(*size) for size in sizes)
@@ -67,12 +67,12 @@ def mlp_head(folder: Path, embeddings: torch.Tensor) -> list[float]:
 
 
 def crop(image: Image.Image) -> torch.Tensor:
-    """The shorter side to SIDE, then the middle."""
+    """Resize the shorter side to SIDE, then crop the center."""
     return normalised(ImageOps.fit(resized(image, min), (SIDE, SIDE)))
 
 
 def pad(image: Image.Image) -> torch.Tensor:
-    """The longer side to SIDE, then black around it."""
+    """Resize the longer side to SIDE, then pad with black."""
     small = resized(image, max)
     canvas = Image.new("RGB", (SIDE, SIDE))
     canvas.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))

@@ -1,7 +1,7 @@
-"""Lets the torchvision of PyPI, a build for CUDA, be imported beside a torch without CUDA.
+"""Makes the torchvision of PyPI, which is built for CUDA, importable with a torch without CUDA.
 
-Its library can't be loaded there, and its Python code then asks for operators that nobody defined. A `.pth` file
-imports this module at start-up, in subprocesses too; it costs nothing until torchvision is imported.
+Its library cannot be loaded there, and its Python code then uses operators that are not defined. A `.pth` file imports
+this module at start-up, also in subprocesses; it does nothing until torchvision is imported.
 """
 
 import importlib.abc
@@ -55,11 +55,11 @@ def _define_operators():
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.impl("nms", _nms, "CPU")
-    _define_operators.kept = library  # what is defined lives as long as this object
+    _define_operators.kept = library  # the operators exist as long as this object
 
 
 def _nms(boxes, scores, threshold):
-    """Greedy non-maximum suppression: boxes (N, 4) as x1, y1, x2, y2 to the indices that are kept, best first."""
+    """Greedy non-maximum suppression: boxes (N, 4) as x1, y1, x2, y2 to the indices of the kept ones, best first."""
     import torch
 
     order = scores.argsort(descending=True, stable=True)
