@@ -1,4 +1,4 @@
-"""What the tests of packages share, and those of run folders."""
+"""Fixtures for tests of packages and of run folders."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from support.paths import ROOT
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
-    """tdmr1's own wheel, built from this source tree."""
+    """The wheel of tdmr1, built from this source tree."""
     return build_wheel(ROOT, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")
 def environment(wheel, tmp_path_factory) -> Environment:
-    """A fresh environment with tdmr1's wheel in it."""
+    """A new environment in which the wheel of tdmr1 is installed."""
     made = Environment(tmp_path_factory.mktemp("fresh") / "environment")
     made.install(wheel, "--no-deps", "--ignore-installed")
     return made
@@ -27,6 +27,6 @@ def environment(wheel, tmp_path_factory) -> Environment:
 
 @pytest.fixture
 def copied(finished, tmp_path) -> Path:
-    """A copy of a module's finished run, to be damaged."""
+    """A copy of the module's finished run, which the test may damage."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Compiled blocks give the results of the plain ones."""
+"""Updates with compiled transformer blocks give the same weights as without compilation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
     [(FAKE,), pytest.param((FAKE, SURROGATE, GENERATOR), marks=pytest.mark.long)],
     ids=["fake score", "every role"],
 )
-def test_roles_and_batch_sizes_run_compiled(monkeypatch, roles):
+def test_compiled_blocks_give_the_same_updates(monkeypatch, roles):
     import torch._dynamo
 
     plain = updated(make_engine(SECTIONS), roles)

@@ -1,4 +1,4 @@
-"""The engine on the packaged model: what may not change the result does not, and stages can be called by hand."""
+"""The engine on the packaged model: its options, its hooks, its sampling, and stages that are called directly."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def largest_difference(a, b) -> float:
 
 
 @pytest.fixture(scope="module")
-def whole_batch():
+def three_iterations():
     return run("model.precision=fp64", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
 
 
-def test_three_iterations_move_every_trained_role(whole_batch):
+def test_three_iterations_move_every_trained_role(three_iterations):
     before = Engine.from_config(small_config("model.precision=fp64")).roles
     for role in (GENERATOR, FAKE, SURROGATE):
-        moved = max((before.weights(role)[k] - v).abs().max() for k, v in whole_batch[1][role].items())
+        moved = max((before.weights(role)[k] - v).abs().max() for k, v in three_iterations[1][role].items())
         assert moved > 1e-5, role
 
 
-def test_the_seed_decides(whole_batch):
-    assert largest_difference(run("model.precision=fp64", "seed=1", iterations=1)[0], whole_batch[0][:1]) > 1e-3
+def test_another_seed_gives_other_metrics(three_iterations):
+    assert largest_difference(run("model.precision=fp64", "seed=1", iterations=1)[0], three_iterations[0][:1]) > 1e-3
 
 
-def test_precision_changes_no_draw():
+def test_draws_do_not_depend_on_the_precision():
     single = Engine.from_config(small_config())
     double = Engine.from_config(small_config("model.precision=fp64"))
     groups = single.next_groups()
@@ -67,7 +67,7 @@ def test_precision_changes_no_draw():
     assert torch.allclose(one.latents[-1].double(), two.latents[-1], atol=1e-3)
 
 
-def test_bf16_holds_the_frozen_weights_alone():
+def test_bf16_is_used_only_for_frozen_weights():
     engine = Engine.from_config(small_config("model.precision=bf16", "memory.decoder=tiled", "batch.group_size=2"))
     engine.iteration()
     engine.close()
@@ -82,14 +82,14 @@ def test_bf16_holds_the_frozen_weights_alone():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
-def test_our_sampling_is_the_pipelines_own(precision):
+def test_sampling_gives_the_images_of_the_pipeline(precision):
     engine = Engine.from_config(small_config(f"model.precision={precision}"))
     pipeline = load_pipeline(FAMILIES["sd3"], engine.model_files.folder, torch.float32, engine.model_files.absent)
     pipeline.load_lora_weights(engine.entry.lora)
     pipeline.to(dtype=torch.float64 if precision == "fp64" else torch.float32)
     for prompt in engine.prompts[:3]:
-        ours = sample_images(engine, GENERATOR_EMA, [prompt], 3, seed=5).images
-        theirs = pipeline(
+        images = sample_images(engine, GENERATOR_EMA, [prompt], 3, seed=5).images
+        expected = pipeline(
             prompt.text,
             num_images_per_prompt=3,
             sigmas=unshift_sigma(engine.sigmas[:-1], 3.0).tolist(),
@@ -98,16 +98,16 @@ def test_our_sampling_is_the_pipelines_own(precision):
             max_sequence_length=0,
             output_type="np",
         ).images
-        assert np.array_equal((theirs * 255).round().astype(np.uint8), ours)
-        assert len({image.tobytes() for image in ours}) == 3
+        assert np.array_equal((expected * 255).round().astype(np.uint8), images)
+        assert len({image.tobytes() for image in images}) == 3
 
 
-def test_guided_teacher_is_the_pipelines_own():
+def test_the_guided_teacher_gives_the_images_of_the_pipeline():
     engine = Engine.from_config(small_config())
     (prompt,) = engine.prompts[:1]
-    ours = sample_images(engine, "teacher", [prompt], 4, seed=5, steps=6, guidance_scale=2.5).images
+    images = sample_images(engine, "teacher", [prompt], 4, seed=5, steps=6, guidance_scale=2.5).images
     pipeline = load_pipeline(FAMILIES["sd3"], engine.model_files.folder, torch.float32, engine.model_files.absent)
-    theirs = pipeline(
+    expected = pipeline(
         prompt.text,
         num_images_per_prompt=4,
         sigmas=[1 - k / 6 for k in range(6)],
@@ -116,13 +116,13 @@ def test_guided_teacher_is_the_pipelines_own():
         max_sequence_length=0,
         output_type="np",
     ).images
-    assert np.abs((theirs * 255).round() - ours.astype(float)).max() <= 1
+    assert np.abs((expected * 255).round() - images.astype(float)).max() <= 1
 
 
-def test_stages_by_hand_are_the_iteration():
+def test_stages_called_directly_give_the_weights_of_an_iteration():
     config = small_config()
-    whole = Engine.from_config(config)
-    whole.iteration()
+    reference = Engine.from_config(config)
+    reference.iteration()
     engine = Engine.from_config(config)
     trajectory = engine.rollout(engine.next_groups())
     advantages = engine.advantages(engine.score(trajectory))
@@ -133,7 +133,7 @@ def test_stages_by_hand_are_the_iteration():
         engine.update_generator(trajectory, advantages, step)
     for role in engine.roles.names:
         for name, value in engine.roles.weights(role).items():
-            assert torch.equal(value, whole.roles.weights(role)[name]), (role, name)
+            assert torch.equal(value, reference.roles.weights(role)[name]), (role, name)
 
 
 class Watcher:
@@ -204,7 +204,7 @@ def test_hooks_observe_and_veto(veto):
     assert {entry for entry in watcher.seen if entry in (FAKE, SURROGATE, GENERATOR)} == others
 
 
-def test_every_hook_is_documented_and_watched():
+def test_every_hook_is_documented_and_tested():
     specified = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("tdmr1_")}
     assert all(hook.__doc__ for hook in specified.values())
     assert specified.keys() - {"tdmr1_register_models"} == {n for n in vars(Watcher) if n.startswith("tdmr1_")}
@@ -213,17 +213,17 @@ def test_every_hook_is_documented_and_watched():
 def test_a_plugin_that_raises_is_named():
     entry = replace(BUILTIN_MODELS[0], name="my-tiny")
 
-    class Brings:
+    class Raising:
         @hookimpl
         def tdmr1_after_rollout(self, trajectory):
             raise RuntimeError("boom")
 
     extensions = Extensions(discover().plugins, ModelRegistry([entry]))
-    extensions.plugins.manager.register(Brings(), "brings")
+    extensions.plugins.manager.register(Raising(), "raising")
     engine = Engine.from_config(small_config("model.name=my-tiny"), extensions=extensions)
-    with raises("plugin-failed", plugin="brings", hook="tdmr1_after_rollout", error="RuntimeError: boom") as caught:
+    with raises("plugin-failed", plugin="raising", hook="tdmr1_after_rollout", error="RuntimeError: boom") as caught:
         engine.iteration()
-    assert "TDMR1_DISABLE_PLUGINS=brings" in caught.value.hint
+    assert "TDMR1_DISABLE_PLUGINS=raising" in caught.value.hint
 
 
 def test_equal_rewards_skip_surrogate_and_generator():
@@ -253,7 +253,7 @@ def test_equal_rewards_skip_surrogate_and_generator():
         ["scoring.combine=normalised"],
     ],
 )
-def test_every_option_runs_and_learns_finite_weights(assignments):
+def test_with_every_option_the_weights_change_and_stay_finite(assignments):
     engine = Engine.from_config(small_config(*assignments))
     before = engine.roles.weights(GENERATOR)
     report = engine.iteration()

@@ -39,7 +39,7 @@ def double_precision(tmp_path_factory) -> dict:
 
 
 def check(variants: dict) -> None:
-    """Each variant has the records of one process."""
+    """Check that each variant has the records of one process."""
     for name, distances in variants.items():
         for kind, distance in distances.items():
             print(f"{name}: {kind} differ by {distance['max']:.1e} at most, {distance['mean']:.1e} on average")

@@ -19,10 +19,10 @@ def test_every_stage_is_measured(monkeypatch, capsys):
     assert all(stage["images_per_second"] > 0 for stage in document["stages"].values())
     assert document["estimated_activations"] > 0
     assert document["sustained_tflops"] > 0
-    assert document["measured_growth"] is None, "a CPU's peak can't be taken for a stage"
+    assert document["measured_growth"] is None, "the peak memory of a stage cannot be measured on a CPU"
 
 
-def test_a_size_that_cannot_be_drawn_is_refused(monkeypatch):
+def test_a_size_that_the_model_does_not_support_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["full_size.py", "--size", "516"])
     with raises("setting-invalid", height=516, multiple=16):
         full_size.main()

@@ -1,4 +1,4 @@
-"""The guard in a run: what it writes, and how it stops the run."""
+"""The guard in a run: its log files, and how it stops the run."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
     settings = ("guard.stop=true", "evaluation.every=1", "saving.keep=1", "iterations=5", "rewards.0.name=jpeg_size")
     settings += ("evaluation.rewards=[]", "evaluation.images=8", "timesteps.per_iteration=1")
     monkeypatch.setattr(guard, "find_alarms", lambda first, now, *_: ("it is hacked",) if now.step == 3 else ())
-    seen = Silent()
+    observer = Silent()
     with (
         warns("guard-alarm", step=3, alarm="it is hacked"),
         raises("guard-stopped", step=3, alarm="it is hacked", good=str(folder / "checkpoints" / "step-000002")),
     ):
-        Run.create(small_config(*settings), folder).execute(seen)
-    assert len(seen.reports) == 3
+        Run.create(small_config(*settings), folder).execute(observer)
+    assert len(observer.reports) == 3
     checkpoints = folder / "checkpoints"
     assert (checkpoints / "latest").read_text() == (checkpoints / "good").read_text() == "step-000002\n"
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-000002", "step-000003"]
@@ -73,16 +73,16 @@ def test_an_alarm_stops_the_run_at_its_last_good_checkpoint(tmp_path, monkeypatc
     assert names <= {key.removesuffix("/mean") for key in rows[0] if key.endswith("/mean")}
 
     monkeypatch.undo()
-    again = Silent()
-    assert Run.resume(folder).execute(again).finished
-    assert [report.step for report in again.reports] == [3, 4, 5]
+    observer = Silent()
+    assert Run.resume(folder).execute(observer).finished
+    assert [report.step for report in observer.reports] == [3, 4, 5]
     steps = [json.loads(line)["step"] for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.long
 def test_a_training_that_hacks_its_reward_is_stopped(tmp_path):
-    """The reward prefers small files: the images get paler and plainer, and match their prompts less."""
+    """The reward prefers small files: the images lose color and detail, and match their prompts less."""
     folder = tmp_path / "run"
     settings = ("rewards.0.name=jpeg_size", "rewards.0.options.prefer=small", "evaluation.rewards=[]", "iterations=16")
     settings += ("batch.groups=6", "batch.group_size=8", "evaluation.every=4", "evaluation.images=64")

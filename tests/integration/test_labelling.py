@@ -83,12 +83,12 @@ def test_confirmed_answers_survive_a_kill(tmp_path):
         for key, item, person, answer in rows(folder, "SELECT key, item, person, answer FROM answers")
     }
     assert {key: kept.get(key) for key in confirmed} == confirmed
-    with labelling(folder, "--judges", 5) as again:
-        assert again.url == label.url
-        fresh = Person(again.url, "p0")
-        judged = {item for item, person, _ in kept.values() if person == "p0"}
-        assert judged.isdisjoint(offer["item"] for offer in fresh.offers(64))
-        assert f"{len(kept)} answers (+0)" in again.interrupt()
+    with labelling(folder, "--judges", 5) as restarted:
+        assert restarted.url == label.url
+        person = Person(restarted.url, "p0")
+        judged = {item for item, name, _ in kept.values() if name == "p0"}
+        assert judged.isdisjoint(offer["item"] for offer in person.offers(64))
+        assert f"{len(kept)} answers (+0)" in restarted.interrupt()
 
 
 @pytest.mark.parametrize("images", [40, pytest.param(200, marks=pytest.mark.long)])
@@ -101,7 +101,7 @@ def test_the_answers_of_five_people_are_stored_once_each(tmp_path, images):
             while offers := person.offers(8):
                 for offer in offers:
                     key = person.answer(offer, "like")
-                    person.answer(offer, "like", key)  # as a page repeats a request without a reply
+                    person.answer(offer, "like", key)  # the page also repeats a request without a reply
                     with lock:
                         given.append((offer["item"], person.id))
 
@@ -268,7 +268,7 @@ def tdmr1(*words, code=0):
     return run_tdmr1("label", *words, code=code)
 
 
-def test_export_and_errors(tmp_path):
+def test_answers_are_exported_and_wrong_arguments_are_refused(tmp_path):
     folder = draw_folder(tmp_path / "pictures", 4)
     assert "[feedback-empty]" in tdmr1(folder, "--export", tmp_path / "a.csv", code=2).stderr
     with labelling(folder) as label:

@@ -1,4 +1,4 @@
-"""The surrogate really learns a black-box reward: the test to run before any long training."""
+"""The surrogate learns a black-box reward. Run these tests before a long training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start-up path of `tdmr1 train`: its length, and how often it looks things up (`benchmarks/way_in.py`)."""
+"""The start-up path of `tdmr1 train`: its length, and the number of look-ups (`benchmarks/way_in.py`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def profile():
-    """What runs between the first line of `tdmr1 train` and the first evaluation."""
+    """The profile of `tdmr1 train` from its first line to the first evaluation."""
     return way_in.run_profile(ROOT)
 
 

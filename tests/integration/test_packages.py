@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 
-def test_the_wheel_holds_the_model_the_presets_and_the_licence(wheel):
+def test_the_wheel_holds_the_model_the_presets_and_the_license(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for folder in ("tiny", "tiny/words_model", "tiny/pairs_model"):
         assert f"tdmr1_core/{folder}/pipeline/transformer/diffusion_pytorch_model.safetensors" in names

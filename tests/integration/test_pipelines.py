@@ -1,4 +1,4 @@
-"""Backbones of every family against diffusers' own pipelines, and runs on genuine tiny directories of each."""
+"""Backbones of every family, compared with the pipelines of diffusers, and runs on tiny pipelines of each."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def settings(folders, family, **changes):
 
 @pytest.mark.parametrize("family", MAKERS)
 @pytest.mark.parametrize("role", [GENERATOR_EMA, TEACHER])
-def test_the_same_noise_gives_the_same_picture_as_the_pipeline(folders, family, role):
+def test_sampling_gives_the_images_of_the_pipeline(folders, family, role):
     engine = Engine.from_config(settings(folders, family))
     kind = type(engine.roles.backbone.pipeline)
     pipeline = kind.from_pretrained(folders[family], **dict.fromkeys(engine.model_files.absent))
     (prompt, *_), seed = engine.prompts, 5
     guidance = 3.0 if role == TEACHER else 1.0
-    ours = sample_images(engine, role, [prompt], 2, seed, steps=4, guidance_scale=guidance).images
-    # Z-Image's pipeline adds its guidance to the prediction, so that 0 is none.
-    own = {"sd3": guidance, "zimage": guidance - 1}[family]
-    theirs = pipeline(
+    images = sample_images(engine, role, [prompt], 2, seed, steps=4, guidance_scale=guidance).images
+    # Z-Image's pipeline adds the guidance to the prediction, so a scale of 0 means no guidance.
+    pipeline_guidance = {"sd3": guidance, "zimage": guidance - 1}[family]
+    expected = pipeline(
         prompt.text,
         sigmas=unshift_sigma(engine.sigmas[:-1], 3.0).tolist(),
-        guidance_scale=own,
+        guidance_scale=pipeline_guidance,
         height=64,
         width=64,
         num_images_per_prompt=2,
@@ -82,11 +82,11 @@ def test_the_same_noise_gives_the_same_picture_as_the_pipeline(folders, family, 
         max_sequence_length=engine.entry.max_sequence_length,
         output_type="np",
     ).images
-    assert ours.std() > 5
-    assert np.abs((theirs * 255).round() - ours.astype(int)).max() <= 1
+    assert images.std() > 5
+    assert np.abs((expected * 255).round() - images.astype(int)).max() <= 1
 
 
-def test_texts_of_different_lengths_in_one_batch(folders):
+def test_texts_of_different_lengths_do_not_change_each_other_in_a_batch(folders):
     engine = Engine.from_config(settings(folders, "zimage"))
     backbone = engine.roles.backbone
     both = engine.conditioning(engine.prompts)
@@ -105,7 +105,7 @@ def test_texts_of_different_lengths_in_one_batch(folders):
 
 @pytest.fixture(scope="module", params=MAKERS)
 def finished(request, folders, tmp_path_factory):
-    """A run of two iterations, and one that was stopped after the first and continued."""
+    """The folders of a run of two iterations, and of one that was stopped after the first and resumed."""
     config = settings(folders, request.param)
     whole, stopped = (tmp_path_factory.mktemp(request.param) / name for name in ("whole", "stopped"))
     Run.create(config, whole).execute(Silent())
@@ -120,12 +120,12 @@ def finished(request, folders, tmp_path_factory):
     return whole, stopped
 
 
-def test_a_continued_run_ends_with_the_same_bits(finished):
+def test_a_resumed_run_ends_with_the_same_bits(finished):
     weights = [(folder / "checkpoints" / "step-000002" / "weights.safetensors").read_bytes() for folder in finished]
     assert weights[0] == weights[1]
 
 
-def test_a_run_goes_on_with_its_own_lora_alone(finished, tmp_path):
+def test_a_resume_with_a_changed_lora_is_refused(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     engine = load_trained(folder)
     lora = export_lora(engine, tmp_path / "lora").file
@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_its_own_lora_alone(finished, tmp_path):
         Run.resume(run).execute(Silent())
 
 
-def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, monkeypatch):
+def test_an_export_gives_the_same_images_and_records_its_origin(finished, tmp_path, monkeypatch):
     engine = load_trained(finished[0])
     exported = export_lora(engine, tmp_path / "lora", comfy=True)
     assert exported.largest_difference <= 1
@@ -155,12 +155,12 @@ def test_an_export_proves_itself_and_tells_where_it_is_from(finished, tmp_path, 
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "library_name" in card
     assert type(engine.roles.backbone.pipeline).__name__ in card
-    # ComfyUI's file holds the same weights, read back by kohya's parts with an alpha of each.
+    # The file for ComfyUI has the same weights in kohya's layout, with an alpha for each module.
     lora = fetch_model(replace(engine.entry, lora=str(tmp_path / "lora" / COMFY_FILE)), training=True).lora
     assert lora.shape.alpha == engine.roles.shape.alpha
     for name, weight in engine.roles.weights(GENERATOR_EMA).items():
         assert torch.equal(lora.weights[name], weight)
-    if engine.entry.family == "zimage":  # of the two, diffusers reads such keys for Z-Image alone
+    if engine.entry.family == "zimage":  # diffusers reads kohya's keys for Z-Image, but not for SD3
         monkeypatch.setattr(export, "WEIGHT_FILE", COMFY_FILE)
         backbone, folder = engine.roles.backbone, tmp_path / "lora"
         difference, images = export._compare(engine, backbone, engine.model_files, folder, exported.call)
@@ -178,14 +178,14 @@ def test_an_export_that_gives_other_images_is_refused(finished, tmp_path, monkey
     write = export.write_lora
     engine = load_trained(finished[0])
     weights = {n: w + 0.1 * (".lora_B." in n) for n, w in engine.roles.weights(GENERATOR_EMA).items()}
-    engine.roles.load(GENERATOR_EMA, weights, "a trained one")
+    engine.roles.load(GENERATOR_EMA, weights, "trained weights")
     monkeypatch.setattr(export, "write_lora", without_effect)
     with raises("export-mismatch"):
         export_lora(engine, tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
 
 
-def test_a_distilled_lora_is_trained_from(folders, tmp_path):
+def test_a_training_starts_from_a_distilled_lora(folders, tmp_path):
     config = settings(folders, "zimage", kind="distill", iterations=1, generator={"guidance_scale": 2.0})
     Run.create(config, tmp_path / "distilled").execute(Silent())
     lora = export_lora(load_trained(tmp_path / "distilled"), tmp_path / "lora").file
@@ -196,11 +196,11 @@ def test_a_distilled_lora_is_trained_from(folders, tmp_path):
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory):
-    """A multi-step teacher of the same make with another denoiser."""
+    """A multi-step teacher of the same family with another denoiser."""
     return make_zimage(tmp_path_factory.mktemp("teacher") / "zimage", seed=1, shift=6.0)
 
 
-def test_a_second_backbone_tells_every_score(folders, second):
+def test_with_a_second_backbone_it_computes_every_score(folders, second):
     engine = Engine.from_config(settings(folders, "zimage", model={"teacher": str(second)}))
     roles = engine.roles
     turbo, teacher = roles.backbone_of(GENERATOR), roles.backbone_of(TEACHER)
@@ -214,8 +214,8 @@ def test_a_second_backbone_tells_every_score(folders, second):
     with torch.no_grad(), roles.acting(GENERATOR) as generator, roles.acting(TEACHER) as scores:
         of_generator, of_teacher = (b.velocity(latents, sigma, conditioning) for b in (generator, scores))
         text = conditioning.embeddings[0]
-        wanted = -pipeline.transformer([latents[0][:, None]], 1 - sigma, [text], return_dict=False)[0][0].squeeze(1)
-    torch.testing.assert_close(of_teacher[0], wanted)
+        expected = -pipeline.transformer([latents[0][:, None]], 1 - sigma, [text], return_dict=False)[0][0].squeeze(1)
+    torch.testing.assert_close(of_teacher[0], expected)
     assert (of_teacher - of_generator).abs().max() > 0.01
     before = {role: roles.weights(role) for role in roles.trained}
     engine.iteration()
@@ -223,7 +223,7 @@ def test_a_second_backbone_tells_every_score(folders, second):
         assert any(not torch.equal(weight, roles.weights(role)[name]) for name, weight in weights.items()), role
 
 
-def test_teachers_that_do_not_fit_the_base(folders, second, tmp_path):
+def test_teachers_that_do_not_fit_the_base_are_refused(folders, second, tmp_path):
     with raises("model-invalid", pipeline="StableDiffusion3Pipeline", expected="ZImagePipeline"):
         Engine.from_config(settings(folders, "zimage", model={"teacher": str(folders["sd3"])}))
     other = shutil.copytree(second, tmp_path / "other")
@@ -234,7 +234,7 @@ def test_teachers_that_do_not_fit_the_base(folders, second, tmp_path):
 
 
 def count_passes(roles):
-    """How often a block is passed under each role, counted from now on."""
+    """Count the forward passes of the first layer by role, from now on. Returns the counter."""
     passes = Counter()
     for home in roles.backbones:
         home.network.layers[0].register_forward_pre_hook(lambda *_, home=home: passes.update([roles._acting[home]]))
@@ -242,38 +242,38 @@ def count_passes(roles):
 
 
 @pytest.mark.parametrize("two", [False, True], ids=["one-backbone", "two-backbones"])
-def test_sparing_memory_changes_nothing_that_is_learnt(folders, second, tmp_path, two):
+def test_memory_settings_do_not_change_the_weights(folders, second, tmp_path, two):
     model = {"teacher": str(second)} if two else {}
-    sparing = {"gradient_checkpointing": True, "text_encoders": "cpu", "prompt_cache": str(tmp_path / "cache")}
-    learnt = []
-    for memory in ({}, sparing, sparing):
+    saving = {"gradient_checkpointing": True, "text_encoders": "cpu", "prompt_cache": str(tmp_path / "cache")}
+    results = []
+    for memory in ({}, saving, saving):
         engine = Engine.from_config(settings(folders, "zimage", model=model, memory=memory))
         passes = count_passes(engine.roles)
         engine.iteration()
-        learnt.append(({role: engine.roles.weights(role) for role in engine.roles.trained}, passes))
-    (plain, before), (_, after), _ = learnt
+        results.append(({role: engine.roles.weights(role) for role in engine.roles.trained}, passes))
+    (plain, before), (_, after), _ = results
     assert all(after[role] > before[role] for role in (GENERATOR, FAKE, SURROGATE)), "recomputed under its own role"
     assert after[TEACHER] == before[TEACHER]
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
-    for other, _ in learnt[1:]:
+    for other, _ in results[1:]:
         for role, weights in plain.items():
             assert all(torch.equal(weight, other[role][name]) for name, weight in weights.items()), role
 
 
 @pytest.mark.parametrize("family", MAKERS)
-def test_a_plan_counts_what_is_loaded(folders, second, family):
+def test_a_plan_counts_the_parameters_of_the_loaded_model(folders, second, family):
     config = settings(folders, family)
     engine = Engine.from_config(config)
     pipeline, roles = engine.roles.backbone.pipeline, engine.roles
 
-    def numbers(*networks):
-        held = [pair for network in networks for pair in (*network.named_parameters(), *network.named_buffers())]
-        return sum(value.numel() for name, value in held if "lora_" not in name)
+    def parameters(*networks):
+        named = [pair for network in networks for pair in (*network.named_parameters(), *network.named_buffers())]
+        return sum(value.numel() for name, value in named if "lora_" not in name)
 
     planned = plan(config, engine.entry)
-    assert planned.parts["denoiser"] == 4 * numbers(pipeline.transformer)
-    assert planned.parts["autoencoder"] == 4 * numbers(pipeline.vae)
-    assert planned.parts["text encoders"] == 4 * numbers(*engine.roles.backbone.text_encoders())
+    assert planned.parts["denoiser"] == 4 * parameters(pipeline.transformer)
+    assert planned.parts["autoencoder"] == 4 * parameters(pipeline.vae)
+    assert planned.parts["text encoders"] == 4 * parameters(*engine.roles.backbone.text_encoders())
     of_a_role = sum(weight.numel() for weight in roles.parameters(GENERATOR).values())
     assert planned.parts["LoRAs"] == 4 * of_a_role * len(roles.names)
     if family == "zimage":
@@ -289,7 +289,7 @@ def test_a_run_with_another_sampler_exports_too(folders, tmp_path):
     assert "The run sampled with dpm-solver++" in (tmp_path / "lora" / "README.md").read_text()
 
 
-def test_a_size_that_does_not_fit(folders):
+def test_a_size_that_the_model_does_not_support_is_refused(folders):
     with raises("setting-invalid", height=72, multiple=16):
         Engine.from_config(settings(folders, "zimage", model={"height": 72}))
 
@@ -303,6 +303,6 @@ def test_bf16_runs_and_exports(folders, tmp_path, family):
     assert Path(exported.file).is_file()
 
 
-def test_models_of_plugins_are_found_beside_the_published_ones():
+def test_the_published_models_are_registered():
     names = [entry.name for entry in discover().models.entries()]
     assert {"sd3-tdm", "sd3.5-tdm", "sd3.5-large-tdm", "tiny-tdm", "z-image-turbo"} <= set(names)

@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) give the same metrics and weights as one, and fail together."""
+"""Two processes (gloo, on the CPU) give the same metrics and weights as one; if one fails, both end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's reward package, from its wheel to training and out again; so too one that `tdmr1 rewards new` wrote."""
+"""Reward packages, the example and one from `tdmr1 rewards new`: wheel, own tests, training, uninstallation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROKEN = {
         "    register(RewardSpec(name='red_share', summary='', factory='a:b', default_prompts='count'))\n"
     ),
 }
-"""Plugins by module: one cannot be imported, one has a hook of the wrong shape, one takes another's name."""
+"""Plugins by module: one cannot be imported, one has a hook with wrong arguments, one registers a used name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Package:
 
 @pytest.fixture(params=["the example", "a new one"])
 def package(request, environment, tmp_path) -> Package:
-    """The example of this repository, and what `tdmr1 rewards new` writes."""
+    """The example package of this repository, and a package that `tdmr1 rewards new` writes."""
     if request.param == "the example":
         return Package(ROOT / "examples" / "reward_plugin", "tdmr1-red-share", "red_share")
     environment.tdmr1("rewards", "new", "my-reward", "--output", tmp_path / "made")
@@ -47,7 +47,7 @@ def package(request, environment, tmp_path) -> Package:
 
 @pytest.fixture
 def installed(package, environment, tmp_path) -> Iterator[Environment]:
-    """The environment with the package's wheel in it, all its requirements met; it is taken away again."""
+    """The environment with the package's wheel, which is uninstalled after the test."""
     environment.install(build_wheel(package.source, tmp_path / "dist"))
     yield environment
     environment.uninstall(package.distribution)
@@ -55,7 +55,7 @@ def installed(package, environment, tmp_path) -> Iterator[Environment]:
 
 
 def rewards(environment: Environment) -> dict[str, dict]:
-    """What is listed, by name."""
+    """The listed rewards by name."""
     return {
         entry["name"]: entry for entry in json.loads(environment.tdmr1("rewards", "list", "--json").stdout)["rewards"]
     }
@@ -94,7 +94,7 @@ def test_the_wheel_evaluates_and_exports_a_run(environment, tmp_path):
     assert (run / "export" / "pytorch_lora_weights.safetensors").stat().st_size > 1e6
 
 
-def test_broken_plugins_never_break_the_host(environment, tmp_path):
+def test_broken_plugins_do_not_break_the_commands(environment, tmp_path):
     environment.install(build_wheel(ROOT / "examples" / "reward_plugin", tmp_path / "dist"))
     try:
         entry_points = "".join(f'{module} = "{module}"\n' for module in BROKEN)

@@ -45,7 +45,7 @@ class Counting:
 
 
 def counting_config(folder: Path, *assignments: str, code: str = COUNTING, **settings: object):
-    """A run of three iterations whose evaluations ask the training's own reward."""
+    """A run of three iterations whose evaluations use the reward of the training."""
     folder.mkdir(exist_ok=True)
     (folder / "counting.py").write_text(code)
     reward = {"name": "counting", "source": f"{folder}/counting.py:Counting", **settings}
@@ -85,7 +85,7 @@ def states(folder: Path) -> list[dict]:
 
 
 def test_evaluations_do_not_change_the_state(whole):
-    """One call an iteration and no more, although every evaluation has asked it too."""
+    """The training counts one call per iteration, although every evaluation calls the reward, too."""
     assert states(whole) == [{"counting": {"calls": 3}}]
     means = [row["reward/counting/mean"] for row in rows(whole / "metrics.jsonl")]
     assert len(set(means)) == 3
@@ -118,14 +118,14 @@ def test_a_reward_that_cannot_restore_its_state_is_named(copied, old, new):
     run = Run.resume(copied)
     source = Path(run.config.rewards[0].source.partition(":Counting")[0])
     sys.modules.pop(private_name(source), None)
-    whole = source.read_text()
-    source.write_text(whole.replace(old, new))
+    original = source.read_text()
+    source.write_text(original.replace(old, new))
     try:
         with raises("reward-state", path=str(copied / "checkpoints" / "step-000003")) as caught:
             run.execute(Silent())
         assert "'counting'" in caught.value.message
     finally:
-        source.write_text(whole)
+        source.write_text(original)
         sys.modules.pop(private_name(source), None)
 
 

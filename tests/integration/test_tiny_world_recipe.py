@@ -1,4 +1,4 @@
-"""What made the packaged model still runs: a handful of steps of each part, stopped and continued."""
+"""The scripts that made the packaged models run: a few steps of each, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def run(*command: str) -> str:
 
 
 def make_teacher(folder: Path, world: str) -> Path:
-    """A base and its teacher; the answer is the teacher's pipeline directory."""
+    """Make a base and its teacher. Returns the pipeline directory of the teacher."""
     run(str(RECIPE / "base.py"), "--world", world, "--output", str(folder / "base"), "--steps", "2", "--images", "300")
     return pretrain(world, folder / "base", folder / "teacher")
 
 
 def pretrain(world: str, base: Path, teacher: Path) -> Path:
-    """A teacher of a few steps, stopped and continued; the answer is its pipeline directory."""
+    """Train a teacher for a few steps, stopped and resumed. Returns its pipeline directory."""
     command = [str(RECIPE / "pretrain.py"), "--world", world, "--base", str(base), "--output", str(teacher)]
     command += ["--images", "200", "--batch", "8"]
     run(*command, "--minutes", "0.02")
@@ -45,7 +45,7 @@ def pretrain(world: str, base: Path, teacher: Path) -> Path:
 
 
 def make_student(folder: Path, model: str, teacher: Path) -> Path:
-    """A student after one iteration; the answer is the folder of its LoRA."""
+    """Distill a student for one iteration. Returns the folder of its LoRA."""
     student = folder / "student"
     distil = ["distill", "--model", model, "--model-path", str(teacher)]
     run_tdmr1(*distil, "--iterations", "1", "--output", str(student), "--set", "timesteps.per_iteration=1", *SMALL)
@@ -61,7 +61,7 @@ def test_base_teacher_and_student_are_made(tmp_path):
 
 
 @pytest.mark.long
-def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path):
+def test_a_words_model_is_made_and_trained_with_ocr_match(tmp_path):
     teacher = make_teacher(tmp_path, "words")
     tokenizer = CLIPTokenizer.from_pretrained(teacher / "tokenizer")
     signs = tokenizer.tokenize('a sign "NET"')
@@ -82,7 +82,7 @@ def test_a_model_of_words_is_made_and_trained_with_a_reward_that_reads(tmp_path)
 
 
 @pytest.mark.long
-def test_the_model_of_pairs_goes_on_from_the_packaged_one(tmp_path):
+def test_the_pairs_model_starts_from_the_packaged_model(tmp_path):
     before = load_file(TRAINED / "transformer" / "diffusion_pytorch_model.safetensors")
     teacher = pretrain("pairs", TRAINED, tmp_path / "teacher")
     after = load_file(teacher / "transformer" / "diffusion_pytorch_model.safetensors")

@@ -1,4 +1,4 @@
-"""The files of the guide to rewards are written, and its commands are run in their order."""
+"""Writes the files of docs/writing_rewards.md, and runs its commands in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 GUIDE = (ROOT / "docs" / "writing_rewards.md").read_text()
 LONG = {"train": ["--dry-run"], "probe": ["--help"]}
-"""Options for commands that take long: the arguments are parsed and the command ends."""
+"""Options with which slow commands only parse their arguments."""
 
 
 def blocks(language: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A model that is not the embedded one: of the SD3.5 kind, with its own latents, encoders and size."""
+"""A model like SD3.5 whose latents, text encoders and image size differ from those of the embedded model."""
 
 import json
 
@@ -16,7 +16,7 @@ SETS = [part for setting in (*SETTINGS, "saving.samples_every=0") for part in ("
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Sixteen latent channels, four levels of the autoencoder, dual attention in the first block, 64 pixels."""
+    """A pipeline with 16 latent channels, 4 autoencoder levels, dual attention in its first block, 64 x 64 pixels."""
     return make_sd35(tmp_path_factory.mktemp("foreign") / "sd35-like")
 
 
@@ -34,7 +34,7 @@ def distilled(directory, prompts, tdmr1, tmp_path_factory):
     return folder / "export"
 
 
-def test_distillation_makes_a_lora_that_diffusers_takes(directory, distilled):
+def test_distillation_writes_a_lora_that_diffusers_loads(directory, distilled):
     weights = load_file(distilled / "pytorch_lora_weights.safetensors")
     assert not any(".attn2." in name for name in weights)
     assert max(weight.abs().max().item() for name, weight in weights.items() if ".lora_B." in name) > 0
@@ -51,7 +51,7 @@ def _draw(pipeline, lora, options):
     return pipeline("two red circles", generator=torch.Generator().manual_seed(0), **options).images
 
 
-def test_its_few_step_model_is_trained_evaluated_and_exported(directory, distilled, prompts, tdmr1, tmp_path):
+def test_the_distilled_model_is_trained_evaluated_and_exported(directory, distilled, prompts, tdmr1, tmp_path):
     run = tmp_path / "run"
     lora = distilled / "pytorch_lora_weights.safetensors"
     arguments = ["--lora", lora, "--reward", "object_count", "--prompts", prompts, "--iterations", 1, "--output", run]

@@ -1,4 +1,4 @@
-"""A training run that waits for people, and is killed, interrupted or gets no answers. Every answer is kept."""
+"""A training run that waits for reviewers, and is killed, interrupted or gets no answers. No answer is lost."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def wait_for(condition, seconds=120):
 
 
 class Reviewer:
-    """A person at the page who likes every second image; `confirmed` lists the items whose answers were stored."""
+    """A reviewer who likes every second image; `confirmed` lists the items whose answers were stored."""
 
     def __init__(self, url):
         base, _, token = url.partition("/#")
@@ -81,7 +81,7 @@ class Reviewer:
         self.confirmed = []
 
     def answer(self, count):
-        """Judge `count` images, even if the server is restarted meanwhile."""
+        """Judge `count` images, even if the server is restarted in the meantime."""
         given = 0
 
         def one():
@@ -148,8 +148,8 @@ def test_after_a_kill_no_answer_is_lost_and_no_image_is_shown_again(packaged_mod
         server = page_process(url)
         os.kill(server, signal.SIGKILL)
         reviewer.answer(1)  # at the same URL: the training run has restarted its page
-        again = page_process(url)
-        assert again not in (server, None)
+        restarted = page_process(url)
+        assert restarted not in (server, None)
         train.signal(signal.SIGKILL)
         train.end()
         wait_for(lambda: page_process(url) is None)  # the page ends with its training run
@@ -169,7 +169,7 @@ def test_after_a_kill_no_answer_is_lost_and_no_image_is_shown_again(packaged_mod
     assert [row["reward/human/unjudged"] for row in rows] == [0, 0, 0]
 
 
-def test_ctrl_c_does_not_wait_for_people(packaged_model, tmp_path):
+def test_ctrl_c_does_not_wait_for_reviewers(packaged_model, tmp_path):
     folder = tmp_path / "run"
     with running(*training(folder, iterations=2)) as train:
         reviewer = Reviewer(train.url())

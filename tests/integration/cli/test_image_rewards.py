@@ -1,4 +1,4 @@
-"""Rewards that look at images train the embedded model from the command line."""
+"""Trainings with the rewards jpeg_size and ocr_match from the command line."""
 
 import json
 
@@ -8,7 +8,7 @@ from support.command_line import SMALL
 pytestmark = pytest.mark.integration
 
 
-def test_jpeg_size_and_a_real_reader_train_together(tdmr1, packaged_model, tmp_path):
+def test_jpeg_size_and_ocr_match_train_together(tdmr1, packaged_model, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text('three red circles "OK"\ntwo blue squares "NO"\none green triangle\n')
     reader = {"engine": "rapidocr", "detect": "false", "upscale": "2", "threads": "1"}
@@ -21,15 +21,15 @@ def test_jpeg_size_and_a_real_reader_train_together(tdmr1, packaged_model, tmp_p
     assert row["reward/ocr_match/unjudged"] == 4  # the group whose prompt quotes nothing
 
 
-def test_a_reward_and_a_real_model_are_complete_as_typed(tdmr1, tmp_path):
-    """The settings of `--reward ocr_match` on a directory of a real model: its preset and its prompts."""
+def test_ocr_match_needs_no_further_settings_on_a_photo_model(tdmr1, tmp_path):
+    """The reward selects the preset and the prompts."""
     shown = tdmr1("train", "--reward", "ocr_match", "--model", _photo_model(tmp_path), "--dry-run").stdout
     assert "tau_min: 0.3" in shown
     assert "name: ocr_match" in shown
 
 
 def _photo_model(folder):
-    """The configs of a pipeline directory, which are all that a dry run reads."""
+    """Write the configs of a pipeline directory; a dry run reads nothing else."""
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
     for part, name, config in [
         ("scheduler", "scheduler_config.json", {"shift": 3.0}),

@@ -1,4 +1,4 @@
-"""Whatever lists something answers one JSON document, and a broken plugin is a line in it."""
+"""Commands that list models, rewards, plugins and settings; a broken plugin is listed with its error."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_a_broken_plugin_is_named_and_nothing_else_breaks(tdmr1, broken_plugin):
     tdmr1("train", "--dry-run", PYTHONPATH=path)
 
 
-def test_plugins_that_are_left_out(tdmr1, broken_plugin):
+def test_disabled_plugins_are_listed_without_an_error(tdmr1, broken_plugin):
     path, disabled = f"{ROOT}:{broken_plugin}", "broken,nonesuch"
     document = json.loads(tdmr1("plugins", "--json", PYTHONPATH=path, TDMR1_DISABLE_PLUGINS=disabled).stdout)
     (record,) = [item for item in document["plugins"] if item["plugin"] == "broken"]
@@ -61,7 +61,7 @@ def test_plugins_that_are_left_out(tdmr1, broken_plugin):
 
 
 def test_every_preset_is_valid(tdmr1, tmp_path):
-    """With a model that has its prompts."""
+    """With a model for which the prompts of the preset exist."""
     assert PRESETS
     files = [tmp_path / path.name for path in PRESETS]
     for path in files:
@@ -72,16 +72,17 @@ def test_every_preset_is_valid(tdmr1, tmp_path):
     assert "note: " not in done.stderr
 
 
-def test_wrong_files_are_reported_as_json_too(tdmr1, tmp_path):
+def test_invalid_files_are_reported_as_json_too(tdmr1, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("sed: 1\n")
     valid, wrong = json.loads(tdmr1("config", "validate", PRESETS[0], path, "--json", code=2).stdout)
     assert valid["valid"]
     assert not wrong["valid"]
+    assert (wrong["code"], wrong["values"]["settings"]) == ("setting-unknown", ["sed"])
     assert "'seed'" in wrong["hint"]
 
 
-def test_a_dry_run_prints_settings_that_are_valid(tdmr1, tmp_path):
+def test_a_dry_run_prints_valid_settings(tdmr1, tmp_path):
     done = tdmr1("train", "--reward", "object_count:2", "--set", "rewards.0.options.score=exact", "--dry-run")
     path = tmp_path / "config.yaml"
     path.write_text(done.stdout)

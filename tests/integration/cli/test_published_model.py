@@ -1,4 +1,4 @@
-"""`tdmr1 train --reward ocr_match --model sd3.5-tdm` with genuine tiny stand-ins for the published weights."""
+"""`tdmr1 train --reward ocr_match --model sd3.5-tdm` with tiny networks in place of the published weights."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ SMALL = (
     "saving.samples_every=0",
     "timesteps.per_iteration=2",
 )
-"""Beside these, the images are as small as the stand-in, and computed in the precision of the script below."""
 SETS = [
     part
     for setting in (*SMALL, "model.height=64", "model.width=64", "model.precision=fp32", "generator.learning_rate=0.01")
     for part in ("--set", setting)
 ]
+"""SMALL, the image size of the tiny network, and the precision of the exported script."""
 LORA = "Luo-Yihong/TDM_sd3-5_lora"
 
 
@@ -56,14 +56,14 @@ def hub(pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(pipeline, hub, tdmr1, tmp_path_factory):
     run = tmp_path_factory.mktemp("published") / "run"
-    # The stand-in writes no letters, so only a second reward gives its images different scores.
-    typed = ["--reward", "ocr_match", "--reward", "jpeg_size", "--model", "sd3.5-tdm", "--model-path", pipeline]
-    done = tdmr1("train", *typed, *SETS, "--iterations", 2, "--output", run, HF_HOME=str(hub[0]))
+    # The tiny network draws no letters: ocr_match scores all images equally, and only jpeg_size differs.
+    arguments = ["--reward", "ocr_match", "--reward", "jpeg_size", "--model", "sd3.5-tdm", "--model-path", pipeline]
+    done = tdmr1("train", *arguments, *SETS, "--iterations", 2, "--output", run, HF_HOME=str(hub[0]))
     tdmr1("export", run, "--comfyui", HF_HOME=str(hub[0]))
     return run, done
 
 
-def test_what_was_loaded_is_printed_and_recorded(trained, hub):
+def test_the_loaded_lora_is_printed_and_recorded(trained, hub):
     run, done = trained
     sha256 = hashlib.sha256(hub[1].read_bytes()).hexdigest()
     assert "tdm_sd3-5_lora.ckpt (published list without names, matched by position" in done.stderr
@@ -78,13 +78,13 @@ def test_what_was_loaded_is_printed_and_recorded(trained, hub):
     assert {(row["prompts"], row["n"]) for row in evaluations} == {("ocr", 2), ("ocr-held-out", 2)}
 
 
-def test_a_script_without_tdmr1_samples_the_same_image(trained, hub, monkeypatch):
+def test_the_exported_script_samples_the_same_image_without_tdmr1(trained, hub, monkeypatch):
     run, _ = trained
     card = (run / "export" / "README.md").read_text()
     script = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1]
     assert "tdmr1" not in script
     subprocess.run([sys.executable, "-c", script], cwd=run / "export", env=environment(), check=True)
-    theirs = np.asarray(Image.open(run / "export" / "image.png")).astype(int)
+    sampled = np.asarray(Image.open(run / "export" / "image.png")).astype(int)
 
     from tdmr1_core.models.roles import GENERATOR_EMA
     from tdmr1_core.runs.load_run import load_trained
@@ -99,11 +99,11 @@ def test_a_script_without_tdmr1_samples_the_same_image(trained, hub, monkeypatch
         with torch.no_grad(), engine.roles.acting(GENERATOR_EMA) as backbone:
             latents = sample(backbone, noise, engine.conditioning(engine.prompts[:1]), engine.sigmas)
             images[name] = backbone.decode(latents[-1])[0].astype(int)
-    assert np.abs(theirs - images["after"]).max() <= 1
-    assert np.abs(theirs - images["before"]).max() > 1
+    assert np.abs(sampled - images["after"]).max() <= 1
+    assert np.abs(sampled - images["before"]).max() > 1
 
 
-def test_the_file_says_where_it_is_from(trained, pipeline, hub):
+def test_the_exported_lora_records_its_origin(trained, pipeline, hub):
     with safe_open(trained[0] / "export" / "pytorch_lora_weights.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert metadata["tdmr1.base_model"] == str(pipeline)
@@ -112,9 +112,11 @@ def test_the_file_says_where_it_is_from(trained, pipeline, hub):
     assert (trained[0] / "export" / "comfyui_lora.safetensors").is_file()
 
 
-def test_missing_weights_are_reported_at_once(tdmr1, tmp_path):
-    typed = ["train", "--reward", "ocr_match", "--model", "sd3.5-tdm", "--output", tmp_path / "run"]
-    printed = tdmr1(*typed, HF_HOME=str(tmp_path), code=2).stderr
-    assert "error: stabilityai/stable-diffusion-3.5-medium (model_index.json) is not in the local cache" in printed
-    assert "hint: unset HF_HUB_OFFLINE" in printed
+def test_missing_weights_are_reported_before_the_run_folder_is_created(tdmr1, tmp_path):
+    arguments = ["train", "--reward", "ocr_match", "--model", "sd3.5-tdm", "--output", tmp_path / "run"]
+    printed = tdmr1(*arguments, HF_HOME=str(tmp_path), code=2).stderr
+    (error,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "stabilityai/stable-diffusion-3.5-medium (model_index.json)" in error
+    assert error.endswith(" [hub-unavailable]")
+    assert "HF_HUB_OFFLINE" in printed.partition("hint: ")[2]
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
-"""Rewards that fail in a real training: one message, nothing lost, and the run goes on from where it was.
+"""Rewards that fail during a training: one error is printed, nothing is lost, and a resume continues the run.
 
-Every way to run the same reward - in a thread, in a process that is killed, on a server that is killed - must give the
-same run to the last digit.
+The metrics of a run are equal, digit for digit, whether its reward runs in a thread, in a process that is killed, or on
+a server that is killed.
 """
 
 import json
@@ -40,7 +40,7 @@ def tdmr1_register_rewards(register):
 class Settings(RewardOptions):
     url: str = ""
     patience: float = 60
-    switch: str | None = Field(None, description="a file: in the second iteration its text is what goes wrong")
+    switch: str | None = Field(None, description="a file that names the fault in the second iteration")
 
 class Redness:
     def __init__(self, settings):
@@ -102,19 +102,19 @@ def lines_of(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(packaged_model, plugin, tmp_path_factory):
-    """The metrics of the run in which nothing goes wrong."""
+    """The metrics of a run without a fault."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     run_tdmr1(*training(folder, name="redness"), **plugin)
     return lines_of(folder)
 
 
 def same(rows, expected):
-    """Whether two runs are one, whatever their reward is called."""
+    """Whether the metrics of two runs are equal. The name of the reward, `far` or `redness`, is ignored."""
     return [{key.replace("far", "redness"): value for key, value in row.items()} for row in rows] == expected
 
 
 def check_stopped(folder, stderr):
-    """One message, and all that was learnt is kept."""
+    """Check that one error was printed and that the first iteration is saved."""
     assert stderr.count("error: ") == 1
     assert f"tdmr1 train --resume {folder}" in stderr
     assert (folder / "checkpoints" / "latest").read_text().strip() == "step-000001"
@@ -153,7 +153,7 @@ def test_a_fault_stops_the_run_with_nothing_lost(undisturbed, plugin, tmp_path, 
         assert same(lines_of(folder), undisturbed)
 
 
-def test_a_killed_worker_costs_a_retry_and_nothing_else(undisturbed, plugin, tmp_path):
+def test_a_retry_after_a_killed_worker_changes_no_metric(undisturbed, plugin, tmp_path):
     folder, switch = tmp_path / "run", tmp_path / "switch"
     switch.write_text("die")
     settings = {"isolated": True, "retries": 1, "options": {"switch": str(switch)}}
@@ -176,7 +176,7 @@ def test_skipped_images_are_counted_and_reported(packaged_model, plugin, tmp_pat
 
 @contextmanager
 def server(plugin, port=0):
-    """`tdmr1 rewards serve`, once it is ready: the process and what it said."""
+    """Run `tdmr1 rewards serve`. Yields the process and the three lines that it prints when it is ready."""
     arguments = ["rewards", "serve", "redness", "--port", port, "--device", "cpu"]
     process = start_tdmr1(*arguments, stdout=subprocess.PIPE, **plugin)
     try:
@@ -186,30 +186,30 @@ def server(plugin, port=0):
         process.communicate()
 
 
-def test_a_client_outlives_its_server(plugin):
-    """Killed in the middle of the connection, and started again on the same port a while later."""
+def test_a_client_waits_for_a_restarted_server(plugin):
+    """The server is killed while the client is connected, and is restarted later on the same port."""
     batch = RewardBatch(np.full((1, 4, 4, 3), 7, np.uint8), ["a"], [{}], [0], [0], RewardContext(None, 0, 0))
-    with server(plugin) as (first, said):
-        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
+    with server(plugin) as (first, lines):
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", lines[0])
         reward = RemoteReward(url[0], RemoteOptions(token=TOKEN, patience=300))
         reward.setup("cpu")
         assert reward(batch).scores == [7.0]
         first.kill()
         first.wait(30)
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(reward(batch).scores))
-    asking.start()
+    request = threading.Thread(target=lambda: answers.append(reward(batch).scores))
+    request.start()
     with server(plugin, url[1]):
-        asking.join(300)
+        request.join(300)
     assert answers == [[7.0]]
     reward.close()
 
 
-def test_a_server_that_is_killed_and_started_again_costs_nothing(undisturbed, plugin, tmp_path):
-    with server(plugin) as (first, said):
-        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
-        assert "TDMR1_REWARD_TOKEN" in said[1]
-        assert f"--reward remote:{url[0]}" in said[2]
+def test_a_killed_and_restarted_server_changes_no_metric(undisturbed, plugin, tmp_path):
+    with server(plugin) as (first, lines):
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", lines[0])
+        assert "TDMR1_REWARD_TOKEN" in lines[1]
+        assert f"--reward remote:{url[0]}" in lines[2]
         folder = tmp_path / "run"
         arguments = training(folder, name="far", options={"url": url[0], "patience": 300})
         run = start_tdmr1(*arguments, stderr=subprocess.PIPE, **plugin)
@@ -227,10 +227,10 @@ def test_a_server_that_is_killed_and_started_again_costs_nothing(undisturbed, pl
     assert same(lines_of(folder), undisturbed)
 
 
-def test_a_server_that_stays_away_stops_the_run_which_can_be_resumed(undisturbed, plugin, tmp_path):
+def test_an_unreachable_server_stops_the_run_which_can_be_resumed(undisturbed, plugin, tmp_path):
     folder = tmp_path / "run"
-    with server(plugin) as (first, said):
-        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", said[0])
+    with server(plugin) as (first, lines):
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/redness", lines[0])
         arguments = training(folder, name="far", options={"url": url[0], "patience": 1})
         run = start_tdmr1(*arguments, stderr=subprocess.PIPE, **plugin)
         try:
@@ -252,7 +252,7 @@ def test_a_server_that_stays_away_stops_the_run_which_can_be_resumed(undisturbed
 
 
 def test_ctrl_c_ends_the_workers(packaged_model, plugin, tmp_path):
-    """The first one finishes the iteration; nothing of the run is left behind."""
+    """The first Ctrl-C finishes the iteration; afterwards no process of the run is left."""
     folder = tmp_path / "run"
     arguments = training(folder, iterations=200, name="redness", isolated=True)
     run = start_tdmr1(*arguments, stderr=subprocess.PIPE, **plugin)
@@ -268,23 +268,25 @@ def test_ctrl_c_ends_the_workers(packaged_model, plugin, tmp_path):
         run.kill()
     assert run.returncode == 130, rest
     assert "Traceback" not in rest
-    assert len(workers) == 1  # evaluations ask the same one
+    assert len(workers) == 1  # evaluations use the same worker
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
-def test_serving_tells_what_is_wrong(plugin):
-    shown = run_tdmr1("rewards", "serve", "rednes", code=2, **plugin).stderr
-    assert "did you mean 'redness'?" in shown
-    shown = run_tdmr1("rewards", "serve", "redness", "--option", "colour=1", "--device", "cpu", code=2, **plugin).stderr
-    assert "unknown option 'colour'" in shown
-    shown = run_tdmr1("rewards", "serve", "redness", "--option", "colour", "--device", "cpu", code=2, **plugin).stderr
-    assert "[argument-invalid]" in shown
+def test_wrong_arguments_of_serve_are_refused(plugin):
+    printed = run_tdmr1("rewards", "serve", "rednes", code=2, **plugin).stderr
+    assert "[reward-unknown]" in printed
+    assert "'redness'" in printed
+    serve = ["rewards", "serve", "redness", "--device", "cpu"]
+    printed = run_tdmr1(*serve, "--option", "colour=1", code=2, **plugin).stderr
+    assert "[reward-options]" in printed
+    assert "'colour'" in printed
+    assert "[argument-invalid]" in run_tdmr1(*serve, "--option", "colour", code=2, **plugin).stderr
 
 
-def test_a_server_without_a_token_makes_one(plugin):
+def test_a_server_without_a_token_generates_one(plugin):
     without = {name: value for name, value in plugin.items() if name != "TDMR1_REWARD_TOKEN"}
-    with server(without) as (_, said):
-        token = re.fullmatch(r"token: (\S{40,})\n", said[1])[1]
-        assert f"TDMR1_REWARD_TOKEN={token} tdmr1 train --reward remote:http://127.0.0.1:" in said[2]
+    with server(without) as (_, lines):
+        token = re.fullmatch(r"token: (\S{40,})\n", lines[1])[1]
+        assert f"TDMR1_REWARD_TOKEN={token} tdmr1 train --reward remote:http://127.0.0.1:" in lines[2]

@@ -1,4 +1,4 @@
-"""A run of two iterations from its start to its export, as a user types it."""
+"""A run of two iterations from the command line: training, resume, samples, evaluation, report and export."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_training_says_what_it_did(trained):
+def test_training_prints_its_results_and_the_next_command(trained):
     folder, done = trained
     assert [row["step"] for row in lines_of(folder / "metrics.jsonl")] == [1, 2]
     assert "iteration 2/2" in done.stderr
@@ -28,7 +28,7 @@ def test_training_says_what_it_did(trained):
     assert "gain" in done.stdout
 
 
-def test_the_config_of_a_run_trains_again(trained, tdmr1):
+def test_the_recorded_config_can_be_trained_again(trained, tdmr1):
     folder, _ = trained
     done = tdmr1("train", folder / "config.yaml", "--dry-run")
     recorded = yaml.safe_load((folder / "config.yaml").read_text())
@@ -38,22 +38,22 @@ def test_the_config_of_a_run_trains_again(trained, tdmr1):
     assert "2 iterations, 16 images" in done.stderr
 
 
-def test_an_interrupted_run_is_saved_and_continued(packaged_model, tdmr1, tmp_path):
+def test_an_interrupted_run_is_saved_and_can_be_resumed(packaged_model, tdmr1, tmp_path):
     folder = tmp_path / "run"
     arguments = [*SMALL, "--iterations", 4, "--set", "evaluation.images=1", "--output", folder]
     process = start_tdmr1("train", *arguments, fresh=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    said = []
+    lines = []
     try:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if line.startswith("iteration 1/"):
                 process.send_signal(signal.SIGINT)
                 break
-        said += process.communicate(timeout=600)[1]
+        printed = "".join(lines) + process.communicate(timeout=600)[1]
     finally:
         process.kill()
-    assert process.returncode == 130, "".join(said)
-    assert f"hint: tdmr1 train --resume {folder}" in "".join(said)
+    assert process.returncode == 130, printed
+    assert f"hint: tdmr1 train --resume {folder}" in printed
     reached = int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
     assert 1 <= reached < 4
 
@@ -129,7 +129,7 @@ def test_exporting_a_run(trained, tdmr1, tmp_path):
     assert "[file-exists]" in tdmr1("export", folder, "--output", tmp_path / "lora", code=2).stderr
 
 
-def test_probing_says_whether_the_surrogate_learnt(packaged_model, tdmr1):
+def test_a_probe_exits_with_1_unless_the_reward_rises(packaged_model, tdmr1):
     small = [*SMALL, "--pool", 1, "--updates", 1, "--images", 4, "--json"]
     done = tdmr1("probe", "tiny-tdm", *small, code=None, fresh=True)
     document = json.loads(done.stdout)
@@ -146,13 +146,13 @@ def test_distilling_exports_a_lora_to_train_from(packaged_model, tdmr1, tmp_path
     assert done.stdout == f"{lora}\n"
     written = lora.read_bytes()
     tdmr1("train", "--lora", lora, "--dry-run")
-    again = tdmr1("distill", "--resume", folder, "--quiet")
-    assert again.stdout == f"{lora}\n"
-    assert f"the distillation is complete; its LoRA: {lora}\n" in again.stderr
+    resumed = tdmr1("distill", "--resume", folder, "--quiet")
+    assert resumed.stdout == f"{lora}\n"
+    assert f"the distillation is complete; its LoRA: {lora}\n" in resumed.stderr
     assert lora.read_bytes() == written
 
 
-def test_the_doctor_finds_the_packaged_model(packaged_model, tdmr1):
+def test_doctor_finds_the_packaged_model(packaged_model, tdmr1):
     findings = {item["what"]: item for item in json.loads(tdmr1("doctor", "--json", fresh=True).stdout)}
     assert findings["model tiny-tdm"]["verdict"] == "ok"
     assert findings["threads"]["detail"].startswith("1 of")

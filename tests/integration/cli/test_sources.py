@@ -1,4 +1,4 @@
-"""A reward in a file, written as flow_grpo would have it: trained with, and gone on with from another folder."""
+"""A reward in a file, in the convention of flow_grpo: training, and a resume from another folder."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def bright(images, prompts, metadata, scale=1.0):
 """
 
 
-def test_a_reward_of_a_file_trains_and_goes_on_from_anywhere(packaged_model, tdmr1, tmp_path):
+def test_a_run_with_a_reward_in_a_file_is_resumed_from_another_folder(packaged_model, tdmr1, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "mine.py").write_text(REWARD)
     (tmp_path / "work" / "helper.py").write_text("SIGN = -1\n")

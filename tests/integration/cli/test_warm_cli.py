@@ -1,4 +1,4 @@
-"""A command in a fork of the warm process sees what a process of its own would see."""
+"""A command in a fork of the warm process behaves as in a new process."""
 
 import json
 import signal
@@ -39,15 +39,15 @@ def test_a_script_sees_the_same_in_a_fork_and_in_a_new_process(tmp_path):
         text=True,
     )
     seen, expected = json.loads(forked.stdout), json.loads(new.stdout)
-    of_the_server = {"OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"}
+    set_by_the_server = {"OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"}
     for each in (seen, expected):
-        each["environment"] = {k: v for k, v in each["environment"].items() if k not in of_the_server}
+        each["environment"] = {k: v for k, v in each["environment"].items() if k not in set_by_the_server}
     assert seen == expected
     assert forked.stderr == new.stderr == "to stderr\n"
     assert forked.returncode == new.returncode == 3
 
 
-def test_commands_are_forked_although_libraries_have_set_variables_here():
+def test_commands_are_forked_even_if_libraries_set_variables_in_this_process():
     assert torch is not None
     assert main(["--version"]) == 0
     assert warm.can_run(environment())

@@ -1,4 +1,4 @@
-"""Rewards with transformers detectors: one that is trained here, and an untrained one of every kind."""
+"""Rewards with transformers detectors: one that is trained here, and an untrained one of each architecture."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """The folder of a detector with the same classes that knows nothing yet."""
+    """The folder of a detector with the same classes after only two training steps."""
     folder = tmp_path_factory.mktemp("untrained")
     tiny_detector.train(folder, steps=2)
     return folder
@@ -86,7 +86,7 @@ def test_a_trained_detector_counts(trained, scenes):
 
 
 @pytest.mark.long
-def test_its_boxes_overlap_the_objects(trained, scenes):
+def test_the_boxes_of_a_trained_detector_overlap_the_objects(trained, scenes):
     detector = load_detector(str(trained), device="cpu", batch_size=64)
     overlaps = []
     for scene, found in zip(scenes[0], detector.detect(scenes[1], [tiny_detector.CLASSES] * 300), strict=True):
@@ -99,7 +99,7 @@ def test_its_boxes_overlap_the_objects(trained, scenes):
 
 
 @pytest.mark.long
-def test_geneval_checks_positions_with_it(trained, scenes):
+def test_geneval_checks_positions_with_a_trained_detector(trained, scenes):
     pairs = [(i, scene) for i, scene in enumerate(scenes[0]) if scene.relation]
     reward = GenEval(GenEvalOptions(detector=str(trained), score="strict", batch_size=64))
 
@@ -118,11 +118,12 @@ def test_geneval_checks_positions_with_it(trained, scenes):
     assert wrong <= 0.05
 
 
-def test_a_class_that_the_detector_does_not_know(untrained, scenes):
+def test_a_class_that_the_detector_does_not_know_is_reported(untrained, scenes):
     reward = ObjectCount(ObjectCountOptions(detector=str(untrained)))
-    with raises("reward-metadata", **{"class": "dog"}) as caught:
+    known = ["blue shape", "green shape", "red shape", "yellow shape"]
+    with raises("reward-metadata", **{"class": "dog", "known": known}) as caught:
         reward(batch_of(scenes[1][:1], [request("dog", 1)]))
-    assert caught.value.hint == "known: blue shape, green shape, red shape, yellow shape"
+    assert all(name in caught.value.hint for name in known)
     result = reward(batch_of(scenes[1][:3], [request("dog", 1), request("Red Shape", 1), {}], ["", "", "no number"]))
     assert result.scores[0] is None
     assert "'dog'" in result.details[0]["reason"]
@@ -154,8 +155,8 @@ def test_every_kind_of_detector_returns_detections(checkpoints, scenes, kind):
     assert boxes, "an untrained detector has low confidence, but the threshold is almost 0"
     assert {box["label"] for box in boxes} <= {"circle", "square"}
     assert all(0 < box["score"] <= 1 for box in boxes)
-    again = reward(batch_of(images, [request("circle", 1), request("square", 2), {}], ["", "", "an image"]))
-    assert again.scores == result.scores
+    repeated = reward(batch_of(images, [request("circle", 1), request("square", 2), {}], ["", "", "an image"]))
+    assert repeated.scores == result.scores
 
 
 def test_the_detections_of_an_image_do_not_depend_on_the_batch(checkpoints, scenes):

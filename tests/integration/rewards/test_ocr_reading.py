@@ -14,7 +14,7 @@ from tdmr1_rewards.builtin.ocr_match import OcrMatch, OcrMatchOptions
 pytestmark = pytest.mark.integration
 
 FLOORS = {"clean": 10, "noisy": 9, "rotated": 9, "low contrast": 9, "blurred": 9, "inverted": 10}
-"""For each kind, how many of ten words must at least be read correctly."""
+"""For each kind, the smallest number of the ten words that must be read correctly."""
 
 
 def read(images, texts, **options):

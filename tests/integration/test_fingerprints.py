@@ -32,7 +32,7 @@ PROMPTS = "one red circle\ntwo blue squares\nthree green circles\n"
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
     """The folder of a run, stopped after one of two iterations, and of its prompts, reward and LoRA."""
-    folder = tmp_path_factory.mktemp("foundations")
+    folder = tmp_path_factory.mktemp("fingerprints")
     (folder / "train.txt").write_text(PROMPTS)
     (folder / "other.txt").write_text(PROMPTS)
     (folder / "bright.py").write_text(REWARD)
