@@ -253,7 +253,7 @@ def test_an_ineffective_guard_stop_is_refused_at_a_resume_too(copied):
     lock_run(copied).release()
 
 
-def test_a_reward_that_asks_people_needs_a_single_process(copied, tmp_path, monkeypatch):
+def test_the_reward_human_needs_a_single_process(copied, tmp_path, monkeypatch):
     """Also at a resume, which may have another number of processes."""
     together = Processes(count=2)
     monkeypatch.setattr(Processes, "on_each", lambda processes, act: act())
@@ -302,7 +302,7 @@ def send_signals(monkeypatch, owner, name: str, at: int, *signals: int) -> None:
 
 
 def check_resume(folder: Path, finished: Path) -> None:
-    """A resume ends with the same bits as a run that was not interrupted."""
+    """Check that a resume ends with the same bits as a run that was not interrupted."""
     assert Run.resume(folder).execute(Silent()).finished
     assert files(folder) == files(finished)
 

@@ -73,7 +73,7 @@ def test_single_precision_is_within_its_tolerances(tmp_path):
     assert 0 < distances["weights"]["mean"] <= SINGLE_WEIGHTS
 
 
-def test_both_stabilisers_are_active(double_precision):
+def test_both_stabilizers_are_active(double_precision):
     """Otherwise the record does not cover them."""
     metrics = double_precision["golden"]["fp64"]["metrics"]
     assert all(0 < row["surrogate/clipped"] < 1 for row in metrics)

@@ -200,7 +200,7 @@ def second(tmp_path_factory):
     return make_zimage(tmp_path_factory.mktemp("teacher") / "zimage", seed=1, shift=6.0)
 
 
-def test_with_a_second_backbone_it_computes_every_score(folders, second):
+def test_teacher_fake_and_surrogate_use_the_second_backbone(folders, second):
     engine = Engine.from_config(settings(folders, "zimage", model={"teacher": str(second)}))
     roles = engine.roles
     turbo, teacher = roles.backbone_of(GENERATOR), roles.backbone_of(TEACHER)

@@ -121,9 +121,8 @@ def test_a_reward_that_cannot_restore_its_state_is_named(copied, old, new):
     original = source.read_text()
     source.write_text(original.replace(old, new))
     try:
-        with raises("reward-state", path=str(copied / "checkpoints" / "step-000003")) as caught:
+        with raises("reward-state", reward="counting", path=str(copied / "checkpoints" / "step-000003")):
             run.execute(Silent())
-        assert "'counting'" in caught.value.message
     finally:
         source.write_text(original)
         sys.modules.pop(private_name(source), None)
@@ -150,10 +149,9 @@ def test_a_state_that_is_not_json_stops_the_run_before_any_update(tmp_path):
     code = COUNTING.replace('{"calls": self.calls}', '{"calls": {self.calls}}')
     config = counting_config(tmp_path / "code", "evaluation.every=0", code=code)
     folder = tmp_path / "run"
-    with raises("reward-state") as caught:
+    with raises("reward-state", reward="counting") as caught:
         Run.create(config, folder).execute(Silent())
     assert isinstance(caught.value, RewardFailed)
-    assert "'counting'" in caught.value.message
     assert latest_checkpoint(folder / "checkpoints").name == "step-000000"
 
 

@@ -10,9 +10,10 @@ from tdmr1_rewards.errors import Tdmr1Error
 
 
 class Faulty:
-    """Calls `do_WORD` with the rest of the first prompt, where WORD is its first word; otherwise returns first pixels.
+    """The first word of a batch's first prompt selects the method `do_WORD`, which gets the rest of the prompt.
 
-    `close` writes to the file that the environment variable NOTES names.
+    If there is no such method, the score of an image is its first pixel. `close` writes to the file that the
+    environment variable NOTES names.
     """
 
     def __init__(self):

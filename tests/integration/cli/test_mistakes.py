@@ -36,7 +36,7 @@ def error_of(done):
         (["--prompts", "cuont", "--dry-run"], "prompts-unknown", "'cuont'", "'count'"),
     ],
 )
-def test_wrong_arguments_of_train(tdmr1, tmp_path, arguments, code, name, hint):
+def test_wrong_arguments_of_train_are_refused(tdmr1, tmp_path, arguments, code, name, hint):
     found = error_of(tdmr1("train", *arguments, cwd=tmp_path, code=2))
     assert found[0].endswith(f" [{code}]")
     assert name in found[0]
@@ -61,7 +61,7 @@ def test_several_mistakes_are_reported_at_once(tdmr1, tmp_path):
         assert f"'{name}'" in hint
 
 
-def test_mistakes_in_a_config_file(tdmr1, tmp_path):
+def test_all_mistakes_in_a_config_file_are_reported(tdmr1, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("batch: {grups: 2}\nseed: often\n")
     message, hint = error_of(tdmr1("train", path, cwd=tmp_path, code=2))
@@ -72,7 +72,7 @@ def test_mistakes_in_a_config_file(tdmr1, tmp_path):
     assert "batch.grups" in error_of(tdmr1("config", "validate", path, code=2))[0]
 
 
-def test_an_output_that_cannot_be_written(tdmr1, tmp_path):
+def test_an_output_that_cannot_be_written_is_reported(tdmr1, tmp_path):
     (tmp_path / "file").write_text("mine")
     for verb in (["train"], ["distill"], ["sample", "tiny-tdm", "--prompt", "two red circles"]):
         message, hint = error_of(tdmr1(*verb, "--output", tmp_path / "file" / "run", code=2))
@@ -100,7 +100,7 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(tdmr1, tmp_path):
 @pytest.mark.parametrize(
     ("content", "code"), [(b"\n \n", "[prompts-empty]"), (b"\xff\xfe\x00\x89PNG", "[prompts-unreadable]")]
 )
-def test_a_prompt_file_without_prompts(tdmr1, tmp_path, content, code):
+def test_a_prompt_file_without_prompts_is_refused(tdmr1, tmp_path, content, code):
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
     output = tmp_path / "run"

@@ -95,7 +95,7 @@ def training(folder, *, iterations=3, **reward):
 
 
 def lines_of(folder):
-    """The metrics of each iteration, without what depends on the clock."""
+    """The metrics of each iteration, without timings."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in row if not re.match(r"time|images_per_second", key)} for row in rows]
 

@@ -55,7 +55,7 @@ def test_commands_are_forked_even_if_libraries_set_variables_in_this_process():
     assert run_tdmr1("--version").stdout == run_tdmr1("--version", fresh=True).stdout
 
 
-def test_a_forked_command_can_be_signalled(tmp_path):
+def test_a_forked_command_can_be_killed(tmp_path):
     process = start_tdmr1("label", tmp_path, "--no-open", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     assert isinstance(process, WarmProcess)
     process.send_signal(signal.SIGKILL)

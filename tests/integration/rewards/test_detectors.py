@@ -234,7 +234,7 @@ class PaletteClip:
         return torch.stack([EMBEDDINGS[min(INKS, key=lambda name: np.abs(mean - INKS[name]).sum())] for mean in means])
 
 
-def test_colours_are_classified_by_crops():
+def test_colors_are_classified_by_crops():
     image = np.full((20, 40, 3), 255, np.uint8)
     image[5:15, 2:12] = (255, 0, 0)
     image[5:15, 22:32] = (0, 0, 255)
@@ -257,7 +257,7 @@ def test_pixels_outside_the_mask_are_gray():
     assert (cut[:, 2:] == 0x99).all()
 
 
-def test_a_transformers_clip_classifies_colours_for_geneval(checkpoints, scenes):
+def test_a_transformers_clip_classifies_colors_for_geneval(checkpoints, scenes):
     options = GenEvalOptions(
         detector=str(checkpoints["mask2former"]), colour_model=str(checkpoints["clip"]), threshold=0.001
     )

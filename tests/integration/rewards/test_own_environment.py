@@ -71,7 +71,7 @@ def test_easyocr_reads_with_a_custom_network(python, bar_reader, tmp_path):
     assert read["details"][0] == {"engine": "easyocr", "target": "cab", "read": "cab"}
     missing, pickled = others
     assert engines_elsewhere(python, bar_reader, {**without_weights, "engine": "auto"}) == ["easyocr", "rapidocr"]
-    # Workers send no codes of errors in `setup`, so the messages tell the failures apart.
+    # A worker does not send the code of an error in `setup`; only the messages differ.
     assert missing["code"] == pickled["code"] == "reward-failed"
     assert "downloads disabled" in missing["message"]
     assert "rapidocr" in missing["hint"]
@@ -92,7 +92,7 @@ def images(tmp_path) -> list[Path]:
 
 @pytest.fixture
 def open_clip(python, images, tmp_path) -> tuple[Path, dict[str, list[float]]]:
-    """The folder of a tiny model with heads, and the scores that the library gives by itself."""
+    """The folder of a tiny model with heads, and the scores computed with the library alone."""
     folder = tmp_path / "tiny"
     arguments = [str(folder), json.dumps([str(path) for path in images]), json.dumps(PROMPTS)]
     made = run([str(python), str(HERE / "make_open_clip.py"), *arguments])

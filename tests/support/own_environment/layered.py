@@ -88,7 +88,7 @@ def engines_elsewhere(python: Path, *options: dict[str, Any]) -> list[str]:
 
 
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command that must succeed, with its output kept."""
+    """Run a command that must succeed. Returns the process with its output."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, **options)
     assert done.returncode == 0, done.stderr + done.stdout
     return done

@@ -1,4 +1,4 @@
-"""The metrics of images find the rendered objects, and show damage."""
+"""Image metrics: they detect the objects of rendered images, and change when an image is damaged."""
 
 from __future__ import annotations
 

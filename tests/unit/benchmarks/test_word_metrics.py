@@ -1,4 +1,4 @@
-"""The metrics of words read words at any position, and show damage."""
+"""Word metrics: they read words at any position, and change when a word is damaged."""
 
 from __future__ import annotations
 

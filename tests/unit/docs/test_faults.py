@@ -1,4 +1,4 @@
-"""Every row of docs/faults.md names tests that are there."""
+"""Every row of docs/faults.md names tests that exist."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Hundreds of bad settings and command lines, made up by hypothesis: always exit code 2 and a sentence with a hint.
+"""Random settings and command lines from hypothesis: invalid ones end with exit code 2, a message and a hint.
 
-All in this process, and nothing that may load a model: a line that is right by chance only shows its settings
-(`--dry-run`), and then its exit code is 0.
+They run in this process and load no model. A command line that happens to be valid only prints its settings
+(`--dry-run`) and ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.unit
 NAMES = [name for name, *_ in describe()]
 NUMBERS = [name for name, kind, *_ in describe() if "float" in kind]
 NUMBERS += ["rewards.0.weight", "rewards.0.timeout", "evaluation.rewards.0.weight"]
-"""Settings that are numbers with a fraction."""
+"""Settings that are floats."""
 LINES = ("evaluate @", "export @", "sample @ --prompt @ --output @", "report @", "probe @ --images @", "@ @")
 LINES += ("train --resume @", "models info @", "rewards info @", "rewards try @ @ --prompt @", "rewards check @")
 LINES += ("rewards new @", "plugins @", "config validate @", "config show --preset @", "config show --set @")
 LINES += ("plan --model @",)
-"""Whole lines but for the words at @; those that these could make right do nothing that takes long."""
+"""Command lines in which each @ is replaced by random text. None of them is slow if it happens to be valid."""
 OPTIONS = ("--set", "--reward", "--preset", "--model", "--model-path", "--lora", "--prompts", "--iterations", "--seed")
 OPTIONS += ("--output", "--resume", "--images", "--role", "--json", "--nothing", "-x", "--", "show", "validate", "info")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -58,7 +58,7 @@ def no_estimate(*_: Any) -> Any:
 
 
 def search(examples: int) -> Any:
-    """The same made-up cases every time."""
+    """The settings of hypothesis: it tries the same examples in every run."""
     unconcerned = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=unconcerned)
 
@@ -70,7 +70,7 @@ def found():
 
 @pytest.fixture(autouse=True)
 def elsewhere(found, tmp_path, monkeypatch):
-    """A folder of its own, plugins looked for once, and an environment that is put back."""
+    """Runs in a temporary folder, discovers plugins once, and restores the environment variables."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1"})
     monkeypatch.setattr(plugins, "discover", lambda: found)
@@ -78,7 +78,7 @@ def elsewhere(found, tmp_path, monkeypatch):
 
 
 def check(capsys: Any, arguments: list[str]) -> str:
-    """What is said of them where they are refused, and nothing where they are right."""
+    """Run a command line and check its exit code and output. Returns the error message; empty if the line is valid."""
     capsys.readouterr()
     code = main(arguments)
     said = capsys.readouterr().err
@@ -94,7 +94,7 @@ def check(capsys: Any, arguments: list[str]) -> str:
 
 
 def check_settings(capsys: Any, monkeypatch: Any, flags: Flags) -> str:
-    """What `tdmr1 train … --dry-run` does after its words are taken apart."""
+    """Check settings as `tdmr1 train … --dry-run` does after parsing its arguments."""
     with monkeypatch.context() as patched:
         dry = partial(start_run, "train", flags, None, dry_run=True, quiet=True)
         patched.setattr(entry, "_run", lambda arguments: dry() or 0)
@@ -145,7 +145,7 @@ def test_a_number_that_is_not_finite_is_refused(capsys, monkeypatch, name, value
 @search(30)
 @given(st.integers(1, 8), st.integers(1, 10**9), st.booleans())
 def test_more_points_than_there_are_steps_are_refused(capsys, monkeypatch, steps, more, said):
-    """Also where only the model says how many steps there are."""
+    """Also if the number of steps is not set and comes from the model."""
     steps, sets = (steps, [f"rollout.steps={steps}"]) if said else (4, [])
     wanted = steps + more
     message = f"timesteps.per_iteration is {wanted}, but there are only {steps} steps"

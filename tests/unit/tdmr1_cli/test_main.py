@@ -154,7 +154,7 @@ def test_a_usage_error_is_one_message_with_a_hint(capsys, arguments):
 
 
 def all_commands(group, path=()):
-    """Every command below a group, with its words."""
+    """The commands of a group and its subgroups, each with the words that call it."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from all_commands(command, (*path, name))

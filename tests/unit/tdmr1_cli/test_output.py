@@ -126,7 +126,7 @@ def test_writability_is_checked_at_the_nearest_folder(tmp_path):
 
 def test_a_stop_is_confirmed_even_during_a_write(capfd):
     class Interrupted(io.RawIOBase):
-        """A stream whose write is interrupted by a signal that asks for a stop."""
+        """A stream whose write is interrupted by a stop signal."""
 
         def writable(self):
             return True

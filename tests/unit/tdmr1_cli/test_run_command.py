@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 class Reached(Exception):
-    """The run would be executed now."""
+    """Raised instead of executing the run."""
 
 
 @pytest.fixture

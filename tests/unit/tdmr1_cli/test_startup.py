@@ -8,7 +8,7 @@ pytestmark = pytest.mark.unit
 
 HEAVY = ("torch", "numpy", "diffusers", "transformers", "peft", "PIL", "scipy", "click")
 LISTING = (*HEAVY, "pydantic", "yaml", "easyocr", "rapidocr", "open_clip", "fastapi", "requests")
-"""What a list of rewards has no need of."""
+"""Packages that the list of rewards must not import."""
 SCRIPT = """
 import sys
 from tdmr1_cli.main import main
@@ -46,7 +46,7 @@ def test_light_commands_import_nothing_heavy(arguments):
 
 @pytest.mark.parametrize("arguments", ["", "json=True"])
 def test_rewards_are_listed_without_what_they_need(arguments):
-    """The function by itself: typer brings pydantic for its own parsing."""
+    """Calls the function directly, because typer imports pydantic for its own parsing."""
     script = LISTING_SCRIPT.format(heavy=LISTING, arguments=arguments)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert "object_count" in done.stdout

@@ -33,7 +33,7 @@ CENTRED = [
 
 
 def stands_out(batch: RewardBatch) -> RewardResult:
-    """How much brighter the middle is than the rest."""
+    """The mean brightness of the center minus that of the image."""
     light = batch.images.astype(float).mean(-1) / 255
     middle = light[:, 11:21, 11:21].mean((1, 2))
     return RewardResult([float(score) for score in middle - light.mean((1, 2))])

@@ -189,7 +189,7 @@ def test_an_adapter_converts_a_foreign_function(tmp_path):
 
 
 def bare_environment(folder, *paths):
-    """An environment without any package, but what `paths` hold."""
+    """An environment without packages, except those in the folders `paths`."""
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in paths))
@@ -203,7 +203,7 @@ def bare(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """An environment with numpy and Pillow, borrowed from here, and nothing else: no pluggy, pydantic or torch."""
+    """An environment with only numpy and Pillow, linked from this one: no pluggy, pydantic or torch."""
     folder = tmp_path_factory.mktemp("borrowed")
     site = Path(sysconfig.get_path("purelib"))
     for name in ("numpy", "numpy.libs", "PIL", "pillow.libs"):

@@ -46,7 +46,7 @@ def test_acting_can_be_nested_and_restores_the_role_after_exceptions() -> None:
 
 
 def changed(roles: Roles, change: Callable[[Weights], None]) -> Weights:
-    """The weights of the generator after a wrong change."""
+    """The generator's weights, changed so that they do not fit."""
     weights = {name: weight + 1 for name, weight in roles.weights(GENERATOR).items()}
     change(weights)
     return weights

@@ -42,7 +42,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The working folder, with everything that the settings name."""
+    """The working folder, with all files that the settings name."""
     folder = tmp_path / "here"
     shutil.copytree(TINY.base, folder / "base", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
     for name, text in {"train.txt": "one circle\n", "texts/held.txt": "two circles\n", "g.py": GOOD}.items():

@@ -28,7 +28,7 @@ class Scripted:
     def velocity(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """As in Backbone."""
+        """Like Backbone.velocity."""
         self.inputs.append((sigma.tolist(), conditioning, guidance_scale))
         if self.fixed is not None:
             return torch.full_like(latents, self.fixed)

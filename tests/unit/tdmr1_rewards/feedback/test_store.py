@@ -26,7 +26,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time that the store sees, in a list that tests may change."""
+    """The current time of the store, in a list that tests may change."""
     now = [1000.0]
     monkeypatch.setattr(store_module.time, "time", lambda: now[0])
     return now

@@ -19,7 +19,7 @@ from tdmr1_rewards.sources import source as sources
 pytestmark = pytest.mark.unit
 
 HERE = Path(sys.executable)
-"""This interpreter, used like that of another environment."""
+"""This interpreter, used as if it belonged to another environment."""
 MINE = """
     import sibling
     from tdmr1_rewards import RewardBatch, RewardOptions, RewardResult, RewardSpec
