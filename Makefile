@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/mypy
 
 test-fast: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "unit"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "unit and not long"
 
 chromium:
 	@if [ -x "$(TDMR1_CHROMIUM)" ]; then exit 0; \

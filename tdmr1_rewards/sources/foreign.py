@@ -18,7 +18,8 @@ import functools
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -103,7 +104,7 @@ class ForeignReward:
         with _without_gradients():
             if self._style == "trl":
                 answer: Any = self._function(**self._columns(batch))
-                answer = asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+                answer = _wait_for(answer) if inspect.isawaitable(answer) else answer
             elif self._one_by_one:
                 answer = [_first(self._call(batch.select([i]))) for i in range(len(batch))]
             else:
@@ -310,8 +311,21 @@ def _details(info: Any, count: int) -> list[dict[str, Any]] | None:
     return None
 
 
-async def _awaited(answer: Any) -> Any:
-    return await answer
+def _wait_for(answer: Awaitable[Any]) -> Any:
+    """The result of an asynchronous function, which runs in a thread of its own.
+
+    The calling thread may run an event loop already, such as that of a notebook.
+    """
+
+    async def awaited() -> Any:
+        return await answer
+
+    def run() -> Any:
+        with _without_gradients():
+            return asyncio.run(awaited())
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
 
 
 @contextmanager

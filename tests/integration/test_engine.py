@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 NOT_NUMERICS = ("time/", "images_per_second")
 
 
-def run(*assignments: str, iterations: int = 3) -> tuple[list[dict[str, float]], dict[str, dict[str, torch.Tensor]]]:
+def run(*assignments: str, iterations: int = 2) -> tuple[list[dict[str, float]], dict[str, dict[str, torch.Tensor]]]:
     engine = Engine.from_config(small_config(*assignments))
     reports = [engine.iteration() for _ in range(iterations)]
     engine.close()

@@ -43,7 +43,7 @@ def one_sided(batch: RewardBatch) -> RewardResult:
 def iterate(folder: Path, assignments: tuple[str, ...], preset: str, reward: str | None) -> None:
     """Two iterations in this process, alone or as one of several. Each writes its weights, the first the metrics."""
     named = {"rewards": [{"name": "one_sided", "source": reward}]} if reward else {}
-    config = small_config("iterations=2", *assignments, preset=preset, **named)
+    config = small_config("iterations=2", "timesteps.per_iteration=1", *assignments, preset=preset, **named)
     processes = join_processes(config.model.device)
     kind = DistillEngine if config.kind == "distill" else Engine
     engine = kind.from_config(config, processes=processes)

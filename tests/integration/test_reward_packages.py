@@ -85,6 +85,7 @@ def test_a_package_is_found_passes_its_own_tests_and_trains(package, installed, 
         assert row["reward/mean"] == pytest.approx(expected)
 
 
+@pytest.mark.long
 def test_the_wheel_evaluates_and_exports_a_run(environment, tmp_path):
     run = tmp_path / "r"
     run_tdmr1("train", "--iterations", "1", "--output", run, *SMALL)
@@ -111,7 +112,7 @@ def test_broken_plugins_do_not_break_the_commands(environment, tmp_path):
         assert "registers the same name" in " ".join(listed.stdout.split())
         assert "No module named 'no_such_module_40'" in listed.stderr
         assert "plugin wrong_hook (from broken 1.0)" in listed.stderr
-        environment.tdmr1("train", "--dry-run")
+        environment.tdmr1("config", "show")
         claimed = environment.tdmr1("train", "--reward", "red_share", "--dry-run", code=2).stderr
         assert "[reward-name-conflict]" in claimed
         assert "TDMR1_DISABLE_PLUGINS=" in claimed

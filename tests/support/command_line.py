@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from support.paths import ROOT
+from support.paths import ROOT, TESTS
 from support.warm_cli import WarmCli, WarmProcess
 
 SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=4")
@@ -30,6 +30,11 @@ def environment(**changes):
     return {**kept, **offline, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **changes}
 
 
+def without_bitsandbytes(variables):
+    """These variables, with the `sitecustomize` of tests/support/lean."""
+    return variables | {"PYTHONPATH": os.pathsep.join([str(TESTS / "support" / "lean"), variables["PYTHONPATH"]])}
+
+
 warm = WarmCli(environment())
 """One server for each pytest process, started by the first command and closed at the end of the session."""
 
@@ -38,6 +43,7 @@ def run_tdmr1(*arguments, cwd=None, code=0, fresh=False, **changes):
     """Run the command line and expect an exit code (None: any); `fresh` starts a new interpreter."""
     variables = environment(**changes)
     if fresh or not warm.can_run(variables):
+        variables = without_bitsandbytes(variables)
         done = subprocess.run(command(*arguments), cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
     else:
         done = warm.run(arguments, variables, cwd=cwd, timeout=600)
@@ -57,5 +63,6 @@ def start_tdmr1(*arguments, fresh=False, stdout=None, stderr=None, **changes) ->
     """Start the command line in the background; `stdout` and `stderr` are as in `subprocess.Popen`."""
     variables = environment(**changes)
     if fresh or not warm.can_run(variables):
+        variables = without_bitsandbytes(variables)
         return subprocess.Popen(command(*arguments), env=variables, stdout=stdout, stderr=stderr, text=True)
     return warm.start(arguments, variables, stdout=stdout, stderr=stderr)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+
+from support.paths import TESTS
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=2")
@@ -43,6 +46,7 @@ class Environment:
         (site_packages,) = folder.glob("lib/python*/site-packages")
         below = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (site_packages / "below.pth").write_text("".join(f"{path}\n" for path in sorted(below)))
+        shutil.copy(TESTS / "support" / "lean" / "sitecustomize.py", site_packages)
         self._folder = folder
 
     def install(self, wheel: Path, *options: str) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 LARGEST_REQUEST = 1 << 20
-SET_BY_A_FORK = ("PYTHONPATH",)
+SET_BY_A_FORK = ("PYTHONPATH", "HF_HOME")
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE", "OMP_", "MKL_", "OPENBLAS", "TORCH", "TRANSFORMERS", "DIFFUSERS", "CUDA")
 READ_AT_IMPORT += ("PYTHON", "LD_", "XDG_", "TOKENIZERS", "TQDM", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -309,6 +309,10 @@ def become(request: dict[str, Any], descriptors: list[int], installed: list[str]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request["environment"])
+    if home := os.environ.get("HF_HOME"):
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_CACHE = os.path.join(home, "hub")
     os.chdir(request["cwd"])
     added = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     script = request["script"]

@@ -12,6 +12,7 @@ from tdmr1_core.runs.load_run import load_trained
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.long
 def test_planning_a_published_model_needs_no_reward_and_no_download(tdmr1, tmp_path):
     done = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "24GB", HF_HOME=str(tmp_path))
     assert "denoiser                4.94" in done.stdout

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import SMALL, command, environment
+from support.command_line import SMALL, command, environment, without_bitsandbytes
 from support.paths import ROOT
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,9 @@ def until_first_iteration(process):
 
 def start(*arguments):
     """Start a command in the background; its stderr is a pipe."""
-    return subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command(*arguments), env=without_bitsandbytes(environment()), stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_reward_that_fails_in_one_process_stops_all_and_the_run_is_saved(packaged_model, tdmr1, tmp_path):
@@ -105,12 +107,11 @@ def counting(batch: RewardBatch) -> RewardResult:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "launcher",
-    [
-        pytest.param(("torch.distributed.run", "--nproc_per_node", "2"), id="torchrun"),
-        pytest.param((*ACCELERATE, "--num_processes", "2"), id="accelerate launch", marks=pytest.mark.long),
-    ],
+    [("torch.distributed.run", "--nproc_per_node", "2"), (*ACCELERATE, "--num_processes", "2")],
+    ids=["torchrun", "accelerate launch"],
 )
 def test_other_launchers_start_a_run_of_two_processes(packaged_model, tmp_path, launcher):
     folder, seen = tmp_path / "run", tmp_path / "seen"

@@ -125,8 +125,8 @@ def check_stopped(folder, stderr):
     ("fault", "settings", "quoted", "code"),
     [
         ("raise", {}, "OSError: the lens is dirty", "reward-failed"),
-        ("hang", {"timeout": 10}, "within 10 s", "reward-failed"),
-        ("hang", {"timeout": 10, "isolated": True}, "within 10 s", "reward-failed"),
+        ("hang", {"timeout": 4}, "within 4 s", "reward-failed"),
+        ("hang", {"timeout": 4, "isolated": True}, "within 4 s", "reward-failed"),
         ("nan", {}, "nan, a float, for image 0", "reward-result"),
         ("short", {"retries": 1}, r"5 scores for 6 images \(tried 2 times\)", "reward-result"),
         ("die", {"isolated": True}, "code 9", "reward-failed"),

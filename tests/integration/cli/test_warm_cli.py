@@ -51,7 +51,7 @@ def test_commands_are_forked_even_if_libraries_set_variables_in_this_process():
     assert torch is not None
     assert main(["--version"]) == 0
     assert warm.can_run(environment())
-    assert not warm.can_run(environment(HF_HOME="/elsewhere"))
+    assert not warm.can_run(environment(HF_ENDPOINT="http://127.0.0.1:1"))
     assert run_tdmr1("--version").stdout == run_tdmr1("--version", fresh=True).stdout
 
 

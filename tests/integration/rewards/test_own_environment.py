@@ -55,21 +55,25 @@ def bar_reader(tmp_path) -> dict[str, object]:
 def test_easyocr_reads_with_a_custom_network(python, bar_reader, tmp_path):
     image = draw_bars(tmp_path / "cab.png", "cab")
     prompts = ['the word "cab"', 'the word "CAN"', 'the word "nnn"', "no word"]
+    (read,) = score_elsewhere(python, [Job("ocr_match", {"engine": "easyocr", **bar_reader}, [image] * 4, prompts)])
+    assert read["scores"] == [1.0, pytest.approx(2 / 3), 0.0, None]
+    assert read["details"][0] == {"engine": "easyocr", "target": "cab", "read": "cab"}
+
+
+@pytest.mark.long
+def test_easyocr_is_used_only_with_local_weights_of_tensors(python, bar_reader, tmp_path):
+    image = draw_bars(tmp_path / "cab.png", "cab")
     without_weights = {"engine": "easyocr", "model_storage_directory": str(tmp_path), "download_enabled": False}
     unsafe = {**bar_reader, "model_storage_directory": str(tmp_path / "unsafe")}
     (tmp_path / "unsafe").mkdir()
     torch.save({"module.levels": Path("anything but a tensor")}, tmp_path / "unsafe" / "bar_reader.pth")
-    read, *others = score_elsewhere(
+    missing, pickled = score_elsewhere(
         python,
         [
-            Job("ocr_match", {"engine": "easyocr", **bar_reader}, [image] * 4, prompts),
             Job("ocr_match", without_weights, [image], ['"cab"']),
             Job("ocr_match", {**unsafe, "engine": "easyocr"}, [image], ['"cab"']),
         ],
     )
-    assert read["scores"] == [1.0, pytest.approx(2 / 3), 0.0, None]
-    assert read["details"][0] == {"engine": "easyocr", "target": "cab", "read": "cab"}
-    missing, pickled = others
     assert engines_elsewhere(python, bar_reader, {**without_weights, "engine": "auto"}) == ["easyocr", "rapidocr"]
     # A worker does not send the code of an error in `setup`; only the messages differ.
     assert missing["code"] == pickled["code"] == "reward-failed"
@@ -99,6 +103,15 @@ def open_clip(python, images, tmp_path) -> tuple[Path, dict[str, list[float]]]:
     return folder, json.loads(made.stdout.splitlines()[-1])
 
 
+def test_a_preference_model_of_open_clip_agrees_with_the_library(python, images, open_clip):
+    folder, expected = open_clip
+    options = {"model": f"local-dir:{folder}", "checkpoint": str(folder / "preference.pt")}
+    (hps,) = score_elsewhere(python, [Job("hpsv2", options, images, PROMPTS)])
+    assert hps["scores"] == pytest.approx(expected["hpsv2"], abs=1e-5)
+    assert len({round(score, 6) for score in hps["scores"]}) == 3
+
+
+@pytest.mark.long
 def test_open_clip_rewards_agree_with_the_library(python, images, open_clip):
     folder, expected = open_clip
     model = {"model": f"local-dir:{folder}"}
@@ -106,22 +119,20 @@ def test_open_clip_rewards_agree_with_the_library(python, images, open_clip):
     def job(reward: str, **options: object) -> Job:
         return Job(reward, options, images, PROMPTS)
 
-    clip, hps, linear, mlp = score_elsewhere(
+    clip, linear, mlp = score_elsewhere(
         python,
         [
             job("clip_score", library="open_clip", scale=2.0, **model),
-            job("hpsv2", checkpoint=str(folder / "preference.pt"), **model),
             job("aesthetic", head=str(folder / "linear.pth"), weights=None, **model),
             job("aesthetic", head=str(folder / "mlp.safetensors"), weights=None, **model),
         ],
     )
     assert clip["scores"] == pytest.approx([2 * score for score in expected["clip_score"]], abs=1e-5)
-    assert hps["scores"] == pytest.approx(expected["hpsv2"], abs=1e-5)
     assert linear["scores"] == pytest.approx(expected["linear"], abs=1e-5)
     assert mlp["scores"] == pytest.approx(expected["mlp"], abs=1e-5)
     assert linear["details"][0]["head"] == "linear"
     assert len(mlp["details"][0]["head_sha256"]) == 12
-    for scores in (clip, hps, linear, mlp):
+    for scores in (clip, linear, mlp):
         assert len({round(score, 6) for score in scores["scores"]}) == 3
 
 

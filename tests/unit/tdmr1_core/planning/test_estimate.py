@@ -102,8 +102,15 @@ def test_a_quantized_denoiser_stays_on_the_device_while_prompts_are_encoded(monk
     assert quantized.parts["text encoders in turn"] == 4e7
 
 
-@pytest.mark.parametrize("memory", [[], ["memory.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "memory"),
+    [
+        pytest.param("fp32", [], id="fp32-kept"),
+        pytest.param("fp32", ["memory.gradient_checkpointing=true"], id="fp32-recomputed", marks=pytest.mark.long),
+        pytest.param("bf16", [], id="bf16-kept", marks=pytest.mark.long),
+        pytest.param("bf16", ["memory.gradient_checkpointing=true"], id="bf16-recomputed"),
+    ],
+)
 def test_a_dry_update_predicts_the_peak_of_a_real_update(precision, memory):
     """The live bytes of the same update with real tensors on the CPU."""
     config = small_config(f"model.precision={precision}", "surrogate.trust_region=0.001", *memory)

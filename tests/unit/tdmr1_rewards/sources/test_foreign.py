@@ -1,3 +1,4 @@
+import asyncio
 import functools
 
 import numpy as np
@@ -201,7 +202,21 @@ def test_an_asynchronous_trl_function():
     async def reward(prompts, completions, scale=1.0, **columns):
         return [scale * t for t in columns["tag"]]
 
-    assert adapt(reward, {"scale": 2.0})(make_batch()).scores == [0, 2, 4]
+    adapted = adapt(reward, {"scale": 2.0})
+    assert adapted(make_batch()).scores == [0, 2, 4]
+
+    async def in_a_notebook():
+        return adapted(make_batch())
+
+    assert asyncio.run(in_a_notebook()).scores == [0, 2, 4]
+
+
+def test_an_asynchronous_function_runs_without_gradients():
+    async def reward(prompts, completions, **columns):
+        assert not torch.is_grad_enabled()
+        return [0.0] * len(prompts)
+
+    assert adapt(reward, {})(make_batch()).scores == [0, 0, 0]
 
 
 class Imscore:
