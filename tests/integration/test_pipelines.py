@@ -125,7 +125,7 @@ def test_a_resumed_run_ends_with_the_same_bits(finished):
     assert weights[0] == weights[1]
 
 
-def test_a_resume_with_a_changed_lora_is_refused(finished, tmp_path):
+def test_a_run_starts_from_an_exported_lora_and_refuses_a_changed_one(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     engine = load_trained(folder)
     lora = export_lora(engine, tmp_path / "lora").file

@@ -25,7 +25,7 @@ def error_of(done):
         (["--set", "batch.groups=many"], "setting-invalid", "batch.groups", "tdmr1 config show"),
         (["--set", "batch.groups"], "assignment-invalid", "'batch.groups'", "--set generator.learning_rate=1e-4"),
         (["--set", "rewards.3.weight=1"], "assignment-invalid", "item 3", "from 0"),
-        (["--reward", "object_count:heavy"], "argument-invalid", "'heavy'", "object_count:0.5"),
+        (["--reward", "object_count:heavy"], "reward-source", "'heavy'", "object_count:0.5"),
         (["--iterations", "0"], "setting-invalid", "iterations", "tdmr1 config show"),
         (["--iterations", "soon"], "usage", "--iterations", "tdmr1 train --help"),
         (["--itertions", "2"], "usage", "--itertions", "'--iterations'"),
