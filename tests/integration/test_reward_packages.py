@@ -36,7 +36,7 @@ class Package:
     reward: str
 
 
-@pytest.fixture(params=["the example", "a new one"])
+@pytest.fixture(params=[pytest.param("the example", marks=pytest.mark.long), "a new one"])
 def package(request, environment, tmp_path) -> Package:
     """The example package of this repository, and a package that `tdmr1 rewards new` writes."""
     if request.param == "the example":
