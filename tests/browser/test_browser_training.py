@@ -31,6 +31,7 @@ def training(folder, iterations=ITERATIONS, **options):
     """The command of a small training with the reward `human`, on prompts that name no color."""
     reward = {"name": "human", "options": {"mode": "wait", **options}}
     sets = [f"rewards={json.dumps([reward])}", "saving.tensorboard=false", "saving.samples_every=0"]
+    sets.append("evaluation.images=4")
     return [
         *("train", "--model", "tiny-tdm", "--preset", "tiny-human", "--iterations", iterations, "--output", folder),
         *(part for item in sets for part in ("--set", item)),

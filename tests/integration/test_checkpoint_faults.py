@@ -55,7 +55,7 @@ NEWEST, BEFORE = "step-000003", "step-000002"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "whole"
-    settings = ("saving.checkpoint_every=1", "evaluation.images=1", "timesteps.per_iteration=1")
+    settings = ("saving.checkpoint_every=1", "evaluation.images=1", "timesteps.per_iteration=1", "batch.group_size=2")
     Run.create(small_config(*settings), folder).execute(Silent())
     return folder
 

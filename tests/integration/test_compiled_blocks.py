@@ -23,13 +23,12 @@ def test_compiled_blocks_give_the_same_updates(monkeypatch, roles):
 
     plain = updated(make_engine(SECTIONS), roles)
     engine, compile_one = make_engine(SECTIONS), nn.Module.compile
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     monkeypatch.setattr(nn.Module, "compile", lambda block: compile_one(block, backend="eager"))
     torch._dynamo.reset()
-    compile_blocks(engine.roles)
-    try:
-        assert largest_difference(updated(engine, roles), plain) <= 1e-12
-    finally:
-        torch._dynamo.reset()
+    limits = {"recompile_limit": 8, "accumulated_recompile_limit": 8, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(limits):
+        compile_blocks(engine.roles)
+        try:
+            assert largest_difference(updated(engine, roles), plain) <= 1e-12
+        finally:
+            torch._dynamo.reset()

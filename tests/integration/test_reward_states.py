@@ -50,7 +50,7 @@ def counting_config(folder: Path, *assignments: str, code: str = COUNTING, **set
     (folder / "counting.py").write_text(code)
     reward = {"name": "counting", "source": f"{folder}/counting.py:Counting", **settings}
     settled = ("saving.checkpoint_every=1", "evaluation.images=1", "evaluation.every=1", "evaluation.rewards=[]")
-    settled += ("guard.enabled=false", "timesteps.per_iteration=1")
+    settled += ("guard.enabled=false", "timesteps.per_iteration=1", "batch.group_size=2")
     return small_config(*settled, *assignments, rewards=[reward])
 
 

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    config = small_config("saving.checkpoint_every=1", "saving.samples_every=2", "timesteps.per_iteration=1")
+    settings = ("saving.checkpoint_every=1", "saving.samples_every=2", "timesteps.per_iteration=1")
+    config = small_config(*settings, "batch.group_size=2")
     result = Run.create(config, folder).execute(Silent())
     assert result.finished
     assert result.before_after == folder / "before_after.png"
@@ -36,7 +37,7 @@ def finished(tmp_path_factory) -> Path:
 def test_the_folder_holds_all_documented_files(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["tdmr1"]["versions"]["torch"]
-    assert config["batch"] == {"groups": 2, "group_size": 4, "micro_batch": "auto"}
+    assert config["batch"] == {"groups": 2, "group_size": 2, "micro_batch": "auto"}
     metrics = rows(finished / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3]
     wanted = {"reward/mean", "reward/std", "reward/object_count/mean", "zero_std_ratio", "loss/fake", "loss/preference"}

@@ -1,5 +1,6 @@
 import asyncio
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -208,7 +209,8 @@ def test_an_asynchronous_trl_function():
     async def in_a_notebook():
         return adapted(make_batch())
 
-    assert asyncio.run(in_a_notebook()).scores == [0, 2, 4]
+    with ThreadPoolExecutor(1) as thread:  # other tests may have left an event loop in this thread
+        assert thread.submit(asyncio.run, in_a_notebook()).result().scores == [0, 2, 4]
 
 
 def test_an_asynchronous_function_runs_without_gradients():
