@@ -42,7 +42,7 @@ chromium:
 test: setup chromium lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not gpu and not long"
 
-# The long variants of the equivalence, kill, recipe and learning tests. Run it before a release.
+# The tests that are too long for `make test`. Run it before a release.
 test-long: setup chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "long and not gpu"
 

@@ -52,10 +52,10 @@ class ResolvedRun(ResolvedEngine):
         """The names of trained rewards that ask people."""
         return [reward.config.name for reward in self.rewards if not reward.registered.spec.evaluates]
 
-    def with_settings(self, config: RunConfig) -> ResolvedRun:
-        """The same run with the settings of `freeze_rewards`, which differ only in the options of rewards.
+    def with_reward_options(self, config: RunConfig) -> ResolvedRun:
+        """The same run with other options of its rewards: those of `config`, which differs in nothing else.
 
-        Raises Tdmr1Error for an option that this process does not accept.
+        `config` comes from `freeze_rewards`. Raises Tdmr1Error for an option that this process does not accept.
         """
         rewards = self.finder.resolve_run(config, self.entry.domain)
         return replace(

@@ -123,7 +123,7 @@ class Run:
         folder, kept = processes.on_first(begin)
         # The settings of the first process are those of all.
         if processes.any(kept != resolved.config):
-            resolved = processes.on_each(partial(resolved.with_settings, kept))
+            resolved = processes.on_each(partial(resolved.with_reward_options, kept))
         return cls(folder, resolved, processes=processes)
 
     @classmethod

@@ -99,7 +99,7 @@ def read_header(folder: Path) -> Header:
     except ValidationError as error:
         first = error.errors()[0]
         entry, found = ".".join(map(str, (HEADER, *first["loc"]))), str(first["input"])
-        expected = "a text" if first["type"] == "string_type" else "a mapping"
+        expected = "text" if first["type"] == "string_type" else "a mapping"
         raise Tdmr1Error(
             f"{entry} in {path} has an invalid value: found {found}, expected {expected}",
             "restore the file; only the settings below its header may be edited",

@@ -26,7 +26,7 @@ class Evaluator:
     """Evaluates a run. `guard` is None where there is nothing to guard."""
 
     resolved: ResolvedRun
-    runner: RewardRunner | None
+    own_runner: RewardRunner | None
     """Rewards that only evaluations use; None if the trained rewards score evaluations, or if nothing does."""
     guard: Guard | None
 
@@ -55,9 +55,9 @@ class Evaluator:
 
     def _runner(self, engine: Engine) -> RewardRunner | None:
         """The rewards that score evaluations; None if nothing does, such as in a distillation without rewards."""
-        if self.runner is None and self.resolved.evaluation_rewards and engine.scoring is not None:
+        if self.own_runner is None and self.resolved.evaluation_rewards and engine.scoring is not None:
             return engine.scoring.runner
-        return self.runner
+        return self.own_runner
 
     def read_guard(self, engine: Engine, results: Sequence[Evaluation]) -> GuardReading | None:
         """The guard's reading of an evaluation, with a warning for each alarm; None without a guard."""
