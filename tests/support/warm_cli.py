@@ -10,7 +10,6 @@ are imported cannot be changed in a fork: `can_run` is false for those, and the 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import posix
@@ -21,7 +20,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -286,12 +286,18 @@ def import_everything() -> None:
 
 
 def fork_processes() -> None:
-    """Let `--processes` fork its processes. Spawned ones, as in a real command, would import everything again."""
-    import torch.multiprocessing
+    """Let `--processes` fork its processes. Spawned ones, as in a real command, would import everything again.
 
-    torch.multiprocessing.start_processes = functools.partial(
-        torch.multiprocessing.start_processes, start_method="fork"
-    )
+    What a spawned process would receive is pickled, so that a job that cannot be sent fails here too.
+    """
+    import torch.multiprocessing
+    from torch.multiprocessing.spawn import start_processes
+
+    def fork(function: Callable[..., None], arguments: tuple[Any, ...], **options: Any) -> Any:
+        ForkingPickler.dumps((function, arguments))
+        return start_processes(function, arguments, **options, start_method="fork")
+
+    torch.multiprocessing.start_processes = fork
 
 
 def become(request: dict[str, Any], descriptors: list[int], installed: list[str]) -> NoReturn:

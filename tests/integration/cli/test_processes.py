@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import SMALL, command, environment, without_bitsandbytes
+from support.command_line import SMALL, environment, start_tdmr1
 from support.paths import ROOT
 
 pytestmark = pytest.mark.integration
@@ -40,13 +40,6 @@ def until_first_iteration(process):
     return lines
 
 
-def start(*arguments):
-    """Start a command in the background; its stderr is a pipe."""
-    return subprocess.Popen(
-        command(*arguments), env=without_bitsandbytes(environment()), stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_a_reward_that_fails_in_one_process_stops_all_and_the_run_is_saved(packaged_model, tdmr1, tmp_path):
     (tmp_path / "reward.py").write_text(REWARD)
     folder = tmp_path / "run"
@@ -69,7 +62,8 @@ def test_a_reward_that_fails_in_one_process_stops_all_and_the_run_is_saved(packa
 
 def test_ctrl_c_stops_all_processes_and_the_run_is_saved(packaged_model, tmp_path):
     folder = tmp_path / "run"
-    process = start("train", *FEW, "--iterations", 50, "--processes", 2, "--output", folder)
+    arguments = [*FEW, "--iterations", 50, "--processes", 2, "--output", folder]
+    process = start_tdmr1("train", *arguments, stderr=subprocess.PIPE)
     lines = until_first_iteration(process)
     process.send_signal(signal.SIGINT)
     printed = "".join(lines) + process.communicate(timeout=300)[1]
@@ -82,7 +76,8 @@ def test_ctrl_c_stops_all_processes_and_the_run_is_saved(packaged_model, tmp_pat
 
 @pytest.mark.long
 def test_if_a_process_is_killed_the_others_end(packaged_model, tmp_path):
-    process = start("train", *FEW, "--iterations", 50, "--processes", 2, "--output", tmp_path / "run")
+    arguments = [*FEW, "--iterations", 50, "--processes", 2, "--output", tmp_path / "run"]
+    process = start_tdmr1("train", *arguments, fresh=True, stderr=subprocess.PIPE)
     lines = until_first_iteration(process)
     listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
     children = [int(pid) for pid in listed.stdout.split()]
