@@ -25,7 +25,7 @@ PresetOption = Annotated[
     typer.Option("--preset", metavar="PRESET", help="Packaged settings (`tdmr1 config presets`), or none."),
 ]
 PromptsOption = Annotated[
-    str | None, typer.Option("--prompts", metavar="SET|FILE", help="Training prompts: a set, a .txt or a .jsonl file.")
+    str | None, typer.Option("--prompts", metavar="SET|FILE", help="Training prompts: a set or a file.")
 ]
 IterationsOption = Annotated[int | None, typer.Option("--iterations", metavar="N", help="Iterations of the whole run.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of all random draws.")]

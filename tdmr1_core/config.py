@@ -100,7 +100,7 @@ class PromptConfig(Section):
     """The prompts of training and evaluation."""
 
     train: str | None = None
-    """A prompt set, a .txt file (one prompt per line) or a .jsonl file (GenEval's layout) (default: the reward's)."""
+    """A prompt set, or a prompt file: .txt, .jsonl, .json, .csv, .tsv or .parquet (default: that of the reward)."""
     evaluate: str | None = None
     """Held-out prompts of evaluations, in the same form (default: the held-out set of the training prompts)."""
 

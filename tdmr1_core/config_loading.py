@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.errors import Tdmr1Error, close_match_hint, join_hints
+from tdmr1_core.errors import Tdmr1Error, close_match, close_match_hint, join_hints
 
 Tree = dict[str, Any]
 
@@ -65,14 +65,14 @@ def read_file(path: Path) -> Tree:
 
 def _parse(text: str, where: str) -> Tree:
     try:
-        tree = _load_yaml(text)
+        tree = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1} of {where}" if mark else where
         problem = getattr(error, "problem", None) or "unreadable"
         raise Tdmr1Error(
             f"{place} is not valid YAML: {problem}",
-            "check the indentation and the colons there",
+            "correct that line; in YAML, indentation and colons matter",
             code="config-unreadable",
             values={"file": where, "line": mark.line + 1 if mark else None},
         ) from error
@@ -89,12 +89,49 @@ def _parse(text: str, where: str) -> Tree:
     return tree if extended is None else merge(read_preset(str(extended)), tree)
 
 
-def _load_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises YAMLError also for impossible numbers and dates, and for endless nesting."""
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises YAMLError also for a key that occurs twice, for impossible numbers and dates, and for endless nesting.
+    """
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(node)
+        return loader.construct_document(node)
     except (ValueError, RecursionError) as error:
         raise yaml.MarkedYAMLError(problem=" ".join(str(error).split())) from error
+    finally:
+        loader.dispose()
+
+
+def _check_keys(root: yaml.Node) -> None:
+    """Raise YAMLError for a mapping that has the same key twice. PyYAML would use the last value."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [value for _, value in node.value]
+            _check_mapping(node)
+
+
+def _check_mapping(node: yaml.MappingNode) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+        if name in lines:
+            where = "in the same line" if lines[name] == line else f"in lines {lines[name]} and {line}"
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {key.value!r} occurs twice, {where}", problem_mark=key.start_mark
+            )
+        lines[name] = line
 
 
 def parse_assignments(assignments: Iterable[str]) -> Tree:
@@ -112,7 +149,7 @@ def parse_assignments(assignments: Iterable[str]) -> Tree:
                 values={"assignment": assignment},
             )
         try:
-            parsed = _load_yaml(value)
+            parsed = load_yaml(value)
         except yaml.YAMLError as error:
             raise Tdmr1Error(
                 f"the value of --set {shown} is not valid YAML",
@@ -206,9 +243,8 @@ def _as_error(error: ValidationError) -> Tdmr1Error:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = _fields_at(RunConfig, item["loc"][:-1])
             problems.append(f"{where} is not a setting")
-            hints.append(close_match_hint(str(item["loc"][-1]), known))
+            hints.append(_setting_hint(item["loc"]))
         elif item["type"] == "value_error":
             problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
@@ -219,6 +255,23 @@ def _as_error(error: ValidationError) -> Tdmr1Error:
     names = list(dict.fromkeys(_setting_name(item["loc"]) for item in error.errors()))
     code = "setting-unknown" if unknown else "setting-invalid"
     return Tdmr1Error(start + "; ".join(problems), hint, code=code, values={"settings": names, "problems": problems})
+
+
+def _setting_hint(location: Sequence[int | str]) -> str:
+    """The hint for an unknown setting: the most similar one of its section, or settings of that name elsewhere."""
+    *parents, last = location
+    name, above = str(last), "".join(f"{part}." for part in parents)
+    known = _fields_at(RunConfig, parents)
+    settings = [setting for setting, *_ in describe()]
+    if "." in name and above + name in settings:
+        return f"in YAML, write {name!r} as nested keys: {name.replace('.', ': {', 1)}: …}}"
+    match = close_match(name, known)
+    if match is not None:
+        return f"did you mean {above + match!r}?"
+    elsewhere = [setting for setting in settings if setting.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"did you mean {' or '.join(map(repr, elsewhere))}?"
+    return f"known: {', '.join(sorted(known))}"
 
 
 def _setting_name(location: Sequence[int | str]) -> str:

@@ -6,9 +6,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match_hint, join_hints
+from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match, close_match_hint, join_hints
 
-__all__ = ["PeerExited", "RunWarning", "Tdmr1Error", "close_match_hint", "join_hints", "raise_together", "warn"]
+__all__ = [
+    "PeerExited",
+    "RunWarning",
+    "Tdmr1Error",
+    "close_match",
+    "close_match_hint",
+    "join_hints",
+    "raise_together",
+    "warn",
+]
 
 
 def raise_together(errors: Sequence[Tdmr1Error]) -> None:

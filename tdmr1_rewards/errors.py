@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,10 +37,11 @@ CODES = {
     "wrong-kind": "The settings are for a training and the command distills, or the other way round.",
     # Prompts
     "prompts-unknown": "Neither a prompt set nor a prompt file has this name.",
-    "prompts-unreadable": "A prompt file cannot be read.",
+    "prompts-unreadable": "A prompt file cannot be read, or its content is not of the format that its suffix names.",
     "prompts-empty": "A prompt file contains no prompts.",
     "prompts-missing": "The run has no prompts, and its reward and model have no default.",
-    "prompt-invalid": "A line of a prompt file is not a prompt.",
+    "prompt-invalid": "An entry of a prompt file, or a prompt in the command line, is not a prompt.",
+    "prompts-doubtful": "Warning: prompts occur more than once, or have blanks at the start or end.",
     # Models
     "model-unknown": "A model with this name is not registered.",
     "model-invalid": "A model entry or pipeline directory has parts that do not fit, or two plugins register its name.",
@@ -145,10 +147,59 @@ class Tdmr1Error(Exception):
 def close_match_hint(name: str, known: Iterable[str]) -> str:
     """The hint for an unknown name: the most similar known name, or all known names."""
     names = sorted(set(known))
-    matches = difflib.get_close_matches(name, names, n=1)
-    if matches:
-        return f"did you mean {matches[0]!r}?"
+    match = close_match(name, names)
+    if match is not None:
+        return f"did you mean {match!r}?"
     return f"known: {', '.join(names)}" if names else "none is known"
+
+
+def close_match(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is most likely meant to be: misspelled, abbreviated or a part of it; None if unclear.
+
+    Tried in this order: another spelling ("Group-Size"), a typing error ("object_cuont"), the initials ("lr"), the
+    start ("learn"), a whole word ("rate"), and some letters of the name in order ("lrate"). From the initials on, a
+    match counts only if no second name matches in the same way.
+    """
+    names = sorted(set(known))
+    plain = _plain(name)
+    if not plain:
+        return None
+    if same := [each for each in names if _plain(each) == plain]:
+        return same[0]
+    if similar := difflib.get_close_matches(name, names, n=1):
+        return similar[0]
+    for matches in (_are_initials, _is_start, _is_word, _are_letters):
+        found = [each for each in names if matches(plain, each)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _plain(name: str) -> str:
+    """The letters and digits of a name, in lower case."""
+    return "".join(re.findall(r"[^\W_]", name.lower()))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.lower())
+
+
+def _are_initials(short: str, name: str) -> bool:
+    return len(short) > 1 and short == "".join(word[0] for word in _words(name))
+
+
+def _is_start(short: str, name: str) -> bool:
+    return len(short) > 1 and _plain(name).startswith(short)
+
+
+def _is_word(short: str, name: str) -> bool:
+    return short in _words(name)
+
+
+def _are_letters(short: str, name: str) -> bool:
+    """Whether the name has the letters of `short` in this order, and starts with the first."""
+    letters = iter(_plain(name))
+    return len(short) > 1 and _plain(name)[:1] == short[0] and all(letter in letters for letter in short)
 
 
 def join_hints(*hints: str | None) -> str | None:

@@ -80,6 +80,8 @@ def command(
     check_writable(output)
     _reject_existing([output / GRID, output / METADATA])
     texts = list(prompt or [])
+    for text in texts:
+        _check_prompt(text)
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
         loaded = load_target(target, flags, needs_reward=False)
@@ -117,16 +119,32 @@ def _prompt_file(target: str, texts: Sequence[str], prompts: str | None, flags: 
         yield replace(flags, prompts=prompts)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "prompts.txt"
-            path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            path = Path(folder) / "prompts.json"
+            path.write_text(json.dumps(texts[:1]), encoding="utf-8")
             yield replace(flags, prompts=str(path))
+
+
+def _check_prompt(text: str) -> None:
+    """Raise Tdmr1Error for an argument of --prompt that is not a prompt."""
+    from tdmr1_core.prompts.files import find_fault
+
+    if found := find_fault(text):
+        raise Tdmr1Error(
+            f"--prompt {text!r} is not a prompt: it is {found}",
+            "give a text with at least one visible character",
+            code="prompt-invalid",
+            values={"prompt": text, "found": found},
+        )
 
 
 def _prompts_to_sample(loaded: Target, texts: Sequence[str], prompts: str | None) -> list[Prompt]:
     from tdmr1_core.prompts.sets import load_prompts
     from tdmr1_core.records import Prompt
 
-    listed = load_prompts(prompts, loaded.engine.entry.domain) if prompts is not None else []
+    listed: Sequence[Prompt] = []
+    if prompts is not None:
+        engine = loaded.engine  # that of a model has loaded these prompts, that of a run its own
+        listed = load_prompts(prompts, engine.entry.domain) if loaded.is_run else engine.prompts
     return [*(Prompt(text, {}) for text in texts), *listed]
 
 

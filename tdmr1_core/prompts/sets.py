@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
 from tdmr1_core.prompts import geneval as composed
+from tdmr1_core.prompts.files import read_prompt_file
 from tdmr1_core.prompts.ocr import ocr_prompts
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.scenes import scene_prompts
@@ -115,10 +115,10 @@ def load_prompt_set(source: str, domain: str) -> PromptSet:
 
 
 def load_prompts(source: str, domain: str) -> list[Prompt]:
-    """Load a prompt set of the domain by name, or a prompt file: .jsonl in GenEval's format, or one prompt per line.
+    """Load a prompt set of the domain by name, or a prompt file.
 
     A folder in the layout of flow_grpo is read from its train_metadata.jsonl or train.txt. Raises Tdmr1Error for an
-    unknown name and for a file that is missing, empty or not a prompt file.
+    unknown name, and as `read_prompt_file` does.
     """
     known = PROMPT_SETS.get(domain, {})
     if source in known:
@@ -132,61 +132,13 @@ def load_prompts(source: str, domain: str) -> list[Prompt]:
             code="prompts-unknown",
             values={"name": source, "domain": domain},
         )
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise _not_text(path, f"byte {error.start}") from error
-    except OSError as error:
-        raise Tdmr1Error(
-            f"the prompt file {path} cannot be read: {error.strerror}",
-            "check its permissions",
-            code="prompts-unreadable",
-            values={"path": str(path), "reason": error.strerror},
-        ) from error
-    parse = _parse_json if path.suffix == ".jsonl" else _parse_text
-    prompts = [parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise Tdmr1Error(
-            f"the prompt file {path} contains no prompts",
-            "write one prompt per line",
-            code="prompts-empty",
-            values={"path": str(path)},
-        )
-    return prompts
+    return read_prompt_file(path)
 
 
 def _in_folder(path: Path) -> Path:
     """The file of the training prompts, if the path is a folder in the layout of flow_grpo; otherwise the path."""
     found = (path / name for name in ("train_metadata.jsonl", "train.txt"))
     return next((file for file in found if file.is_file()), path)
-
-
-def _not_text(path: Path, where: str) -> Tdmr1Error:
-    return Tdmr1Error(
-        f"the prompt file {path} is not UTF-8 text (at {where})",
-        "save it as UTF-8",
-        code="prompts-unreadable",
-        values={"path": str(path), "where": where},
-    )
-
-
-def _parse_text(line: str, path: Path, number: int) -> Prompt:
-    if "\0" in line:
-        raise _not_text(path, f"line {number}")
-    return Prompt(line.strip(), {})
-
-
-def _parse_json(line: str, path: Path, number: int) -> Prompt:
-    try:
-        entry = json.loads(line)
-        return Prompt(str(entry["prompt"]), entry)
-    except (ValueError, KeyError, TypeError) as error:
-        raise Tdmr1Error(
-            f"line {number} of {path} is not a JSON object with the key `prompt`",
-            'write one object {"prompt": "…", …} per line',
-            code="prompt-invalid",
-            values={"path": str(path), "line": number},
-        ) from error
 
 
 def spread(prompts: Sequence[Prompt], images: int) -> tuple[Sequence[Prompt], int]:

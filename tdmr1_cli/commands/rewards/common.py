@@ -71,6 +71,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     """Options from `KEY=VALUE` arguments; values are YAML. Raises Tdmr1Error for a malformed argument."""
     import yaml
 
+    from tdmr1_core.config_loading import load_yaml
+
     options = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -82,7 +84,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
                 values={"argument": "--option", "value": text},
             )
         try:
-            options[key] = yaml.safe_load(value)
+            options[key] = load_yaml(value)
         except yaml.YAMLError as error:
             raise Tdmr1Error(
                 f"the value of --option {text!r} is not valid YAML",

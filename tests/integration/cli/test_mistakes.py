@@ -98,7 +98,12 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(tdmr1, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "code"), [(b"\n \n", "[prompts-empty]"), (b"\xff\xfe\x00\x89PNG", "[prompts-unreadable]")]
+    ("content", "code"),
+    [
+        (b"\n \n", "[prompts-empty]"),
+        (b"\xff\xfe\x00\x89PNG", "[prompts-unreadable]"),
+        (b'[{"prompt": "a cat"}]', "[prompts-unreadable]"),
+    ],
 )
 def test_a_prompt_file_without_prompts_is_refused(tdmr1, tmp_path, content, code):
     path = tmp_path / "prompts.txt"

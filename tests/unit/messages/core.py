@@ -170,6 +170,14 @@ def prompts_empty(tmp_path: Path) -> None:
     _load_prompt_file(tmp_path / "prompts.txt", b"\n")
 
 
+def prompts_doubtful(tmp_path: Path) -> None:
+    from tdmr1_core.prompts.sets import load_prompts
+
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\na cat\n")
+    load_prompts(str(path), "tiny")
+
+
 def prompt_invalid(tmp_path: Path) -> None:
     _load_prompt_file(tmp_path / "prompts.jsonl", b'{"text": "a cat"}\n')
 
@@ -195,4 +203,5 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "prompts-unreadable": prompts_unreadable,
     "prompts-empty": prompts_empty,
     "prompt-invalid": prompt_invalid,
+    "prompts-doubtful": prompts_doubtful,
 }

@@ -93,12 +93,56 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name():
         resolve([REWARD, {"generator": {"learning_rat": 1}, "iterations": "many", "batch": {"group_size": 1}}])
     assert set(caught.value.values["settings"]) == {"generator.learning_rat", "iterations", "batch.group_size"}
     assert '"many"' in caught.value.message
-    assert "did you mean 'learning_rate'?" in caught.value.hint
+    assert "did you mean 'generator.learning_rate'?" in caught.value.hint
 
 
 def test_an_unknown_setting_has_its_own_code():
     with raises("setting-unknown", settings=["generator.learning_rat"]):
         resolve([REWARD, {"generator": {"learning_rat": 1}}])
+
+
+@pytest.mark.parametrize(
+    ("tree", "hint"),
+    [
+        ({"generator": {"lr": 1}}, "did you mean 'generator.learning_rate'?"),
+        ({"batch": {"size": 8}}, "did you mean 'batch.group_size'?"),
+        ({"rewards": [{"name": "a", "wt": 1}]}, "did you mean 'rewards.0.weight'?"),
+        ({"beta_dpo": 1}, "did you mean 'surrogate.beta_dpo'?"),
+        ({"tau_min": 0.3}, "did you mean 'surrogate.tau_min' or 'generator.tau_min'?"),
+        ({"gen": {"lr": 1}}, "did you mean 'generator'?"),
+        (
+            {"generator.learning_rate": 1},
+            "in YAML, write 'generator.learning_rate' as nested keys: generator: {learning_rate: …}",
+        ),
+    ],
+)
+def test_the_hint_for_an_unknown_setting(tree, hint):
+    with raises("setting-unknown") as caught:
+        resolve([{**REWARD, **tree}])
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("seed: 1\nbatch:\n  groups: 2\n  groups: 3\n", 4, "the key 'groups' occurs twice, in lines 3 and 4"),
+        ("seed: 1\nbatch: {groups: 2}\nseed: 2\n", 3, "the key 'seed' occurs twice, in lines 1 and 3"),
+        ("batch: {groups: 2, 'groups': 3}\n", 1, "the key 'groups' occurs twice, in the same line"),
+        ("rewards:\n- name: a\n  weight: 1\n  weight: 2\n", 4, "the key 'weight' occurs twice, in lines 3 and 4"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused(tmp_path, text, line, problem):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with raises("config-unreadable", file=str(path), line=line) as caught:
+        read_file(path)
+    assert caught.value.message.endswith(problem)
+
+
+def test_a_merged_key_may_be_overridden(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\ne: {<<: *x}\n")
+    assert read_file(path) == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}, "e": {"b": 1, "c": 2}}
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ def test_codes_are_words_with_hyphens_and_have_a_meaning():
         ("object_cuont", ["ocr_match", "object_count"], "did you mean 'object_count'?"),
         ("zzz", ["ocr_match", "object_count"], "known: object_count, ocr_match"),
         ("zzz", [], "none is known"),
+        ("lr", ["learning_rate", "beta1", "loss", "tau_min"], "did you mean 'learning_rate'?"),
+        ("gs", ["groups", "group_size", "micro_batch"], "did you mean 'group_size'?"),
+        ("LearningRate", ["learning_rate", "loss"], "did you mean 'learning_rate'?"),
+        ("micro", ["groups", "group_size", "micro_batch"], "did you mean 'micro_batch'?"),
+        ("rate", ["learning_rate", "loss"], "did you mean 'learning_rate'?"),
+        ("lrate", ["learning_rate", "loss"], "did you mean 'learning_rate'?"),
+        ("l", ["learning_rate", "loss"], "known: learning_rate, loss"),
+        ("ta", ["tau_min", "tau_sharing"], "known: tau_min, tau_sharing"),
+        ("--", ["tau_min"], "known: tau_min"),
     ],
 )
 def test_close_match_hint(name, known, hint):

@@ -1,4 +1,4 @@
-"""Prompt sets: stable, distinct, without overlap of training and held-out prompts; prompt files."""
+"""Prompt sets: stable, distinct, without overlap of training and held-out prompts; folders of prompt files."""
 
 import hashlib
 
@@ -85,23 +85,6 @@ def test_a_quarter_of_the_words_of_the_embedded_world_is_held_out():
     trained, held_out = (load_prompts(name, "words") for name in ("ocr", held_out_companion("ocr", "words")))
     assert (len(trained), len(held_out)) == (384, 128)
     assert not {prompt.text for prompt in trained} & {prompt.text for prompt in held_out}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "code", "values"),
-    [
-        ("a.txt", b"\n \n", "prompts-empty", {}),
-        ("a.txt", b"a cat\n\xff\xfe", "prompts-unreadable", {"where": "byte 6"}),
-        ("a.txt", b"a cat\na\0dog\n", "prompts-unreadable", {"where": "line 2"}),
-        ("a.jsonl", b'{"prompt": "a cat"}\n{"text": "a dog"}\n', "prompt-invalid", {"line": 2}),
-        ("a.jsonl", b"[]\n", "prompt-invalid", {"line": 1}),
-    ],
-)
-def test_wrong_prompt_files(tmp_path, name, content, code, values):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with raises(code, path=str(path), **values):
-        load_prompts(str(path), "photo")
 
 
 @pytest.mark.parametrize("name", ["nosuch", "nosuch.txt"])
