@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tdmr1_cli.signals import ExitWithCode, Stopped
+from tdmr1_cli.signals import CheckFailed, ExitWithCode, Stopped
 from tdmr1_core.distributed import rank_and_world
 from tdmr1_core.errors import PeerExited, RunWarning
 from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match_hint
@@ -50,7 +50,7 @@ def guarded(action: Callable[[], int], *, as_json: bool = False) -> int:
     try:
         return action()
     except Tdmr1Error as error:
-        return _report(error, error, 2, as_json)
+        return _report(error, error, 1 if isinstance(error, CheckFailed) else 2, as_json)
     except Stopped as stopped:
         _write(stopped.message, f"hint: {stopped.hint}")
         if as_json:

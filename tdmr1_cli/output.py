@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tdmr1_core.errors import RunWarning
     from tdmr1_core.runs.evaluation.evaluate import Measure
 
 PIPE_WIDTH = 160
@@ -27,9 +28,11 @@ def warning(text: str) -> None:
     message(f"warning: {text}")
 
 
-def note(text: str, code: str) -> None:
-    """Print a note with its code on stderr, such as a setting without effect."""
-    message(f"note: {text} [{code}]")
+def print_warnings(warnings: Iterable[RunWarning], where: str = "") -> None:
+    """Print warnings with their codes on stderr, each after `where`. A setting without effect is only a note."""
+    for each in warnings:
+        kind = "note" if each.code == "setting-ineffective" else "warning"
+        message(f"{kind}: {where}{each} [{each.code}]")
 
 
 def data(text: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdmr1_cli.multiprocess import launch
-from tdmr1_cli.output import data, message, note
+from tdmr1_cli.output import data, message, print_warnings
 from tdmr1_cli.run_summary import print_distillation, print_estimate, print_training
 from tdmr1_cli.settings import Flags, Kind, resolve_settings
-from tdmr1_cli.signals import Stopped
+from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.targets import check_run
 from tdmr1_core.distributed import check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
@@ -20,7 +21,7 @@ from tdmr1_core.errors import Tdmr1Error, join_hints
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig
     from tdmr1_core.preflight.resolved import ResolvedRun
-    from tdmr1_core.runs.run import Run
+    from tdmr1_core.runs.run import Run, RunResult
 
 RUNS = Path("runs")
 LOADING = "loading torch and diffusers …"
@@ -42,13 +43,15 @@ def start_run(
         launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
         return
     quiet = quiet or rank > 0
-    for warning in resolved.warnings if rank == 0 else ():
-        note(str(warning), warning.code)
+    print_warnings(resolved.warnings if rank == 0 else ())
     for reward in () if quiet else resolved.rewards:
         if reward.registered.taken_as:
             origin, taken_as = reward.registered.provenance, reward.registered.taken_as
             message(f"reward {reward.config.name} (from {origin}): used as {taken_as}")
     if dry_run:
+        from tdmr1_core.preflight.lengths import check_file_lengths
+
+        print_warnings(check_file_lengths(resolved))
         _print_dry_run(resolved, folder, count)
         return
     if not quiet:
@@ -64,13 +67,13 @@ def start_run(
 def resume_run(
     folder: Path, flags: Flags, output: Path | None, *, dry_run: bool, quiet: bool, processes: int | None = None
 ) -> None:
-    """Resume a run folder, with any number of processes.
+    """Resume a run folder, with any number of processes. `flags.iterations` is the new total number of iterations.
 
-    Raises Tdmr1Error for any setting on the command line: a run keeps the settings that it began with.
+    Raises Tdmr1Error for any other setting on the command line: a run keeps the settings that it began with.
     """
-    if flags != Flags() or output is not None or dry_run:
+    if replace(flags, iterations=None) != Flags() or output is not None or dry_run:
         raise Tdmr1Error(
-            "--resume allows only --processes and --quiet: a run keeps the settings that it began with",
+            "--resume allows only --iterations, --processes and --quiet: a run keeps the settings that it began with",
             "remove the other options, or start a new run with another --output",
             code="option-conflict",
         )
@@ -83,7 +86,7 @@ def resume_run(
     if count > started:
         from tdmr1_core.preflight.resolved import resolve_run
 
-        resolve_run(config)  # an error is reported once, before processes start
+        resolve_run(config, run_folder=folder)  # an error is reported once, before processes start
         launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet))
         return
     quiet = quiet or rank > 0
@@ -91,10 +94,9 @@ def resume_run(
         message(LOADING)
     from tdmr1_core.runs.run import Run
 
-    run = Run.resume(folder, processes=join_processes(config.model.device))
+    run = Run.resume(folder, processes=join_processes(config.model.device), iterations=flags.iterations)
     if rank == 0:
-        for warning in run.resolved.warnings:
-            note(str(warning), warning.code)
+        print_warnings(run.resolved.warnings)
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
@@ -164,6 +166,25 @@ def _execute(run: Run, quiet: bool) -> None:
         print_distillation(result, run.resolved.extensions)
     else:
         print_training(result)
+    check_learned(result)
+
+
+def check_learned(result: RunResult) -> None:
+    """Raise CheckFailed for a complete run that never updated its generator."""
+    if result.nothing_learned is None:
+        return
+    raise CheckFailed(
+        f"the run learned nothing: its generator was never updated in {result.iterations} iterations "
+        f"({result.nothing_learned})",
+        "see zero_std_ratio and reward/…/unjudged in metrics.jsonl; use prompts that the reward can score, and groups "
+        "that are large enough for images of one prompt to differ in reward",
+        code="nothing-learned",
+        values={
+            "iterations": result.iterations,
+            "reason": result.nothing_learned,
+            "folder": str(result.folder),
+        },
+    )
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -111,6 +111,9 @@ def resolve_settings(
     except Tdmr1Error as error:
         errors.append(error)
         preset = {}
+    if kind == "train" and not distills and not (named or "rewards" in base or preset.get("rewards")):
+        errors.append(_no_reward(preset_name, extensions))
+        base["rewards"] = [{"name": STAND_IN_REWARD}]  # so that the other settings are checked
     preset = merge(merge(base, preset), model_settings)
     file = keep_reward_settings(layers.file, preset)
     options = keep_reward_settings(layers.options, merge(preset, file))
@@ -283,6 +286,20 @@ def _default_preset(
         return finder.find(source, _python(first)).spec.default_preset
     except Tdmr1Error:
         return None
+
+
+def _no_reward(preset: str | None, extensions: Extensions) -> Tdmr1Error:
+    """The error for a training without a reward. The hint names those that the preset is the default of."""
+    registry = extensions.plugins.rewards
+    specs = [entry.spec for entry in registry.entries()]
+    fitting = [spec.name for spec in specs if preset and spec.default_preset == preset]
+    names = fitting or list(registry.names())
+    return Tdmr1Error(
+        "a training needs a reward" + (f", and the preset {preset} names none" if fitting else ""),
+        f"name one with --reward; {'these fit the preset' if fitting else 'registered'}: {', '.join(names)}",
+        code="setting-invalid",
+        values={"settings": ["rewards"], "preset": preset, "fitting": fitting},
+    )
 
 
 def _wrong_kind(found: str, wanted: str) -> Tdmr1Error:

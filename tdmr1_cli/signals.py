@@ -1,4 +1,4 @@
-"""Ends of a command that are not errors: a stop by the user, and the exit code of another process."""
+"""Other ends of a command: a stop by the user, a result that fails a check, and the exit code of another process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tdmr1_rewards.errors import Tdmr1Error
 
 
 class Stopped(Exception):
@@ -15,6 +17,10 @@ class Stopped(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class CheckFailed(Tdmr1Error):
+    """A command did its work, but the result is not what it is for. The exit code is 1."""
 
 
 class ExitWithCode(Exception):

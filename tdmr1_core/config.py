@@ -209,7 +209,10 @@ class OptimizerConfig(Section):
     max_grad_norm: Positive = 1.0
     """Gradients of a role are clipped to this norm (published: 1.0)."""
     final_lr: Fraction = 1.0
-    """Learning rates fall linearly to this fraction over the run; 1 keeps them constant (published)."""
+    """Learning rates fall linearly to this fraction over lr_iterations; 1 keeps them constant (published)."""
+    lr_iterations: int | None = Field(None, ge=1)
+    """Iterations over which learning rates fall; then they stay (default: those of the run). `train --resume RUN
+    --iterations N` sets it to the former number."""
     on_not_finite: Literal["stop", "skip"] = "stop"
     """stop: a loss or gradient that is NaN or infinite stops the run. skip: its update is skipped; ten skipped updates
     in a row stop the run."""
@@ -340,7 +343,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of all random draws except those of evaluations."""
     iterations: int = Field(1000, ge=1)
-    """Number of iterations of the run. Learning rates are scheduled over them."""
+    """Number of iterations of the run."""
     threads: int | None = Field(None, ge=1)
     """Maximum number of CPU threads of torch (default: the physical cores, or OMP_NUM_THREADS)."""
     model: ModelConfig = ModelConfig()
@@ -386,3 +389,8 @@ class RunConfig(Section):
                 "'iteration', which makes one update; set it to 'each'"
             )
         return self
+
+
+def lr_iterations(config: RunConfig) -> int:
+    """The number of iterations over which the learning rates of a run fall."""
+    return config.optimizer.lr_iterations or config.iterations

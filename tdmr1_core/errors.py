@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match, close_match_hint, join_hints
+from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match, close_match_hint, join_hints, shorten
 
 __all__ = [
     "PeerExited",
@@ -16,6 +16,7 @@ __all__ = [
     "close_match_hint",
     "join_hints",
     "raise_together",
+    "shorten",
     "warn",
 ]
 

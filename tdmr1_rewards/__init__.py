@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tdmr1_rewards.api import Reward, RewardBatch, RewardContext, RewardExample, RewardResult, RewardSpec
+from tdmr1_rewards.api import Reward, RewardBatch, RewardContext, RewardExample, RewardResult, RewardSpec, RunPreview
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.hookspecs import hookimpl
 
@@ -19,6 +19,7 @@ __all__ = [
     "RewardOptions",
     "RewardResult",
     "RewardSpec",
+    "RunPreview",
     "Tdmr1Error",
     "hookimpl",
 ]

@@ -121,6 +121,21 @@ class RewardExample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunPreview:
+    """What the `preflight` function of a reward gets before anything is loaded.
+
+    `prompts` (N) are all prompts that the reward applies to, with their `metadata` (N). `options` are the validated
+    options, an instance of the RewardOptions class of the spec, or None without one. `run_folder` is the folder of a
+    run that is resumed, else None.
+    """
+
+    prompts: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]]
+    options: Any = None
+    run_folder: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardSpec:
     """Describes a reward without importing its code. Raises Tdmr1Error for an invalid field.
 
@@ -141,6 +156,8 @@ class RewardSpec:
     - `examples`: a function without arguments that returns a list of good and bad RewardExample.
     - `freeze`: a function from options to options, called once before a run. It replaces values such as "auto" by what
       they select here, so that the settings of the run record what was used.
+    - `preflight`: a function of a RunPreview, called before anything is loaded. For each prompt it returns None, or why
+      the reward cannot score images of the prompt. It raises Tdmr1Error if the run cannot use the reward.
     """
 
     name: str
@@ -160,6 +177,7 @@ class RewardSpec:
     install: str | None = None
     examples: str | None = None
     freeze: str | None = None
+    preflight: str | None = None
     api_version: int = API_VERSION
 
     def __post_init__(self) -> None:
@@ -183,7 +201,7 @@ class RewardSpec:
                     "expected": API_VERSION,
                 },
             )
-        for name in ("factory", "options", "examples", "freeze"):
+        for name in ("factory", "options", "examples", "freeze", "preflight"):
             reference = getattr(self, name)
             if reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", reference):
                 raise self._invalid(

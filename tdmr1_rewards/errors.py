@@ -40,6 +40,7 @@ CODES = {
     "prompts-unreadable": "A prompt file cannot be read, or its content is not of the format that its suffix names.",
     "prompts-empty": "A prompt file contains no prompts.",
     "prompts-missing": "The run has no prompts, and its reward and model have no default.",
+    "prompts-truncated": "Warning: prompts are longer than the text encoders of the model read.",
     "prompt-invalid": "An entry of a prompt file, or a prompt in the command line, is not a prompt.",
     "prompts-doubtful": "Warning: prompts occur more than once, or have blanks at the start or end.",
     # Models
@@ -55,7 +56,7 @@ CODES = {
     "micro-batch-halved": "Warning: the device ran out of memory; the micro-batch was halved.",
     "plan-unavailable": "Memory and time cannot be estimated for this model.",
     # LoRA files
-    "lora-missing": "The model needs a few-step LoRA, or the LoRA file does not exist.",
+    "lora-missing": "The model needs a few-step LoRA (an error or a warning), or the LoRA file does not exist.",
     "lora-unreadable": "A LoRA file cannot be read.",
     "lora-keys": "A LoRA file has keys that are not understood, or lacks keys.",
     "lora-mismatch": "A LoRA file does not fit the model: names, shapes or rank differ.",
@@ -76,6 +77,8 @@ CODES = {
     "reward-skipped": "Warning: a reward failed, and its images have no score.",
     "reward-result": "A reward did not return one finite score or None for each image.",
     "reward-metadata": "A prompt or its metadata lacks what the reward needs.",
+    "nothing-scored": "No image of the first iteration has a score, or no prompt of a set can be scored.",
+    "images-unscored": "Warning: many images, or the images of many prompts, have no score.",
     "reward-state": "The state of a reward cannot be saved or restored.",
     "reward-images": "Images, or the examples of a reward, have a wrong type, shape or number.",
     "reward-combined": "The combined reward is not a finite number.",
@@ -88,7 +91,7 @@ CODES = {
     # Feedback
     "feedback-store": "The store of human feedback cannot be used, or another program uses it.",
     "feedback-item": "An image or answer does not fit the feedback store.",
-    "feedback-empty": "There are no images to judge, or there are no answers yet.",
+    "feedback-empty": "There are no images to judge, or no answers, or too few.",
     # Runs
     "run-folder-used": "The run folder already holds files.",
     "run-folder-locked": "Another process uses the run folder.",
@@ -101,6 +104,7 @@ CODES = {
     "resume-settings": "Settings changed that a resumed run must keep.",
     "resume-inputs": "The prompts, rewards, model, LoRA or package versions changed since the run began.",
     "evaluation-cut-off": "Warning: an evaluation was interrupted and is repeated by a resume.",
+    "nothing-learned": "The run is complete, but its generator was never updated.",
     "update-not-finite": "A loss, gradient or weight is not finite.",
     "distillation-no-rewards": "A distillation has no rewards.",
     "guard-alarm": "Warning: the guard raised an alarm.",
@@ -218,3 +222,8 @@ def describe_error(error: BaseException) -> str:
 def one_line(text: str) -> str:
     """The text with every run of white space replaced by one blank."""
     return " ".join(text.split())
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """The text, or its start with an ellipsis if it is longer than `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tdmr1_cli.options import JsonOption, SetOption
-from tdmr1_cli.output import data, emit_json, message, note, table
+from tdmr1_cli.output import data, emit_json, message, print_warnings, table
 from tdmr1_cli.settings import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error, raise_together
 
@@ -50,13 +50,14 @@ def validate(
 ) -> int:
     """Check settings files as `tdmr1 train FILE` and `tdmr1 distill FILE` do, without loading a model."""
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.lengths import check_file_lengths
 
     extensions = discover()
     wrong: dict[Path, Tdmr1Error] = {}
     for path in files:
         try:
-            for warning in resolve_settings(Flags(config=path), None, extensions).warnings:
-                note(f"{path}: {warning}", warning.code)
+            resolved = resolve_settings(Flags(config=path), None, extensions)
+            print_warnings([*resolved.warnings, *check_file_lengths(resolved)], f"{path}: ")
         except Tdmr1Error as error:
             wrong[path] = error
     if json:

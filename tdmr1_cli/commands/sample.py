@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, SetOption
-from tdmr1_cli.output import data, emit_json, message
+from tdmr1_cli.output import data, emit_json, message, print_warnings
 from tdmr1_cli.settings import Flags
 from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
 from tdmr1_core.durable_files import check_writable
@@ -86,6 +86,7 @@ def command(
     with _prompt_file(target, texts, prompts, flags) as flags:
         loaded = load_target(target, flags, needs_reward=False)
     wanted = _prompts_to_sample(loaded, texts, prompts)
+    _warn_of_truncated(wanted, loaded)
     files = [output / name for name in _file_names([each.text for each in wanted], images)]
     _reject_existing(files)
     sampled = _draw(loaded, role, wanted, images, seed, steps, guidance)
@@ -146,6 +147,14 @@ def _prompts_to_sample(loaded: Target, texts: Sequence[str], prompts: str | None
         engine = loaded.engine  # that of a model has loaded these prompts, that of a run its own
         listed = load_prompts(prompts, engine.entry.domain) if loaded.is_run else engine.prompts
     return [*(Prompt(text, {}) for text in texts), *listed]
+
+
+def _warn_of_truncated(wanted: Sequence[Prompt], loaded: Target) -> None:
+    from tdmr1_core.preflight.prompts import check_lengths
+    from tdmr1_core.prompts.sets import PromptSet
+
+    found = check_lengths(PromptSet("the images", tuple(wanted)), loaded.engine.roles.backbone.readers())
+    print_warnings([found] if found else [])
 
 
 def _file_names(texts: Sequence[str], images: int) -> list[str]:

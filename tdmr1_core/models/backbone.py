@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdmr1_core.models.prompt_lengths import Reader
 from tdmr1_core.records import Conditioning
 
 
@@ -26,6 +27,9 @@ class Backbone(Protocol):
 
     def tokenizers(self) -> list[Any]:
         """The tokenizers of transformers that `encode` uses."""
+
+    def readers(self) -> tuple[Reader, ...]:
+        """How much of a prompt each text encoder reads."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts, one row each."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tdmr1_core.algorithm.flow import guide, sigma_schedule
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
+from tdmr1_core.models.prompt_lengths import Reader, readers_of
 from tdmr1_core.records import Conditioning
 
 TIMESTEP_SCALE = 1000
@@ -63,6 +64,12 @@ class PipelineBackbone(ABC):
     def tokenizers(self) -> list[Any]:
         """The tokenizers of the pipeline that are loaded."""
         return self._loaded("tokenizer")
+
+    def readers(self) -> tuple[Reader, ...]:
+        """How much of a prompt each text encoder reads."""
+        names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+        found = {name: part for name in names if (part := getattr(self.pipeline, name, None)) is not None}
+        return readers_of(self.family.name, found, self._max_sequence_length)
 
     def _loaded(self, kind: str) -> list[Any]:
         """The parts of the pipeline named `kind`, `kind`_2 and `kind`_3 that are loaded."""

@@ -6,8 +6,9 @@ what they do with it. Nothing here needs torch or loads a weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
@@ -15,8 +16,9 @@ from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.preflight.checks import CheckedSettings, check_settings
+from tdmr1_core.preflight.prompts import check_reward_names, check_targets
 from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder
-from tdmr1_core.prompts.sets import PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
+from tdmr1_core.prompts.sets import EMBEDDED_DOMAINS, PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
 from tdmr1_rewards.sources.source import freeze_options
 
 
@@ -38,7 +40,8 @@ class ResolvedRun(ResolvedEngine):
 
     `evaluation_prompts` are the prompt sets of evaluations: the training prompts, and last the held-out ones.
     `evaluation_rewards` score evaluations; `held_out_rewards` are additional rewards that only the guard uses.
-    `warnings` name the settings that have no effect. `preset` is the preset that the settings started from.
+    `warnings` name settings without effect, prompts that rewards cannot score, and a missing few-step LoRA. `preset` is
+    the preset that the settings started from.
     """
 
     evaluation_prompts: tuple[PromptSet, ...]
@@ -68,13 +71,19 @@ class ResolvedRun(ResolvedEngine):
 
 
 def resolve_engine(config: RunConfig, extensions: Extensions | None = None) -> ResolvedEngine:
-    """Look up what an engine needs. Raises Tdmr1Error for a model, prompt set or reward that does not exist."""
+    """Look up what an engine needs.
+
+    Raises Tdmr1Error for a model, prompt set or reward that does not exist, and for prompts that do not fit the
+    rewards.
+    """
     extensions = extensions or discover()
     finder = RewardFinder(extensions.plugins.rewards)
     entry = extensions.entry(config.model)
     rewards = finder.resolve(config.rewards)
-    name = training_prompts_name(config, entry, rewards)
-    return ResolvedEngine(config, extensions, finder, entry, load_prompt_set(name, entry.domain), rewards)
+    prompts = load_prompt_set(training_prompts_name(config, entry, rewards), entry.domain)
+    check_reward_names([prompts], [reward.name for reward in _all_rewards(config)])
+    list(check_targets(prompts, rewards, training=True))
+    return ResolvedEngine(config, extensions, finder, entry, prompts, rewards)
 
 
 def resolve_run(
@@ -84,11 +93,13 @@ def resolve_run(
     entry: ModelEntry | None = None,
     finder: RewardFinder | None = None,
     preset: str | None = None,
+    run_folder: Path | None = None,
 ) -> ResolvedRun:
     """Look up all that a run needs, and check the settings. The config of the result has absolute paths.
 
-    `entry` and `finder` are for callers that have looked up the model or rewards already. Raises Tdmr1Error for
-    settings that contradict each other, and for a model, prompt set, reward or option that does not exist.
+    `entry` and `finder` are for callers that have looked up the model or rewards already. `run_folder` is the folder of
+    a run that is resumed. Raises Tdmr1Error for settings that contradict each other, for a model, prompt set, reward or
+    option that does not exist, and for prompts that do not fit the rewards.
     """
     extensions = extensions or discover()
     finder = finder or RewardFinder(extensions.plugins.rewards)
@@ -98,6 +109,13 @@ def resolve_run(
     training = training_prompts_name(config, entry, rewards.trained)
     held_out = evaluation_prompts_name(config, entry, training)
     sets = tuple(load_prompt_set(name, entry.domain) for name in dict.fromkeys((training, held_out)))
+    names = [reward.config.name for reward in (*rewards.trained, *rewards.evaluation, *rewards.held_out)]
+    check_reward_names(sets, list(dict.fromkeys(names)))
+    warnings = [*check_targets(sets[0], rewards.trained, training=True, run_folder=run_folder)]
+    for prompt_set in sets:
+        also_trained = prompt_set is sets[0] and rewards.evaluation == rewards.trained
+        if not also_trained:
+            warnings += check_targets(prompt_set, rewards.evaluation, training=False, run_folder=run_folder)
     checked = CheckedSettings(
         config,
         entry,
@@ -114,9 +132,30 @@ def resolve_run(
         evaluation_prompts=sets,
         evaluation_rewards=rewards.evaluation,
         held_out_rewards=rewards.held_out,
-        warnings=check_settings(checked),
+        warnings=(*check_settings(checked), *warnings, *_check_few_step(config, entry, extensions)),
         preset=preset,
     )
+
+
+def _check_few_step(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> Iterator[RunWarning]:
+    """Yield a warning for the training of a model that is not registered, without a few-step LoRA.
+
+    The setting `model.teacher` (also `same`) says that the model itself is the few-step model.
+    """
+    registered = config.model.name in extensions.models.names
+    if config.kind == "train" and not registered and entry.lora is None and config.model.teacher is None:
+        steps = config.rollout.steps or entry.steps
+        yield RunWarning(
+            f"{entry.base} is trained without a few-step LoRA, so it is sampled in {steps} steps without guidance; "
+            "give --lora, or make a LoRA with `tdmr1 distill`; if it is itself a few-step model, set model.teacher",
+            code="lora-missing",
+            values={"model": entry.base, "steps": steps},
+        )
+
+
+def _all_rewards(config: RunConfig) -> tuple[RewardConfig, ...]:
+    """The trained rewards, and those that the settings name for evaluations and the guard."""
+    return (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
 
 
 def freeze_rewards(resolved: ResolvedRun) -> RunConfig:
@@ -152,9 +191,10 @@ def _freeze(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
 
 
 def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequence[ResolvedReward]) -> str:
-    """The prompt set of a run: that of the settings, else the first reward's default, else the first of the domain.
+    """The prompt set of a run: that of the settings, else the first reward's default.
 
-    Raises Tdmr1Error if there is none.
+    For a reward without a default, an embedded model has one: the first set of its domain. Raises Tdmr1Error if there
+    is none.
     """
     if config.prompts.train is not None:
         return config.prompts.train
@@ -164,14 +204,16 @@ def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequenc
     first = rewards[0]
     if first.registered.spec.default_prompts:
         return first.registered.spec.default_prompts
-    if not PROMPT_SETS.get(entry.domain):
+    sets = list(PROMPT_SETS.get(entry.domain, ()))
+    if not sets or entry.domain not in EMBEDDED_DOMAINS:
+        listed = f"; sets for {entry.domain} models: {', '.join(sets)}" if sets else ""
         raise Tdmr1Error(
-            f"reward {first.config.name!r} has no default prompts, and {entry.domain} models have no prompt set",
-            hint,
+            f"reward {first.config.name!r} has no default prompts, and none are named",
+            hint + listed,
             code="prompts-missing",
-            values={"reward": first.config.name, "domain": entry.domain},
+            values={"reward": first.config.name, "domain": entry.domain, "sets": sets},
         )
-    return next(iter(PROMPT_SETS[entry.domain]))
+    return sets[0]
 
 
 def evaluation_prompts_name(config: RunConfig, entry: ModelEntry, training: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tdmr1_core.errors import Tdmr1Error, warn
+from tdmr1_core.errors import Tdmr1Error, shorten, warn
 from tdmr1_core.prompts.prompt import Prompt
 
 FORMATS = "prompt files are .txt (one prompt per line), .jsonl, .json, .csv, .tsv or .parquet"
@@ -336,7 +336,7 @@ def _warn_of_duplicates(entries: Sequence[Entry], prompts: Sequence[Prompt], pat
     if repeated:
         text, found = next(iter(repeated.items()))
         warn(
-            f"{_count(len(repeated), 'occurs', 'occur')} more than once, such as {_shortened(text)!r}: {path}, "
+            f"{_count(len(repeated), 'occurs', 'occur')} more than once, such as {shorten(text)!r}: {path}, "
             f"{_listed(found)}",
             code="prompts-doubtful",
             path=str(path),
@@ -351,10 +351,6 @@ def _count(number: int, singular: str, plural: str) -> str:
 
 def _listed(places: Sequence[str]) -> str:
     return ", ".join(places[:MAX_LISTED]) + (", …" if len(places) > MAX_LISTED else "")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _reason(error: BaseException) -> str:

@@ -95,6 +95,9 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
 The default set of a reward has the same name in every domain.
 """
 
+EMBEDDED_DOMAINS = ("tiny", "words")
+"""The domains of the embedded models."""
+
 
 @dataclass(frozen=True)
 class PromptSet:

@@ -19,7 +19,9 @@ from tdmr1_core.distributed import ALONE, Processes, set_threads
 from tdmr1_core.durable_files import lock_run, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
+from tdmr1_core.models.roles import GENERATOR
 from tdmr1_core.plugins import Extensions
+from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs.checkpoints.checkpoint import (
@@ -37,6 +39,7 @@ from tdmr1_core.runs.checkpoints.fingerprints import (
     differences,
     fingerprint_inputs,
     read_header,
+    update_config,
     write_config,
 )
 from tdmr1_core.runs.checkpoints.resume import (
@@ -44,10 +47,12 @@ from tdmr1_core.runs.checkpoints.resume import (
     Changes,
     ResumePoint,
     find_resume_point,
+    load_run_config,
     require_run_folder,
 )
 from tdmr1_core.runs.evaluation.evaluate import Evaluation
 from tdmr1_core.runs.evaluation.evaluator import Evaluator, build_evaluator
+from tdmr1_core.runs.evaluation.first_evaluation import load_first_evaluation, save_first_evaluation
 from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.observer import Observer
@@ -58,7 +63,7 @@ from tdmr1_rewards.scoring.failures import RewardFailed
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """How a run ended. `nothing_learned` is the reason why a complete run never updated its generator, or None."""
 
     folder: Path
     iterations: int
@@ -66,6 +71,7 @@ class RunResult:
     before: tuple[Evaluation, ...] = ()
     after: tuple[Evaluation, ...] = ()
     before_after: Path | None = None
+    nothing_learned: str | None = None
 
 
 class Run:
@@ -93,6 +99,7 @@ class Run:
         self._changed_inputs: list[RunWarning] = []
         self._stop = False
         self._saved_at: int | None = None
+        self._last_skipped: tuple[str, ...] = ()
 
     @property
     def changes(self) -> Changes:
@@ -127,11 +134,18 @@ class Run:
         return cls(folder, resolved, processes=processes)
 
     @classmethod
-    def resume(cls, folder: Path, extensions: Extensions | None = None, processes: Processes = ALONE) -> Run:
+    def resume(
+        cls,
+        folder: Path,
+        extensions: Extensions | None = None,
+        processes: Processes = ALONE,
+        iterations: int | None = None,
+    ) -> Run:
         """Continue a run at its latest intact checkpoint, with any number of processes.
 
-        The folder is locked from here on. Raises Tdmr1Error if there is nothing to continue, if another process uses
-        the folder, and as `resolve_run` does.
+        With `iterations`, the run gets this total number; its learning rates keep their schedule. The folder is locked
+        from here on. Raises Tdmr1Error if there is nothing to continue, if another process uses the folder, and as
+        `resolve_run` does.
         """
         with ExitStack() as failing:
             locks: list[FileLock] = []
@@ -140,10 +154,10 @@ class Run:
                 require_run_folder(folder)  # before a lock file is written into it
                 locks.append(lock_run(folder))
                 failing.callback(locks[0].release)
-                return find_resume_point(folder)
+                return find_resume_point(folder, iterations)
 
             found = processes.on_first(take_over)
-            resolved = processes.on_each(lambda: resolve_run(found.config, extensions))
+            resolved = processes.on_each(lambda: resolve_run(found.config, extensions, run_folder=folder))
             processes.on_each(lambda: _check_processes(resolved, processes))
             run = cls(folder, resolved, found, next(iter(locks), None), processes)
             failing.pop_all()
@@ -164,6 +178,8 @@ class Run:
             # Rewards are built before the model is loaded.
             evaluator = build_evaluator(self.resolved, self._fingerprints, device, closing) if leads else None
             engine = self._load_engine(device, closing)
+            if leads:
+                self._check_prompt_lengths(engine)
             self.processes.on_first(lambda: self._open_folder(engine))
             self.is_loaded = True
             with self._stop_on_signals(observer):
@@ -181,6 +197,13 @@ class Run:
             self.processes.on_each(lambda: load_checkpoint(engine, point.checkpoint, with_rewards=True))
             self._saved_at = engine.iteration_index
         return engine
+
+    def _check_prompt_lengths(self, engine: Engine) -> None:
+        """Warn of prompts that the text encoders truncate."""
+        readers = engine.roles.backbone.readers()
+        for prompt_set in self.resolved.evaluation_prompts:
+            if found := check_lengths(prompt_set, readers, self.resolved.rewards):
+                warn(str(found), code=found.code, **found.values)
 
     def _release(self) -> None:
         """Unlock the folder."""
@@ -223,6 +246,8 @@ class Run:
         if repeat and started_at < self.config.iterations:
             results = self._evaluate(engine, evaluator, tracker, observer)
             before = results if started_at == 0 else ()
+            if before and not self._stop:
+                save_first_evaluation(self.folder, evaluator.subject, before)
         if started_at == 0 and saving.samples_every:
             save_preview(engine, self._shown_prompts, self.folder)
         over = self._is_over(engine)
@@ -231,6 +256,7 @@ class Run:
                 report = engine.iteration()
             except interrupts.Interrupted:  # while a reward waited, before anything was updated
                 break
+            self._last_skipped = report.skipped
             tracker.metrics(report.step, report.metrics)
             observer.iteration(report)
             last = self._stop or self._result(engine).finished
@@ -252,6 +278,7 @@ class Run:
                 code="evaluation-cut-off",
                 run=str(self.folder),
             )
+        before = before or load_first_evaluation(self.folder, evaluator.subject)
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
         return replace(result, before=before, after=after, before_after=comparison)
 
@@ -299,7 +326,11 @@ class Run:
         return self.resolved.evaluation_prompts[-1].prompts
 
     def _result(self, engine: Engine) -> RunResult:
-        return RunResult(self.folder, engine.iteration_index, engine.iteration_index >= self.config.iterations)
+        finished = engine.iteration_index >= self.config.iterations
+        nothing = None
+        if finished and engine.trained[GENERATOR].updates == 0:
+            nothing = "; ".join(self._last_skipped) or "an earlier part of the run skipped every update"
+        return RunResult(self.folder, engine.iteration_index, finished, nothing_learned=nothing)
 
     def _save(self, engine: Engine, observer: Observer) -> None:
         if self._saved_at == engine.iteration_index:
@@ -332,6 +363,8 @@ class Run:
             if self._resume_point is not None:
                 check_same_base(self.folder, engine.model_files)
                 check_same_lora(self.folder, engine.model_files)
+                if load_run_config(self.folder) != self._resume_point.config:
+                    update_config(self.folder, self._resume_point.config)
                 self._resume_point.record(self.folder, [str(warning) for warning in self._changed_inputs])
                 return
             self._lock = lock_run(self.folder)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from torch import Tensor
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.errors import one_line, shorten
+from tdmr1_rewards.scoring.combine import applicability
 from tdmr1_rewards.scoring.runner import RewardRunner, ScoredBatch, check_any_scored
+
+MAX_REASONS = 3
+"""At most this many reasons are named in a message."""
 
 
 @dataclass(eq=False)
@@ -78,6 +84,55 @@ class ScoringStage:
             image_ids=image_ids,
             context=RewardContext(self.run_folder, groups.iteration, self.seed),
         )
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """An image without a combined reward: the reward without a score (empty if none applies), why, and the prompt."""
+
+    reward: str
+    reason: str
+    prompt: str
+
+
+def unscored_images(scores: Scores, groups: Groups) -> list[Unscored]:
+    """The images of `groups` that have no combined reward, each with the first reward that gave no score."""
+    found = []
+    applies = applicability([prompt.metadata for prompt in groups.prompts], scores.per_reward)
+    for image in (~scores.valid).nonzero().flatten().tolist():
+        group = image // groups.group_size
+        without = (name for name, values in scores.per_reward.items() if applies[name][group] and values[image] is None)
+        reward = next(without, "")
+        reason = _reason(scores.details[image].get(reward, {})) if reward else "no reward applies to the prompt"
+        found.append(Unscored(reward, reason, groups.prompts[group].text))
+    return found
+
+
+def _reason(details: Mapping[str, Any]) -> str:
+    """Why a reward gave no score, according to its details."""
+    reason = details.get("reason", details.get("failed"))
+    return one_line(str(reason)) if reason else "it returned None without a reason"
+
+
+def describe_unscored(unscored: Sequence[Unscored]) -> str:
+    """The most frequent reasons, each with its number of images and an example, as one line."""
+    counts = Counter((each.reward, each.reason) for each in unscored)
+    examples = {(each.reward, each.reason): each.prompt for each in reversed(unscored)}
+    parts = []
+    for (reward, reason), count in counts.most_common(MAX_REASONS):
+        who = f"reward {reward!r}: " if reward else ""
+        images = "1 image" if count == 1 else f"{count} images"
+        parts.append(f"{who}{reason} ({images}, such as for {shorten(examples[reward, reason])!r})")
+    return "; ".join(parts)
+
+
+def without_own_details(scores: Scores) -> Scores:
+    """The scores with only those details that are metrics. They are small enough to be sent to other processes."""
+    kept = [
+        {name: {"metrics": part["metrics"]} for name, part in detail.items() if "metrics" in part}
+        for detail in scores.details
+    ]
+    return replace(scores, details=kept)
 
 
 def reward_metrics(scores: Scores) -> dict[str, float]:

@@ -21,6 +21,7 @@ SPECS = (
         needs="for images larger than 64 pixels: the weights of PekingU/rtdetr_v2_r50vd (172 MB)",
         timeout=900.0,
         examples="tdmr1_rewards.builtin.object_count:examples",
+        preflight="tdmr1_rewards.builtin.object_count:check_prompts",
     ),
     RewardSpec(
         name="geneval",
@@ -47,6 +48,7 @@ SPECS = (
         score_range="0 to 1",
         needs="easyocr: its weights (about 100 MB, downloaded once); rapidocr: nothing",
         freeze="tdmr1_rewards.builtin.ocr_match:resolve_engine",
+        preflight="tdmr1_rewards.builtin.ocr_match:check_prompts",
         requires=("rapidocr|easyocr|pytesseract", "rapidfuzz"),
         install="tdmr1[ocr]",
         examples="tdmr1_rewards.builtin.example_images:shop_signs",
@@ -65,6 +67,7 @@ SPECS = (
         score_range="0 to 1",
         needs="users with a web browser",
         freeze="tdmr1_rewards.feedback.human:with_absolute_paths",
+        preflight="tdmr1_rewards.feedback.human:check_answers",
         requires=("fastapi", "uvicorn", "sklearn"),
         install="tdmr1[human]",
     ),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult
+from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult, RunPreview
 from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, BlobDetector, count_objects
 from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS
 from tdmr1_rewards.builtin.detection.detections import Detector, UnknownClassError, strongest
@@ -184,6 +184,12 @@ def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:
     return Request(
         NUMBER_WORDS.index(word) + 1 if word in NUMBER_WORDS else int(word), colour[0].lower() if colour else None
     )
+
+
+def check_prompts(preview: RunPreview) -> list[str | None]:
+    """For each prompt None, or that it requests no number. Raises Tdmr1Error if the metadata has a wrong count."""
+    pairs = zip(preview.metadata, preview.prompts, strict=True)
+    return [NO_NUMBER if read_request(metadata, prompt) is None else None for metadata, prompt in pairs]
 
 
 def examples() -> list[RewardExample]:

@@ -1,10 +1,11 @@
 """Does the image contain the text that the prompt quotes?
 
-The score follows the OCR reward of flow_grpo, which TDM-R1 uses (arXiv 2603.07700). The target is the first text
-between straight double quotes. Target and OCR output are compared in lower case and without spaces. The score is
-1 - min(distance, length) / length, with the Levenshtein distance and the length of the target, and 1 if the OCR output
-contains the target. Scores are 0 to 1, or None if the prompt quotes no text. With the option `score: exact`, the mean
-score is the fraction of images whose text is exactly the target.
+The score follows the OCR reward of flow_grpo, which TDM-R1 uses (arXiv 2603.07700). The target is the first quoted
+text. Double quotes of all kinds count, and typographic single quotes; straight single quotes are apostrophes. Target
+and OCR output are compared in lower case and without spaces. The score is 1 - min(distance, length) / length, with the
+Levenshtein distance and the length of the target, and 1 if the OCR output contains the target. Scores are 0 to 1, or
+None if the prompt quotes no text. With the option `score: exact`, the mean score is the fraction of images whose text
+is exactly the target.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tdmr1_rewards.api import RewardBatch, RewardResult
+from tdmr1_rewards.api import RewardBatch, RewardResult, RunPreview
 from tdmr1_rewards.builtin.ocr_engines import RAPIDOCR_INSTALL, OcrEngine, OcrOptions, open_engine
 from tdmr1_rewards.builtin.optional import import_optional
 from tdmr1_rewards.errors import Tdmr1Error
@@ -134,6 +135,24 @@ class OcrMatch:
         return image
 
 
+QUOTED = re.compile(
+    r'"([^"]*)"|＂([^＂]*)＂'
+    r'|“([^“”„"]*)[”“"]|„([^„“”"]*)[“”"]'
+    r"|”([^”]*)”|〝([^〝〞〟]*)[〞〟]"  # English, German, Polish, Swedish, Japanese
+    r"|«([^«»]*)»|»([^«»]*)[«»]|‹([^‹›]{2,})›|›([^‹›]{2,})‹"  # French, German, Danish, Finnish
+    r"|「([^「」]*)」|『([^『』]*)』"
+    r"|‚([^‚‘’]{2,})[‘’]|‘([^‘]{2,}?)’(?!\w)"  # a ’ before a letter is an apostrophe, and ‘n’ is one letter
+)
+"""A text between quotation marks: one of the groups has the text."""
+
+
+def check_prompts(preview: RunPreview) -> list[str | None]:
+    """For each prompt None, or why it has no target. Raises Tdmr1Error if the metadata's `text` is not a string."""
+    pairs = zip(preview.prompts, preview.metadata, strict=True)
+    targets = [find_targets(prompt, metadata, preview.options.target) for prompt, metadata in pairs]
+    return [None if each.texts else each.reason for each in targets]
+
+
 def resolve_engine(options: OcrMatchOptions) -> OcrMatchOptions:
     """The options with `engine: auto` replaced by the engine that it selects on this machine.
 
@@ -146,7 +165,7 @@ def resolve_engine(options: OcrMatchOptions) -> OcrMatchOptions:
 
 
 def find_targets(prompt: str, metadata: Mapping[str, Any], which: Literal["first", "all"] = "first") -> Targets:
-    """The texts that the image should contain: the metadata's `text`, else what straight double quotes enclose.
+    """The texts that the image should contain: the metadata's `text`, else the quoted texts of the prompt (QUOTED).
 
     `which` selects the first quoted text or all of them. Raises Tdmr1Error if the metadata's `text` is not a string.
     """
@@ -160,9 +179,9 @@ def find_targets(prompt: str, metadata: Mapping[str, Any], which: Literal["first
                 values={"prompt": prompt, "key": "text", "found": text},
             )
         return Targets((normalize(text),)) if normalize(text) else Targets(reason="the metadata's `text` is empty")
-    quoted = [normalize(text) for text in re.findall(r'"([^"]*)"', prompt)]
+    quoted = [normalize(next(filter(None, match.groups()), "")) for match in QUOTED.finditer(prompt)]
     if not quoted:
-        return Targets(reason="the prompt has no text between straight double quotes")
+        return Targets(reason="the prompt has no text between quotation marks")
     texts = tuple(text for text in (quoted if which == "all" else quoted[:1]) if text)
     return Targets(texts) if texts else Targets(reason="the quoted text is empty")
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tdmr1_rewards.api import RewardBatch, RewardResult
+from tdmr1_rewards.api import RewardBatch, RewardResult, RunPreview
 from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE
@@ -32,6 +32,7 @@ from tdmr1_rewards.feedback.features import Features, extractor
 from tdmr1_rewards.feedback.hashing import image_hash
 from tdmr1_rewards.feedback.image_groups import FEEDBACK
 from tdmr1_rewards.feedback.learning import PreferenceLearner
+from tdmr1_rewards.feedback.preference import LEAST_OF_EACH
 from tdmr1_rewards.feedback.records import GivenAnswer, NewItem, Progress, Round, like_fraction
 from tdmr1_rewards.feedback.serving import FeedbackPage
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -107,7 +108,21 @@ class Human:
         details: list[dict[str, Any]] = [dict(Counter(each.answer for each in given)) for given in answers]
         if self._options.mode in ("model", "mixed"):
             self._predict_missing(store, batch, scores, details)
+        for score, detail in zip(scores, details, strict=True):
+            if score is None:
+                detail["reason"] = self._why_unjudged
         return RewardResult(scores, details)
+
+    @property
+    def _why_unjudged(self) -> str:
+        """Why an image has no score."""
+        reasons = {
+            "wait": "nobody judged the image in time",
+            "stored": "there is no stored answer to the image",
+            "model": "the preference model has too few answers",
+            "mixed": "nobody judged the image in time, and the preference model has too few answers",
+        }
+        return reasons[self._options.mode]
 
     def close(self) -> None:
         """Stop the page and close the stores."""
@@ -225,6 +240,35 @@ def find_answers(folder: Path) -> Path:
         code="feedback-empty",
         values={"path": str(folder)},
     )
+
+
+def check_answers(preview: RunPreview) -> list[str | None]:
+    """None for each prompt. Raises Tdmr1Error if the mode is `model` and there are too few answers to train it."""
+    options: HumanOptions = preview.options
+    own = preview.run_folder / FEEDBACK if preview.run_folder else None
+    folders = [find_answers(folder) for folder in options.answers]
+    folders += [folder for folder in (options.folder, own) if folder is not None and (folder / FILE).is_file()]
+    if options.mode == "model":
+        counts: Counter[str] = Counter()
+        for folder in folders:
+            store = FeedbackStore(folder)
+            counts.update(answer.answer for answer in store.answers())
+            store.close()
+        likes, dislikes = counts["like"], counts["dislike"]
+        if likes + dislikes < options.least_answers or min(likes, dislikes) < LEAST_OF_EACH:
+            raise Tdmr1Error(
+                f"the reward human with mode=model needs {options.least_answers} answers, {LEAST_OF_EACH} of each "
+                f"kind; found {likes + dislikes}: {likes} likes and {dislikes} dislikes",
+                "name folders with more answers in its option `answers` (see `tdmr1 label`), or use mode=wait or mixed",
+                code="feedback-empty",
+                values={
+                    "needed": options.least_answers,
+                    "of_each": LEAST_OF_EACH,
+                    "likes": likes,
+                    "dislikes": dislikes,
+                },
+            )
+    return [None] * len(preview.prompts)
 
 
 def with_absolute_paths(options: HumanOptions) -> HumanOptions:

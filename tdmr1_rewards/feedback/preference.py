@@ -12,6 +12,8 @@ import numpy as np
 from tdmr1_rewards.builtin.optional import import_optional
 
 FOLDS = 5
+LEAST_OF_EACH = 2 * FOLDS
+"""A model needs at least this many images that are liked, and as many that are not."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates for scikit-learn's C, the inverse strength of the L2 penalty."""
 
@@ -61,7 +63,7 @@ class PreferenceModel:
         self.evidence = Evidence(len(liked), int(liked.sum()))
         self._model = None
         rarer = min(len(np.unique(images[liked == value])) for value in (0, 1))
-        if len(liked) < least or rarer < 2 * FOLDS:
+        if len(liked) < least or rarer < LEAST_OF_EACH:
             return
         selection = import_optional("sklearn.model_selection", "tdmr1[human]")
         folds = selection.StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)

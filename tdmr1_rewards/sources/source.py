@@ -254,7 +254,7 @@ def _with_importable_names(spec: RewardSpec, source: Source, module: str) -> Rew
         return spec
     moved: dict[str, Any] = {
         name: f"{module}:{reference.partition(':')[2]}"
-        for name in ("factory", "options", "examples", "freeze")
+        for name in ("factory", "options", "examples", "freeze", "preflight")
         if (reference := getattr(spec, name)) and reference.partition(":")[0] == source.path.stem
     }
     return replace(spec, **moved)

@@ -91,6 +91,13 @@ def write_config(folder: Path, config: RunConfig, inputs: Fingerprints, model_fi
     replace_durable(folder / CONFIG, (text + yaml.safe_dump(settings, sort_keys=False)).encode())
 
 
+def update_config(folder: Path, config: RunConfig) -> None:
+    """Write the config.yaml of a run again with other settings. Its header keeps the inputs that the run began with."""
+    header = {**(read_file(folder / CONFIG).get(HEADER) or {}), "config_hash": fingerprint(config)}
+    tree = {HEADER: header, **dump(config)}
+    replace_durable(folder / CONFIG, yaml.safe_dump(tree, sort_keys=False).encode())
+
+
 def read_header(folder: Path) -> Header:
     """The inputs that a run began with. Raises Tdmr1Error for a header that no run wrote."""
     path = folder / CONFIG

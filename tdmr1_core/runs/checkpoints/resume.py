@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdmr1_core.config import RunConfig
+from tdmr1_core.config import RunConfig, lr_iterations
 from tdmr1_core.config_loading import dump, read_file, resolve
 from tdmr1_core.durable_files import append_durable, check_links
 from tdmr1_core.errors import Tdmr1Error
@@ -91,12 +91,14 @@ def load_run_config(folder: Path) -> RunConfig:
     return resolve([tree])
 
 
-def find_resume_point(folder: Path) -> ResumePoint:
-    """The checkpoint and the settings to continue a run with.
+def find_resume_point(folder: Path, iterations: int | None = None) -> ResumePoint:
+    """The checkpoint and the settings to continue a run with. With `iterations`, the run gets this total number.
 
     Raises Tdmr1Error if no checkpoint is intact, and for settings that are missing or may not change.
     """
     config, path = load_run_config(folder), folder / CONFIG
+    if iterations is not None and iterations != config.iterations:
+        config = _with_iterations(config, iterations)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
     done, saved = iteration_of(checkpoint), read_config(checkpoint)
     if missing := _missing(saved, read_file(path)):
@@ -107,19 +109,22 @@ def find_resume_point(folder: Path) -> ResumePoint:
             values={"path": str(path), "missing": missing},
         )
     if config.iterations < done:
+        where = f"in {path}" if iterations is None else "in --iterations"
         raise Tdmr1Error(
-            f"iterations is {config.iterations} in {path}, but the run has completed {done}",
+            f"iterations is {config.iterations} {where}, but the run has completed {done}",
             f"set it to {done} or more, or start a new run with `tdmr1 train CONFIG --output …`",
             code="resume-settings",
             values={"path": str(path), "iterations": config.iterations, "completed": done},
         )
-    changes = find_changes(dump(resolve([saved])), dump(config))
-    refused = {name: list(values) for name, values in changes.items() if not _may_change(name, config)}
+    former = resolve([saved])
+    changes = find_changes(dump(former), dump(config))
+    refused = {name: list(values) for name, values in changes.items() if not _may_change(name, former, config)}
     if refused:
         listed = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in refused.items())
+        extend = "; to extend the run, use `--resume RUN --iterations N`" if "iterations" in refused else ""
         raise Tdmr1Error(
             f"settings in {path} changed that a resumed run must keep: {listed}",
-            "restore them, or start a new run with `tdmr1 train CONFIG --output …`",
+            f"restore them, or start a new run with `tdmr1 train CONFIG --output …`{extend}",
             code="resume-settings",
             values={"path": str(path), "changes": refused},
         )
@@ -150,7 +155,15 @@ def _missing(whole: Mapping[str, Any], part: Any, prefix: str = "") -> list[str]
     return names
 
 
-def _may_change(name: str, config: RunConfig) -> bool:
-    if name == "iterations":  # it is also the length of the learning rate schedule, if there is one
-        return config.optimizer.final_lr == 1
+def _with_iterations(config: RunConfig, iterations: int) -> RunConfig:
+    """The settings with another number of iterations and the same schedule of the learning rates."""
+    optimizer = config.optimizer
+    if optimizer.final_lr != 1:
+        optimizer = optimizer.model_copy(update={"lr_iterations": lr_iterations(config)})
+    return config.model_copy(update={"iterations": iterations, "optimizer": optimizer})
+
+
+def _may_change(name: str, former: RunConfig, config: RunConfig) -> bool:
+    if name in ("iterations", "optimizer.lr_iterations"):  # they may not change the schedule of the learning rates
+        return config.optimizer.final_lr == 1 or lr_iterations(former) == lr_iterations(config)
     return any(matches(name, pattern) for pattern in HARMLESS)

@@ -29,6 +29,8 @@ class Evaluator:
     own_runner: RewardRunner | None
     """Rewards that only evaluations use; None if the trained rewards score evaluations, or if nothing does."""
     guard: Guard | None
+    subject: str = ""
+    """The `subject_fingerprint` of its prompts, noise and rewards."""
 
     def evaluate(self, engine: Engine, observer: Observer, stop: Callable[[], bool]) -> list[Evaluation]:
         """One evaluation for each prompt set; fewer once `stop()` is true. Rewards keep no memory of it."""
@@ -84,7 +86,7 @@ def build_evaluator(
     own = () if config.kind == "train" and rewards == resolved.rewards else rewards
     runner = build_runner(own, closing, device=str(device)) if own else None
     if not guarded:
-        return Evaluator(resolved, runner, None)
+        return Evaluator(resolved, runner, None, subject)
     others = resolved.held_out_rewards
     held_out = build_runner(others, closing, device=str(device)) if others else None
-    return Evaluator(resolved, runner, Guard(config.guard, trained, held_out, subject))
+    return Evaluator(resolved, runner, Guard(config.guard, trained, held_out, subject), subject)

@@ -187,11 +187,14 @@ def test_ctrl_c_does_not_wait_for_reviewers(packaged_model, tmp_path):
     assert sorted(reviewer.confirmed) == list(range(1, 2 * IMAGES + 1))
 
 
-def test_without_answers_the_training_continues_after_the_time_limit(packaged_model, tmp_path):
+def test_without_answers_the_run_stops_after_the_time_limit_and_can_be_resumed(packaged_model, tmp_path):
     folder = tmp_path / "run"
-    done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.02", iterations=2))
+    done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.02", iterations=2), code=2)
     assert "waiting for people: 0 of 6 images judged" in done.stderr
-    assert "no group has two different rewards" in done.stderr
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["reward/human/unjudged"] for row in rows] == [IMAGES, IMAGES]
-    assert not any("loss/generator" in row for row in rows)
+    assert "nobody judged the image in time" in done.stderr
+    assert "[nothing-scored]" in done.stderr
+    assert f"tdmr1 train --resume {folder}" in done.stderr
+    assert not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text() == ""
+    done = run_tdmr1("train", "--resume", folder, code=2)  # it waits again
+    assert "waiting for people: 0 of 6 images judged" in done.stderr
+    assert "[nothing-scored]" in done.stderr

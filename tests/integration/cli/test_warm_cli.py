@@ -19,7 +19,8 @@ import json, os, random, signal, sys, threading, warnings
 handler = signal.getsignal(signal.SIGTERM)
 print(json.dumps({
     "arguments": sys.argv, "path": sys.path, "environment": dict(os.environ), "directory": os.getcwd(),
-    "stdin": sys.stdin.read(), "threads": threading.active_count(), "handler": getattr(handler, "__qualname__", str(handler)),
+    "stdin": sys.stdin.read(), "threads": threading.active_count(),
+    "handler": getattr(handler, "__qualname__", str(handler)),
 }))
 print("to stderr", file=sys.stderr)
 sys.exit(int(sys.argv[1]))

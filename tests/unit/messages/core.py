@@ -178,6 +178,50 @@ def prompts_doubtful(tmp_path: Path) -> None:
     load_prompts(str(path), "tiny")
 
 
+def prompts_truncated(tmp_path: Path) -> None:
+    from tdmr1_core.errors import warn
+    from tdmr1_core.models.prompt_lengths import load_readers
+    from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.prompts import check_lengths
+    from tdmr1_core.prompts.prompt import Prompt
+    from tdmr1_core.prompts.sets import PromptSet
+
+    texts = ("two red circles", "a wall with many many small red circles and one blue square")
+    readers = load_readers(discover().models.get("tiny-tdm"))
+    found = check_lengths(PromptSet("prompts.txt", tuple(Prompt(text, {}) for text in texts)), readers)
+    warn(str(found), code=found.code, **found.values)
+
+
+def _check_signs(*texts: str) -> None:
+    from tdmr1_core.config import RewardConfig
+    from tdmr1_core.errors import warn
+    from tdmr1_core.preflight.prompts import check_targets
+    from tdmr1_core.preflight.rewards import RewardFinder
+    from tdmr1_core.prompts.prompt import Prompt
+    from tdmr1_core.prompts.sets import PromptSet
+    from tdmr1_rewards.registry import load_plugins
+
+    rewards = RewardFinder(load_plugins().rewards).resolve([RewardConfig(name="ocr_match")])
+    for found in check_targets(PromptSet("signs", tuple(Prompt(t, {}) for t in texts)), rewards, training=True):
+        warn(str(found), code=found.code, **found.values)
+
+
+def nothing_scored(tmp_path: Path) -> None:
+    _check_signs("a sign", "a wall")
+
+
+def images_unscored(tmp_path: Path) -> None:
+    _check_signs('a sign "CAT"', "a wall")
+
+
+def nothing_learned(tmp_path: Path) -> None:
+    from tdmr1_cli.run_command import check_learned
+    from tdmr1_core.runs.run import RunResult
+
+    reason = "generator: no group has two different rewards"
+    check_learned(RunResult(tmp_path / "run", 2, True, nothing_learned=reason))
+
+
 def prompt_invalid(tmp_path: Path) -> None:
     _load_prompt_file(tmp_path / "prompts.jsonl", b'{"text": "a cat"}\n')
 
@@ -204,4 +248,8 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "prompts-empty": prompts_empty,
     "prompt-invalid": prompt_invalid,
     "prompts-doubtful": prompts_doubtful,
+    "prompts-truncated": prompts_truncated,
+    "nothing-scored": nothing_scored,
+    "images-unscored": images_unscored,
+    "nothing-learned": nothing_learned,
 }

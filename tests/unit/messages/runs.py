@@ -157,7 +157,12 @@ def evaluation_cut_off(tmp_path: Path) -> None:
     evaluator = MagicMock(guard=None)
     evaluator.evaluate.return_value = []
     with patch("tdmr1_core.runs.run.save_comparison"):
-        run._loop(SimpleNamespace(iteration_index=3), evaluator, MagicMock(), MagicMock())
+        run._loop(
+            SimpleNamespace(iteration_index=3, trained={"generator": SimpleNamespace(updates=3)}),
+            evaluator,
+            MagicMock(),
+            MagicMock(),
+        )
 
 
 def guard_alarm(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ def config(*assignments: str) -> RunConfig:
 def ineffective(config: RunConfig, entry: ModelEntry = ENTRY) -> dict[str, str]:
     """The ineffective settings that are reported, with the reason."""
     warnings = resolve_run(config, FOUND, entry=entry).warnings
-    assert {warning.code for warning in warnings} <= {"setting-ineffective"}
-    return {warning.values["setting"]: warning.values["reason"] for warning in warnings}
+    assert {warning.code for warning in warnings} <= {"setting-ineffective", "images-unscored"}
+    found = [warning.values for warning in warnings if warning.code == "setting-ineffective"]
+    return {values["setting"]: values["reason"] for values in found}
 
 
 @pytest.mark.parametrize("preset", [None, *preset_names()])

@@ -10,12 +10,14 @@ from PIL import Image
 from support.errors import raises
 from support.reward_batches import batch_of
 
+from tdmr1_rewards.api import RunPreview
 from tdmr1_rewards.builtin import ocr_match
 from tdmr1_rewards.builtin.ocr_engines import Line, open_engine
 from tdmr1_rewards.builtin.ocr_match import (
     OcrMatch,
     OcrMatchOptions,
     Targets,
+    check_prompts,
     find_targets,
     match_score,
     normalize,
@@ -73,7 +75,20 @@ def test_scores_are_0_to_1_and_1_if_the_target_is_contained(target, before, afte
         ('an unclosed "quote', (), ()),
         ("no quotes", (), ()),
         ("single 'quotes'", (), ()),
-        ("curly “quotes”", (), ()),
+        ("typographic “quotes”", ("quotes",), ("quotes",)),
+        ('mixed “quotes"', ("quotes",), ("quotes",)),
+        ("an unclosed “quote", (), ()),
+        ("English single ‘quotes’", ("quotes",), ("quotes",)),
+        ("‘Don’t stop’", ("don’tstop",), ("don’tstop",)),
+        ("rock ‘n’ roll", (), ()),
+        ("it’s the ’80s", (), ()),
+        ("German „Katze“ and ‚Hund‘", ("katze",), ("katze", "hund")),
+        ("Polish „kot”, Swedish ”katt”", ("kot",), ("kot", "katt")),
+        ("French « chat » and ‹ chien ›", ("chat",), ("chat", "chien")),
+        ("Danish »kat« and Finnish »kissa»", ("kat",), ("kat", "kissa")),
+        ("「猫」と『犬』", ("猫",), ("猫", "犬")),
+        ("＂猫＂ and 〝犬〟", ("猫",), ("猫", "犬")),
+        ('two “A” and "B" and «C»', ("a",), ("a", "b", "c")),
         ('empty ""', (), ()),
         ('blank "  "', (), ()),
         ('a sign "東京"', ("東京",), ("東京",)),
@@ -86,7 +101,7 @@ def test_targets_in_prompts(prompt, first, every):
 
 
 def test_the_reason_distinguishes_an_empty_text_from_no_text():
-    assert "no text between straight double quotes" in find_targets("no quotes", {}).reason
+    assert "no text between quotation marks" in find_targets("no quotes", {}).reason
     assert "empty" in find_targets('empty ""', {}).reason
     assert find_targets('"open"', {"text": " "}) == Targets(reason="the metadata's `text` is empty")
 
@@ -148,7 +163,7 @@ def test_exact_requires_the_target_and_nothing_else(reader):
 def test_an_image_without_a_target_is_not_read(reader):
     result = score("an image")
     assert result.scores == [None]
-    assert "quotes" in result.details[0]["reason"]
+    assert "quotation marks" in result.details[0]["reason"]
     assert reader.sizes == []
 
 
@@ -233,3 +248,11 @@ def test_the_error_of_auto_without_any_engine_holds_both_errors(monkeypatch):
     for engine in ("easyocr", "rapidocr"):
         assert caught.value.values[engine]["code"] == "dependency-missing"
         assert caught.value.values[engine]["values"]["module"] == engine
+
+
+def test_prompts_are_checked_before_a_run():
+    prompts, metadata = ['a sign "A"', "a sign", "a sign"], [{}, {}, {"text": "B"}]
+    preview = RunPreview(prompts=prompts, metadata=metadata, options=OcrMatchOptions())
+    assert check_prompts(preview) == [None, "the prompt has no text between quotation marks", None]
+    with raises("reward-metadata", key="text", found=5):
+        check_prompts(RunPreview(prompts=["a"], metadata=[{"text": 5}], options=OcrMatchOptions()))

@@ -1,0 +1,85 @@
+"""How much of a prompt the text encoders of a model read. Pipelines of diffusers truncate longer prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdmr1_core.models.pipeline_files import absent_parts, is_hub_id, parts_of
+from tdmr1_core.models.registry import ModelEntry
+
+CLIP_LIMIT = 77
+"""Tokens of CLIP, if a pipeline has no first tokenizer."""
+SPECIAL_TOKENS = 8
+"""At most this many tokens are added to a text."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer of a model, and the number of tokens that its text encoder reads, with special tokens."""
+
+    name: str
+    tokenizer: Any
+    limit: int
+    chat: bool = False
+    """Whether the prompt is put into a chat template first."""
+
+    def characters(self, text: str) -> int:
+        """How many characters at the start of a prompt the encoder reads: 0 to len(text)."""
+        whole, start = self._input(text)
+        if len(whole.encode()) + SPECIAL_TOKENS <= self.limit:  # a token has at least one byte
+            return len(text)
+        if len(self.tokenizer(whole, verbose=False)["input_ids"]) <= self.limit:
+            return len(text)
+        arguments = {"truncation": True, "max_length": self.limit}
+        if self.tokenizer.is_fast:
+            offsets = self.tokenizer(whole, return_offsets_mapping=True, **arguments)["offset_mapping"]
+            end = max((end for _, end in offsets), default=0)
+        else:
+            kept = self.tokenizer(whole, **arguments)["input_ids"]
+            end = len(self.tokenizer.decode(kept, skip_special_tokens=True))
+        return min(max(end - start, 0), len(text))
+
+    def _input(self, text: str) -> tuple[str, int]:
+        """What is tokenized for a prompt, and where the prompt starts in it."""
+        if not self.chat:
+            return text, 0
+        messages = [{"role": "user", "content": text}]
+        whole = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return whole, max(whole.find(text), 0)
+
+
+def readers_of(family: str, tokenizers: dict[str, Any], max_sequence_length: int) -> tuple[Reader, ...]:
+    """The readers of a pipeline, from its tokenizers by part name."""
+    first = tokenizers.get("tokenizer")
+    if family == "zimage":
+        return (Reader("the text encoder", first, max_sequence_length, chat=True),)
+    limit = first.model_max_length if first is not None else CLIP_LIMIT
+    clip = tuple(
+        Reader("CLIP", found, limit) for name in ("tokenizer", "tokenizer_2") if (found := tokenizers.get(name))
+    )
+    t5 = tokenizers.get("tokenizer_3")
+    return clip if t5 is None else (*clip, Reader("T5", t5, max_sequence_length))
+
+
+def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
+    """The readers of a model whose base is a local directory, without its weights; none for a model on the hub."""
+    if is_hub_id(entry.base):
+        return ()
+    from transformers import AutoTokenizer
+
+    from tdmr1_core.models.families import FAMILIES
+
+    absent = absent_parts(entry.base, FAMILIES[entry.family], with_t5=entry.with_t5)
+    names = [name for name in parts_of(entry.base, absent) if name.startswith("tokenizer")]
+    found = {name: AutoTokenizer.from_pretrained(Path(entry.base) / name) for name in names}
+    return readers_of(entry.family, found, entry.max_sequence_length)
+
+
+def characters_read(readers: Sequence[Reader], text: str) -> int:
+    """How many characters at the start of a prompt at least one encoder reads: 0 to len(text)."""
+    return max((reader.characters(text) for reader in readers), default=len(text))

@@ -1,0 +1,111 @@
+"""Checks the prompts of a run against its rewards before anything is loaded.
+
+A prompt may name the rewards that score its images. A reward may say which prompts it cannot score (`preflight` of its
+RewardSpec), such as prompts without a quoted text for `ocr_match`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from tdmr1_core.errors import RunWarning, Tdmr1Error, close_match_hint, shorten
+from tdmr1_core.models.prompt_lengths import Reader, characters_read
+from tdmr1_core.preflight.rewards import ResolvedReward
+from tdmr1_core.prompts.sets import PromptSet
+from tdmr1_rewards.scoring.combine import REWARDS_KEY, applicability
+from tdmr1_rewards.sources.preflight import preflight
+
+SHOWN = 40
+"""Characters before and after the end of what is read that a message shows."""
+MANY = 0.1
+"""From this fraction of the prompts of a set on, a warning reports prompts that a reward cannot score."""
+
+
+def check_reward_names(sets: Iterable[PromptSet], names: Sequence[str]) -> None:
+    """Raise Tdmr1Error if a prompt names a reward that is not among `names`, or names rewards in another form."""
+    for prompt_set in sets:
+        applicability([prompt.metadata for prompt in prompt_set.prompts], names)  # raises for another form
+        unknown: Counter[str] = Counter()
+        for prompt in prompt_set.prompts:
+            unknown.update(set(prompt.metadata.get(REWARDS_KEY) or ()).difference(names))
+        if unknown:
+            name, count = unknown.most_common(1)[0]
+            prompts = "1 prompt names" if count == 1 else f"{count} prompts name"
+            raise Tdmr1Error(
+                f"{prompts} the reward {name!r} in {prompt_set.name}, but the run has no reward of this name",
+                f"{close_match_hint(name, names)}; correct the metadata key {REWARDS_KEY!r}, or add the reward",
+                code="reward-metadata",
+                values={"prompts": prompt_set.name, "unknown": dict(unknown), "rewards": list(names)},
+            )
+
+
+def check_targets(
+    prompt_set: PromptSet, rewards: Iterable[ResolvedReward], *, training: bool, run_folder: Path | None = None
+) -> Iterator[RunWarning]:
+    """Yield a warning for each reward that cannot score many prompts of a set.
+
+    Raises Tdmr1Error if a reward can score none of the prompts of a `training` set that it applies to, and as the
+    `preflight` function of a reward does. Rewards that run in another environment are not asked.
+    """
+    for reward in rewards:
+        name = reward.config.name
+        if reward.config.python is not None:
+            continue
+        applies = applicability([prompt.metadata for prompt in prompt_set.prompts], [name])[name]
+        prompts = [prompt for prompt, on in zip(prompt_set.prompts, applies, strict=True) if on]
+        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+        reasons = preflight(reward.registered, reward.config.options, texts, metadata, run_folder)
+        unscored = [(reason, text) for reason, text in zip(reasons, texts, strict=True) if reason is not None]
+        if not unscored or len(unscored) < MANY * len(texts):
+            continue
+        reason = Counter(reason for reason, _ in unscored).most_common(1)[0][0]
+        example = next(text for found, text in unscored if found == reason)
+        message = (
+            f"reward {name!r} cannot score {len(unscored)} of the {len(texts)} prompts of {prompt_set.name}: {reason}, "
+            f"such as {shorten(example)!r}"
+        )
+        values = {"reward": name, "prompts": prompt_set.name, "count": len(texts), "unscored": len(unscored)}
+        values |= {"reason": reason, "example": example}
+        if training and len(unscored) == len(texts):
+            hint = "name other prompts with --prompts, or another reward"
+            raise Tdmr1Error(message, hint, code="nothing-scored", values=values)
+        yield RunWarning(message, code="images-unscored", values=values)
+
+
+def check_lengths(
+    prompt_set: PromptSet, readers: Sequence[Reader], rewards: Sequence[ResolvedReward] = ()
+) -> RunWarning | None:
+    """A warning if prompts are longer than the text encoders read: how many, where the first is truncated, and how many
+    lose what a reward looks for. None if all are read completely.
+    """
+    read = [(prompt, characters_read(readers, prompt.text)) for prompt in prompt_set.prompts]
+    truncated = [(prompt.text, end) for prompt, end in read if end < len(prompt.text)]
+    if not truncated:
+        return None
+    limits = ", ".join(dict.fromkeys(f"{reader.limit} tokens of {reader.name}" for reader in readers))
+    text, end = truncated[0]
+    message = (
+        f"{len(truncated)} of {len(read)} prompts of {prompt_set.name} are longer than the model reads ({limits}); the "
+        f"first is read up to {text[max(0, end - SHOWN) : end]!r}, and {shorten(text[end:], SHOWN)!r} is ignored"
+    )
+    lost = {}
+    for reward in rewards:
+        if count := _lost_targets(reward, truncated):
+            lost[reward.config.name] = count
+            message += f"; for {count} of them, reward {reward.config.name!r} looks for a text that is ignored"
+    values = {"prompts": prompt_set.name, "count": len(read), "truncated": len(truncated), "lost": lost}
+    return RunWarning(message, code="prompts-truncated", values=values)
+
+
+def _lost_targets(reward: ResolvedReward, truncated: Sequence[tuple[str, int]]) -> int:
+    """The number of truncated prompts whose text, without metadata, the reward can score only as a whole."""
+    if reward.config.python is not None:
+        return 0
+    nothing: list[dict[str, str]] = [{} for _ in truncated]
+    ask = partial(preflight, reward.registered, reward.config.options)
+    whole = ask([text for text, _ in truncated], nothing)
+    start = ask([text[:end] for text, end in truncated], nothing)
+    return sum(before is None and after is not None for before, after in zip(whole, start, strict=True))
