@@ -16,7 +16,7 @@ from typing import Any
 
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS
-from tdmr1_rewards.builtin.geneval import RELATIONS
+from tdmr1_rewards.builtin.geneval_request import RELATIONS
 
 # fmt: off
 NAMES = (

@@ -32,7 +32,7 @@ SPECS = (
         default_preset="geneval",
         batch_size=96,
         image_format="array",
-        score_range="0 to 1",
+        score_range="0 to 1; with `score: published` at most 1, also negative",
         needs="for images larger than 64 pixels: the weights of facebook/mask2former-swin-small-coco-instance "
         "(0.3 GB) and, for colors, of openai/clip-vit-large-patch14 (1.7 GB)",
         timeout=900.0,

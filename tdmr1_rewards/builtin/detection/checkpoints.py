@@ -260,8 +260,8 @@ def _sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
 
 
 def _sorted(detections: Iterable[Detection]) -> list[Detection]:
-    """Highest confidence first."""
-    return sorted(detections, key=lambda detection: -detection.score)
+    """Highest confidence first; the last of equal ones first, as in GenEval's script, which reverses an upward sort."""
+    return sorted(detections, key=lambda detection: detection.score)[::-1]
 
 
 def _box(edges: Sequence[float]) -> Box:

@@ -61,13 +61,15 @@ def strongest(
 ) -> dict[str, list[Detection]]:
     """The filtered detections of each class, highest confidence first.
 
-    Three steps, in GenEval's order (arXiv 2310.11513): keep those above `threshold`, keep the `limit` most confident of
-    each class, apply non-maximum suppression with `max_overlap` (see `suppress`).
+    Three steps, in the order of GenEval's script (arXiv 2310.11513): keep those above `threshold`, keep the `limit`
+    most confident of each class, apply non-maximum suppression with `max_overlap` (see `suppress`). As in the script,
+    confidences are compared with `threshold` in single precision. Equal confidences keep the order of `detections`.
     """
+    least = np.float32(threshold)
     by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda item: -item.score):
         members = by_class.setdefault(detection.label, [])
-        if detection.score > threshold and len(members) < limit:
+        if np.float32(detection.score) > least and len(members) < limit:
             members.append(detection)
     kept = {label: suppress(members, max_overlap) for label, members in by_class.items()}
     return {label: members for label, members in kept.items() if members}
@@ -88,9 +90,15 @@ def suppress(detections: Sequence[Detection], max_overlap: float) -> list[Detect
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1; 0 if both are empty."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    intersection = max(width, 0.0) * max(height, 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    """Intersection over union of two boxes, 0 to 1, as GenEval's script computes it: every side is 1 pixel longer.
+
+    The script takes right and bottom for the last pixels inside. Boxes that share an edge therefore overlap.
+    """
+    intersection = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    union = _area(a) + _area(b) - intersection
     return intersection / union if union > 0 else 0.0
+
+
+def _area(box: Box) -> float:
+    """The area of a box in pixels, with the column `right` and the row `bottom`; 0 if it is turned inside out."""
+    return max(box[2] - box[0] + 1, 0.0) * max(box[3] - box[1] + 1, 0.0)

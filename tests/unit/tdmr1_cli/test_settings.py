@@ -303,6 +303,44 @@ def test_a_reward_keeps_the_options_of_the_models_preset(extensions, typed):
     assert rewards.get("legible", {}) == {}
 
 
+PUBLISHED = {"score": "published", "repeated_classes": "independent"}
+"""The options of the reward in the preset geneval."""
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "evaluated"),
+    [
+        (Flags(model="sd3.5-tdm", rewards=["geneval"]), PUBLISHED, ["geneval"]),
+        (Flags(model="sd3.5-tdm", rewards=["geneval"], preset="geneval"), PUBLISHED, ["geneval"]),
+        (Flags(model="sd3.5-tdm", preset="geneval"), PUBLISHED, ["geneval"]),
+        (Flags(model="sd3.5-tdm", rewards=["geneval"], preset="none"), {}, []),
+        (Flags(model="sd3.5-tdm", rewards=["geneval", "legible"], preset="geneval"), PUBLISHED, []),
+        (Flags(rewards=["geneval"], preset="geneval"), PUBLISHED, ["geneval"]),
+        (Flags(rewards=["geneval"]), {}, ["geneval"]),  # tiny-geneval
+        (Flags(model="tiny-pairs-tdm"), {}, ["geneval"]),
+    ],
+)
+def test_the_preset_geneval_sets_the_published_score(extensions, typed, options, evaluated):
+    config = resolve_settings(typed, "train", extensions).config
+    assert config.rewards[0].name == "geneval"
+    assert config.rewards[0].options == options
+    assert [reward.name for reward in config.evaluation.rewards] == evaluated
+    assert all(reward.options["score"] == "strict" for reward in config.evaluation.rewards)
+
+
+def test_another_reward_replaces_the_one_of_the_preset(extensions):
+    config = resolve_settings(Flags(rewards=["object_count"], preset="geneval"), "train", extensions).config
+    assert [(reward.name, reward.options) for reward in config.rewards] == [("object_count", {})]
+    assert config.evaluation.rewards == ()
+
+
+def test_the_settings_of_an_older_run_keep_their_score(extensions, tmp_path):
+    """The config.yaml of a run lists the options that were given, and not the defaults of the reward."""
+    path = write(tmp_path, "model: {name: sd3.5-tdm}\nrewards: [{name: geneval, weight: 1.0, options: {}}]\n")
+    (reward,) = resolve_settings(Flags(config=path), "train", extensions).config.rewards
+    assert reward.options == {}
+
+
 def test_a_file_that_names_the_reward_keeps_the_options_of_the_preset(extensions, tmp_path):
     path = write(tmp_path, "model: {name: tiny-words-tdm}\nrewards: [{name: ocr_match, weight: 2.0}]\n")
     (reward,) = resolve_settings(Flags(config=path), "train", extensions).config.rewards

@@ -20,6 +20,7 @@ from tdmr1_core.config_loading import (
     read_preset,
     resolve,
 )
+from tdmr1_rewards.builtin.geneval import GenEvalOptions
 
 pytestmark = pytest.mark.unit
 
@@ -61,6 +62,24 @@ def test_published_settings(preset, groups, beta_dpo, query, train, rl_cfg, clip
     assert (config.generator.guidance_scale, config.generator.tdm_weight) == (4.5, 0.3)
     assert config.generator.ema_decay == 0.9
     assert (config.surrogate.drift_threshold, config.surrogate.reference_penalty) == (0.05, 0.001)
+
+
+def test_the_preset_geneval_trains_on_the_published_score_and_evaluates_the_official_verdict():
+    config = resolve([read_preset("geneval")])
+    options = {"repeated_classes": "independent"}
+    (trained,), (evaluated,) = config.rewards, config.evaluation.rewards
+    assert (trained.name, trained.options) == ("geneval", {"score": "published", **options})
+    assert (evaluated.name, evaluated.options) == ("geneval", {"score": "strict", **options})
+    assert GenEvalOptions(**trained.options).score == "published"
+
+
+def test_the_tiny_presets_keep_the_score_of_their_measurements():
+    """Their training reward has the default options of `geneval`: half strict, half graded."""
+    assert (GenEvalOptions().score, GenEvalOptions().repeated_classes) == ("mixed", "divided")
+    for preset in ("tiny-geneval", "tiny-pairs"):
+        tree = read_preset(preset)
+        assert "rewards" not in tree
+        assert tree["evaluation"]["rewards"] == [{"name": "geneval", "options": {"score": "strict"}}]
 
 
 def test_later_layers_override_single_settings():

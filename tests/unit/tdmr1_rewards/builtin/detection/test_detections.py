@@ -87,26 +87,30 @@ def test_the_singular(plural, single):
 
 
 def test_overlap_by_hand():
-    assert overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(2 / 6)
+    # Right and bottom are the last pixels inside: these boxes are 3 x 3 pixels.
+    assert overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(6 / 12)
     assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
-    assert overlap((0, 0, 2, 2), (2, 0, 4, 2)) == 0
-    assert overlap((0, 0, 4, 4), (1, 1, 3, 3)) == pytest.approx(4 / 16)
-    assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0
+    assert overlap((0, 0, 2, 2), (2, 0, 4, 2)) == pytest.approx(3 / 15)
+    assert overlap((0, 0, 2, 2), (3, 0, 5, 2)) == 0
+    assert overlap((0, 0, 2, 2), (2.5, 0, 4.5, 2)) == pytest.approx(1.5 / 16.5)
+    assert overlap((0, 0, 4, 4), (1, 1, 3, 3)) == pytest.approx(9 / 25)
+    assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 1
+    assert overlap((0, 0, -2, -2), (0, 0, -2, -2)) == 0
 
 
 def test_suppression_by_hand():
     first, half, far = at(0, 0, 2, 0.9), at(1, 0, 2, 0.8), at(9, 9, 2, 0.7)
     assert suppress([first, half, far], 1.0) == [first, half, far]
-    assert suppress([first, half, far], 0.34) == [first, half, far]
-    assert suppress([first, half, far], 2 / 6) == [first, far]
-    # A chain: the middle box is dropped, so the box that overlaps only the middle one is kept.
+    assert suppress([first, half, far], 0.51) == [first, half, far]
+    assert suppress([first, half, far], 6 / 12) == [first, far]
+    # A chain: the middle box is dropped, so the box that overlaps mostly the middle one (1 / 5 with the first) is kept.
     end = at(2, 0, 2, 0.6)
     assert suppress([first, half, end], 0.3) == [first, end]
 
 
 def pixels(box):
     left, top, right, bottom = (int(edge) for edge in box)
-    return {(x, y) for x in range(left, right) for y in range(top, bottom)}
+    return {(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)}
 
 
 def naive_suppression(detections, max_overlap):
@@ -141,6 +145,20 @@ def test_the_strongest_by_hand():
     assert kept == {"dog": [dogs[1], dogs[3]], "cat": [cats[1]]}
     assert strongest(cats, threshold=0.9, limit=16) == {}
     assert [len(strongest(dogs * 9, threshold=0.0, limit=16)["dog"])] == [16]
+
+
+@pytest.mark.parametrize(("threshold", "next_above"), [(0.3, 0.3000001), (0.9, 0.9000001)])
+def test_confidences_are_compared_in_single_precision(threshold, next_above):
+    """A network's 0.3 is 0.30000001192 in double precision. It is at the threshold, not above it."""
+    single = float(np.float32(threshold))
+    assert strongest([at(0, 0, 2, single)], threshold=threshold, limit=9) == {}
+    assert strongest([at(0, 0, 2, threshold)], threshold=threshold, limit=9) == {}
+    assert len(strongest([at(0, 0, 2, next_above)], threshold=threshold, limit=9)) == 1
+
+
+def test_equal_confidences_keep_their_order():
+    dogs = [at(10 * i, 0, 2, score) for i, score in enumerate((0.5, 0.9, 0.5, 0.5))]
+    assert strongest(dogs, threshold=0.3, limit=3) == {"dog": [dogs[1], dogs[0], dogs[2]]}
 
 
 def test_suppressed_detections_count_towards_the_limit():
