@@ -73,6 +73,11 @@ SMALL = (
     *_settings("saving.samples_every=0", "saving.tensorboard=false", "saving.checkpoint_every=1", "saving.keep=3"),
 )
 TINY = ("train", "--model", "tiny-tdm", *SMALL)
+FORMER = _settings(
+    *("timesteps.k_sharing=step", "timesteps.tau_sharing=step", "surrogate.tau_sharing=step", "fake.start=generator"),
+    *("model.lora_init=kaiming", "generator.ema_warmup=false", "rollout.dpm_levels=euler"),
+)
+"""Former values of settings that have new defaults or are new. The new tree gets them with published presets."""
 OCR = (*TINY, "--preset", "ocr")
 PROMPTS = ("--prompt", "two red circles", "--prompt", "one blue square", "--images", "2", "--output", "{out}")
 ALTERNATIVES = _settings(
@@ -155,7 +160,10 @@ class Tree:
         places = {"{out}": str(folder / "out")}
         if job.after and not job.resumes:
             places["{run}"] = str(self.folder(BY_NAME[job.after]) / "out")
-        command = (sys.executable, "-m", "tdmr1_cli", *(places.get(part, part) for part in job.command))
+        given = job.command
+        if self.name == "new" and "ocr" in given:
+            given = (*given[: len(OCR)], *FORMER, *given[len(OCR) :])  # settings of the job override them
+        command = (sys.executable, "-m", "tdmr1_cli", *(places.get(part, part) for part in given))
         with (folder / "log").open("w+") as file:
             code = subprocess.call(command, env=self._environment(), cwd=folder, stdout=file, stderr=file)
             file.seek(0)

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from tdmr1_core.errors import warn
 
-Sharing = Literal["step", "group", "sample"]
+Sharing = Literal["step", "group", "sample"] | Annotated[int, Field(ge=1)]
+"""Which images share a random draw: all images of the step, a group, that many consecutive groups, or no two images."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
@@ -52,6 +53,9 @@ class ModelConfig(Section):
     alpha: float | None = Field(None, gt=0)
     """Alpha of the three LoRAs if the few-step LoRA file does not store it. Their output is scaled by alpha / rank
     (published: 64)."""
+    lora_init: Literal["gaussian", "kaiming"] = "gaussian"
+    """Initialization of A in new LoRAs: normal with standard deviation 1 / rank (published), or the default of PEFT,
+    which is uniform and smaller. B starts at zero, so a new LoRA changes nothing."""
     height: int | None = Field(None, ge=8)
     """Image height in pixels (default: that of the model entry)."""
     width: int | None = Field(None, ge=8)
@@ -188,11 +192,11 @@ class TimestepConfig(Section):
 
     per_iteration: int = Field(2, ge=1)
     """M, the number of steps drawn for each image, out of K (published: 2 of 4)."""
-    k_sharing: Sharing = "step"
-    """Which images share one drawn step k and one boundary of the surrogate: all (step), a group, or each its own
-    (sample)."""
-    tau_sharing: Sharing = "step"
-    """Which images share one noise level tau of the fake score and the KL term."""
+    k_sharing: Sharing = 4
+    """Which images share one drawn step k and one boundary of the surrogate: those of a number of groups, of one group
+    (group), all (step), or no two (sample). Published: 4 groups, the micro-batch of the authors' trainer; GenEval: 2."""
+    tau_sharing: Sharing = 4
+    """Which images share one noise level tau of the fake score and the KL term, in the same form (published: 4 or 2)."""
     optimizer_step: Literal["iteration", "each"] = "iteration"
     """iteration: one optimizer step per iteration, accumulated over the M steps (published). each: one per step."""
 
@@ -229,8 +233,8 @@ class FakeConfig(Section):
     """Fake score updates per generator update, each with its own noise level and noise."""
     teacher_weight: float = Field(0.02, ge=0)
     """Weight of ||v_teacher - v_fake||^2 (published: 0.02)."""
-    start: Literal["generator", "zero"] = "generator"
-    """Start as a copy of the few-step LoRA, or at zero (the teacher)."""
+    start: Literal["generator", "zero"] = "zero"
+    """Start at zero, which is the teacher (published), or as a copy of the few-step LoRA."""
 
 
 class SurrogateConfig(Section):
@@ -246,8 +250,9 @@ class SurrogateConfig(Section):
     """Strength of the implicit reward in the group weight (published: 10 for OCR and HPSv2, else 1)."""
     tau_min: Below1 = 0.3
     """Lowest noise level that the surrogate is trained at (published: 0.30 to 0.55)."""
-    tau_sharing: Sharing = "step"
-    """Which images share one noise level, in the surrogate's training and in its evaluation by the generator."""
+    tau_sharing: Sharing = 4
+    """Which images share one noise level, in the surrogate's training and in its evaluation by the generator, in the
+    form of timesteps.tau_sharing (published: 4 or 2)."""
     boundary: Literal["weighted", "last"] = "weighted"
     """The stored point that is re-noised: drawn with probability ~ (k+1) (published), or the last (least variance)."""
     reference: Literal["frozen", "ema"] = "frozen"
@@ -294,6 +299,8 @@ class GeneratorConfig(Section):
     """Lower bound of the per-sample normalizer w."""
     ema_decay: Below1 = 0.9
     """Decay of the EMA of the generator, which is evaluated and exported (published: 0.9)."""
+    ema_warmup: bool = True
+    """After n updates the decay is at most (1 + n) / (10 + n) (published), so that the EMA of a short run follows."""
 
 
 class EvaluationConfig(Section):

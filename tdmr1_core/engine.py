@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
+from tdmr1_core.algorithm.averages import generator_ema_decay, surrogate_ema_decay
 from tdmr1_core.build.parts import Parts, build_stages, load_parts
 from tdmr1_core.config import RunConfig, lr_iterations
 from tdmr1_core.distributed import ALONE, Processes, check_split
@@ -295,7 +296,7 @@ class Engine:
             stats = self._apply(SURROGATE, step, metrics)
             if "grad_norm/surrogate" in stats.metrics:
                 updates = self.trained[SURROGATE].updates
-                decay = min(config.surrogate.ema_max, config.surrogate.ema_slope * updates)
+                decay = surrogate_ema_decay(updates, config.surrogate.ema_slope, config.surrogate.ema_max)
                 self.roles.average(SURROGATE_EMA, SURROGATE, decay)
         return self._report(stats)
 
@@ -318,7 +319,9 @@ class Engine:
             metrics = self._generator.accumulate(trajectory, step, step_index, tau, tau_reward, self._scale)
             stats = self._apply(GENERATOR, step, metrics)
             if "grad_norm/generator" in stats.metrics:
-                self.roles.average(GENERATOR_EMA, GENERATOR, config.generator.ema_decay)
+                updates = self.trained[GENERATOR].updates
+                decay = generator_ema_decay(updates, config.generator.ema_decay, warmup=config.generator.ema_warmup)
+                self.roles.average(GENERATOR_EMA, GENERATOR, decay)
         return self._report(stats)
 
     # Helpers of the stages.

@@ -139,6 +139,7 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
         averaged=(GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,),
         seed=seeds.stream(config.seed, "lora").initial_seed(),
         teacher=teacher,
+        init=config.model.lora_init,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,6 +13,9 @@ from torch import nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
+
+
+LoraInit = Literal["gaussian", "kaiming"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,18 @@ class LoraShape:
     alpha: float
     targets: tuple[str, ...]
 
-    def peft(self) -> LoraConfig:
-        """The config for PEFT. B is initialized to zero, so that a new adapter does not change the output."""
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), init_lora_weights=True)
+    def peft(self, init: LoraInit = "kaiming") -> LoraConfig:
+        """The config for PEFT. B is initialized to zero, so that a new adapter does not change the output.
+
+        `init` is the initialization of A: "gaussian" is normal with standard deviation 1 / rank, "kaiming" is uniform
+        in ±1/sqrt(input width), the default of PEFT.
+        """
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=list(self.targets),
+            init_lora_weights="gaussian" if init == "gaussian" else True,
+        )
 
     def targets_error(self, error: ValueError) -> Tdmr1Error:
         """The error for a network that lacks the target modules; `error` is PEFT's."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.meta_network import LoraShape
+from tdmr1_core.models.meta_network import LoraInit, LoraShape
 
 TEACHER, REFERENCE = "teacher", "reference"
 GENERATOR, FAKE, SURROGATE = "generator", "fake", "surrogate"
@@ -41,6 +41,7 @@ class Roles:
         *,
         seed: int,
         teacher: Backbone | None = None,
+        init: LoraInit = "kaiming",
     ) -> None:
         self.backbone = backbone
         self.shape = shape
@@ -49,7 +50,7 @@ class Roles:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
-            configs = {name: shape.peft() for name in (*trained, *averaged)}
+            configs = {name: shape.peft(init) for name in (*trained, *averaged)}
             try:
                 for name, config in configs.items():
                     self.backbone_of(name).network.add_adapter(config, adapter_name=name)  # type: ignore[operator]

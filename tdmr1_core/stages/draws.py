@@ -24,12 +24,16 @@ def next_groups(prompts: Sequence[Prompt], iteration: int, groups: int, group_si
 
 
 def sharing_ids(groups: Groups, sharing: Sharing) -> list[int]:
-    """An id for each image (N,): images with equal ids share a random draw."""
+    """An id for each image (N,): images with equal ids share a random draw.
+
+    A number shares it among that many consecutive groups, counted over all processes; "group" is the same as 1.
+    """
     if sharing == "step":
         return [0] * groups.images
-    if sharing == "group":
-        return [image // groups.group_size for image in groups.image_ids]
-    return list(groups.image_ids)
+    if sharing == "sample":
+        return list(groups.image_ids)
+    images = groups.group_size * (1 if sharing == "group" else sharing)
+    return [image // images for image in groups.image_ids]
 
 
 def draw_steps(seed: int, groups: Groups, steps: int, count: int, sharing: Sharing) -> Tensor:

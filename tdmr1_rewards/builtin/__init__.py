@@ -37,6 +37,7 @@ SPECS = (
         "(0.3 GB) and, for colors, of openai/clip-vit-large-patch14 (1.7 GB)",
         timeout=900.0,
         examples="tdmr1_rewards.builtin.geneval:examples",
+        preflight="tdmr1_rewards.builtin.geneval:check_prompts",
     ),
     RewardSpec(
         name="ocr_match",

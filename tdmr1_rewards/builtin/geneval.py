@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult
+from tdmr1_rewards.api import RewardBatch, RewardExample, RewardResult, RunPreview
 from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, BlobDetector
 from tdmr1_rewards.builtin.detection.colours import ClipColours
 from tdmr1_rewards.builtin.detection.detections import Detection, Detector, UnknownClassError, strongest
@@ -226,6 +226,12 @@ def examples() -> list[RewardExample]:
         metadata = {"tag": "position", "include": include, "exclude": [], "prompt": prompt}
         made.append(RewardExample(image=image, prompt=prompt, good=good, metadata=metadata))
     return made
+
+
+def check_prompts(preview: RunPreview) -> list[str | None]:
+    """For each prompt None, or that it requests no object. Raises Tdmr1Error for metadata in another layout."""
+    pairs = zip(preview.metadata, preview.prompts, strict=True)
+    return [NO_REQUEST if read_request(metadata, prompt) is None else None for metadata, prompt in pairs]
 
 
 def _match_classes(detector: Detector, request: Request | None) -> dict[str, str] | UnknownClassError | str:

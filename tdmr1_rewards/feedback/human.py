@@ -249,16 +249,18 @@ def check_answers(preview: RunPreview) -> list[str | None]:
     folders = [find_answers(folder) for folder in options.answers]
     folders += [folder for folder in (options.folder, own) if folder is not None and (folder / FILE).is_file()]
     if options.mode == "model":
-        counts: Counter[str] = Counter()
+        answers = []
         for folder in folders:
             store = FeedbackStore(folder)
-            counts.update(answer.answer for answer in store.answers())
+            answers += store.answers()
             store.close()
-        likes, dislikes = counts["like"], counts["dislike"]
-        if likes + dislikes < options.least_answers or min(likes, dislikes) < LEAST_OF_EACH:
+        images = {kind: {each.item.hash for each in answers if each.answer == kind} for kind in ("like", "dislike")}
+        total = sum(each.answer in images for each in answers)
+        likes, dislikes = len(images["like"]), len(images["dislike"])
+        if total < options.least_answers or min(likes, dislikes) < LEAST_OF_EACH:
             raise Tdmr1Error(
                 f"the reward human with mode=model needs {options.least_answers} answers, {LEAST_OF_EACH} of each "
-                f"kind; found {likes + dislikes}: {likes} likes and {dislikes} dislikes",
+                f"kind; found {total}, for {likes} liked and {dislikes} disliked images",
                 "name folders with more answers in its option `answers` (see `tdmr1 label`), or use mode=wait or mixed",
                 code="feedback-empty",
                 values={
