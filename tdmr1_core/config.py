@@ -272,7 +272,9 @@ class GeneratorConfig(Section):
     beta1: Below1 = 0.0
     """AdamW's momentum (published: 0)."""
     loss: Literal["squared", "huber"] = "squared"
-    """||d||^2 / w, or the elementwise pseudo-Huber loss (its CFG term is multiplied by guidance_scale - 1)."""
+    """||d||^2 / w, or the elementwise pseudo-Huber loss. At k < trunc_steps its CFG term is multiplied by
+    guidance_scale - 1; at later steps one root contains the errors of the CFG and KL terms, as in the authors'
+    trainer."""
     huber_c: Positive = 1e-3
     """c of the pseudo-Huber loss."""
     guidance_scale: float = Field(4.5, ge=1)
@@ -286,7 +288,8 @@ class GeneratorConfig(Section):
     reward_scale: float = Field(1.0, ge=0)
     """Additional factor of the reward term; 0 is the control without it."""
     trunc_steps: int = Field(4, ge=0)
-    """The reward term applies to steps k below this (published: 4, or 2 for ImageReward and HPSv2)."""
+    """The reward term applies to steps k below this (published: 4, or 2 for ImageReward and HPSv2). At later steps,
+    surrogate and reference are not evaluated."""
     normaliser_floor: Positive = 1e-4
     """Lower bound of the per-sample normalizer w."""
     ema_decay: Below1 = 0.9
