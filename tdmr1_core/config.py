@@ -166,8 +166,17 @@ class RolloutConfig(Section):
     """s of the noise schedule S(u) = s u / (1 + (s - 1) u) (default: that of the model entry; SD3: 3)."""
     sampler: Literal["euler", "dpm-solver++"] = "euler"
     """The losses assume Euler steps. The authors' trainer samples with second-order DPM-Solver++."""
+    dpm_levels: Literal["scheduler", "euler"] = "scheduler"
+    """The noise levels of dpm-solver++: those of diffusers' DPMSolverMultistepScheduler, as in the authors' trainer, or
+    those of Euler, whose second step is first order. With K = 4 and shift 3: .99967 .89964 .74962 .49967 0, or
+    1 .9 .75 .5 0."""
     eta: Fraction = 0.0
     """Fraction of fresh noise at each step. Above 0, trajectories are stochastic (slower in the paper's ablation)."""
+
+    @property
+    def levels(self) -> Literal["scheduler", "euler"]:
+        """The noise levels that the run samples and trains at (`sigma_schedule`)."""
+        return self.dpm_levels if self.sampler == "dpm-solver++" else "euler"
 
 
 class AdvantageConfig(Section):

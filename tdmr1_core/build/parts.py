@@ -157,7 +157,8 @@ def build_stages(
 ) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
     trained, start = build_trained(config, roles), roles.weights(GENERATOR)
-    latent_shape, sigmas = roles.backbone.latent_shape(*size), roles.backbone.schedule(steps, shift)
+    latent_shape = roles.backbone.latent_shape(*size)
+    sigmas = roles.backbone.schedule(steps, shift, config.rollout.levels)
     return Stages(
         trained=trained,
         start=start,
