@@ -189,12 +189,17 @@ def _raise_all(errors: list[Tdmr1Error], finder: RewardFinder, named: Sequence[T
 
 
 def read_config(path: Path | None) -> Tree:
-    """The settings in a YAML file, which may be the config.yaml of a run; none without a file."""
-    from tdmr1_core.config_loading import read_file
+    """The settings in a YAML file; none without a file.
+
+    In the config.yaml of a run, which has a header, settings newer than the run have the value of `FORMER_DEFAULTS`.
+    """
+    from tdmr1_core.config_loading import read_file, with_former_defaults
 
     if path is None:
         return {}
-    return {key: value for key, value in read_file(path).items() if key != RUN_HEADER}
+    tree = read_file(path)
+    settings = {key: value for key, value in tree.items() if key != RUN_HEADER}
+    return with_former_defaults(settings) if RUN_HEADER in tree else settings
 
 
 def parse_reward(text: str) -> TypedReward:

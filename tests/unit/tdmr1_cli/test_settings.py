@@ -90,6 +90,22 @@ def test_a_file_keeps_the_preset_of_the_model_unless_it_is_none(extensions, tmp_
     assert settings.config.batch.groups == 48
 
 
+def test_the_config_of_an_earlier_run_means_what_it_did(extensions, tmp_path):
+    """The header shows that the file is the config.yaml of a run. Options still override it."""
+    text = "rollout: {sampler: dpm-solver++}\n"
+    levels = [
+        resolve_settings(
+            Flags(config=write(tmp_path, content), sets=sets), "train", extensions
+        ).config.rollout.dpm_levels
+        for content, sets in (
+            (text, ()),
+            (f"tdmr1: {{}}\n{text}", ()),
+            (f"tdmr1: {{}}\n{text}", ["rollout.dpm_levels=scheduler"]),
+        )
+    ]
+    assert levels == ["scheduler", "euler", "scheduler"]
+
+
 def test_the_reward_gives_the_preset_if_the_model_has_none(extensions, photo_model):
     settings = resolve_settings(Flags(model=str(photo_model), rewards=["legible:2"]), "train", extensions)
     assert settings.preset == "ocr"

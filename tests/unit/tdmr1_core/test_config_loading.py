@@ -19,6 +19,7 @@ from tdmr1_core.config_loading import (
     read_file,
     read_preset,
     resolve,
+    with_former_defaults,
 )
 
 pytestmark = pytest.mark.unit
@@ -80,6 +81,18 @@ def test_merge_does_not_change_its_arguments():
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merge(base, over) == {"a": {"b": 3, "c": 2}}
     assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+
+
+def test_former_defaults_fill_what_a_run_lacks():
+    lacking, complete = (
+        {"rollout": {"sampler": "dpm-solver++"}},
+        {"rollout": {"sampler": "dpm-solver++", "dpm_levels": 3}},
+    )
+    assert with_former_defaults(lacking)["rollout"] == {"sampler": "dpm-solver++", "dpm_levels": "euler"}
+    assert lacking == {"rollout": {"sampler": "dpm-solver++"}}
+    assert with_former_defaults(complete)["rollout"] == complete["rollout"]
+    for rollout in ({"sampler": "euler"}, {}, 3, None):  # without effect, or refused later
+        assert with_former_defaults({"rollout": rollout})["rollout"] == rollout
 
 
 @pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=1", ".a=1"])
