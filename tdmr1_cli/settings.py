@@ -29,6 +29,8 @@ DEFAULT_MODEL = "tiny-tdm"
 NO_PRESET = "none"
 STAND_IN_REWARD = "object_count"
 """Used where a config must name a reward, but no reward is called."""
+PRESETS_OF_MISSING_REWARDS = {"imagereward": "imagereward"}
+"""Presets for a reward that is not part of tdmr1 yet, with its name. A run with one of them must name a reward."""
 RUN_HEADER = "tdmr1"
 """The key of a run's config.yaml that holds versions and fingerprints instead of settings."""
 
@@ -103,6 +105,9 @@ def resolve_settings(
     model_settings = entry.settings if entry else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     default_reward = _default_reward(entry, needs_reward=needs_reward)
+    if flags.preset in PRESETS_OF_MISSING_REWARDS and needs_reward and not (named or distills):
+        errors.append(_missing_reward(flags.preset))
+        default_reward = STAND_IN_REWARD  # so that the other mistakes are found
     if default_reward and not distills:
         base["rewards"] = [{"name": default_reward}]
     preset_name = flags.preset or _default_preset(named, entry, finder, distills=distills)
@@ -170,6 +175,17 @@ def _default_reward(entry: ModelEntry | None, *, needs_reward: bool) -> str | No
     """The reward of a run that names none: the model's, or the stand-in where none is called; None if there is none."""
     default = entry.default_reward if entry else STAND_IN_REWARD
     return default if needs_reward else default or STAND_IN_REWARD
+
+
+def _missing_reward(preset: str) -> Tdmr1Error:
+    reward = PRESETS_OF_MISSING_REWARDS[preset]
+    return Tdmr1Error(
+        f"the preset {preset} has the settings for the reward {reward}, which is not part of tdmr1 yet",
+        f"name a reward of your own, as in `--preset {preset} --reward my_reward.py:score`, or another one "
+        "(`tdmr1 rewards list`)",
+        code="reward-unknown",
+        values={"preset": preset, "reward": reward},
+    )
 
 
 def _raise_all(errors: list[Tdmr1Error], finder: RewardFinder, named: Sequence[Tree], config: RunConfig | None) -> None:

@@ -106,6 +106,29 @@ def test_the_config_of_an_earlier_run_means_what_it_did(extensions, tmp_path):
     assert levels == ["scheduler", "euler", "scheduler"]
 
 
+@pytest.mark.parametrize("model", [None, "sd3.5-tdm"])
+def test_the_preset_of_a_reward_that_does_not_exist_yet_needs_a_reward(extensions, tmp_path, model):
+    flags = Flags(model=model, preset="imagereward")
+    with raises("reward-unknown", preset="imagereward", reward="imagereward") as caught:
+        resolve_settings(flags, "train", extensions)
+    assert "not part of tdmr1 yet" in caught.value.message
+    assert "--reward" in caught.value.hint
+    with raises("several-errors"):
+        resolve_settings(replace(flags, sets=["seed=x"]), "train", extensions)
+
+    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return [0.0] * len(images)\n")
+    prompts = "ocr" if model else None
+    for rewards in (["legible"], [f"imagereward={tmp_path / 'mine.py'}:score"]):
+        settings = resolve_settings(replace(flags, rewards=rewards, prompts=prompts), "train", extensions)
+        assert (settings.preset, len(settings.config.rewards)) == ("imagereward", 1)
+        assert settings.config.surrogate.tau_min == 0.55
+    assert settings.config.rewards[0].name == "imagereward"
+    path = write(tmp_path, "rewards: [{name: legible}]\n")
+    settings = resolve_settings(replace(flags, config=path, prompts=prompts), "train", extensions)
+    assert settings.config.rewards[0].name == "legible"
+    resolve_settings(flags, None, extensions, needs_reward=False)  # `tdmr1 plan` calls no reward
+
+
 def test_the_reward_gives_the_preset_if_the_model_has_none(extensions, photo_model):
     settings = resolve_settings(Flags(model=str(photo_model), rewards=["legible:2"]), "train", extensions)
     assert settings.preset == "ocr"

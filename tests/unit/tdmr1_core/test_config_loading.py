@@ -36,7 +36,7 @@ def test_every_shipped_settings_file_is_valid():
     for path in shipped:
         tree = read_file(path)
         assert resolve([REWARD if tree.get("kind") != "distill" else {}, tree])
-    assert {"ocr", "geneval", "imagereward", "hps", "tiny", "distill-tiny"} <= set(preset_names())
+    assert {"ocr", "geneval", "imagereward", "hps", "tiny", "distill-tiny", "ocr-regularised"} <= set(preset_names())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,12 @@ def test_published_settings(preset, groups, beta_dpo, query, train, rl_cfg, clip
     assert (config.generator.guidance_scale, config.generator.tdm_weight) == (4.5, 0.3)
     assert config.generator.ema_decay == 0.9
     assert (config.surrogate.drift_threshold, config.surrogate.reference_penalty) == (0.05, 0.001)
+
+
+def test_the_stronger_regularization_changes_three_settings_of_ocr():
+    changed = {"beta_dpo": 100, "reference_penalty": 0.01, "trust_region": 2e-3}
+    expected = merge(dump(resolve([read_preset("ocr"), REWARD])), {"surrogate": changed})
+    assert dump(resolve([read_preset("ocr-regularised"), REWARD])) == expected
 
 
 def test_later_layers_override_single_settings():
