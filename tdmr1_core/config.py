@@ -173,11 +173,6 @@ class RolloutConfig(Section):
     eta: Fraction = 0.0
     """Fraction of fresh noise at each step. Above 0, trajectories are stochastic (slower in the paper's ablation)."""
 
-    @property
-    def levels(self) -> Literal["scheduler", "euler"]:
-        """The noise levels that the run samples and trains at (`sigma_schedule`)."""
-        return self.dpm_levels if self.sampler == "dpm-solver++" else "euler"
-
 
 class AdvantageConfig(Section):
     """How rewards become advantages."""

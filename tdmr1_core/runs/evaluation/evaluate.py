@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
+from tdmr1_core.build.parts import noise_levels
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.prompts.sets import spread
@@ -98,7 +99,7 @@ def sample_images(
         guidance_scale = engine.entry.teacher_guidance if is_teacher else 1.0
     backbone = engine.roles.backbone
     rollout = engine.config.rollout
-    sigmas = backbone.schedule(steps, engine.shift, "euler" if is_teacher else rollout.levels)
+    sigmas = backbone.schedule(steps, engine.shift, "euler" if is_teacher else noise_levels(rollout))
     noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))  # (N, C, H, W)
     conditioning = engine.conditioning(prompts)
     images: list[np.ndarray] = []
