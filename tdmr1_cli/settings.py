@@ -29,6 +29,8 @@ DEFAULT_MODEL = "tiny-tdm"
 NO_PRESET = "none"
 STAND_IN_REWARD = "object_count"
 """Used where a config must name a reward, but no reward is called."""
+PRESETS_OF_MISSING_REWARDS = {"imagereward": "imagereward"}
+"""Presets for a reward that is not part of tdmr1 yet, with its name. A run with one of them must name a reward."""
 RUN_HEADER = "tdmr1"
 """The key of a run's config.yaml that holds versions and fingerprints instead of settings."""
 
@@ -103,6 +105,9 @@ def resolve_settings(
     model_settings = entry.settings if entry else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     default_reward = _default_reward(entry, needs_reward=needs_reward)
+    if flags.preset in PRESETS_OF_MISSING_REWARDS and needs_reward and not (named or distills):
+        errors.append(_missing_reward(flags.preset))
+        default_reward = STAND_IN_REWARD  # so that the other mistakes are found
     if default_reward and not distills:
         base["rewards"] = [{"name": default_reward}]
     preset_name = flags.preset or _default_preset(named, entry, finder, distills=distills)
@@ -175,6 +180,17 @@ def _default_reward(entry: ModelEntry | None, *, needs_reward: bool) -> str | No
     return default if needs_reward else default or STAND_IN_REWARD
 
 
+def _missing_reward(preset: str) -> Tdmr1Error:
+    reward = PRESETS_OF_MISSING_REWARDS[preset]
+    return Tdmr1Error(
+        f"the preset {preset} has the settings for the reward {reward}, which is not part of tdmr1 yet",
+        f"name a reward of your own, as in `--preset {preset} --reward my_reward.py:score`, or another one "
+        "(`tdmr1 rewards list`)",
+        code="reward-unknown",
+        values={"preset": preset, "reward": reward},
+    )
+
+
 def _raise_all(errors: list[Tdmr1Error], finder: RewardFinder, named: Sequence[Tree], config: RunConfig | None) -> None:
     """Raise the errors together with one for each reward that cannot be found."""
     from tdmr1_core.config_loading import source_of
@@ -192,12 +208,17 @@ def _raise_all(errors: list[Tdmr1Error], finder: RewardFinder, named: Sequence[T
 
 
 def read_config(path: Path | None) -> Tree:
-    """The settings in a YAML file, which may be the config.yaml of a run; none without a file."""
-    from tdmr1_core.config_loading import read_file
+    """The settings in a YAML file; none without a file.
+
+    In the config.yaml of a run, which has a header, settings newer than the run have the value of `FORMER_DEFAULTS`.
+    """
+    from tdmr1_core.config_loading import read_file, with_former_defaults
 
     if path is None:
         return {}
-    return {key: value for key, value in read_file(path).items() if key != RUN_HEADER}
+    tree = read_file(path)
+    settings = {key: value for key, value in tree.items() if key != RUN_HEADER}
+    return with_former_defaults(settings) if RUN_HEADER in tree else settings
 
 
 def parse_reward(text: str) -> TypedReward:

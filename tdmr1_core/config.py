@@ -170,6 +170,10 @@ class RolloutConfig(Section):
     """s of the noise schedule S(u) = s u / (1 + (s - 1) u) (default: that of the model entry; SD3: 3)."""
     sampler: Literal["euler", "dpm-solver++"] = "euler"
     """The losses assume Euler steps. The authors' trainer samples with second-order DPM-Solver++."""
+    dpm_levels: Literal["scheduler", "euler"] = "scheduler"
+    """The noise levels of dpm-solver++: those of diffusers' DPMSolverMultistepScheduler, as in the authors' trainer, or
+    those of Euler, whose second step is first order. With K = 4 and shift 3: .99967 .89964 .74962 .49967 0, or
+    1 .9 .75 .5 0."""
     eta: Fraction = 0.0
     """Fraction of fresh noise at each step. Above 0, trajectories are stochastic (slower in the paper's ablation)."""
 
@@ -194,9 +198,9 @@ class TimestepConfig(Section):
     """M, the number of steps drawn for each image, out of K (published: 2 of 4)."""
     k_sharing: Sharing = 4
     """Which images share one drawn step k and one boundary of the surrogate: those of a number of groups, of one group
-    (group), all (step), or no two (sample). Published: 4 groups, the micro-batch of the authors' trainer; GenEval: 2."""
+    (group), all (step), or no two (sample). Published: 4, the groups in a micro-batch of the authors (GenEval: 2)."""
     tau_sharing: Sharing = 4
-    """Which images share one noise level tau of the fake score and the KL term, in the same form (published: 4 or 2)."""
+    """Which images share one noise level tau of the fake score and the KL term, as in k_sharing (published: 4 or 2)."""
     optimizer_step: Literal["iteration", "each"] = "iteration"
     """iteration: one optimizer step per iteration, accumulated over the M steps (published). each: one per step."""
 
@@ -280,7 +284,9 @@ class GeneratorConfig(Section):
     beta1: Below1 = 0.0
     """AdamW's momentum (published: 0)."""
     loss: Literal["squared", "huber"] = "squared"
-    """||d||^2 / w, or the elementwise pseudo-Huber loss (its CFG term is multiplied by guidance_scale - 1)."""
+    """||d||^2 / w, or the elementwise pseudo-Huber loss. At k < trunc_steps its CFG term is multiplied by
+    guidance_scale - 1; at later steps one root contains the errors of the CFG and KL terms, as in the authors'
+    trainer."""
     huber_c: Positive = 1e-3
     """c of the pseudo-Huber loss."""
     guidance_scale: float = Field(4.5, ge=1)
@@ -294,7 +300,8 @@ class GeneratorConfig(Section):
     reward_scale: float = Field(1.0, ge=0)
     """Additional factor of the reward term; 0 is the control without it."""
     trunc_steps: int = Field(4, ge=0)
-    """The reward term applies to steps k below this (published: 4, or 2 for ImageReward and HPSv2)."""
+    """The reward term applies to steps k below this (published: 4, or 2 for ImageReward and HPSv2). At later steps,
+    surrogate and reference are not evaluated."""
     normaliser_floor: Positive = 1e-4
     """Lower bound of the per-sample normalizer w."""
     ema_decay: Below1 = 0.9

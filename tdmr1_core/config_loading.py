@@ -17,6 +17,20 @@ from tdmr1_core.errors import Tdmr1Error, close_match, close_match_hint, join_hi
 
 Tree = dict[str, Any]
 
+FORMER_DEFAULTS: Tree = {
+    "model.lora_init": "kaiming",
+    "rollout.dpm_levels": "euler",
+    "generator.ema_warmup": False,
+}
+"""Settings that the first versions did not have, with the value that the config.yaml of a run without them means.
+
+A run names every setting, so a missing one is newer than the run. The value is what earlier versions did, so that the
+run can be resumed to the same bits. `with_former_defaults` applies the table.
+"""
+FORMER_DEFAULTS_ONLY_WITH: dict[str, tuple[str, Any]] = {
+    "rollout.dpm_levels": ("rollout.sampler", "dpm-solver++"),
+}
+"""Another setting and its value, without which a former default is not applied, because the setting has no effect."""
 MAX_QUOTED = 80
 """Characters of an argument that a message quotes."""
 
@@ -189,6 +203,38 @@ def merge(base: Any, over: Any) -> Any:
             changed[int(key)] = merge(changed[int(key)], value)
         return changed
     return over
+
+
+def with_former_defaults(tree: Tree) -> Tree:
+    """The settings of a run's config.yaml, in which missing settings have the value of `FORMER_DEFAULTS`."""
+    for name, value in FORMER_DEFAULTS.items():
+        needed, wanted = FORMER_DEFAULTS_ONLY_WITH.get(name, (None, None))
+        if needed is not None and _value_at(tree, needed) != wanted:
+            continue
+        if _value_at(tree, name) is _MISSING:
+            tree = merge(tree, _nested(name, value))
+    return tree
+
+
+_MISSING = object()
+
+
+def _value_at(tree: Any, name: str) -> Any:
+    """The value of a dotted setting; _MISSING if it can be added; None below a value that is not a section."""
+    for part in name.split("."):
+        if not isinstance(tree, dict):
+            return None
+        if part not in tree:
+            return _MISSING
+        tree = tree[part]
+    return tree
+
+
+def _nested(name: str, value: Any) -> Tree:
+    """The tree with a single dotted setting."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def keep_reward_settings(tree: Tree, below: Tree) -> Tree:

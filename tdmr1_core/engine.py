@@ -1,13 +1,7 @@
 """TDM-R1, one iteration at a time (arXiv 2603.07700): sample, score, compute advantages, and update three LoRAs.
 
 `Engine.iteration` is the algorithm. Its stages are public methods, so that researchers can write their own loop.
-Differences from the authors' trainer: (1) random draws come from named streams and do not depend on processes or
-micro-batches; (2) k and tau can be drawn per group or per sample instead of once per step; (3) the drift threshold
-applies to the mean of one sample, so that it does not depend on the micro-batch; (4) the default sampler is Euler, as
-the losses assume; (5) the decay of the generator's EMA is constant, without a warm-up; (6) the CFG term of the Huber
-loss has its factor guidance_scale - 1 at all steps, also at k >= trunc_steps; (7) the gradient of each role is clipped
-separately; (8) the gradients of all roles are averaged over the processes; (9) new LoRAs have the default
-initialization of PEFT; (10) by default the fake score starts as a copy of the few-step LoRA.
+docs/differences.md lists every difference from the authors' trainer.
 """
 
 from __future__ import annotations

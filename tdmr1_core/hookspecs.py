@@ -46,7 +46,7 @@ class EngineView(Protocol):
 
     @property
     def sigmas(self) -> Tensor:
-        """The noise levels of the K sampling steps, from 1 to 0: (K + 1,)."""
+        """The noise levels of the K sampling steps, decreasing to 0: (K + 1,)."""
 
     @property
     def start(self) -> LoraWeights:

@@ -98,8 +98,8 @@ class Groups:
 class Trajectory:
     """A rollout: every latent of every image.
 
-    `latents` (K+1, N, C, H, W) go from noise to the clean latent, `sigmas` float64 (K+1,) from 1 to 0. `conditioning`
-    has one row per group. `images` are uint8 (N, height, width, 3), or None if they were not decoded.
+    `latents` (K+1, N, C, H, W) go from noise to the clean latent, `sigmas` float64 (K+1,) decrease to 0.
+    `conditioning` has one row per group. `images` are uint8 (N, height, width, 3), or None if they were not decoded.
 
     `stored_velocity` is True if the velocity of the generator can be recovered from neighboring latents
     (deterministic Euler steps). It is the velocity of the generator after `generator_updates` updates.

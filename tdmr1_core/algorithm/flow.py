@@ -6,9 +6,15 @@ shape (B, C, H, W); noise levels have shape (B,) and lie in [0, 1].
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+Levels = Literal["euler", "scheduler"]
+"""euler: from sigma = 1. scheduler: those of DPMSolverMultistepScheduler of diffusers, which start below 1."""
+TRAINING_STEPS = 1000
+"""num_train_timesteps of the scheduler: its unshifted times start at 1 - 1 / TRAINING_STEPS."""
 TAU_MARGIN = 0.02
 """`draw_tau` draws levels at least this far above their lower bound, in unshifted time."""
 
@@ -28,9 +34,17 @@ def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return sigma / (shift - (shift - 1) * sigma)
 
 
-def sigma_schedule(steps: int, shift: float) -> Tensor:
-    """Noise levels of a K-step schedule, float64 (K+1,), from 1 to 0. K = 4 and s = 3 give 1, 0.9, 0.75, 0.5, 0."""
-    return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+def sigma_schedule(steps: int, shift: float, levels: Levels = "euler") -> Tensor:
+    """Noise levels of a K-step schedule, float64 (K+1,), decreasing to 0.
+
+    euler: S(1 - k / K). K = 4 and s = 3 give 1, 0.9, 0.75, 0.5, 0.
+    scheduler: S(0.999 (1 - k / K)), computed as in diffusers' DPMSolverMultistepScheduler with use_flow_sigmas and
+    flow_shift = s, which the authors' trainer uses. K = 4 and s = 3 give 0.99967, 0.89964, 0.74962, 0.49967, 0.
+    """
+    if levels == "euler":
+        return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+    alphas = torch.linspace(1, 1 / TRAINING_STEPS, steps + 1, dtype=torch.float64)
+    return shift_sigma(1 - alphas, shift).flip(0)
 
 
 def predict_clean(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:

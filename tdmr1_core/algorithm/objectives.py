@@ -129,13 +129,25 @@ def cfg_loss(
     huber_c: float,
     guidance_scale: float,
 ) -> Tensor:
-    """L_cfg (B,): the loss along `direction` = x_0 guided - x_0 conditional of the teacher.
+    """L_cfg (B,) of a step k < trunc_steps: the loss along `direction` = x_0 guided - x_0 conditional of the teacher.
 
     The gradient of the Huber loss is nearly independent of the length of `direction`, so this loss is multiplied by
     guidance_scale - 1, the factor that `direction` contains.
     """
     loss = direction_loss(clean, direction, normaliser, kind=kind, huber_c=huber_c)
     return loss * (guidance_scale - 1) if kind == "huber" else loss
+
+
+def joint_huber_loss(clean: Tensor, d_kl: Tensor, d_cfg: Tensor, normaliser: Tensor, huber_c: float) -> Tensor:
+    """L_cfg + L_kl (B,) of a step k >= trunc_steps with the Huber loss: both errors are under one root.
+
+    mean(sqrt(e_cfg^2 + e_kl^2 + c^2) - c) / w with e = x_0 - sg(x_0 + d), without the factor guidance_scale - 1 of
+    `cfg_loss` (Eq. 11, in the form of the authors' trainer). `clean` and the directions d are (B, C, H, W),
+    `normaliser` w is (B,).
+    """
+    e_kl, e_cfg = (clean - (clean + direction).detach() for direction in (d_kl, d_cfg))  # (B, C, H, W) each
+    per_element = (e_cfg.square() + e_kl.square() + huber_c**2).sqrt() - huber_c
+    return per_element.flatten(1).mean(1) / normaliser
 
 
 def direction_normaliser(clean: Tensor, guided: Tensor, floor: float) -> Tensor:
@@ -155,11 +167,14 @@ class GeneratorWeights:
     """The reward term applies to steps k < trunc_steps."""
 
 
-def generator_loss(kl: Tensor, cfg: Tensor, reward: Tensor, step_index: Tensor, weights: GeneratorWeights) -> Tensor:
+def generator_loss(
+    kl: Tensor, cfg: Tensor, reward: Tensor, unrewarded: Tensor, step_index: Tensor, weights: GeneratorWeights
+) -> Tensor:
     """The generator loss per sample (B,), from its terms and the step index k, all (B,) (Eq. 10-11).
 
-    lambda L_cfg + (1 - lambda) reward_scale L_reward + L_kl for k < trunc_steps, lambda (L_cfg + L_kl) otherwise.
+    lambda L_cfg + (1 - lambda) reward_scale L_reward + L_kl for k < trunc_steps, otherwise lambda `unrewarded`.
+    `unrewarded` (B,) is L_cfg + L_kl; with the Huber loss it is `joint_huber_loss`.
     """
     tdm_weight = weights.tdm_weight
     with_reward = tdm_weight * cfg + (1 - tdm_weight) * weights.reward_scale * reward + kl
-    return torch.where(step_index < weights.trunc_steps, with_reward, tdm_weight * (cfg + kl))
+    return torch.where(step_index < weights.trunc_steps, with_reward, tdm_weight * unrewarded)

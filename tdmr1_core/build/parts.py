@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from tdmr1_core.algorithm import seeds
+from tdmr1_core.algorithm.flow import Levels
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
-from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RunConfig, SurrogateConfig
+from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones
@@ -157,8 +158,9 @@ def build_stages(
     config: RunConfig, entry: ModelEntry, roles: Roles, steps: int, shift: float, size: tuple[int, int]
 ) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
-    trained, start = build_trained(config, roles), roles.weights(GENERATOR)
-    latent_shape, sigmas = roles.backbone.latent_shape(*size), roles.backbone.schedule(steps, shift)
+    levels, trained, start = noise_levels(config.rollout), build_trained(config, roles), roles.weights(GENERATOR)
+    latent_shape = roles.backbone.latent_shape(*size)
+    sigmas = roles.backbone.schedule(steps, shift, levels)
     return Stages(
         trained=trained,
         start=start,
@@ -184,6 +186,11 @@ def build_stages(
         surrogate=_build_surrogate(config, roles, trained[SURROGATE]) if SURROGATE in trained else None,
         generator=build_generator(config, roles, trained[GENERATOR]),
     )
+
+
+def noise_levels(rollout: RolloutConfig) -> Levels:
+    """The noise levels that a run samples and trains at (`sigma_schedule`)."""
+    return rollout.dpm_levels if rollout.sampler == "dpm-solver++" else "euler"
 
 
 def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:

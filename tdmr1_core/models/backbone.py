@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdmr1_core.algorithm.flow import Levels
 from tdmr1_core.models.prompt_lengths import Reader
 from tdmr1_core.records import Conditioning
 
@@ -52,8 +53,8 @@ class Backbone(Protocol):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, H, W) of the latents of an image of this size in pixels."""
 
-    def schedule(self, steps: int, shift: float | None = None) -> Tensor:
-        """Noise levels of a K-step schedule, float64 (K+1,), from 1 to 0."""
+    def schedule(self, steps: int, shift: float | None = None, levels: Levels = "euler") -> Tensor:
+        """Noise levels of a K-step schedule (`sigma_schedule`), float64 (K+1,), decreasing to 0."""
 
 
 def velocities(backbone: Backbone, inputs: Sequence[tuple[Tensor, Tensor, Conditioning]]) -> list[Tensor]:

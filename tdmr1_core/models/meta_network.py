@@ -14,7 +14,6 @@ from torch import nn
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 
-
 LoraInit = Literal["gaussian", "kaiming"]
 
 

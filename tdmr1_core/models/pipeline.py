@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdmr1_core.algorithm.flow import guide, sigma_schedule
+from tdmr1_core.algorithm.flow import Levels, guide, sigma_schedule
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.prompt_lengths import Reader, readers_of
@@ -125,9 +125,9 @@ class PipelineBackbone(ABC):
         """The patch size of the network, in latents."""
         return int(self.pipeline.transformer.config.patch_size)
 
-    def schedule(self, steps: int, shift: float | None = None) -> Tensor:
-        """Noise levels, float64 (K+1,), from 1 to 0. The default shift is that of the scheduler."""
-        return sigma_schedule(steps, shift or self.pipeline.scheduler.config.shift)
+    def schedule(self, steps: int, shift: float | None = None, levels: Levels = "euler") -> Tensor:
+        """Noise levels (`sigma_schedule`), float64 (K+1,). The default shift is that of the scheduler."""
+        return sigma_schedule(steps, shift or self.pipeline.scheduler.config.shift, levels)
 
     @contextmanager
     def exact(self) -> Iterator[None]:

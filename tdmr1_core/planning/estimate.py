@@ -221,20 +221,21 @@ def passes_an_image(config: RunConfig, entry: ModelEntry, micro_batch: int) -> f
 
     A backward pass costs about as much as a forward pass, because frozen weights need no gradient. The generator is
     evaluated once more for the fake score where its velocity cannot be computed from the trajectory. The surrogate and
-    its reference are evaluated once more for the group weights if a micro-batch is smaller than a group.
+    its reference are evaluated once more for the group weights if a micro-batch is smaller than a group. For the
+    generator they are evaluated at steps k < trunc_steps only.
     """
     trained = 2 + config.memory.gradient_checkpointing
     guided = 1 + (config.generator.guidance_scale != 1)
     fake = config.fake.updates * (1 + trained + stale_fraction(config))
-    generator = trained + guided + 1
-    surrogate = 0.0
+    generator: float = trained + guided + 1
+    surrogate, steps = 0.0, config.rollout.steps or entry.steps
     if config.kind == "train" and config.generator.reward_scale > 0:
         old = config.surrogate.trust_region is not None and config.surrogate.reference != "ema"
         group_weights = 2 * (micro_batch < config.batch.group_size)
         surrogate = config.surrogate.updates * (trained + 1 + old + group_weights)
-        generator += 1 + 1 + (config.generator.rl_cfg != 1)
-    per_step = fake + surrogate + generator
-    return (config.rollout.steps or entry.steps) + config.timesteps.per_iteration * per_step
+        rewarded = min(config.generator.trunc_steps, steps) / steps
+        generator += rewarded * (1 + 1 + (config.generator.rl_cfg != 1))
+    return steps + config.timesteps.per_iteration * (fake + surrogate + generator)
 
 
 def stale_fraction(config: RunConfig) -> float:

@@ -243,6 +243,9 @@ INEFFECTIVE = (
         lambda s: s.config.rollout.sampler != "euler",
         lambda s: f"the sampler {s.config.rollout.sampler} adds no noise",
     ),
+    Ineffective(
+        "rollout.dpm_levels", lambda s: s.config.rollout.sampler == "euler", "only the sampler dpm-solver++ uses it"
+    ),
     # Losses
     Ineffective("generator.huber_c", lambda s: s.config.generator.loss == "squared", "generator.loss is squared"),
     *(

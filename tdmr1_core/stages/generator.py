@@ -16,6 +16,7 @@ from tdmr1_core.algorithm.objectives import (
     direction_loss,
     direction_normaliser,
     generator_loss,
+    joint_huber_loss,
 )
 from tdmr1_core.models.backbone import velocities
 from tdmr1_core.models.roles import FAKE, GENERATOR, REFERENCE, SURROGATE, TEACHER, Roles
@@ -36,6 +37,7 @@ class GeneratorTerms:
     kl: Tensor
     cfg: Tensor
     reward: Tensor
+    """0 for an image without a reward term."""
 
 
 @dataclass(eq=False)
@@ -67,6 +69,8 @@ class GeneratorStage:
         """Add `scale` times the gradient of the mean loss over all images. Returns the means by metric name.
 
         `step_index`, `tau` (noise level of the KL and CFG terms) and `tau_reward` (of the reward term) have shape (N,).
+        Surrogate and reference are evaluated only for the images with a reward term, those with k < trunc_steps; the
+        mean of the reward term counts the others as 0.
         """
         groups, latents = trajectory.groups, trajectory.latents
         means = {"loss/generator": 0.0, "loss/kl": 0.0, "loss/cfg": 0.0, "loss/reward": 0.0}
@@ -80,6 +84,7 @@ class GeneratorStage:
                 tau_reward[rows],
                 noise_for(self.seed, "generator", groups, (step,), rows, "sample", latents),
                 noise_for(self.seed, "reward", groups, (step,), rows, "group", latents),
+                rewarded=self._rewarded(step_index[rows]),
             )
             loss = terms.total.sum() / groups.images
             self.role.accumulate(loss * scale)
@@ -100,10 +105,13 @@ class GeneratorStage:
         tau_reward: Tensor,
         noise: Tensor,
         noise_reward: Tensor,
+        *,
+        rewarded: Tensor | None = None,
     ) -> GeneratorTerms:
         """The terms of each image of `rows`, differentiable with respect to the generator only.
 
-        `step_index` is (N,); `rows`, `tau` and `tau_reward` are (B,); the noises are (B, C, H, W).
+        `step_index` is (N,); `rows`, `tau` and `tau_reward` are (B,); the noises are (B, C, H, W). `rewarded` (R,)
+        holds the positions in `rows` of the images with a reward term, those with k < trunc_steps (None: all).
         """
         device = self.roles.backbone.device
         sigmas = trajectory.sigmas.to(device)
@@ -119,9 +127,13 @@ class GeneratorStage:
         with torch.no_grad():
             point = euler_step(start, velocity, sigma, sigma_next)
             renoised = renoise(point, sigma_next, tau, noise)
-            renoised_reward = renoise(point, sigma_next, tau_reward, noise_reward)
+            at_tau_reward: NetworkInput | None = None
+            if self.has_reward_term and self.weights.reward_scale > 0 and (rewarded is None or len(rewarded)):
+                at_tau_reward = (renoise(point, sigma_next, tau_reward, noise_reward), tau_reward, conditioning)
+                if rewarded is not None:
+                    at_tau_reward = _select(at_tau_reward, rewarded)
             teacher, unconditional, reference = self._evaluate_teacher_and_reference(
-                (renoised, tau, conditioning), (renoised_reward, tau_reward, conditioning)
+                (renoised, tau, conditioning), at_tau_reward
             )
             with self.roles.acting(FAKE) as backbone:
                 fake = predict_clean(renoised, backbone.velocity(renoised, tau, conditioning), tau)
@@ -142,38 +154,59 @@ class GeneratorStage:
             guidance_scale=self.guidance_scale,
         )
         reward = torch.zeros_like(kl)
-        if reference is not None:
-            with torch.no_grad():
-                surrogate = self._surrogate(renoised_reward, tau_reward, conditioning)
-                w_reward = direction_normaliser(clean, surrogate, self.normaliser_floor)
-            reward = self._loss(clean, surrogate - reference, w_reward)
-        total = generator_loss(kl, cfg, reward, step_index[rows].to(device), self.weights)
+        if at_tau_reward is not None and reference is not None:
+            reward = self._reward_loss(clean, at_tau_reward, reference, rewarded)
+        unrewarded = (
+            cfg + kl if self.loss == "squared" else joint_huber_loss(clean, d_kl, d_cfg, w_teacher, self.huber_c)
+        )
+        total = generator_loss(kl, cfg, reward, unrewarded, step_index[rows].to(device), self.weights)
         return GeneratorTerms(total, kl, cfg, reward)
+
+    def _rewarded(self, step_index: Tensor) -> Tensor | None:
+        """The positions (R,) in a micro-batch of the images with k < trunc_steps; None for all. k is (B,)."""
+        positions = (step_index < self.weights.trunc_steps).nonzero().flatten()
+        return None if len(positions) == len(step_index) else positions
+
+    def _reward_loss(
+        self, clean: Tensor, at_tau_reward: NetworkInput, reference: Tensor, rewarded: Tensor | None
+    ) -> Tensor:
+        """L_reward (B,), 0 for the images that are not `rewarded`.
+
+        `clean` is (B, C, H, W). `at_tau_reward` and `reference` (R, C, H, W), x_0 of the reference, belong to the
+        `rewarded` images.
+        """
+        chosen = clean if rewarded is None else clean[rewarded]  # (R, C, H, W)
+        with torch.no_grad():
+            surrogate = self._surrogate(*at_tau_reward)
+            normaliser = direction_normaliser(chosen, surrogate, self.normaliser_floor)
+        loss = self._loss(chosen, surrogate - reference, normaliser)  # (R,)
+        if rewarded is None:
+            return loss
+        return loss.new_zeros(len(clean)).index_copy(0, rewarded.to(loss.device), loss)
 
     def _loss(self, clean: Tensor, direction: Tensor, normaliser: Tensor) -> Tensor:
         return direction_loss(clean, direction, normaliser, kind=self.loss, huber_c=self.huber_c)
 
     def _evaluate_teacher_and_reference(
-        self, at_tau: NetworkInput, at_tau_reward: NetworkInput
+        self, at_tau: NetworkInput, at_tau_reward: NetworkInput | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """x_0 of the teacher at tau, with the prompt and without; and x_0 of the reference at tau_reward.
 
-        Each is (B, C, H, W). The last is None without a reward term. A reference that is the teacher is evaluated in
-        the same forward pass.
+        The first two are (B, C, H, W). The last is (R, C, H, W), or None without `at_tau_reward`. A reference that is
+        the teacher is evaluated in the same forward pass.
         """
         renoised, tau, conditioning = at_tau
         inputs: list[NetworkInput] = [at_tau]
         guided = self.guidance_scale != 1.0
         if guided:
             inputs.append((renoised, tau, self.roles.backbone.unconditional.expand(len(conditioning))))
-        needs_reference = self.has_reward_term and self.weights.reward_scale > 0
-        same_pass = needs_reference and self.reference_role in (TEACHER, REFERENCE)
-        if same_pass:
+        same_pass = self.reference_role in (TEACHER, REFERENCE)
+        if at_tau_reward is not None and same_pass:
             inputs.append(at_tau_reward)
         predictions = self._clean(TEACHER, inputs)
         teacher = predictions[0]
         unconditional = predictions[1] if guided else teacher
-        if not needs_reference:
+        if at_tau_reward is None:
             return teacher, unconditional, None
         reference = predictions[-1] if same_pass else self._clean(self.reference_role, [at_tau_reward])[0]
         return teacher, unconditional, reference
@@ -194,3 +227,9 @@ class GeneratorStage:
         return [
             predict_clean(latents, velocity, level) for (latents, level, _), velocity in zip(inputs, found, strict=True)
         ]
+
+
+def _select(inputs: NetworkInput, rows: Tensor) -> NetworkInput:
+    """The given rows (R,) of an input of a network."""
+    latents, level, conditioning = inputs
+    return latents[rows], level[rows], conditioning.select(rows)

@@ -22,7 +22,7 @@ class RolloutStage:
 
     roles: Roles
     sigmas: Tensor
-    """Noise levels, float64 (K+1,), from 1 to 0."""
+    """Noise levels, float64 (K+1,), decreasing to 0."""
     latent_shape: tuple[int, int, int]
     """(C, H, W)."""
     _: KW_ONLY

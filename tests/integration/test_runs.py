@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.runs import Silent, files, rows, small_config
 from tdmr1_core.models.loading import fetch_model
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.checkpoints.checkpoint import LATEST, checkpoint_folders, latest_checkpoint
+from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
 from tdmr1_core.runs.checkpoints.resume import RESUMES, load_run_config
 from tdmr1_core.runs.load_run import load_trained
 from tdmr1_core.runs.output.export import export_lora
@@ -82,6 +84,36 @@ def test_a_stopped_run_ends_with_the_same_bits(finished, tmp_path):
     one, other = files(folder), files(finished)
     del one["samples/step-000001.png"]
     assert one == other
+
+
+def test_a_run_that_began_before_a_setting_existed_ends_with_the_same_bits(tmp_path):
+    """The folder is made into one of a version without rollout.dpm_levels, whose dpm-solver++ used Euler's levels."""
+
+    class StopAfterOne(Silent):
+        def iteration(self, report):
+            super().iteration(report)
+            run._stop = True
+
+    former = ("rollout.sampler=dpm-solver++", "rollout.dpm_levels=euler", "batch.group_size=2")
+    config = small_config(*former, "iterations=2", "timesteps.per_iteration=1")
+    Run.create(config, tmp_path / "whole").execute(Silent())
+    folder = tmp_path / "stopped"
+    run = Run.create(config, folder)
+    assert run.execute(StopAfterOne()).iterations == 1
+    path, checkpoint = folder / "config.yaml", folder / "checkpoints" / "step-000001"
+    path.write_text(path.read_text().replace("  dpm_levels: euler\n", ""))
+    contents = {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.name != MANIFEST}
+    settings = json.loads(contents["config.json"])
+    assert settings["rollout"].pop("dpm_levels") == "euler"
+    contents["config.json"] = json.dumps(settings).encode()
+    (checkpoint / "config.json").write_bytes(contents["config.json"])
+    (checkpoint / MANIFEST).write_bytes(describe(contents))
+    assert Run.resume(folder).execute(Silent()).finished
+    last = "checkpoints/step-000002"
+    one, other = files(folder), files(tmp_path / "whole")
+    for name in ("weights.safetensors", "optimizers.safetensors", "config.json"):
+        assert one[f"{last}/{name}"] == other[f"{last}/{name}"]
+    assert Run.resume(folder).config.rollout.dpm_levels == "euler", "now the checkpoint has the setting"
 
 
 def test_lines_after_the_checkpoint_are_rewritten(finished, copied):

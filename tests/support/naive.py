@@ -308,7 +308,7 @@ class Naive:
             if s.loss == "huber":
                 cfg = (s.guidance - 1) * cfg
             reward = torch.zeros((), dtype=torch.float64)
-            if s.reward_scale > 0:
+            if s.reward_scale > 0 and k < s.trunc_steps:
                 surrogate = self.guided_clean("surrogate", xr, tau_r, prompt, s.rl_cfg)
                 d_reward = surrogate - self.clean(s.reference, xr, tau_r, prompt)
                 w_reward = (x0.detach() - surrogate).abs().mean().item()
@@ -316,8 +316,10 @@ class Naive:
                 reward = _pull(s, x0, d_reward, max(w_reward, s.floor))
             if k < s.trunc_steps:
                 total = s.tdm_weight * cfg + (1 - s.tdm_weight) * s.reward_scale * reward + kl
-            else:
+            elif s.loss == "squared":
                 total = s.tdm_weight * (cfg + kl)
+            else:
+                total = s.tdm_weight * _pull_both(s, x0, d_cfg, d_kl, w)
             for name, value in (("generator", total), ("kl", kl), ("cfg", cfg), ("reward", reward)):
                 sums[name] = sums[name] + value
         means = {f"loss/{name}": value / at.images for name, value in sums.items()}
@@ -332,6 +334,12 @@ def _pull(s: Settings, x0: Tensor, d: Tensor, w: float) -> Tensor:
     if s.loss == "squared":
         return mean_square(goal - x0) / w
     return torch.mean((torch.sqrt((goal - x0) ** 2 + s.huber_c**2) - s.huber_c) / w)
+
+
+def _pull_both(s: Settings, x0: Tensor, d_cfg: Tensor, d_kl: Tensor, w: float) -> Tensor:
+    """The Huber loss of one sample at k >= trunc_steps: the length of both errors and c, element by element."""
+    sides = torch.stack([x0 - (x0 + d_cfg).detach(), x0 - (x0 + d_kl).detach(), torch.full_like(x0, s.huber_c)])
+    return (sides.norm(dim=0) - s.huber_c).sum() / (w * x0.numel())
 
 
 def _gradient(loss: Tensor, leaves: Weights) -> Weights:

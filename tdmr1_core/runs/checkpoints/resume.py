@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.config import RunConfig, lr_iterations
-from tdmr1_core.config_loading import dump, read_file, resolve
+from tdmr1_core.config_loading import FORMER_DEFAULTS, dump, read_file, resolve, with_former_defaults
 from tdmr1_core.durable_files import append_durable, check_links
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.preflight.checks import matches
@@ -85,23 +85,28 @@ def require_run_folder(folder: Path) -> Path:
 
 
 def load_run_config(folder: Path) -> RunConfig:
-    """The settings of a run folder. Raises Tdmr1Error if there are none, and for links that lead out of the folder."""
+    """The settings of a run folder; settings newer than the run have the value of `FORMER_DEFAULTS`.
+
+    Raises Tdmr1Error if there are none, and for links that lead out of the folder.
+    """
     tree = read_file(require_run_folder(folder))
     tree.pop(HEADER, None)
-    return resolve([tree])
+    return resolve([with_former_defaults(tree)])
 
 
 def find_resume_point(folder: Path, iterations: int | None = None) -> ResumePoint:
     """The checkpoint and the settings to continue a run with. With `iterations`, the run gets this total number.
 
-    Raises Tdmr1Error if no checkpoint is intact, and for settings that are missing or may not change.
+    Raises Tdmr1Error if no checkpoint is intact, and for settings that are missing or may not change. A setting newer
+    than the run may be missing if the checkpoint has the value of `FORMER_DEFAULTS`, with which config.yaml is read.
     """
     config, path = load_run_config(folder), folder / CONFIG
     if iterations is not None and iterations != config.iterations:
         config = _with_iterations(config, iterations)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    done, saved = iteration_of(checkpoint), read_config(checkpoint)
-    if missing := _missing(saved, read_file(path)):
+    done, saved = iteration_of(checkpoint), with_former_defaults(read_config(checkpoint))
+    newer = FORMER_DEFAULTS.keys() - find_changes(saved, dump(config)).keys()
+    if missing := [name for name in _missing(saved, read_file(path)) if name not in newer]:
         raise Tdmr1Error(
             f"{path} lacks settings: {', '.join(missing)} (is the file truncated?)",
             f"add what is missing; {checkpoint / SETTINGS} has all settings",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
+from tdmr1_core.build.parts import noise_levels
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.prompts.sets import spread
@@ -89,15 +90,16 @@ def sample_images(
     """Sample `per_prompt` images of every prompt; the noises depend only on the seed and the prompt.
 
     By default, the teacher uses the steps and guidance scale of the model entry and Euler steps; every other role uses
-    K steps, no guidance and the sampler of training. `progress` is called with the number of finished images and the
-    total.
+    K steps, no guidance and the sampler of training. The teacher uses the noise levels of Euler, every other role those
+    of training. `progress` is called with the number of finished images and the total.
     """
     is_teacher = role == TEACHER
     steps = steps or (engine.entry.teacher_steps if is_teacher else engine.steps)
     if guidance_scale is None:
         guidance_scale = engine.entry.teacher_guidance if is_teacher else 1.0
     backbone = engine.roles.backbone
-    sigmas = backbone.schedule(steps, engine.shift)
+    rollout = engine.config.rollout
+    sigmas = backbone.schedule(steps, engine.shift, "euler" if is_teacher else noise_levels(rollout))
     noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))  # (N, C, H, W)
     conditioning = engine.conditioning(prompts)
     images: list[np.ndarray] = []
@@ -110,7 +112,7 @@ def sample_images(
                 noise[rows].to(device=backbone.device, dtype=backbone.dtype),
                 conditioning.select(rows // per_prompt),
                 sigmas,
-                sampler=sampler or ("euler" if is_teacher else engine.config.rollout.sampler),
+                sampler=sampler or ("euler" if is_teacher else rollout.sampler),
                 guidance_scale=guidance_scale,
             )
         images.append(backbone.decode(latents[-1]))

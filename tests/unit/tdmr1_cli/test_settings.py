@@ -90,6 +90,45 @@ def test_a_file_keeps_the_preset_of_the_model_unless_it_is_none(extensions, tmp_
     assert settings.config.batch.groups == 48
 
 
+def test_the_config_of_an_earlier_run_means_what_it_did(extensions, tmp_path):
+    """The header shows that the file is the config.yaml of a run. Options still override it."""
+    text = "rollout: {sampler: dpm-solver++}\n"
+    levels = [
+        resolve_settings(
+            Flags(config=write(tmp_path, content), sets=sets), "train", extensions
+        ).config.rollout.dpm_levels
+        for content, sets in (
+            (text, ()),
+            (f"tdmr1: {{}}\n{text}", ()),
+            (f"tdmr1: {{}}\n{text}", ["rollout.dpm_levels=scheduler"]),
+        )
+    ]
+    assert levels == ["scheduler", "euler", "scheduler"]
+
+
+@pytest.mark.parametrize("model", [None, "sd3.5-tdm"])
+def test_the_preset_of_a_reward_that_does_not_exist_yet_needs_a_reward(extensions, tmp_path, model):
+    flags = Flags(model=model, preset="imagereward")
+    with raises("reward-unknown", preset="imagereward", reward="imagereward") as caught:
+        resolve_settings(flags, "train", extensions)
+    assert "not part of tdmr1 yet" in caught.value.message
+    assert "--reward" in caught.value.hint
+    with raises("several-errors"):
+        resolve_settings(replace(flags, sets=["seed=x"]), "train", extensions)
+
+    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return [0.0] * len(images)\n")
+    prompts = "ocr" if model else None
+    for rewards in (["legible"], [f"imagereward={tmp_path / 'mine.py'}:score"]):
+        settings = resolve_settings(replace(flags, rewards=rewards, prompts=prompts), "train", extensions)
+        assert (settings.preset, len(settings.config.rewards)) == ("imagereward", 1)
+        assert settings.config.surrogate.tau_min == 0.55
+    assert settings.config.rewards[0].name == "imagereward"
+    path = write(tmp_path, "rewards: [{name: legible}]\n")
+    settings = resolve_settings(replace(flags, config=path, prompts=prompts), "train", extensions)
+    assert settings.config.rewards[0].name == "legible"
+    resolve_settings(flags, None, extensions, needs_reward=False)  # `tdmr1 plan` calls no reward
+
+
 def test_the_reward_gives_the_preset_if_the_model_has_none(extensions, photo_model):
     settings = resolve_settings(Flags(model=str(photo_model), rewards=["legible:2"]), "train", extensions)
     assert settings.preset == "ocr"

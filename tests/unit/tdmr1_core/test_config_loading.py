@@ -19,6 +19,7 @@ from tdmr1_core.config_loading import (
     read_file,
     read_preset,
     resolve,
+    with_former_defaults,
 )
 from tdmr1_rewards.builtin.geneval import GenEvalOptions
 
@@ -36,7 +37,7 @@ def test_every_shipped_settings_file_is_valid():
     for path in shipped:
         tree = read_file(path)
         assert resolve([REWARD if tree.get("kind") != "distill" else {}, tree])
-    assert {"ocr", "geneval", "imagereward", "hps", "tiny", "distill-tiny"} <= set(preset_names())
+    assert {"ocr", "geneval", "imagereward", "hps", "tiny", "distill-tiny", "ocr-regularised"} <= set(preset_names())
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,12 @@ def test_the_tiny_presets_keep_the_score_of_their_measurements():
         assert tree["evaluation"]["rewards"] == [{"name": "geneval", "options": {"score": "strict"}}]
 
 
+def test_the_stronger_regularization_changes_three_settings_of_ocr():
+    changed = {"beta_dpo": 100, "reference_penalty": 0.01, "trust_region": 2e-3}
+    expected = merge(dump(resolve([read_preset("ocr"), REWARD])), {"surrogate": changed})
+    assert dump(resolve([read_preset("ocr-regularised"), REWARD])) == expected
+
+
 def test_later_layers_override_single_settings():
     config = resolve([read_preset("tiny"), REWARD, {"seed": 3}, parse_assignments(["seed=4", "batch.groups=2"])])
     assert (config.seed, config.batch.groups, config.batch.group_size) == (4, 2, 12)
@@ -99,6 +106,18 @@ def test_merge_does_not_change_its_arguments():
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merge(base, over) == {"a": {"b": 3, "c": 2}}
     assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+
+
+def test_former_defaults_fill_what_a_run_lacks():
+    lacking, complete = (
+        {"rollout": {"sampler": "dpm-solver++"}},
+        {"rollout": {"sampler": "dpm-solver++", "dpm_levels": 3}},
+    )
+    assert with_former_defaults(lacking)["rollout"] == {"sampler": "dpm-solver++", "dpm_levels": "euler"}
+    assert lacking == {"rollout": {"sampler": "dpm-solver++"}}
+    assert with_former_defaults(complete)["rollout"] == complete["rollout"]
+    for rollout in ({"sampler": "euler"}, {}, 3, None):  # without effect, or refused later
+        assert with_former_defaults({"rollout": rollout})["rollout"] == rollout
 
 
 @pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=1", ".a=1"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from tdmr1_core.algorithm.flow import (
@@ -82,6 +83,24 @@ def test_schedule() -> None:
     assert schedule[0] == 1
     assert schedule[-1] == 0
     assert bool((schedule.diff() < 0).all())
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 28])
+def test_the_levels_of_the_scheduler_of_diffusers(steps: int, shift: float) -> None:
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift, prediction_type="flow_prediction")
+    scheduler.set_timesteps(steps)
+    found = sigma_schedule(steps, shift, "scheduler")
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), scheduler.sigmas, rtol=1e-7, atol=0)
+    assert found[-1] == 0
+
+
+def test_the_levels_of_the_scheduler_by_hand() -> None:
+    # u = 0.999, 0.74925, 0.4995, 0.24975, 0; 3 u / (1 + 2 u).
+    expected = 2.997 / 2.998, 2.24775 / 2.4985, 1.4985 / 1.999, 0.74925 / 1.4995, 0
+    assert_equal(sigma_schedule(4, 3, "scheduler"), *expected)
+    assert [round(level, 5) for level in expected] == [0.99967, 0.89964, 0.74962, 0.49967, 0]
 
 
 def test_predictions_of_a_known_mixture() -> None:

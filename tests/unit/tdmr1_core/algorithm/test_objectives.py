@@ -18,6 +18,7 @@ from tdmr1_core.algorithm.objectives import (
     fake_score_loss,
     fake_target,
     generator_loss,
+    joint_huber_loss,
     preference_loss,
     preference_weights,
     sample_mse,
@@ -235,14 +236,38 @@ def test_direction_normaliser() -> None:
     assert not found.requires_grad
 
 
+def test_joint_huber_loss() -> None:
+    # c = 2 and w = 0.5: e_kl = 1, 0 and e_cfg = 2, 0: (sqrt(1 + 4 + 4) - 2 + sqrt(4) - 2) / 2 / 0.5.
+    clean = pairs((1, 2)).requires_grad_()
+    d_kl, d_cfg = pairs((1, 0)).requires_grad_(), pairs((2, 0)).requires_grad_()
+    loss = joint_huber_loss(clean, d_kl, d_cfg, numbers(0.5), 2)
+    assert_equal(loss, 1)
+    loss.sum().backward()
+    # -(e_kl + e_cfg) / sqrt(e_kl^2 + e_cfg^2 + c^2) / (2 w).
+    assert clean.grad is not None
+    assert_equal(clean.grad, -1, 0)
+    assert (d_kl.grad, d_cfg.grad) == (None, None)
+
+
+def test_joint_huber_loss_without_guidance_is_the_loss_of_the_kl_term() -> None:
+    clean, d, w = pairs((1, 2), (0, 3)), pairs((3, 0), (-4, 1)), numbers(0.5, 2)
+    found = joint_huber_loss(clean, d, torch.zeros_like(d), w, 4)
+    assert_equal(found, *direction_loss(clean, d, w, kind="huber", huber_c=4).tolist())
+
+
 def test_generator_loss_branches() -> None:
     kl, cfg, reward = numbers(1, 1, 1, 1), numbers(10, 10, 10, 10), numbers(100, 100, 100, 100)
-    steps = torch.tensor([0, 1, 2, 3])
-    # Before: 0.3 * 10 + 0.7 * 100 + 1 = 74; after: 0.3 * 11.
-    assert_equal(generator_loss(kl, cfg, reward, steps, GeneratorWeights(0.3, 1.0, 2)), 74, 74, 3.3, 3.3)
-    assert_equal(generator_loss(kl, cfg, reward, steps, GeneratorWeights(0.3, 1.0, 4)), 74, 74, 74, 74)
-    assert_equal(generator_loss(kl, cfg, reward, steps, GeneratorWeights(0.3, 1.0, 0)), *[3.3] * 4)
+    unrewarded, steps = numbers(5, 6, 7, 8), torch.tensor([0, 1, 2, 3])
+
+    def loss(tdm_weight: float, reward_scale: float, trunc_steps: int) -> Tensor:
+        weights = GeneratorWeights(tdm_weight, reward_scale, trunc_steps)
+        return generator_loss(kl, cfg, reward, unrewarded, steps, weights)
+
+    # Before: 0.3 * 10 + 0.7 * 100 + 1 = 74; after: 0.3 * 5, 0.3 * 6 ...
+    assert_equal(loss(0.3, 1.0, 2), 74, 74, 2.1, 2.4)
+    assert_equal(loss(0.3, 1.0, 4), 74, 74, 74, 74)
+    assert_equal(loss(0.3, 1.0, 0), 1.5, 1.8, 2.1, 2.4)
     # Half the reward: 3 + 35 + 1; none at all: 4.
-    assert_equal(generator_loss(kl, cfg, reward, steps, GeneratorWeights(0.3, 0.5, 1)), 39, 3.3, 3.3, 3.3)
-    assert_equal(generator_loss(kl, cfg, reward, steps, GeneratorWeights(0.3, 0.0, 4)), 4, 4, 4, 4)
-    assert_equal(generator_loss(kl, cfg, reward, steps, GeneratorWeights(1.0, 1.0, 4)), 11, 11, 11, 11)
+    assert_equal(loss(0.3, 0.5, 1), 39, 1.8, 2.1, 2.4)
+    assert_equal(loss(0.3, 0.0, 4), 4, 4, 4, 4)
+    assert_equal(loss(1.0, 1.0, 4), 11, 11, 11, 11)

@@ -188,6 +188,7 @@ PUBLISHED_PASSES = 4 + 2 * (3 + 4 + 8)
         ([], 3, 2 * 2),  # surrogate and reference once more, for the group weights
         (["rollout.sampler=dpm-solver++"], 4, 2),  # the generator, for the fake score at both steps
         (["rollout.eta=0.5"], 4, 2),
+        (["generator.trunc_steps=1"], 4, -2 * 3 * 3 / 4),  # reference and surrogate at one of four steps only
         (["timesteps.optimizer_step=each"], 4, 1),  # at the second step the generator has changed
         (["timesteps.optimizer_step=each", "fake.updates=2"], 4, 2 * 3 + 2),
     ],

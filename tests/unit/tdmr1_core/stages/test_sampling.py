@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_dpmsolver_multistep
 from support.naive import PROMPTS, encoded
 from support.product import all_conditionings, make_backbone
 from torch import Tensor
@@ -80,6 +84,79 @@ def test_dpm_uses_the_previous_prediction() -> None:
     assert path == pytest.approx([10, 9.1, third, fourth, 4])
 
 
+class Nonlinear:
+    """A model whose velocity is a nonlinear function of latents and noise level."""
+
+    def velocity(
+        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """Like Backbone.velocity."""
+        level = sigma.to(latents).view(-1, 1, 1, 1)
+        return torch.sin(3 * latents * level) + latents.square() / 4 - torch.exp(-level * latents.mean())
+
+
+class DoubleTorch:
+    """The module `torch`, in which float32 is float64: the scheduler of diffusers rounds samples to torch.float32."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def sample_with_diffusers(noise: Tensor, steps: int, shift: float, sigmas: Tensor | None = None) -> Tensor:
+    """The last latent of diffusers' scheduler, set up as in the authors' trainer; on `sigmas` if they are given."""
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    if sigmas is not None:
+        scheduler.sigmas = sigmas
+    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        velocity = Nonlinear().velocity(noise, sigma.expand(len(noise)), rows(len(noise)))
+        noise = scheduler.step(velocity, timestep, noise).prev_sample
+    return noise
+
+
+@pytest.mark.parametrize("shift", [3.0, 6.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 16])
+def test_dpm_is_the_scheduler_of_diffusers(steps: int, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sigmas = sigma_schedule(steps, shift, "scheduler")
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def last(noise: Tensor) -> Tensor:
+        return sample(Nonlinear(), noise, rows(2), sigmas, sampler="dpm-solver++")[-1]  # type: ignore[arg-type]
+
+    single = last(noise.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single, sample_with_diffusers(noise.float(), steps, shift), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(scheduling_dpmsolver_multistep, "torch", DoubleTorch())
+    double = sample_with_diffusers(noise, steps, shift, sigmas)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(last(noise), double, rtol=0, atol=1e-10)
+    # The levels of Euler lead elsewhere.
+    euler = sample(Nonlinear(), noise, rows(2), sigma_schedule(steps, shift), sampler="dpm-solver++")[-1]  # type: ignore[arg-type]
+    assert (euler - double).abs().max() > 1e-6
+
+
+def test_the_second_step_is_second_order_on_the_levels_of_the_scheduler() -> None:
+    """With Euler's levels the previous step began at sigma = 1, and the prediction at it is not used."""
+    noise, second = start(0.7), {}
+    for levels in ("scheduler", "euler"):
+        sigmas = sigma_schedule(4, 3, levels)  # type: ignore[arg-type]
+        path = sample(Nonlinear(), noise, rows(1), sigmas, sampler="dpm-solver++")  # type: ignore[arg-type]
+        now, after = sigmas[1:2], sigmas[2:3]
+        first_order = path[1] - (now - after) * Nonlinear().velocity(path[1], now, rows(1))
+        second[levels] = (path[2] - first_order).abs().item()
+    assert second["euler"] < 1e-12
+    assert second["scheduler"] > 1e-4
+
+
 def test_eta_uses_fresh_noise_at_every_step() -> None:
     steps: list[int] = []
 
@@ -133,6 +210,7 @@ def test_schedule_latent_shape_and_decoding() -> None:
     backbone = make_backbone()
     assert backbone.schedule(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
     assert backbone.schedule(2, 1.0).tolist() == pytest.approx([1, 0.5, 0])
+    assert backbone.schedule(2, 1.0, "scheduler").tolist() == pytest.approx([0.999, 0.4995, 0])
     assert backbone.latent_shape(8, 12) == (4, 4, 6)
     assert backbone.dtype == torch.float64
     torch.testing.assert_close(backbone.unconditional.pooled[0], encoded(PROMPTS[0])[1])
