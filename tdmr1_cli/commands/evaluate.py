@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption
-from tdmr1_cli.output import emit_json, measure_document, plus_minus, signed, table
+from tdmr1_cli.output import emit_json, measure_document, message, plus_minus, signed, table
 from tdmr1_cli.settings import Flags, TypedReward, parse_reward
 from tdmr1_cli.targets import Target, TargetArgument, load_target
 from tdmr1_core.errors import Tdmr1Error
@@ -108,7 +108,10 @@ def _prompt_sets(loaded: Target, names: Sequence[str] | None) -> list[PromptSet]
 
 
 def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
-    """The rewards of --reward with the options of the config, else those of the config, else the model's default."""
+    """The rewards of --reward with the options of the config, else those of the config, else the model's default.
+
+    A reward that asks people scores no evaluation. If no other is configured, the held-out rewards of the guard do.
+    """
     from tdmr1_core.config import RewardConfig
 
     config, default = loaded.engine.config, loaded.engine.entry.default_reward
@@ -119,9 +122,17 @@ def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[Reward
             RewardConfig.model_validate({**known.get(name, {}), **reward.tree})
             for name, reward in {reward.name: reward for reward in typed}.items()
         ]
-    if not configured and default is None:
+    finder, domain = loaded.resolved.finder, loaded.engine.entry.domain
+    found = [reward for reward in configured if finder.find(reward.source or reward.name, reward.python).spec.evaluates]
+    if configured and not found:
+        found = list(finder.held_out_rewards(config, domain))
+        asking = ", ".join(reward.name for reward in configured)
+        message(f"{asking} asks people; the images are scored by {', '.join(reward.name for reward in found) or '–'}")
+    if not found and default is not None and not configured:
+        found = [RewardConfig(name=default)]
+    if not found:
         raise Tdmr1Error("no reward to evaluate with", "name one with --reward", code="reward-unknown")
-    return configured or [RewardConfig(name=str(default))]
+    return found
 
 
 def _measure(

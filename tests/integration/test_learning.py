@@ -19,7 +19,7 @@ def engine(*assignments: str) -> Engine:
 
 @pytest.mark.parametrize(
     ("pool", "updates", "strengths", "images"),
-    [(2, 14, (0.0, 1.0), 64), pytest.param(4, 40, (0.0, 0.5, 1.0), 192, marks=pytest.mark.long)],
+    [(2, 14, (0.0, 1.0), 96), pytest.param(4, 40, (0.0, 0.5, 1.0), 192, marks=pytest.mark.long)],
     ids=["short", "as the command"],
 )
 def test_following_the_surrogate_raises_the_true_reward(pool, updates, strengths, images):

@@ -194,7 +194,7 @@ def test_shards_keep_the_numbers_of_their_groups():
     whole = Groups(3, tuple(Prompt(str(i), {}) for i in range(6)), 2)
     shards = [Processes(rank, 3).shard_groups(whole) for rank in range(3)]
     assert [prompt.text for shard in shards for prompt in shard.prompts] == list("012345")
-    for sharing in ("step", "group", "sample"):
+    for sharing in ("step", "group", "sample", 1, 4, 5):
         assert [i for shard in shards for i in sharing_ids(shard, sharing)] == sharing_ids(whole, sharing)
 
 

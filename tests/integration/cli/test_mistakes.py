@@ -21,7 +21,12 @@ def error_of(done):
         (["--reward", "object_cuont"], "reward-unknown", "'object_cuont'", "'object_count'"),
         (["--model", "tiny-tmd"], "model-unknown", "'tiny-tmd'", "'tiny-tdm'"),
         (["--preset", "tinny"], "preset-unknown", "'tinny'", "'tiny'"),
-        (["--set", "generator.learning_rte=1"], "setting-unknown", "generator.learning_rte", "'learning_rate'"),
+        (
+            ["--set", "generator.learning_rte=1"],
+            "setting-unknown",
+            "generator.learning_rte",
+            "'generator.learning_rate'",
+        ),
         (["--set", "batch.groups=many"], "setting-invalid", "batch.groups", "tdmr1 config show"),
         (["--set", "batch.groups"], "assignment-invalid", "'batch.groups'", "--set generator.learning_rate=1e-4"),
         (["--set", "rewards.3.weight=1"], "assignment-invalid", "item 3", "from 0"),
@@ -68,7 +73,7 @@ def test_all_mistakes_in_a_config_file_are_reported(tdmr1, tmp_path):
     assert message.endswith(" [setting-invalid]")
     assert "batch.grups" in message
     assert "seed" in message
-    assert "'groups'" in hint
+    assert "'batch.groups'" in hint
     assert "batch.grups" in error_of(tdmr1("config", "validate", path, code=2))[0]
 
 

@@ -61,7 +61,11 @@ def test_published_settings(preset, groups, beta_dpo, query, train, rl_cfg, clip
     assert config.generator.learning_rate == pytest.approx(3e-4 / 4)
     assert (config.generator.beta1, config.fake.beta1, config.surrogate.beta1) == (0, 0, 0.9)
     assert (config.generator.guidance_scale, config.generator.tdm_weight) == (4.5, 0.3)
-    assert config.generator.ema_decay == 0.9
+    assert (config.generator.ema_decay, config.generator.ema_warmup) == (0.9, True)
+    assert (config.model.lora_init, config.fake.start) == ("gaussian", "zero")
+    shared = 2 if preset == "geneval" else 4
+    sharing = (config.timesteps.k_sharing, config.timesteps.tau_sharing, config.surrogate.tau_sharing)
+    assert sharing == (shared, shared, shared)
     assert (config.surrogate.drift_threshold, config.surrogate.reference_penalty) == (0.05, 0.001)
 
 
@@ -87,6 +91,13 @@ def test_the_stronger_regularization_changes_three_settings_of_ocr():
     changed = {"beta_dpo": 100, "reference_penalty": 0.01, "trust_region": 2e-3}
     expected = merge(dump(resolve([read_preset("ocr"), REWARD])), {"surrogate": changed})
     assert dump(resolve([read_preset("ocr-regularised"), REWARD])) == expected
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if "tiny" in name])
+def test_the_tiny_presets_keep_what_their_figures_were_measured_with(preset):
+    config = resolve([{} if preset.startswith("distill") else REWARD, read_preset(preset)])
+    assert (config.model.lora_init, config.generator.ema_warmup) == ("kaiming", False)
+    assert preset.startswith("distill") or config.fake.start == "generator"
 
 
 def test_later_layers_override_single_settings():

@@ -45,6 +45,22 @@ def test_acting_can_be_nested_and_restores_the_role_after_exceptions() -> None:
         pass
 
 
+def test_new_loras_are_gaussian_with_the_inverse_rank_or_uniform_as_in_peft() -> None:
+    gaussian, kaiming = (
+        Roles(make_backbone(), LoraShape(16, ALPHA, TARGETS), (GENERATOR,), (), seed=0, init=init)
+        for init in ("gaussian", "kaiming")
+    )
+    for roles in (gaussian, kaiming):
+        weights = roles.weights(GENERATOR)
+        assert all(not weight.any() for name, weight in weights.items() if "lora_B" in name)
+    values = torch.cat([w.flatten() for name, w in gaussian.weights(GENERATOR).items() if "lora_A" in name])
+    assert values.mean().item() == pytest.approx(0, abs=4 / 16 / len(values) ** 0.5)
+    assert values.std().item() == pytest.approx(1 / 16, rel=4 / (2 * len(values)) ** 0.5)
+    for name, weight in kaiming.weights(GENERATOR).items():
+        if "lora_A" in name:
+            assert weight.abs().max().item() <= weight.shape[1] ** -0.5
+
+
 def changed(roles: Roles, change: Callable[[Weights], None]) -> Weights:
     """The generator's weights, changed so that they do not fit."""
     weights = {name: weight + 1 for name, weight in roles.weights(GENERATOR).items()}

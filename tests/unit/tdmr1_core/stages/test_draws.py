@@ -37,6 +37,14 @@ def test_sharing_ids(sharing: Sharing, expected: list[int]) -> None:
     assert sharing_ids(make_groups(), sharing) == expected
 
 
+@pytest.mark.parametrize(
+    ("sharing", "expected"),
+    [(1, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]), (2, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), (4, [0] * 8 + [1] * 2), (9, [0] * 10)],
+)
+def test_a_number_of_groups_shares_a_draw(sharing: int, expected: list[int]) -> None:
+    assert sharing_ids(make_groups(5, 2), sharing) == expected
+
+
 @pytest.mark.parametrize("sharing", ["step", "group", "sample"])
 def test_steps_are_distinct_and_shared(sharing: Sharing) -> None:
     groups = make_groups(5, 4)
