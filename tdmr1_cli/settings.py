@@ -134,7 +134,8 @@ def resolve_settings(
     from tdmr1_core.preflight.resolved import resolve_run
 
     used_preset = preset_name if preset_name != NO_PRESET else None
-    return resolve_run(config, extensions, entry=entry, finder=finder, preset=used_preset)
+    scores = needs_reward or bool(named)
+    return resolve_run(config, extensions, entry=entry, finder=finder, preset=used_preset, scores=scores)
 
 
 @dataclass(frozen=True)

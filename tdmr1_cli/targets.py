@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdmr1_cli.output import message
-from tdmr1_cli.settings import STAND_IN_REWARD, Flags, resolve_settings
+from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
         trained = resolve_trained(Path(target), extensions)
         set_threads(trained.config.threads)
         return Target(load_resolved(Path(target), trained), trained, True)
-    resolved = resolve_settings(_with_model(target, flags, extensions, needs_reward), "train", extensions)
+    flags = _with_model(target, flags, extensions)
+    resolved = resolve_settings(flags, "train", extensions, needs_reward=needs_reward)
     message(f"loading {target} …")
     from tdmr1_core.distributed import set_threads
     from tdmr1_core.engine import Engine
@@ -81,9 +82,9 @@ def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
     return Target(Engine.from_resolved(resolved), resolved, False)
 
 
-def _with_model(target: str, flags: Flags, extensions: Extensions, needs_reward: bool) -> Flags:
+def _with_model(target: str, flags: Flags, extensions: Extensions) -> Flags:
     try:
-        entry = extensions.models.get(target)
+        extensions.models.get(target)
     except Tdmr1Error as error:
         if Path(target).is_dir():
             raise
@@ -94,6 +95,4 @@ def _with_model(target: str, flags: Flags, extensions: Extensions, needs_reward:
             code="target-unknown",
             values={"target": target},
         ) from error
-    if not needs_reward and entry.default_reward is None:
-        flags = replace(flags, rewards=[STAND_IN_REWARD])
     return replace(flags, model=target)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tdmr1_core.errors import RunWarning, Tdmr1Error, close_match_hint, shorten
 from tdmr1_core.models.prompt_lengths import Reader, characters_read
-from tdmr1_core.preflight.rewards import ResolvedReward
+from tdmr1_core.preflight.rewards import ResolvedReward, RunRewards
 from tdmr1_core.prompts.sets import PromptSet
 from tdmr1_rewards.scoring.combine import REWARDS_KEY, applicability
 from tdmr1_rewards.sources.preflight import preflight
@@ -22,6 +22,21 @@ SHOWN = 40
 """Characters before and after the end of what is read that a message shows."""
 MANY = 0.1
 """From this fraction of the prompts of a set on, a warning reports prompts that a reward cannot score."""
+
+
+def check_prompts(sets: Sequence[PromptSet], rewards: RunRewards, run_folder: Path | None = None) -> list[RunWarning]:
+    """Check the prompt sets of evaluations, of which the first is that of training, against the rewards of a run.
+
+    Returns a warning for each reward that cannot score many prompts of a set. Raises Tdmr1Error as `check_reward_names`
+    and `check_targets` do.
+    """
+    everything = (*rewards.trained, *rewards.evaluation, *rewards.held_out)
+    check_reward_names(sets, list(dict.fromkeys(reward.config.name for reward in everything)))
+    warnings = [*check_targets(sets[0], rewards.trained, training=True, run_folder=run_folder)]
+    evaluated = sets if rewards.evaluation != rewards.trained else sets[1:]
+    for prompt_set in evaluated:
+        warnings += check_targets(prompt_set, rewards.evaluation, training=False, run_folder=run_folder)
+    return warnings
 
 
 def check_reward_names(sets: Iterable[PromptSet], names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.preflight.checks import CheckedSettings, check_settings
-from tdmr1_core.preflight.prompts import check_reward_names, check_targets
+from tdmr1_core.preflight.prompts import check_prompts
 from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder
 from tdmr1_core.prompts.sets import EMBEDDED_DOMAINS, PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
 from tdmr1_rewards.sources.source import freeze_options
@@ -71,19 +71,13 @@ class ResolvedRun(ResolvedEngine):
 
 
 def resolve_engine(config: RunConfig, extensions: Extensions | None = None) -> ResolvedEngine:
-    """Look up what an engine needs.
-
-    Raises Tdmr1Error for a model, prompt set or reward that does not exist, and for prompts that do not fit the
-    rewards.
-    """
+    """Look up what an engine needs. Raises Tdmr1Error for a model, prompt set or reward that does not exist."""
     extensions = extensions or discover()
     finder = RewardFinder(extensions.plugins.rewards)
     entry = extensions.entry(config.model)
     rewards = finder.resolve(config.rewards)
-    prompts = load_prompt_set(training_prompts_name(config, entry, rewards), entry.domain)
-    check_reward_names([prompts], [reward.name for reward in _all_rewards(config)])
-    list(check_targets(prompts, rewards, training=True))
-    return ResolvedEngine(config, extensions, finder, entry, prompts, rewards)
+    name = training_prompts_name(config, entry, rewards)
+    return ResolvedEngine(config, extensions, finder, entry, load_prompt_set(name, entry.domain), rewards)
 
 
 def resolve_run(
@@ -94,12 +88,14 @@ def resolve_run(
     finder: RewardFinder | None = None,
     preset: str | None = None,
     run_folder: Path | None = None,
+    scores: bool = True,
 ) -> ResolvedRun:
     """Look up all that a run needs, and check the settings. The config of the result has absolute paths.
 
     `entry` and `finder` are for callers that have looked up the model or rewards already. `run_folder` is the folder of
-    a run that is resumed. Raises Tdmr1Error for settings that contradict each other, for a model, prompt set, reward or
-    option that does not exist, and for prompts that do not fit the rewards.
+    a run that is resumed. `scores` is False for a command that scores no image: prompts are then not checked against
+    the rewards. Raises Tdmr1Error for settings that contradict each other, for a model, prompt set, reward or option
+    that does not exist, and for prompts that do not fit the rewards.
     """
     extensions = extensions or discover()
     finder = finder or RewardFinder(extensions.plugins.rewards)
@@ -109,13 +105,7 @@ def resolve_run(
     training = training_prompts_name(config, entry, rewards.trained)
     held_out = evaluation_prompts_name(config, entry, training)
     sets = tuple(load_prompt_set(name, entry.domain) for name in dict.fromkeys((training, held_out)))
-    names = [reward.config.name for reward in (*rewards.trained, *rewards.evaluation, *rewards.held_out)]
-    check_reward_names(sets, list(dict.fromkeys(names)))
-    warnings = [*check_targets(sets[0], rewards.trained, training=True, run_folder=run_folder)]
-    for prompt_set in sets:
-        also_trained = prompt_set is sets[0] and rewards.evaluation == rewards.trained
-        if not also_trained:
-            warnings += check_targets(prompt_set, rewards.evaluation, training=False, run_folder=run_folder)
+    unscored = check_prompts(sets, rewards, run_folder) if scores else []
     checked = CheckedSettings(
         config,
         entry,
@@ -132,7 +122,7 @@ def resolve_run(
         evaluation_prompts=sets,
         evaluation_rewards=rewards.evaluation,
         held_out_rewards=rewards.held_out,
-        warnings=(*check_settings(checked), *warnings, *_check_few_step(config, entry, extensions)),
+        warnings=(*check_settings(checked), *unscored, *_check_few_step(config, entry, extensions)),
         preset=preset,
     )
 
@@ -151,11 +141,6 @@ def _check_few_step(config: RunConfig, entry: ModelEntry, extensions: Extensions
             code="lora-missing",
             values={"model": entry.base, "steps": steps},
         )
-
-
-def _all_rewards(config: RunConfig) -> tuple[RewardConfig, ...]:
-    """The trained rewards, and those that the settings name for evaluations and the guard."""
-    return (*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ()))
 
 
 def freeze_rewards(resolved: ResolvedRun) -> RunConfig:

@@ -76,6 +76,13 @@ def test_truncated_prompts_are_reported(tdmr1, tmp_path):
     assert "'ocr_match' looks for a text that is ignored" in validated.stderr
 
 
+def test_sampling_does_not_need_prompts_that_a_reward_can_score(tdmr1, tmp_path):
+    path = tmp_path / "walls.jsonl"
+    path.write_text('{"prompt": "a wall", "rewards": ["of_another_run"]}\n')
+    tdmr1("sample", "tiny-tdm", "--prompts", path, "--images", 1, "--steps", 1, "--output", tmp_path / "images")
+    assert (tmp_path / "images" / "000-a-wall-00.png").is_file()
+
+
 def test_model_human_without_enough_answers_stops_at_once_with_the_numbers(tdmr1, tmp_path):
     options = ("--set", "rewards.0.options.mode=model", "--prompts", "count")
     done = tdmr1("train", *FEW, "--reward", "human", *options, "--output", tmp_path / "run", code=2)
