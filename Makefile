@@ -7,9 +7,8 @@ READY := $(VENV)/.ready
 TDMR1_CHROMIUM ?= /usr/bin/chromium
 export TDMR1_CHROMIUM
 
-# Whole files, in order: the long ones come first, and a fixture of a file is made once. Three workers keep two cores busy,
-# because tests wait for processes, pages and time limits.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# Whole files, in order: the long ones come first, and a fixture of a file is made once.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup chromium train test test-fast test-long coverage lint tiny-world tiny-words tiny-pairs clean
 

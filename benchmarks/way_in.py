@@ -10,7 +10,8 @@ first line of the first evaluation, in the main thread:
   constructors that `dataclass` generates. A *transition* is a pair of consecutive entries in different files. The two
   rows "with class bodies" have no goal: a class body runs when its module is imported. The design says that commit
   bd1871c has 72 files and 359 transitions, without a definition; these rules give 65 and 308, or 79 and 362 with class
-  bodies.
+  bodies. The goals of the design were 45 and 120, and were met. Since then, prompts are checked against rewards and
+  text encoders before a run, which takes 3 files and 20 transitions.
 - A look-up counts once for each call of a function in `COUNTED`; a call inside another call of the same row does not
   count. Zero calls miss the goal: the function has another name, which must be added to `COUNTED`.
 
@@ -250,8 +251,8 @@ def path_rows(counted: dict[str, Any]) -> list[tuple[str, int, int, int]]:
     everything = [file for file, _ in counted["entries"]]
     functions = [file for file, is_function in counted["entries"] if is_function]
     rows = [
-        ("files entered", len(set(functions)), 1, 45),
-        ("transitions between files", _transitions(functions), 1, 120),
+        ("files entered", len(set(functions)), 1, 48),
+        ("transitions between files", _transitions(functions), 1, 140),
         ("files entered, with class bodies", len(set(everything)), 1, UNLIMITED),
         ("transitions, with class bodies", _transitions(everything), 1, UNLIMITED),
     ]

@@ -14,9 +14,10 @@ from pathlib import Path
 from tdmr1_core.errors import RunWarning, Tdmr1Error, close_match_hint, shorten
 from tdmr1_core.models.prompt_lengths import Reader, characters_read
 from tdmr1_core.preflight.rewards import ResolvedReward, RunRewards
+from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import PromptSet
 from tdmr1_rewards.scoring.combine import REWARDS_KEY, applicability
-from tdmr1_rewards.sources.preflight import preflight
+from tdmr1_rewards.sources.source import preflight
 
 SHOWN = 40
 """Characters before and after the end of what is read that a message shows."""
@@ -42,10 +43,12 @@ def check_prompts(sets: Sequence[PromptSet], rewards: RunRewards, run_folder: Pa
 def check_reward_names(sets: Iterable[PromptSet], names: Sequence[str]) -> None:
     """Raise Tdmr1Error if a prompt names a reward that is not among `names`, or names rewards in another form."""
     for prompt_set in sets:
-        applicability([prompt.metadata for prompt in prompt_set.prompts], names)  # raises for another form
+        naming = [prompt.metadata for prompt in prompt_set.prompts if REWARDS_KEY in prompt.metadata]
+        if naming:
+            applicability(naming, names)  # raises for another form
         unknown: Counter[str] = Counter()
-        for prompt in prompt_set.prompts:
-            unknown.update(set(prompt.metadata.get(REWARDS_KEY) or ()).difference(names))
+        for metadata in naming:
+            unknown.update(set(metadata[REWARDS_KEY] or ()).difference(names))
         if unknown:
             name, count = unknown.most_common(1)[0]
             prompts = "1 prompt names" if count == 1 else f"{count} prompts name"
@@ -69,8 +72,7 @@ def check_targets(
         name = reward.config.name
         if reward.config.python is not None:
             continue
-        applies = applicability([prompt.metadata for prompt in prompt_set.prompts], [name])[name]
-        prompts = [prompt for prompt, on in zip(prompt_set.prompts, applies, strict=True) if on]
+        prompts = [prompt for prompt in prompt_set.prompts if _applies(name, prompt)]
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         reasons = preflight(reward.registered, reward.config.options, texts, metadata, run_folder)
         unscored = [(reason, text) for reason, text in zip(reasons, texts, strict=True) if reason is not None]
@@ -88,6 +90,12 @@ def check_targets(
             hint = "name other prompts with --prompts, or another reward"
             raise Tdmr1Error(message, hint, code="nothing-scored", values=values)
         yield RunWarning(message, code="images-unscored", values=values)
+
+
+def _applies(reward: str, prompt: Prompt) -> bool:
+    """Whether a reward scores the images of a prompt. Metadata without the key name all rewards."""
+    named = prompt.metadata.get(REWARDS_KEY)
+    return named is None or reward in named
 
 
 def check_lengths(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tdmr1_rewards.api import Reward, RewardSpec
+from tdmr1_rewards.api import Reward, RewardSpec, RunPreview
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.calling.reference import (
     Reference,
@@ -28,7 +28,7 @@ from tdmr1_rewards.calling.reference import (
     validate_options,
     validated_options,
 )
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.errors import Tdmr1Error, describe_error
 from tdmr1_rewards.registry import Provenance, RegisteredReward, RewardRegistry
 from tdmr1_rewards.sources.foreign import adapt
 from tdmr1_rewards.sources.parsing import FORMS, PATTERN, Source, parse_source, snake_case
@@ -43,6 +43,7 @@ __all__ = [
     "find_reward",
     "freeze_options",
     "parse_source",
+    "preflight",
     "reference_for",
     "snake_case",
 ]
@@ -130,6 +131,48 @@ def freeze_options(
     before = given.model_dump(mode="json")
     after = resolve(registered.spec.freeze, registered)(given).model_dump(mode="json")
     return {**options, **{name: value for name, value in after.items() if value != before[name]}}
+
+
+def preflight(
+    registered: RegisteredReward,
+    options: Mapping[str, Any],
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    run_folder: Path | None = None,
+) -> list[str | None]:
+    """For each of N prompts None, or why a reward cannot score its images, from the `preflight` function of its spec.
+
+    Raises Tdmr1Error for wrong options, and if the function of the reward raises, cannot be imported, or does not
+    return N entries that are None or strings.
+    """
+    spec = registered.spec
+    if spec.preflight is None:
+        return [None] * len(prompts)
+    given = None if spec.options is None else validated_options(reference_of(spec, options), registered)
+    function = resolve(spec.preflight, registered)
+    try:
+        answer = function(RunPreview(prompts=prompts, metadata=metadata, options=given, run_folder=run_folder))
+    except Tdmr1Error:
+        raise
+    except Exception as error:
+        described = describe_error(error)
+        raise Tdmr1Error(
+            f"{registered}: {spec.preflight} raised {described}",
+            "correct the function, or remove `preflight` from the RewardSpec",
+            code="reward-failed",
+            values={"reward": str(registered), "error": described},
+        ) from error
+    reasons = list(answer) if isinstance(answer, list | tuple) else []
+    if len(reasons) != len(prompts) or not all(reason is None or isinstance(reason, str) for reason in reasons):
+        found = f"a list of {len(reasons)}" if isinstance(answer, list | tuple) else f"a {type(answer).__name__}"
+        raise Tdmr1Error(
+            f"{registered}: {spec.preflight} returned {found}, but must return None or a string for each of "
+            f"{len(prompts)} prompts",
+            "correct the function",
+            code="reward-spec",
+            values={"reward": str(registered), "field": "preflight", "found": found, "prompts": len(prompts)},
+        )
+    return reasons
 
 
 def _source_of(registered: RegisteredReward) -> Source:

@@ -105,7 +105,7 @@ def answer_a_run(browser, folder, iterations, images, *settings):
         if judged == images // 2:
             pages.append(context.new_page())
             pages[1].goto(url)
-    assert process.returncode == 0, "".join(lines)
+    assert process.returncode in (0, 1), "".join(lines)  # 1: no group had both red images and others
     context.close()
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -54,7 +54,7 @@ def _draw(pipeline, lora, options):
 def test_the_distilled_model_is_trained_evaluated_and_exported(directory, distilled, prompts, tdmr1, tmp_path):
     run = tmp_path / "run"
     lora = distilled / "pytorch_lora_weights.safetensors"
-    arguments = ["--lora", lora, "--reward", "object_count", "--prompts", prompts, "--iterations", 1, "--output", run]
+    arguments = ["--lora", lora, "--reward", "jpeg_size", "--prompts", prompts, "--iterations", 1, "--output", run]
     tdmr1("train", "--model", directory, *arguments, *SETS, "--set", "evaluation.images=4")
     (metrics,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert metrics["step"] == 1

@@ -37,7 +37,7 @@ def error_of(done):
         (["--model-path", "nowhere"], "model-incomplete", "nowhere", "save_pretrained"),
         (["missing.yaml"], "config-unreadable", "missing.yaml", "path"),
         (["--resume", "."], "run-folder-missing", "config.yaml", "--output"),
-        (["--resume", ".", "--iterations", "5"], "option-conflict", "--resume", "--output"),
+        (["--resume", ".", "--seed", "5"], "option-conflict", "--resume", "--output"),
         (["--prompts", "cuont", "--dry-run"], "prompts-unknown", "'cuont'", "'count'"),
     ],
 )

@@ -34,7 +34,9 @@ def resumed(tmp_path, monkeypatch):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(dump(config)))
         resume_run(tmp_path, Flags(), None, dry_run=False, quiet=True)
 
-    monkeypatch.setattr(run_module, "find_resume_point", lambda folder: ResumePoint(load_run_config(folder), folder))
+    monkeypatch.setattr(
+        run_module, "find_resume_point", lambda folder, iterations: ResumePoint(load_run_config(folder), folder)
+    )
     monkeypatch.setattr(Run, "execute", reached)
     return resume
 

@@ -130,22 +130,24 @@ def test_the_preset_of_a_reward_that_does_not_exist_yet_needs_a_reward(extension
 
 
 def test_the_reward_gives_the_preset_if_the_model_has_none(extensions, photo_model):
-    settings = resolve_settings(Flags(model=str(photo_model), rewards=["legible:2"]), "train", extensions)
+    settings = resolve_settings(
+        Flags(model=str(photo_model), rewards=["legible:2"], prompts="ocr"), "train", extensions
+    )
     assert settings.preset == "ocr"
     assert settings.config.rewards[0].weight == 2
 
 
 def test_a_published_model_and_a_reward_are_a_complete_command(extensions):
-    settings = resolve_settings(Flags(model="sd3.5-tdm", rewards=["legible"]), "train", extensions)
+    settings = resolve_settings(Flags(model="sd3.5-tdm", rewards=["legible"], prompts="ocr"), "train", extensions)
     assert (settings.preset, settings.entry.base) == ("ocr", "stabilityai/stable-diffusion-3.5-medium")
     assert (settings.config.model.precision, settings.config.batch.groups) == ("bf16", 48)
     assert settings.entry.domain == "photo"
-    flags = Flags(model="sd3.5-tdm", rewards=["legible"], sets=["model.precision=fp32"])
+    flags = Flags(model="sd3.5-tdm", rewards=["legible"], prompts="ocr", sets=["model.precision=fp32"])
     assert resolve_settings(flags, "train", extensions).config.model.precision == "fp32"
 
 
 def test_a_guidance_distilled_teacher_is_not_guided_again(extensions):
-    flags = Flags(model="z-image-turbo", rewards=["legible"])
+    flags = Flags(model="z-image-turbo", rewards=["legible"], prompts="ocr")
     own = resolve_settings(flags, "train", extensions).config.generator
     assert (own.guidance_scale, own.rl_cfg) == (1.0, 1.0)
     other = resolve_settings(replace(flags, sets=["model.teacher=Tongyi-MAI/Z-Image"]), "train", extensions)
@@ -154,7 +156,7 @@ def test_a_guidance_distilled_teacher_is_not_guided_again(extensions):
 
 
 def test_a_model_without_a_published_lora_needs_one_for_training_only(extensions):
-    flags = Flags(model="sd3.5-large-tdm", rewards=["legible"])
+    flags = Flags(model="sd3.5-large-tdm", rewards=["legible"], prompts="ocr")
     with raises("lora-missing"):
         resolve_settings(flags, "train", extensions)
     assert resolve_settings(replace(flags, lora=Path("mine.safetensors")), "train", extensions).entry.adapter_scale == 1

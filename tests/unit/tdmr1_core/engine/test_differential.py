@@ -371,7 +371,7 @@ def test_whole_iterations(each: bool, micro_batch: int | None) -> None:
     sections["timesteps"]["optimizer_step"] = "each" if each else "iteration"
     sections["fake"] |= {"learning_rate": 3e-3, "updates": 2 if each else 1}
     sections["surrogate"] |= {"learning_rate": 4e-3, "ema_slope": 0.1, "ema_max": 0.25}
-    sections["generator"] |= {"learning_rate": 2e-3, "ema_decay": 0.6}
+    sections["generator"] |= {"learning_rate": 2e-3, "ema_decay": 0.6, "ema_warmup": False}
     sections["optimizer"] = {"epsilon": 1e-6, "weight_decay": 1e-2, "max_grad_norm": 0.05, "final_lr": 0.5}
     recorder = Recorder()
     engine = make_engine(sections, reward=brightness, plugin=recorder, seed=SEED, iterations=4)

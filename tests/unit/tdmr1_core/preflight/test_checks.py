@@ -74,7 +74,7 @@ def test_presets_have_no_ineffective_settings(preset):
         ([*DISTILL, "generator.tdm_weight=0.5"], "generator.tdm_weight", "a distillation has no rewards"),
         ([*DISTILL, "generator.trunc_steps=3"], "generator.trunc_steps", "a distillation has no rewards"),
         ([*DISTILL, "advantages.clip=3"], "advantages.clip", "a distillation has no rewards"),
-        ([*DISTILL, "fake.start=zero"], "fake.start", "a distillation starts from no LoRA"),
+        ([*DISTILL, "fake.start=generator"], "fake.start", "a distillation starts from no LoRA"),
         ([*DISTILL, "model.lora=x.safetensors"], "model.lora", "a distillation starts from no LoRA"),
         ([*DISTILL, "model.adapter_scale=2"], "model.adapter_scale", "a distillation starts from no LoRA"),
         ([*DISTILL, "evaluation.every=5"], "evaluation.every", "no reward scores evaluations"),
@@ -188,7 +188,7 @@ def test_the_largest_advantage_is_the_one_that_the_check_assumes():
 
 
 def test_a_few_step_model_without_a_lora_has_none_to_scale_or_copy():
-    found = ineffective(config("model.adapter_scale=2", "fake.start=zero"), replace(ENTRY, lora=None))
+    found = ineffective(config("model.adapter_scale=2", "fake.start=generator"), replace(ENTRY, lora=None))
     assert list(found) == ["model.adapter_scale", "fake.start"]
     assert set(found.values()) == {"the run starts from no LoRA"}
 

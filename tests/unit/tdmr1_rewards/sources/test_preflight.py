@@ -8,7 +8,7 @@ from support.errors import raises
 from tdmr1_rewards import RewardSpec
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance, RegisteredReward
-from tdmr1_rewards.sources.preflight import preflight
+from tdmr1_rewards.sources.source import preflight
 
 pytestmark = pytest.mark.unit
 
