@@ -111,7 +111,7 @@ def check_lengths(
     limits = ", ".join(dict.fromkeys(f"{reader.limit} tokens of {reader.name}" for reader in readers))
     text, end = truncated[0]
     message = (
-        f"{len(truncated)} of {len(read)} prompts of {prompt_set.name} are longer than the model reads ({limits}); the "
+        f"in {prompt_set.name}, {len(truncated)} of {len(read)} prompts exceed what the model reads ({limits}); the "
         f"first is read up to {text[max(0, end - SHOWN) : end]!r}, and {shorten(text[end:], SHOWN)!r} is ignored"
     )
     lost = {}

@@ -269,9 +269,9 @@ def _check(entries: Sequence[Entry], path: Path) -> None:
         return
     listed = "; ".join(f"{place} has {found}" for place, found in wrong[:MAX_LISTED])
     listed += "; …" if len(wrong) > MAX_LISTED else ""
-    count = "1 entry is" if len(wrong) == 1 else f"{len(wrong)} entries are"
+    count = "1 entry is not a prompt" if len(wrong) == 1 else f"{len(wrong)} entries are not prompts"
     raise Tdmr1Error(
-        f"{count} not a prompt in {path}: {listed}",
+        f"{count} in {path}: {listed}",
         "a prompt is a string that is not empty; correct or remove these entries",
         code="prompt-invalid",
         values={"path": str(path), "places": [place for place, _ in wrong], "found": [found for _, found in wrong]},
