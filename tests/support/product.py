@@ -23,7 +23,8 @@ from tdmr1_core.models.sd3 import SD3Backbone
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Groups, Prompt, Trajectory
 from tdmr1_core.stages.scoring import ScoringStage
-from tdmr1_rewards.api import Reward, RewardSpec
+from tdmr1_rewards.api import Reward, RewardBatch, RewardResult, RewardSpec
+from tdmr1_rewards.hookspecs import hookimpl
 from tdmr1_rewards.registry import Provenance
 from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.runner import RewardRunner
@@ -161,3 +162,25 @@ def engine_and_trajectory(sections: Mapping[str, Mapping[str, Any]]) -> tuple[En
     """The tiny engine, and a trajectory without stored velocities: an update evaluates the generator again."""
     engine = make_engine(sections)
     return engine, random_trajectory(engine, (PROMPTS[1], PROMPTS[3]), 3, stored_velocity=False)
+
+
+class Recorder:
+    """A plugin that records what the hooks receive."""
+
+    trajectory: Trajectory
+    rewards: list[float]
+
+    @hookimpl
+    def tdmr1_after_rollout(self, trajectory: Trajectory) -> None:
+        """Record the trajectory."""
+        self.trajectory = trajectory
+
+    @hookimpl
+    def tdmr1_after_scoring(self, scores: Any) -> None:
+        """Record the rewards."""
+        self.rewards = scores.total.tolist()
+
+
+def brightness(batch: RewardBatch) -> RewardResult:
+    """The mean brightness of each image."""
+    return RewardResult([float(image.astype(float).mean()) for image in batch.images])

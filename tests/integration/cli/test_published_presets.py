@@ -25,11 +25,11 @@ PROMPTS = [
 @pytest.mark.parametrize(
     ("preset", "reward"),
     [
-        ("ocr", "ocr_match"),
         ("geneval", None),
         *(
             pytest.param(preset, reward, marks=pytest.mark.long)
             for preset, reward in (
+                ("ocr", "ocr_match"),
                 ("imagereward", "jpeg_size"),
                 ("hps", "jpeg_size"),
                 ("ocr-regularised", "object_count"),

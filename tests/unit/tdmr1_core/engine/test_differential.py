@@ -19,7 +19,7 @@ from support.naive import (
     level,
     tiny_transformer,
 )
-from support.product import ALPHA, RANK, gradients, make_engine, random_trajectory, start_loras
+from support.product import ALPHA, RANK, Recorder, brightness, gradients, make_engine, random_trajectory, start_loras
 from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
@@ -27,8 +27,6 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
 from tdmr1_core.records import Advantages, Trajectory, UpdateStats
 from tdmr1_core.stages.draws import draw_boundaries, draw_steps
-from tdmr1_rewards.api import RewardBatch, RewardResult
-from tdmr1_rewards.hookspecs import hookimpl
 
 pytestmark = pytest.mark.unit
 
@@ -274,29 +272,6 @@ def test_the_second_step_accumulates_and_uses_new_draws() -> None:
     assert all(gradient is None for gradient in gradients(other, FAKE).values())
 
 
-class Recorder:
-    """A plugin that records what the hooks receive."""
-
-    def __init__(self) -> None:
-        self.trajectory: Trajectory | None = None
-        self.rewards: list[float] = []
-
-    @hookimpl
-    def tdmr1_after_rollout(self, trajectory: Trajectory) -> None:
-        """Record the trajectory."""
-        self.trajectory = trajectory
-
-    @hookimpl
-    def tdmr1_after_scoring(self, scores: Any) -> None:
-        """Record the rewards."""
-        self.rewards = scores.total.tolist()
-
-
-def brightness(batch: RewardBatch) -> RewardResult:
-    """The mean brightness of each image."""
-    return RewardResult([float(image.astype(float).mean()) for image in batch.images])
-
-
 class NaiveRun:
     """The state of a run in the naive implementation."""
 
@@ -378,7 +353,6 @@ def test_whole_iterations(each: bool, micro_batch: int | None) -> None:
     run = NaiveRun(case, each, 2 if each else 1)
     for index, lr_scale in enumerate((1.0, 0.875)):
         engine.iteration()
-        assert recorder.trajectory is not None
         latents = run.iteration(index, recorder.trajectory, recorder.rewards, lr_scale)
         torch.testing.assert_close(recorder.trajectory.latents, latents, rtol=1e-9, atol=1e-9)
     engine.close()

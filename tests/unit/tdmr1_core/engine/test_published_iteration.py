@@ -10,44 +10,19 @@ from typing import Any
 import pytest
 import torch
 from support.naive import Answer, Naive, NaiveAdamW, Settings, Stored, Weights, advantages, level, tiny_transformer
-from support.product import ALPHA, RANK, make_engine, start_loras
+from support.product import ALPHA, RANK, Recorder, brightness, make_engine, start_loras
 from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import read_preset
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, REFERENCE, SURROGATE, SURROGATE_EMA
-from tdmr1_core.records import Trajectory
-from tdmr1_rewards.api import RewardBatch, RewardResult
-from tdmr1_rewards.hookspecs import hookimpl
 
 pytestmark = pytest.mark.unit
 
 SEED, GROUPS, SIZE, IMAGES = 5, 5, 2, 10
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
 SECTIONS = ("timesteps", "surrogate", "generator", "fake", "advantages", "optimizer", "rollout")
-
-
-class Recorder:
-    """A plugin that keeps the trajectory and the rewards."""
-
-    trajectory: Trajectory
-    rewards: list[float]
-
-    @hookimpl
-    def tdmr1_after_rollout(self, trajectory: Trajectory) -> None:
-        """Keep the trajectory."""
-        self.trajectory = trajectory
-
-    @hookimpl
-    def tdmr1_after_scoring(self, scores: Any) -> None:
-        """Keep the rewards."""
-        self.rewards = scores.total.tolist()
-
-
-def brightness(batch: RewardBatch) -> RewardResult:
-    """The mean brightness of each image."""
-    return RewardResult([float(image.astype(float).mean()) for image in batch.images])
 
 
 def block_ids(groups: int) -> list[int]:
