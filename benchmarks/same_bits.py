@@ -15,8 +15,8 @@ The resume jobs take a run of the old tree back to its first checkpoint and cont
 must equal that of the uninterrupted run. Do not edit the new tree meanwhile. Hashes depend on the machine, so the key
 of a cached result contains the boot id. A killed script leaves its worktree registered: run `git worktree prune`.
 
-One difference is intended: in `ocr-alternatives` the metric loss/reward counts images at k >= trunc_steps as 0, because
-their reward term is no longer computed. The new tree gets the former values of settings whose defaults changed (FORMER).
+One difference is intended: in `ocr-alternatives` the metric loss/reward counts images at k >= trunc_steps as 0. Their
+reward term is no longer computed. The new tree gets the former values of settings whose defaults changed (FORMER).
 
 The script prints one line a job. Exit code 1 if a job differs or fails.
 """
