@@ -210,7 +210,8 @@ def test_answers_are_sent_after_a_killed_server_is_restarted(visit, label):
     running.kill()
     for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
         judge(page, key)
-    expect(page.locator("#waiting")).to_have_text("3 answers waiting to be sent")
+    # 4 if the server was killed before its reply to the first answer arrived; that answer is then sent again.
+    expect(page.locator("#waiting")).to_have_text(re.compile("[34] answers waiting to be sent"))
     restarted = Label(running.folder)
     try:
         assert restarted.url == running.url
