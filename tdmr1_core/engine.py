@@ -22,7 +22,7 @@ from tdmr1_core.algorithm.averages import generator_ema_decay, surrogate_ema_dec
 from tdmr1_core.build.parts import Parts, build_stages, load_parts
 from tdmr1_core.config import RunConfig, lr_iterations
 from tdmr1_core.distributed import ALONE, Processes, check_split
-from tdmr1_core.errors import PeerExited, Tdmr1Error, warn
+from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.resolved import ResolvedEngine, resolve_engine
@@ -38,18 +38,15 @@ from tdmr1_core.records import (
 )
 from tdmr1_core.stages.draws import draw_boundaries, draw_levels, draw_steps, next_groups
 from tdmr1_core.stages.scoring import (
-    Unscored,
-    describe_unscored,
+    check_scored,
     reward_metrics,
     unscored_images,
-    without_own_details,
+    with_metrics_only,
 )
 from tdmr1_core.stages.trained_role import NotFinite
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.scoring.failures import RewardFailed
 
-MANY_UNSCORED = 0.1
-"""From this fraction of the images of an iteration on, a warning reports images without a score."""
 MAX_NOT_FINITE = 10
 """The run stops when this many consecutive updates of a role are not finite."""
 
@@ -91,7 +88,7 @@ class Engine:
         self._update_metrics: dict[str, list[float]] = {}
         self._skipped: list[str] = []
         self._consecutive_not_finite = dict.fromkeys(self.trained, 0)
-        self._has_warned = False
+        self._warned_of_unscored = False
 
     @classmethod
     def from_config(
@@ -183,39 +180,18 @@ class Engine:
         with self._timed("score"):
             scores, states = self.processes.on_each(self.scoring.collect_with_states)
         unscored = unscored_images(scores, trajectory.groups)
-        gathered = self.processes.gather((without_own_details(scores), states, unscored))
+        gathered = self.processes.gather((with_metrics_only(scores), states, unscored))
         self.reward_states = [states for _, states, _ in gathered]
         whole = Scores.cat([scores for scores, _, _ in gathered])
         self._metrics |= reward_metrics(whole)
-        self._check_scored([each for _, _, part in gathered for each in part], len(whole.total))
+        unscored = [each for _, _, part in gathered for each in part]
+        found = self.processes.on_first(lambda: check_scored(unscored, len(whole.total), self.iteration_index + 1))
+        if found is not None and not self._warned_of_unscored:
+            self._warned_of_unscored = True
+            if self.processes.first:
+                warn(str(found), code=found.code, **found.values)
         self.hooks.call("tdmr1_after_scoring", engine=self, trajectory=trajectory, scores=scores)
         return scores
-
-    def _check_scored(self, unscored: Sequence[Unscored], images: int) -> None:
-        """Check the images of all processes that have no score.
-
-        Warns once if they are MANY_UNSCORED of all or more. Raises RewardFailed if they are all of the first iteration.
-        """
-        step, described = self.iteration_index + 1, describe_unscored(unscored)
-        if step == 1 and len(unscored) == images:
-            values = {"images": images, "reasons": list(dict.fromkeys(each.reason for each in unscored))}
-            error = RewardFailed(
-                f"no image of the first iteration has a score: {described}",
-                "use prompts that the reward can score, or correct the reward",
-                code="nothing-scored",
-                values=values,
-            )
-            raise error if self.processes.first else PeerExited from error
-        if not self._has_warned and len(unscored) >= MANY_UNSCORED * images:
-            self._has_warned = True
-            if self.processes.first:
-                warn(
-                    f"{len(unscored)} of {images} images of iteration {step} have no score: {described}",
-                    code="images-unscored",
-                    images=images,
-                    unscored=len(unscored),
-                    iteration=step,
-                )
 
     def advantages(self, scores: Scores) -> Advantages:
         """Compute the advantages within each group, over the groups of all processes.

@@ -123,12 +123,12 @@ def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[Reward
             for name, reward in {reward.name: reward for reward in typed}.items()
         ]
     finder, domain = loaded.resolved.finder, loaded.engine.entry.domain
-    found = [reward for reward in configured if finder.find(reward.source or reward.name, reward.python).spec.evaluates]
-    if configured and not found:
+    found = list(finder.evaluation_rewards(config))
+    if config.rewards and not found:
         found = list(finder.held_out_rewards(config, domain))
-        asking = ", ".join(reward.name for reward in configured)
-        message(f"{asking} asks people; the images are scored by {', '.join(reward.name for reward in found) or '–'}")
-    if not found and default is not None and not configured:
+        asking = ", ".join(reward.name for reward in config.rewards)
+        message(f"{asking}: scored by people only; the images are scored by {', '.join(r.name for r in found) or '–'}")
+    if not configured and default is not None:
         found = [RewardConfig(name=default)]
     if not found:
         raise Tdmr1Error("no reward to evaluate with", "name one with --reward", code="reward-unknown")

@@ -59,22 +59,20 @@ class PipelineBackbone(ABC):
 
     def text_encoders(self) -> list[nn.Module]:
         """The text encoders of the pipeline that are loaded."""
-        return self._loaded("text_encoder")
+        return list(self._named("text_encoder").values())
 
     def tokenizers(self) -> list[Any]:
         """The tokenizers of the pipeline that are loaded."""
-        return self._loaded("tokenizer")
+        return list(self._named("tokenizer").values())
 
     def readers(self) -> tuple[Reader, ...]:
         """How much of a prompt each text encoder reads."""
-        names = ("tokenizer", "tokenizer_2", "tokenizer_3")
-        found = {name: part for name in names if (part := getattr(self.pipeline, name, None)) is not None}
-        return readers_of(self.family.name, found, self._max_sequence_length)
+        return readers_of(self.family.name, self._named("tokenizer"), self._max_sequence_length)
 
-    def _loaded(self, kind: str) -> list[Any]:
-        """The parts of the pipeline named `kind`, `kind`_2 and `kind`_3 that are loaded."""
-        found = (getattr(self.pipeline, name, None) for name in (kind, f"{kind}_2", f"{kind}_3"))
-        return [part for part in found if part is not None]
+    def _named(self, kind: str) -> dict[str, Any]:
+        """The parts of the pipeline named `kind`, `kind`_2 and `kind`_3 that are loaded, by name."""
+        found = {name: getattr(self.pipeline, name, None) for name in (kind, f"{kind}_2", f"{kind}_3")}
+        return {name: part for name, part in found.items() if part is not None}
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdmr1_core.models.pipeline_files import absent_parts, is_hub_id, parts_of
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.pipeline_files import COPY_AGAIN, absent_parts, is_hub_id, parts_of
 from tdmr1_core.models.registry import ModelEntry
 
 CLIP_LIMIT = 77
@@ -55,19 +56,19 @@ class Reader:
 
 def readers_of(family: str, tokenizers: dict[str, Any], max_sequence_length: int) -> tuple[Reader, ...]:
     """The readers of a pipeline, from its tokenizers by part name."""
-    first = tokenizers.get("tokenizer")
     if family == "zimage":
-        return (Reader("the text encoder", first, max_sequence_length, chat=True),)
+        return tuple(Reader("the text encoder", each, max_sequence_length, chat=True) for each in tokenizers.values())
+    first = tokenizers.get("tokenizer")
     limit = first.model_max_length if first is not None else CLIP_LIMIT
-    clip = tuple(
-        Reader("CLIP", found, limit) for name in ("tokenizer", "tokenizer_2") if (found := tokenizers.get(name))
-    )
-    t5 = tokenizers.get("tokenizer_3")
-    return clip if t5 is None else (*clip, Reader("T5", t5, max_sequence_length))
+    limits = {"tokenizer": ("CLIP", limit), "tokenizer_2": ("CLIP", limit), "tokenizer_3": ("T5", max_sequence_length)}
+    return tuple(Reader(limits[name][0], each, limits[name][1]) for name, each in tokenizers.items())
 
 
 def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
-    """The readers of a model whose base is a local directory, without its weights; none for a model on the hub."""
+    """The readers of a model whose base is a local directory, without its weights; none for a model on the hub.
+
+    Raises Tdmr1Error for a tokenizer that cannot be loaded.
+    """
     if is_hub_id(entry.base):
         return ()
     from transformers import AutoTokenizer
@@ -76,7 +77,16 @@ def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
 
     absent = absent_parts(entry.base, FAMILIES[entry.family], with_t5=entry.with_t5)
     names = [name for name in parts_of(entry.base, absent) if name.startswith("tokenizer")]
-    found = {name: AutoTokenizer.from_pretrained(Path(entry.base) / name) for name in names}
+    try:
+        found = {name: AutoTokenizer.from_pretrained(Path(entry.base) / name) for name in names}
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Tdmr1Error(
+            f"transformers cannot load a tokenizer of {entry.base}: {reason}",
+            COPY_AGAIN,
+            code="model-incomplete",
+            values={"source": entry.base, "reason": reason},
+        ) from error
     return readers_of(entry.family, found, entry.max_sequence_length)
 
 

@@ -14,15 +14,13 @@ from pathlib import Path
 from tdmr1_core.errors import RunWarning, Tdmr1Error, close_match_hint, shorten
 from tdmr1_core.models.prompt_lengths import Reader, characters_read
 from tdmr1_core.preflight.rewards import ResolvedReward, RunRewards
-from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.prompt import MANY_UNSCORED, Prompt
 from tdmr1_core.prompts.sets import PromptSet
 from tdmr1_rewards.scoring.combine import REWARDS_KEY, applicability
 from tdmr1_rewards.sources.source import preflight
 
 SHOWN = 40
 """Characters before and after the end of what is read that a message shows."""
-MANY = 0.1
-"""From this fraction of the prompts of a set on, a warning reports prompts that a reward cannot score."""
 
 
 def check_prompts(sets: Sequence[PromptSet], rewards: RunRewards, run_folder: Path | None = None) -> list[RunWarning]:
@@ -76,7 +74,7 @@ def check_targets(
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         reasons = preflight(reward.registered, reward.config.options, texts, metadata, run_folder)
         unscored = [(reason, text) for reason, text in zip(reasons, texts, strict=True) if reason is not None]
-        if not unscored or len(unscored) < MANY * len(texts):
+        if not unscored or len(unscored) < MANY_UNSCORED * len(texts):
             continue
         reason = Counter(reason for reason, _ in unscored).most_common(1)[0][0]
         example = next(text for found, text in unscored if found == reason)
@@ -99,10 +97,15 @@ def _applies(reward: str, prompt: Prompt) -> bool:
 
 
 def check_lengths(
-    prompt_set: PromptSet, readers: Sequence[Reader], rewards: Sequence[ResolvedReward] = ()
+    prompt_set: PromptSet,
+    readers: Sequence[Reader],
+    rewards: Sequence[ResolvedReward] = (),
+    run_folder: Path | None = None,
 ) -> RunWarning | None:
-    """A warning if prompts are longer than the text encoders read: how many, where the first is truncated, and how many
-    lose what a reward looks for. None if all are read completely.
+    """A warning if prompts are longer than the text encoders read; None if all are read completely.
+
+    It has the number of prompts, where the first is truncated, and for how many a reward looks for a text that is not
+    read. `run_folder` is that of the run, if there is one.
     """
     read = [(prompt, characters_read(readers, prompt.text)) for prompt in prompt_set.prompts]
     truncated = [(prompt.text, end) for prompt, end in read if end < len(prompt.text)]
@@ -116,19 +119,19 @@ def check_lengths(
     )
     lost = {}
     for reward in rewards:
-        if count := _lost_targets(reward, truncated):
+        if count := _lost_targets(reward, truncated, run_folder):
             lost[reward.config.name] = count
             message += f"; for {count} of them, reward {reward.config.name!r} looks for a text that is ignored"
     values = {"prompts": prompt_set.name, "count": len(read), "truncated": len(truncated), "lost": lost}
     return RunWarning(message, code="prompts-truncated", values=values)
 
 
-def _lost_targets(reward: ResolvedReward, truncated: Sequence[tuple[str, int]]) -> int:
+def _lost_targets(reward: ResolvedReward, truncated: Sequence[tuple[str, int]], run_folder: Path | None) -> int:
     """The number of truncated prompts whose text, without metadata, the reward can score only as a whole."""
     if reward.config.python is not None:
         return 0
     nothing: list[dict[str, str]] = [{} for _ in truncated]
-    ask = partial(preflight, reward.registered, reward.config.options)
-    whole = ask([text for text, _ in truncated], nothing)
-    start = ask([text[:end] for text, end in truncated], nothing)
+    reasons = partial(preflight, reward.registered, reward.config.options, metadata=nothing, run_folder=run_folder)
+    whole = reasons([text for text, _ in truncated])
+    start = reasons([text[:end] for text, end in truncated])
     return sum(before is None and after is not None for before, after in zip(whole, start, strict=True))

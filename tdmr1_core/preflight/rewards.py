@@ -61,7 +61,7 @@ class RewardFinder:
     def resolve_run(self, config: RunConfig, domain: str) -> RunRewards:
         """All rewards of a run. Raises one Tdmr1Error for all that cannot be found, and one for wrong options."""
         self._check((*config.rewards, *config.evaluation.rewards, *(config.guard.rewards or ())))
-        evaluated, held_out = self._evaluation_rewards(config), self.held_out_rewards(config, domain)
+        evaluated, held_out = self.evaluation_rewards(config), self.held_out_rewards(config, domain)
         resolved = self.resolve((*config.rewards, *evaluated, *held_out))
         first, second = len(config.rewards), len(config.rewards) + len(evaluated)
         return RunRewards(resolved[:first], resolved[first:second], resolved[second:])
@@ -80,7 +80,7 @@ class RewardFinder:
                 chosen[name] = RewardConfig(name=name)
         return tuple(chosen.values())
 
-    def _evaluation_rewards(self, config: RunConfig) -> Sequence[RewardConfig]:
+    def evaluation_rewards(self, config: RunConfig) -> Sequence[RewardConfig]:
         """The rewards that score evaluations: those of the settings, else those trained that need no human feedback."""
         return config.evaluation.rewards or tuple(
             reward for reward in config.rewards if self._find(reward).spec.evaluates

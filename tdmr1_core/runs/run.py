@@ -202,7 +202,7 @@ class Run:
         """Warn of prompts that the text encoders truncate."""
         readers = engine.roles.backbone.readers()
         for prompt_set in self.resolved.evaluation_prompts:
-            if found := check_lengths(prompt_set, readers, self.resolved.rewards):
+            if found := check_lengths(prompt_set, readers, self.resolved.rewards, self.folder):
                 warn(str(found), code=found.code, **found.values)
 
     def _release(self) -> None:
@@ -329,7 +329,8 @@ class Run:
         finished = engine.iteration_index >= self.config.iterations
         nothing = None
         if finished and engine.trained[GENERATOR].updates == 0:
-            nothing = "; ".join(self._last_skipped) or "an earlier part of the run skipped every update"
+            reasons = dict.fromkeys(skipped.partition(": ")[2] for skipped in self._last_skipped)
+            nothing = "; ".join(reasons) or "an earlier part of the run skipped every update"
         return RunResult(self.folder, engine.iteration_index, finished, nothing_learned=nothing)
 
     def _save(self, engine: Engine, observer: Observer) -> None:

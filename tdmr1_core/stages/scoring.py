@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdmr1_core.errors import RunWarning
+from tdmr1_core.prompts.prompt import MANY_UNSCORED
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.errors import one_line, shorten
 from tdmr1_rewards.scoring.combine import applicability
+from tdmr1_rewards.scoring.failures import RewardFailed
 from tdmr1_rewards.scoring.runner import RewardRunner, ScoredBatch, check_any_scored
 
 MAX_REASONS = 3
@@ -126,7 +129,29 @@ def describe_unscored(unscored: Sequence[Unscored]) -> str:
     return "; ".join(parts)
 
 
-def without_own_details(scores: Scores) -> Scores:
+def check_scored(unscored: Sequence[Unscored], images: int, iteration: int) -> RunWarning | None:
+    """A warning if MANY_UNSCORED of the `images` of an iteration (from 1) or more have no score.
+
+    Raises RewardFailed if this is the first iteration and no image has a score.
+    """
+    if len(unscored) < MANY_UNSCORED * images or not unscored:
+        return None
+    described = describe_unscored(unscored)
+    if iteration == 1 and len(unscored) == images:
+        raise RewardFailed(
+            f"no image of the first iteration has a score: {described}",
+            "use prompts that the reward can score, or correct the reward",
+            code="nothing-scored",
+            values={"images": images, "reasons": list(dict.fromkeys(each.reason for each in unscored))},
+        )
+    return RunWarning(
+        f"{len(unscored)} of {images} images of iteration {iteration} have no score: {described}",
+        code="images-unscored",
+        values={"images": images, "unscored": len(unscored), "iteration": iteration},
+    )
+
+
+def with_metrics_only(scores: Scores) -> Scores:
     """The scores with only those details that are metrics. They are small enough to be sent to other processes."""
     kept = [
         {name: {"metrics": part["metrics"]} for name, part in detail.items() if "metrics" in part}

@@ -12,6 +12,9 @@ from typing import Any
 from tdmr1_rewards.api import RewardResult
 from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, describe_error, one_line
 
+USED_METRICS = ("mean", "std", "unjudged", "failed")
+"""Metrics that a run has for every reward, as `reward/<name>/mean`."""
+
 
 class CallFailed(Exception):
     """A call to a reward failed. `reason` continues a sentence after the reward's name: "raised OSError: no file".
@@ -58,7 +61,8 @@ def as_call_failure(error: BaseException, what: str | None = None) -> CallFailed
 def check_result(result: Any, image_ids: Sequence[int]) -> RewardResult:
     """The result with one float or None and one mapping (empty if there are no details) for each image.
 
-    Raises CallFailed for another type, a wrong number of scores or details, and a score that is not finite.
+    Raises CallFailed for another type, a wrong number of scores or details, a score that is not finite, and metrics in
+    the details that are not finite numbers by name.
     """
     if not isinstance(result, RewardResult):
         raise _invalid(
@@ -75,9 +79,33 @@ def check_result(result: Any, image_ids: Sequence[int]) -> RewardResult:
             raise _invalid(
                 f"returned a {kind} as details of image {image_id}, not a mapping", image_id=image_id, type=kind
             )
+        _check_metrics((mapping or {}).get("metrics", {}), image_id)
     return RewardResult(
         [_number(score, i) for score, i in zip(scores, image_ids, strict=True)], [mapping or {} for mapping in details]
     )
+
+
+def _check_metrics(metrics: Any, image_id: int) -> None:
+    """Raise CallFailed unless metrics are a mapping of free names to finite numbers."""
+    if not isinstance(metrics, Mapping):
+        kind = type(metrics).__name__
+        hint = 'write {"metrics": {"name": 0.5}}'
+        raise _invalid(f"returned a {kind} as metrics of image {image_id}", hint, image_id=image_id, type=kind)
+    for name, value in metrics.items():
+        if not isinstance(name, str) or name in USED_METRICS:
+            hint = f"a name is a string other than {', '.join(USED_METRICS)}, which the run uses"
+            raise _invalid(
+                f"returned the metric {name!r} for image {image_id}", hint, image_id=image_id, metric=str(name)
+            )
+        if not isinstance(value, Real) or not math.isfinite(value):
+            shown = reprlib.repr(value)
+            raise _invalid(
+                f"returned {shown} as the metric {name!r} of image {image_id}",
+                "a metric is a finite number; leave it out for an image that has none",
+                image_id=image_id,
+                metric=name,
+                value=shown,
+            )
 
 
 def _invalid(reason: str, hint: str | None = None, **values: Any) -> CallFailed:

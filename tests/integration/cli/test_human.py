@@ -186,7 +186,7 @@ def test_ctrl_c_does_not_wait_for_reviewers(packaged_model, tmp_path):
         assert train.end()[0] == 0
     assert sorted(reviewer.confirmed) == list(range(1, 2 * IMAGES + 1))
     evaluated = run_tdmr1("evaluate", folder, "--images", 2, "--teacher-steps", 1, "--prompts", "count", "--json")
-    assert "human asks people; the images are scored by object_count" in evaluated.stderr
+    assert "human: scored by people only; the images are scored by object_count" in evaluated.stderr
     (of_set,) = json.loads(evaluated.stdout)["prompt_sets"]
     assert "object_count" in of_set["gain"]
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.errors import raises
 
+from tdmr1_core.config import RewardConfig
 from tdmr1_core.config_loading import parse_assignments, resolve
 from tdmr1_core.models.prompt_lengths import Reader, load_readers
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.lengths import check_file_lengths
 from tdmr1_core.preflight.prompts import check_lengths, check_reward_names
 from tdmr1_core.preflight.resolved import resolve_run
+from tdmr1_core.preflight.rewards import RewardFinder
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.prompts.sets import PromptSet
 
@@ -127,3 +131,27 @@ def test_the_characters_that_a_slow_tokenizer_reads(text, read):
 def test_a_chat_template_takes_a_part_of_the_limit(length, read):
     # "user: " has 6 letters, " assistant:" has 11; with two special tokens, 1 letter of 20 is left for a short prompt.
     assert Reader("letters", Letters(), 20 if length == 20 else 23, chat=True).characters("a" * length) == read
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path):
+    entry = FOUND.models.get("tiny-tdm")
+    copy = tmp_path / "pipeline"
+    shutil.copytree(entry.base, copy)
+    (copy / "tokenizer_2" / "tokenizer.json").write_text("{")
+    (copy / "tokenizer_2" / "tokenizer_config.json").write_text("{")
+    with raises("model-incomplete", source=str(copy)):
+        load_readers(replace(entry, base=str(copy)))
+
+
+def test_a_preflight_function_gets_the_run_folder_also_for_truncated_prompts(tmp_path, monkeypatch):
+    folders = []
+
+    def preflight(registered, options, prompts, metadata, run_folder):
+        folders.append(run_folder)
+        return [None] * len(prompts)
+
+    monkeypatch.setattr("tdmr1_core.preflight.prompts.preflight", preflight)
+    rewards = RewardFinder(FOUND.plugins.rewards).resolve([RewardConfig(name="object_count")])
+    long = PromptSet("long", (Prompt("a" * 40, {}),))
+    assert check_lengths(long, [Reader("letters", Letters(), 20)], rewards, tmp_path) is not None
+    assert folders == [tmp_path, tmp_path]
