@@ -10,7 +10,7 @@ export TDMR1_CHROMIUM
 # Whole files, in order: the long ones come first, and a fixture of a file is made once.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup chromium train test test-fast test-long coverage lint tiny-world tiny-words tiny-pairs clean
+.PHONY: setup chromium programs train test test-fast test-long stress coverage lint tiny-world tiny-words tiny-pairs clean
 
 setup: $(READY)
 
@@ -39,15 +39,30 @@ chromium:
 	else echo "Chromium is missing, and installing it needs root: run apt-get install chromium, or set TDMR1_CHROMIUM, or the browser tests fail"; \
 	fi || echo "Chromium cannot be installed: the browser tests fail"
 
-test: setup chromium lint
+# Node and curl run the examples of docs/reward_protocol.md.
+programs:
+	@missing=""; command -v node >/dev/null || missing="nodejs"; command -v curl >/dev/null || missing="$$missing curl"; \
+	if [ -z "$$missing" ]; then exit 0; \
+	elif ! command -v apt-get >/dev/null; then echo "There is no apt-get to install $$missing: tests of the examples fail"; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+	elif command -v sudo >/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "Installing $$missing needs root: run apt-get install $$missing, or tests of the examples fail"; \
+	fi || echo "$$missing cannot be installed: tests of the examples fail"
+
+test: setup chromium programs lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not gpu and not long"
 
 # The tests that are too long for `make test`. Run it before a release.
 test-long: setup chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "long and not gpu"
 
+# Kills, damaged files, random settings, hostile rewards and clients, full disks: less than an hour on two cores.
+# The same command continues after Ctrl-C. STRESS has further options, such as `--seed 1 --only kills:3`.
+stress: setup
+	$(BIN)/python benchmarks/stress_kit.py --output build/stress $(STRESS)
+
 # Line coverage of `make test` and `make test-long`, including subprocesses and forked processes.
-coverage: setup chromium
+coverage: setup chromium programs
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not gpu" --cov --cov-config=pyproject.toml --cov-report=term
 
 # Train the embedded model of shapes again: about an hour on two cores.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
+import shlex
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+UNPREPARED = 70
+"""The exit code of a child whose preparation failed."""
 TIMES = ("time/", "images_per_second")
 """Prefixes of the metrics that depend on the clock."""
 
@@ -28,19 +35,42 @@ def load_libraries() -> None:
 
 def child(arguments: list[str], log: Path, prepare: Callable[[], None] | None = None) -> int:
     """Run `tdmr1` with these arguments in a child, after `prepare()`; returns its exit code, or minus its signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(start(arguments, log, log, prepare), 0)[1])
+
+
+def start(arguments: list[str], stdout: Path, stderr: Path, prepare: Callable[[], None] | None = None) -> int:
+    """Start `tdmr1` with these arguments in a child, after `prepare()`; returns its process id.
+
+    The child ends as a new interpreter does: it waits for its threads and calls the functions of `atexit`.
+    """
     process = os.fork()
-    if process == 0:
-        with log.open("ab", buffering=0) as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os._exit(_run(arguments, prepare))
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if process:
+        return process
+    code = UNPREPARED
+    try:
+        with open(os.devnull) as nothing, stdout.open("ab", 0) as out, stderr.open("ab", 0) as errors:
+            for number, file in enumerate((nothing, out, errors)):
+                os.dup2(file.fileno(), number)
+        code = _run(arguments, prepare)
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
 
 
 def _run(arguments: list[str], prepare: Callable[[], None] | None) -> int:
+    from tdmr1_cli.error_boundary import report_stray_exceptions
     from tdmr1_cli.main import main as tdmr1
 
-    print("$ tdmr1", *arguments, flush=True)
+    report_stray_exceptions()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.write(2, f"$ tdmr1 {shlex.join(arguments)}\n".encode(errors="surrogateescape"))
     if prepare is not None:
         prepare()
     return tdmr1(arguments)

@@ -5,7 +5,8 @@
 Every variant is a run of three iterations of the command line on the embedded model with the same global batch: two
 processes, micro-batches, a stop after every iteration, another number of processes after a resume, rewards that
 sampling waits for, and rewards that return only after all sampling. The reference is one process with one micro-batch.
-Compared are all metrics except times, and all weights of the last checkpoint: LoRAs and their moving averages.
+Compared are all metrics except times, all weights of the last checkpoint (LoRAs and their moving averages), and the
+evaluations and guard readings at the start and at the end.
 
     python benchmarks/equivalence.py --output build/equivalence --precisions fp64 --rewrite-golden
 
@@ -34,7 +35,9 @@ from children import after, child, load_libraries, without_times
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "three_iterations.json"
 ITERATIONS = 3
 SMALL = ("batch.groups=2", "batch.group_size=4", "surrogate.trust_region=0.0001", "surrogate.drift_threshold=0.05")
-SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "evaluation.images=1", "guard.enabled=false")
+SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "evaluation.images=15")
+GUARD = "guard/"
+"""The prefix of metrics that come from evaluations."""
 SAMPLING_TIMEOUT = 120.0
 """Seconds that a reward waits for the end of sampling."""
 POLL = 0.02
@@ -106,10 +109,15 @@ NAMES = tuple(variant.name for variant in VARIANTS)
 
 @dataclass(frozen=True)
 class Records:
-    """The results of a run: metrics of each iteration without times, and weights by role and name."""
+    """The results of a run: metrics of each iteration without times, weights by role and name, and evaluations.
+
+    `evaluations` has every number of evaluations.jsonl and guard.jsonl by its place, and `texts` everything else.
+    """
 
     metrics: list[dict[str, float]]
     weights: dict[str, np.ndarray]
+    evaluations: dict[str, float]
+    texts: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Records:
@@ -120,19 +128,31 @@ class Records:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(1, ITERATIONS + 1)), f"{folder} is not finished"
         latest = checkpoints / (checkpoints / "latest").read_text().strip()
-        return cls([without_times(row) for row in rows], load_file(latest / "weights.safetensors"))
+        metrics = [
+            {name: value for name, value in without_times(row).items() if not name.startswith(GUARD)} for row in rows
+        ]
+        found = {
+            f"{name} {line}/{key}": value
+            for name in ("evaluations.jsonl", "guard.jsonl")
+            for line, text in enumerate((folder / name).read_text().splitlines())
+            for key, value in json.loads(text).items()
+        }
+        numbers = {place: value for place, value in found.items() if isinstance(value, float)}
+        texts = {place: value for place, value in found.items() if place not in numbers}
+        return cls(metrics, load_file(latest / "weights.safetensors"), numbers, texts)
 
     def distance(self, other: Records) -> dict[str, dict[str, float]]:
-        """The largest and the mean absolute difference, of all metrics and of all weights."""
+        """The largest and the mean absolute difference, of all metrics, all weights and all evaluations."""
         assert [set(row) for row in self.metrics] == [set(row) for row in other.metrics]
         assert self.weights.keys() == other.weights.keys()
+        assert self.evaluations.keys() == other.evaluations.keys()
+        assert self.texts == other.texts
         pairs = zip(self.metrics, other.metrics, strict=True)
         metrics = np.array([abs(one[name] - two[name]) for one, two in pairs for name in one])
         weights = np.concatenate([np.abs(self.weights[name] - other.weights[name]).ravel() for name in self.weights])
-        return {
-            "metrics": {"max": float(metrics.max()), "mean": float(metrics.mean())},
-            "weights": {"max": float(weights.max()), "mean": float(weights.mean())},
-        }
+        evaluations = np.array([abs(value - other.evaluations[place]) for place, value in self.evaluations.items()])
+        parts = {"metrics": metrics, "weights": weights, "evaluations": evaluations}
+        return {name: {"max": float(part.max()), "mean": float(part.mean())} for name, part in parts.items()}
 
     def golden(self) -> dict[str, Any]:
         """The content of the golden file: all metrics, and the norm of the weights of each role."""

@@ -5,7 +5,8 @@
 The command line runs in a child process. The child is killed and resumed (`--resume`) until all kills are used, and
 then finishes. There are up to five kills in each stage: rollout, scoring, the updates of fake score, surrogate and
 generator, writing a checkpoint, and the evaluation after each iteration. The remaining kills come at random times. Each
-child kills itself (`os.kill(os.getpid(), SIGKILL)`). Weights, optimizers and all lines of metrics, evaluations and
+child kills itself (`os.kill(os.getpid(), SIGKILL)`). With `--stages outside` new interpreters are killed from outside,
+at random times from their start. Weights, optimizers and all lines of metrics, evaluations and
 guard must be bit-identical, apart from times. The exit code is 1 if they are not.
 """
 
@@ -19,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -30,13 +32,13 @@ from typing import Any
 from children import after, before, child, load_libraries, without_times
 
 STAGES = ("rollout", "scoring", "fake", "surrogate", "generator", "checkpoint", "evaluation")
-AT_RANDOM = "random"
+AT_RANDOM, OUTSIDE = "random", "outside"
 PER_STAGE = 5
 SMALL = (
     "batch.groups=2",
-    "batch.group_size=4",
+    "batch.group_size=2",
     "evaluation.every=1",
-    "evaluation.images=4",
+    "evaluation.images=2",
     "saving.checkpoint_every=1",
 )
 SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "threads=1")
@@ -44,16 +46,31 @@ SMALL += ("saving.samples_every=0", "saving.tensorboard=false", "threads=1")
 
 def main() -> int:
     """Make both runs and compare them."""
+    options = read_options()
+    load_libraries()
+    found = compare(options)
+    print(json.dumps(found))
+    return 1 if found["different"] else 0
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line, or of `arguments`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a new folder for both runs")
     parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
-    parser.add_argument("--stages", nargs="+", choices=(*STAGES, AT_RANDOM), help="stages of the kills (default: all)")
-    parser.add_argument("--iterations", type=int, help="iterations of the run (default: 1.5 per kill)")
+    parser.add_argument(
+        "--stages", nargs="+", choices=(*STAGES, AT_RANDOM, OUTSIDE), help="stages of the kills (default: all)"
+    )
+    parser.add_argument("--iterations", type=int, help="iterations of the run (default: 1.5 per kill, 4 if outside)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run and of the kills")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Make both runs: kills by stage, their total, names of records that differ, and the hash of the weights."""
     options.output.mkdir(parents=True)
-    iterations = options.iterations or max(4, 3 * options.kills // 2)
-    load_libraries()
+    per_kill = 4 if OUTSIDE in (options.stages or ()) else 1.5
+    iterations = options.iterations or max(4, int(per_kill * options.kills))
     arguments = [*(part for setting in SMALL for part in ("--set", setting)), "--seed", str(options.seed)]
     arguments += ["--iterations", str(iterations), "--quiet"]
 
@@ -67,8 +84,7 @@ def main() -> int:
 
     expected, found = _records(undisturbed), _records(killed)
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    print(json.dumps({"kills": kills, "total": sum(kills.values()), "different": different, "bits": found["weights"]}))
-    return 1 if different else 0
+    return {"kills": kills, "total": sum(kills.values()), "different": different, "bits": found["weights"]}
 
 
 def _run_with_kills(folder: Path, start: list[str], options: argparse.Namespace, seconds: float) -> dict[str, int]:
@@ -89,7 +105,10 @@ def _run_with_kills(folder: Path, start: list[str], options: argparse.Namespace,
         if not (folder / "checkpoints" / "latest").exists():  # killed before the first checkpoint
             shutil.rmtree(folder, ignore_errors=True)
             arguments = start
-        code = child(arguments, log, partial(_install_kill, *kill) if kill else None)
+        if kill is not None and kill[0] == OUTSIDE:
+            code = _kill_from_outside(arguments, folder, log, *kill[1:])
+        else:
+            code = child(arguments, log, partial(_install_kill, *kill) if kill else None)
         if code == -signal.SIGKILL and stage is not None:
             kills[stage] += 1
         elif code != 0:
@@ -97,6 +116,27 @@ def _run_with_kills(folder: Path, start: list[str], options: argparse.Namespace,
         elif stage is not None:
             raise SystemExit(f"the run finished after {sum(kills.values())} kills: set more --iterations")
     return dict(kills)
+
+
+def _kill_from_outside(arguments: list[str], folder: Path, log: Path, count: int, seconds: float) -> int:
+    """Kill a new interpreter while it starts, or some seconds after an iteration; returns its exit code.
+
+    A third of the kills come at the start. `count` selects this, and waits for one or two iterations.
+    """
+    command = [sys.executable, "-m", "tdmr1_cli", *arguments]
+    latest, metrics = folder / "checkpoints" / "latest", folder / "metrics.jsonl"
+    begun = int(latest.read_text().strip().rpartition("-")[2]) if latest.exists() else 0
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        try:
+            while count % 3 and process.poll() is None:
+                if metrics.exists() and metrics.read_bytes().count(b"\n") >= begun + count % 3:
+                    break
+                time.sleep(0.05)
+            process.wait(seconds if count % 3 else count)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return process.wait()
 
 
 def _install_kill(stage: str, count: int, seconds: float) -> None:

@@ -118,13 +118,14 @@ def _measure_words(evaluation: EvaluationImages) -> Measures:
     from rapidfuzz.distance import Levenshtein
 
     from tdmr1_rewards.builtin.ocr_match import OcrMatch, OcrMatchOptions
+    from tdmr1_rewards.builtin.text_comparison import normalize
 
     (trained,) = read_preset("tiny-words")["rewards"]
     reader = OcrMatch(OcrMatchOptions.model_validate(trained["options"]))
     result = reader(_batch(evaluation, [Image.fromarray(image) for image in evaluation.images]))
     requested = [prompt.metadata["text"] for prompt in evaluation.prompts]
     read = [details["read"] for details in result.details or ()]
-    errors = [Levenshtein.distance(word.lower(), text) for word, text in zip(requested, read, strict=True)]
+    errors = [Levenshtein.distance(normalize(word), text) for word, text in zip(requested, read, strict=True)]
     return {
         "exact": [float(count == 0) for count in errors],
         "letters": [1 - min(count, len(word)) / len(word) for count, word in zip(errors, requested, strict=True)],

@@ -10,8 +10,10 @@ first line of the first evaluation, in the main thread:
   constructors that `dataclass` generates. A *transition* is a pair of consecutive entries in different files. The two
   rows "with class bodies" have no goal: a class body runs when its module is imported. The design says that commit
   bd1871c has 72 files and 359 transitions, without a definition; these rules give 65 and 308, or 79 and 362 with class
-  bodies. The goals of the design were 45 and 120, and were met. Since then, prompts are checked against rewards and
-  text encoders before a run, which takes 3 files and 20 transitions.
+  bodies. The goals of the design were 45 and 120, and were met. Since then, settings are read strictly, prompts are
+  checked against rewards, group sizes and text encoders, LoRA files are read in more layouts, what a reward changes in
+  the process or prints is undone or redirected, files are read within limits, secrets are looked up, and processes
+  report their progress: this takes 20 files and 120 transitions. The functions of `NOT_COUNTED` do not count.
 - A look-up counts once for each call of a function in `COUNTED`; a call inside another call of the same row does not
   count. Zero calls miss the goal: the function has another name, which must be added to `COUNTED`.
 
@@ -59,10 +61,13 @@ COUNTED = {
     "paths made absolute": (("tdmr1_core/*:anchored", "tdmr1_core/*:make_absolute"), 1),
 }
 """Row: its functions in the old and the new tree, as patterns of file:qualified name, and the goal."""
+NOT_COUNTED = ("tdmr1_cli/streams.py:*", "tdmr1_rewards/texts/redaction.py:*")
+"""Functions that each printed text passes, also of libraries: how often says nothing about the path."""
 LAYERS = {
     "tdmr1_core": (
         "algorithm errors versions warnings notices",
-        "config config_loading configure records prompts prompt_sets tiny durable_files distributed processes",
+        "config config_loading configure settings records prompts prompt_sets tiny durable_files heartbeat distributed "
+        "processes",
         "models",
         "hookspecs plugins",
         "stages",
@@ -73,7 +78,7 @@ LAYERS = {
         "runs probe",
     ),
     "tdmr1_rewards": (
-        "errors api",
+        "texts errors api",
         "options hookspecs",
         "builtin calling registry sources.parsing answers availability hosts loading patience reference state wire",
         "sources adapters remote signatures",
@@ -82,8 +87,9 @@ LAYERS = {
         "testing worker feedback",
     ),
     "tdmr1_cli": (
-        "options output signals stopping",
-        "error_boundary progress settings targets measuring run_summary multiprocess launching",
+        "streams",
+        "options output signals exits stopping",
+        "error_boundary progress settings targets typed_secrets measuring run_summary multiprocess launching",
         "run_command running",
         "commands config distill doctor evaluate export label models plan plugins probe report rewards sample train",
         "app",
@@ -127,7 +133,7 @@ class Profile:
         self._started = self._started or _matches(place, START)
         if not self._started:
             return
-        if not frame.f_code.co_name.startswith("<"):
+        if not frame.f_code.co_name.startswith("<") and not _matches(place, NOT_COUNTED):
             self.entries.append((place.partition(":")[0], bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)))
         for row in self.rows(frame.f_code):
             self.counts[row] += not self._is_inside(row, frame.f_back)
@@ -251,8 +257,8 @@ def path_rows(counted: dict[str, Any]) -> list[tuple[str, int, int, int]]:
     everything = [file for file, _ in counted["entries"]]
     functions = [file for file, is_function in counted["entries"] if is_function]
     rows = [
-        ("files entered", len(set(functions)), 1, 48),
-        ("transitions between files", _transitions(functions), 1, 140),
+        ("files entered", len(set(functions)), 1, 65),
+        ("transitions between files", _transitions(functions), 1, 240),
         ("files entered, with class bodies", len(set(everything)), 1, UNLIMITED),
         ("transitions, with class bodies", _transitions(everything), 1, UNLIMITED),
     ]

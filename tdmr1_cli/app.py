@@ -22,6 +22,7 @@ from tdmr1_cli.commands import (
     sample,
     train,
 )
+from tdmr1_cli.output import with_own_stdout
 
 HELP = """Reinforce few-step text-to-image models with rewards that cannot be differentiated (TDM-R1).
 
@@ -69,7 +70,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True, help=HELP)(start)
     for module in COMMANDS:
-        app.command(module.__name__.rpartition(".")[2])(module.command)
+        app.command(module.__name__.rpartition(".")[2])(with_own_stdout(module.command))
     for group in GROUPS:
         app.add_typer(group.app)
     return app

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tdmr1_core.settings.bounds import MOST_WORKERS
+
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A settings file.")]
 ModelOption = Annotated[
     str | None,
@@ -53,7 +55,9 @@ DryRunOption = Annotated[
 ]
 ProcessesOption = Annotated[
     int | None,
-    typer.Option("--processes", metavar="N", min=1, help="Divide the groups among N processes, one GPU each."),
+    typer.Option(
+        "--processes", metavar="N", min=1, max=MOST_WORKERS, help="Divide the groups among N processes, one GPU each."
+    ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

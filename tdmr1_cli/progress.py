@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -15,15 +13,16 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from tdmr1_cli.output import plus_minus
+from tdmr1_cli.output import message, plus_minus
+from tdmr1_cli.streams import interject
 from tdmr1_core.runs.observer import Observer
+from tdmr1_rewards.errors import printable
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
     from tdmr1_core.records import IterationReport
     from tdmr1_core.runs.evaluation.evaluate import Evaluation
 
-STDERR = 2
 TREND = 10
 """Iterations that the trend is computed over."""
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -102,11 +101,11 @@ class Lines(Quiet):
             self._say(text)
 
     def stopping(self) -> None:
-        """Confirm the signal with os.write: a stream that the signal interrupted in a write would raise."""
-        os.write(STDERR, b"\nstopping after this iteration; press Ctrl-C again to exit at once\n")
+        """Confirm the signal."""
+        interject("\nstopping after this iteration; press Ctrl-C again to exit at once\n")
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        message(text)
 
     def _show(self, report: IterationReport) -> None:
         left = _duration(self._seconds_left(report.step))
@@ -157,18 +156,18 @@ class Bar(Lines):
 
     def evaluating(self, role: str, prompt_set: str) -> None:
         """Show it in place of the metrics."""
-        self._details.plain = f"evaluating on {prompt_set} …"
+        self._details.plain = printable(f"evaluating on {prompt_set} …")
 
     def waiting(self, text: str) -> None:
         """Show it in place of the metrics."""
-        self._details.plain = text
+        self._details.plain = printable(text)
 
     def saved(self, checkpoint: Path) -> None:
         """Show the newest checkpoint."""
         self._checkpoint = checkpoint.name
 
     def _say(self, text: str) -> None:
-        self._live.console.print(Text(text))
+        self._live.console.print(Text(printable(text)))
 
     def _show(self, report: IterationReport) -> None:
         left = f"{_duration(self._seconds_left(report.step))} left"
@@ -206,10 +205,10 @@ class Stages:
         pace = _pace(done, total, time.monotonic() - began)
         if self._console.is_terminal:
             if stage not in self._tasks:
-                self._tasks[stage] = self._progress.add_task(stage, pace="")
+                self._tasks[stage] = self._progress.add_task(printable(stage), pace="")
             self._progress.update(self._tasks[stage], completed=done, total=total, pace=pace)
         elif done == 0 or done * LINES_PER_STAGE // total > (done - 1) * LINES_PER_STAGE // total:
-            print(f"{stage}: {done}/{total}  {pace}".rstrip(), file=sys.stderr, flush=True)
+            message(f"{stage}: {done}/{total}  {pace}".rstrip())
 
 
 def build_observer(folder: Path, *, quiet: bool) -> Quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 from tdmr1_cli.multiprocess import launch
 from tdmr1_cli.output import data, message, print_warnings
 from tdmr1_cli.run_summary import print_distillation, print_estimate, print_training
-from tdmr1_cli.settings import Flags, Kind, resolve_settings
+from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
+from tdmr1_cli.streams import losses_recorded
 from tdmr1_cli.targets import check_run
+from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.distributed import check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, join_hints
@@ -40,25 +43,32 @@ def start_run(
     count = requested_processes(processes, started)
     check_split(resolved.config.batch.groups, count)
     if count > started and not dry_run:
-        launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet))
+        _launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet), folder)
         return
     quiet = quiet or rank > 0
     print_warnings(resolved.warnings if rank == 0 else ())
     for reward in () if quiet else resolved.rewards:
-        if reward.registered.taken_as:
-            origin, taken_as = reward.registered.provenance, reward.registered.taken_as
-            message(f"reward {reward.config.name} (from {origin}): used as {taken_as}")
+        if reward.registered.taken_as is not None:
+            from tdmr1_rewards.sources.source import usage
+
+            used_as = usage(reward.registered, reward.config.options)
+            message(f"reward {reward.config.name} (from {reward.registered.provenance}): used as {used_as}")
     if dry_run:
         from tdmr1_core.preflight.lengths import check_file_lengths
 
         print_warnings(check_file_lengths(resolved))
+        message("checking this machine and the model …")
+        from tdmr1_core.preflight.machine import check_machine
+
+        check_machine(resolved)
         _print_dry_run(resolved, folder, count)
         return
     if not quiet:
         message(LOADING)
     from tdmr1_core.runs.run import Run
 
-    run = Run.create(resolved, folder, processes=join_processes(resolved.config.model.device))
+    processes_of_run = join_processes(resolved.config.model.device, resolved.config.processes_timeout)
+    run = Run.create(resolved, folder, processes=processes_of_run)
     if not quiet:
         _print_chosen_options(resolved.config, run.config)
     _execute(run, quiet)
@@ -69,37 +79,58 @@ def resume_run(
 ) -> None:
     """Resume a run folder, with any number of processes. `flags.iterations` is the new total number of iterations.
 
-    Raises Tdmr1Error for any other setting on the command line: a run keeps the settings that it began with.
+    The other settings of `flags` may be those that can change at a resume, such as paths of inputs that were moved.
+    Raises Tdmr1Error for any other option, and for all inputs that cannot be found, before anything is loaded.
     """
-    if replace(flags, iterations=None) != Flags() or output is not None or dry_run:
+    changing = Flags(
+        model=flags.model, prompts=flags.prompts, sets=flags.sets, model_path=flags.model_path, lora=flags.lora
+    )
+    if replace(flags, iterations=None) != changing or output is not None or dry_run:
         raise Tdmr1Error(
-            "--resume allows only --iterations, --processes and --quiet: a run keeps the settings that it began with",
+            "--resume allows only --iterations, --processes, --quiet, and new paths with --set, --prompts, --model, "
+            "--model-path and --lora: a run keeps the settings that it began with",
             "remove the other options, or start a new run with another --output",
             code="option-conflict",
         )
     check_run(folder)
     rank, started = rank_and_world()
     count = requested_processes(processes, started)
-    from tdmr1_core.runs.checkpoints.resume import load_run_config
+    from tdmr1_core.plugins import discover
+    from tdmr1_core.runs.checkpoints.run_config import load_run_config
+    from tdmr1_core.runs.missing_inputs import check_inputs, needed_by_resume
 
-    config = load_run_config(folder)
+    extensions = discover()
+    needed = needed_by_resume(load_run_config(folder, run_changes(changing)))
+    flags = with_typed_secrets(flags, needed.rewards)
+    changes = run_changes(replace(changing, sets=flags.sets))
+    config = load_run_config(folder, changes)
+    check_inputs(folder, config, extensions, needed_by_resume(config))
     if count > started:
         from tdmr1_core.preflight.resolved import resolve_run
 
         resolve_run(config, run_folder=folder)  # an error is reported once, before processes start
-        launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet))
+        _launch(count, partial(resume_run, folder, flags, output, dry_run=False, quiet=quiet), folder)
         return
     quiet = quiet or rank > 0
     if not quiet:
         message(LOADING)
     from tdmr1_core.runs.run import Run
 
-    run = Run.resume(folder, processes=join_processes(config.model.device), iterations=flags.iterations)
+    processes_of_run = join_processes(config.model.device, config.processes_timeout)
+    run = Run.resume(folder, extensions, processes_of_run, iterations=flags.iterations, changes=changes)
     if rank == 0:
         print_warnings(run.resolved.warnings)
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
+
+
+def _launch(count: int, job: Callable[[], None], folder: Path) -> None:
+    """Run a job in several processes. If the user ended them, report what is saved."""
+    try:
+        launch(count, job)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(*_saved_state(folder, "stopped at once")) from interrupt
 
 
 def default_folder(resolved: ResolvedRun) -> Path:
@@ -118,28 +149,44 @@ def _print_chosen_options(given: RunConfig, kept: RunConfig) -> None:
 
 
 def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
-    """The settings on stdout; on stderr what an iteration is and what it needs."""
+    """The settings on stdout; on stderr what an iteration is and what it needs.
+
+    Raises Tdmr1Error, before anything is printed, for a model that a training would reject.
+    """
     import yaml
 
     from tdmr1_core.config_loading import dump
 
     config = resolved.config
+    message("estimating memory and time …")
+    from tdmr1_core.planning.estimate import plan
+
+    planned, reason = None, ""
+    try:
+        planned = plan(config, resolved.entry, processes)
+    except Tdmr1Error as error:
+        if error.code != "plan-unavailable":
+            raise
+        reason = error.message
     images = config.batch.groups * config.batch.group_size
-    data(yaml.safe_dump(dump(config), sort_keys=False).rstrip())
+    data(*yaml.safe_dump(dump(config), sort_keys=False).rstrip().split("\n"))
     message(f"preset: {resolved.preset or 'none'}")
     message(f"run folder: {folder}")
     message(f"prompts: {len(resolved.prompts.prompts)} in {resolved.prompts.name}")
     message(f"run: {config.iterations} iterations, {config.iterations * images} images")
-    message("estimating memory and time …")
-    from tdmr1_core.planning.estimate import plan
-
-    try:
-        print_estimate(plan(config, resolved.entry, processes))
-    except Tdmr1Error as error:
-        message(f"memory and time cannot be estimated: {error.message}")
+    if planned is None:
+        message(f"memory and time cannot be estimated: {reason}")
+    else:
+        print_estimate(planned)
 
 
 def _execute(run: Run, quiet: bool) -> None:
+    """Execute a run and print its result. Output that is lost is recorded in the run folder."""
+    with losses_recorded(run.folder, lambda: run.is_loaded and run.processes.first):
+        _execute_and_print(run, quiet)
+
+
+def _execute_and_print(run: Run, quiet: bool) -> None:
     """Execute a run and print its result. A stop or an error names the last checkpoint."""
     from tdmr1_cli.progress import build_observer
 
@@ -150,11 +197,14 @@ def _execute(run: Run, quiet: bool) -> None:
         if not run.processes.first:
             raise
         raise Stopped(*_saved_state(run.folder, "stopped at once")) from interrupt
-    except Tdmr1Error as error:
+    except (Exception, SystemExit) as error:
         saved = _last_checkpoint(run.folder)
         if saved is None or not run.is_loaded:
             raise
         kept = f"the run is saved up to {saved}; continue with `{_resume_command(run.folder)}`"
+        if not isinstance(error, Tdmr1Error):
+            error.add_note(kept)
+            raise
         hint = join_hints(error.hint, kept)
         raise Tdmr1Error(error.message, hint, code=error.code, values=error.values) from error
     if not run.processes.first:

@@ -51,7 +51,8 @@ def print_training(result: RunResult) -> None:
     print_gains(result.after, before, {} if before else _recorded_before(result.folder))
     _print_comparison(result)
     message(f"run folder: {result.folder}")
-    message("next: " + "\n      ".join(f"tdmr1 {verb} {result.folder}" for verb in ("evaluate", "report", "export")))
+    commands = [f"tdmr1 {verb} {result.folder}" for verb in ("evaluate", "report", "export")]
+    message(f"next: {commands[0]}", *(f"      {command}" for command in commands[1:]))
 
 
 def print_distillation(result: RunResult, extensions: Extensions) -> None:

@@ -10,6 +10,7 @@ setting, so that it means the same with any preset.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,6 @@ DEFAULT_MODEL = "tiny-tdm"
 NO_PRESET = "none"
 STAND_IN_REWARD = "object_count"
 """Used where a config must name a reward, but no reward is called."""
-PRESETS_OF_MISSING_REWARDS = {"imagereward": "imagereward"}
-"""Presets for a reward that is not part of tdmr1 yet, with its name. A run with one of them must name a reward."""
 RUN_HEADER = "tdmr1"
 """The key of a run's config.yaml that holds versions and fingerprints instead of settings."""
 
@@ -70,12 +69,20 @@ class TypedReward:
 
 
 def resolve_settings(
-    flags: Flags, kind: Kind | None, extensions: Extensions, *, needs_reward: bool = True
+    flags: Flags,
+    kind: Kind | None,
+    extensions: Extensions,
+    *,
+    needs_reward: bool = True,
+    previews: bool = False,
+    evaluates: bool = True,
 ) -> ResolvedRun:
     """Merge the layers into one config and look up everything it refers to. Torch is not needed.
 
     `kind` is what the command does; None takes it from the settings. Without `needs_reward` a stand-in reward is used
-    if none is named. Raises one Tdmr1Error with all mistakes.
+    if none is named; prompts are then checked only against named rewards, and with `previews` also against the default
+    reward of the model, as in a training. `evaluates` is that of `resolve_run`. Raises one Tdmr1Error with all
+    mistakes.
     """
     from tdmr1_core.config_loading import (
         fitting_evaluation,
@@ -105,9 +112,6 @@ def resolve_settings(
     model_settings = entry.settings if entry else {}
     base: Tree = {"model": {"name": name}, "kind": kind or "train"}
     default_reward = _default_reward(entry, needs_reward=needs_reward)
-    if flags.preset in PRESETS_OF_MISSING_REWARDS and needs_reward and not (named or distills):
-        errors.append(_missing_reward(flags.preset))
-        default_reward = STAND_IN_REWARD  # so that the other mistakes are found
     if default_reward and not distills:
         base["rewards"] = [{"name": default_reward}]
     preset_name = flags.preset or _default_preset(named, entry, finder, distills=distills)
@@ -134,8 +138,10 @@ def resolve_settings(
     from tdmr1_core.preflight.resolved import resolve_run
 
     used_preset = preset_name if preset_name != NO_PRESET else None
-    scores = needs_reward or bool(named)
-    return resolve_run(config, extensions, entry=entry, finder=finder, preset=used_preset, scores=scores)
+    scores = needs_reward or bool(named) or (previews and entry is not None and entry.default_reward is not None)
+    return resolve_run(
+        config, extensions, entry=entry, finder=finder, preset=used_preset, scores=scores, evaluates=evaluates
+    )
 
 
 @dataclass(frozen=True)
@@ -179,17 +185,6 @@ def _default_reward(entry: ModelEntry | None, *, needs_reward: bool) -> str | No
     """The reward of a run that names none: the model's, or the stand-in where none is called; None if there is none."""
     default = entry.default_reward if entry else STAND_IN_REWARD
     return default if needs_reward else default or STAND_IN_REWARD
-
-
-def _missing_reward(preset: str) -> Tdmr1Error:
-    reward = PRESETS_OF_MISSING_REWARDS[preset]
-    return Tdmr1Error(
-        f"the preset {preset} has the settings for the reward {reward}, which is not part of tdmr1 yet",
-        f"name a reward of your own, as in `--preset {preset} --reward my_reward.py:score`, or another one "
-        "(`tdmr1 rewards list`)",
-        code="reward-unknown",
-        values={"preset": preset, "reward": reward},
-    )
 
 
 def _raise_all(errors: list[Tdmr1Error], finder: RewardFinder, named: Sequence[Tree], config: RunConfig | None) -> None:
@@ -245,10 +240,16 @@ def parse_reward(text: str) -> TypedReward:
 
 def _flag_tree(flags: Flags) -> Tree:
     """The options as settings, with absolute paths, because a run may be resumed from anywhere."""
+    from tdmr1_core.models.pipeline_files import is_on_hub
+
     tree: Tree = {}
-    name = _absolute(flags.model) if flags.model else None
-    model = {"name": name, "path": flags.model_path, "lora": flags.lora}
-    given = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in model.items() if value}
+    given: Tree = {}
+    if flags.model:
+        given["name"] = _absolute(flags.model)
+    if flags.model_path is not None:
+        given["path"] = str(flags.model_path.absolute())
+    if flags.lora is not None:
+        given["lora"] = str(flags.lora if is_on_hub(str(flags.lora)) else flags.lora.absolute())
     if given:
         tree["model"] = given
     if flags.rewards:
@@ -257,6 +258,26 @@ def _flag_tree(flags: Flags) -> Tree:
         tree["prompts"] = {"train": _absolute(flags.prompts)}
     numbers = {"iterations": flags.iterations, "seed": flags.seed}
     return tree | {key: value for key, value in numbers.items() if value is not None}
+
+
+def run_changes(flags: Flags) -> Tree:
+    """The settings of a command line that change those of a run, with absolute paths. Presets and files are ignored."""
+    from tdmr1_core.config_loading import merge, parse_assignments
+
+    return dict(merge(_flag_tree(flags), _with_absolute_paths(parse_assignments(flags.sets))))
+
+
+def _with_absolute_paths(tree: Any, key: str = "") -> Any:
+    """Settings in which every file that exists, and the file of every reward, has an absolute path."""
+    from tdmr1_rewards.sources.source import parse_source
+
+    if isinstance(tree, dict):
+        return {name: _with_absolute_paths(value, str(name)) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_absolute_paths(value) for value in tree]
+    if not isinstance(tree, str) or not tree:
+        return tree
+    return str(parse_source(tree).absolute()) if key == "source" else _absolute(tree)
 
 
 def _model_entry(name: str, own: Tree, extensions: Extensions) -> ModelEntry:
@@ -269,7 +290,7 @@ def _model_entry(name: str, own: Tree, extensions: Extensions) -> ModelEntry:
 def _absolute(name: str) -> str:
     """The absolute path of a file or folder that exists; a name is unchanged."""
     path = Path(name)
-    return str(path.absolute()) if ("/" in name or path.suffix) and path.exists() else name
+    return str(path.absolute()) if ("/" in name or path.suffix) and os.path.exists(path) else name
 
 
 def _weight(text: str, reward: str, source: str) -> float:

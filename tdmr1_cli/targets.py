@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdmr1_cli.output import message
-from tdmr1_cli.settings import Flags, resolve_settings
+from tdmr1_cli.settings import Flags, resolve_settings, run_changes
+from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tdmr1_core.config import RunConfig
     from tdmr1_core.engine import Engine
     from tdmr1_core.plugins import Extensions
     from tdmr1_core.preflight.resolved import ResolvedEngine
+    from tdmr1_core.runs.missing_inputs import Needed
 
 TargetArgument = Annotated[
     str, typer.Argument(metavar="RUN|MODEL", help="A run folder, the name of a model, or a pipeline directory.")
@@ -48,38 +53,74 @@ def check_run(folder: Path) -> None:
         )
 
 
-def load_target(target: str, flags: Flags, *, needs_reward: bool) -> Target:
-    """Load a run, or a model with the settings of `flags`.
+@dataclass(frozen=True)
+class FoundTarget:
+    """What a target refers to, before anything is loaded. `needed` is what a command needs of a run."""
 
-    Without `needs_reward`, a model that has no default reward gets a stand-in that is never called. Raises Tdmr1Error
-    for settings given with a run, which has its own, and for what cannot be loaded.
+    target: str
+    resolved: ResolvedEngine
+    needed: Needed | None = None
+
+    def load(self) -> Target:
+        """Load the trained weights of the run, or the model. Raises Tdmr1Error for what cannot be loaded."""
+        message(f"loading {self.target} …")
+        from tdmr1_core.distributed import set_threads
+
+        set_threads(self.resolved.config.threads)
+        if self.needed is None:
+            from tdmr1_core.engine import Engine
+
+            return Target(Engine.from_resolved(self.resolved), self.resolved, False)
+        from tdmr1_core.runs.load_run import load_resolved
+
+        start, teacher = self.needed.start, self.needed.teacher
+        return Target(
+            load_resolved(Path(self.target), self.resolved, start=start, teacher=teacher), self.resolved, True
+        )
+
+
+def load_target(
+    target: str, flags: Flags, *, needs_reward: bool, needed: Callable[[RunConfig, Extensions], Needed] | None = None
+) -> Target:
+    """Load a run, or a model with the settings of `flags`. Raises Tdmr1Error as `find_target` and its `load` do."""
+    return find_target(target, flags, needs_reward=needs_reward, needed=needed).load()
+
+
+def find_target(
+    target: str, flags: Flags, *, needs_reward: bool, needed: Callable[[RunConfig, Extensions], Needed] | None = None
+) -> FoundTarget:
+    """Look up a run, or a model with the settings of `flags`.
+
+    Without `needs_reward`, a model that has no default reward gets a stand-in that is never called. `needed` returns
+    what the command needs of a run beside its base model (None: nothing). Raises Tdmr1Error for a setting that a run
+    keeps, for inputs of the run that cannot be found, and as `resolve_settings` does.
     """
     from tdmr1_core.plugins import discover
 
     extensions = discover()
     if is_run(target):
-        if flags.preset or flags.sets or flags.model_path or flags.lora:
-            raise Tdmr1Error(
-                "a run folder has its own settings",
-                "remove --preset, --set, --model-path and --lora",
-                code="option-conflict",
-                values={"target": target},
-            )
-        message(f"loading {target} …")
-        from tdmr1_core.distributed import set_threads
-        from tdmr1_core.runs.load_run import load_resolved, resolve_trained
-
-        trained = resolve_trained(Path(target), extensions)
-        set_threads(trained.config.threads)
-        return Target(load_resolved(Path(target), trained), trained, True)
+        return _find_run(target, flags, extensions, needed)
     flags = _with_model(target, flags, extensions)
-    resolved = resolve_settings(flags, "train", extensions, needs_reward=needs_reward)
-    message(f"loading {target} …")
-    from tdmr1_core.distributed import set_threads
-    from tdmr1_core.engine import Engine
+    resolved = resolve_settings(flags, "train", extensions, needs_reward=needs_reward, evaluates=False)
+    return FoundTarget(target, resolved)
 
-    set_threads(resolved.config.threads)
-    return Target(Engine.from_resolved(resolved), resolved, False)
+
+def _find_run(
+    target: str, flags: Flags, extensions: Extensions, needed: Callable[[RunConfig, Extensions], Needed] | None
+) -> FoundTarget:
+    from tdmr1_core.runs.checkpoints.run_config import load_changed_config
+    from tdmr1_core.runs.load_run import resolve_trained
+    from tdmr1_core.runs.missing_inputs import Needed, check_inputs
+
+    folder = Path(target)
+    flags = Flags(sets=flags.sets, model_path=flags.model_path, lora=flags.lora)
+    config = load_changed_config(folder, run_changes(flags))
+    wanted = needed(config, extensions) if needed else Needed()
+    changes = run_changes(with_typed_secrets(flags, wanted.rewards))
+    config = load_changed_config(folder, changes)
+    wanted = needed(config, extensions) if needed else Needed()
+    check_inputs(folder, config, extensions, wanted)
+    return FoundTarget(target, resolve_trained(folder, extensions, changes), wanted)
 
 
 def _with_model(target: str, flags: Flags, extensions: Extensions) -> Flags:

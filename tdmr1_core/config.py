@@ -6,18 +6,53 @@ rewards are YAML files in `tdmr1_core/presets`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tdmr1_core.errors import warn
+from tdmr1_core.settings.bounds import (
+    LARGEST_NUMBER,
+    LARGEST_RANK,
+    LARGEST_SEED,
+    LONGEST_SIDE,
+    MOST_IMAGES,
+    MOST_ITERATIONS,
+    MOST_STEPS,
+    MOST_WORKERS,
+)
+from tdmr1_core.settings.yaml_text import EXPONENT
+from tdmr1_rewards.texts.redaction import remember_tree
 
-Sharing = Literal["step", "group", "sample"] | Annotated[int, Field(ge=1)]
+NOT_IN_NAMES = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""Python represents other bytes than UTF-8 in file names by the surrogates from U+DC80 to U+DCFF."""
+Iterations = Annotated[int, Field(ge=1, le=MOST_ITERATIONS)]
+Interval = Annotated[int, Field(ge=0, le=MOST_ITERATIONS)]
+"""Iterations between two events; 0 for none."""
+Images = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Side = Annotated[int, Field(ge=8, le=LONGEST_SIDE)]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Sharing = Literal["step", "group", "sample"] | Images
 """Which images share a random draw: all images of the step, a group, that many consecutive groups, or no two images."""
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
+Guidance = Annotated[float, Field(ge=1, le=LARGEST_NUMBER)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
+
+
+def annotations_in(annotation: Any) -> Iterator[Any]:
+    """An annotation and those inside it: `tuple[RewardConfig, ...] | None` contains RewardConfig."""
+    yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from annotations_in(part)
 
 
 class Section(BaseModel):
@@ -26,6 +61,32 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        """Reject a text with a character that no file name can have: NUL, and half of a surrogate pair."""
+        if isinstance(value, str) and NOT_IN_NAMES.search(value):
+            raise PydanticCustomError("wrong_form", "not a text")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject what pydantic would convert to a number: booleans, texts, and a float where an integer is wanted.
+
+        An integer is accepted for a float, and so is a text such as 1e-4, which YAML does not read as a number.
+        """
+        wanted = set(annotations_in(cls.model_fields[str(info.field_name)].annotation))
+        numbers = wanted & {int, float}
+        if not numbers or value is None:
+            return value
+        if float in numbers and isinstance(value, str) and EXPONENT.fullmatch(value):
+            return float(value)
+        accepted = (int, *numbers)
+        if isinstance(value, bool) or not (isinstance(value, accepted) or (isinstance(value, str) and value in wanted)):
+            raise PydanticCustomError("wrong_form", "not a number")
+        return value
 
 
 class ModelConfig(Section):
@@ -36,8 +97,8 @@ class ModelConfig(Section):
     path: Path | None = None
     """Directory of the base pipeline, in place of that of the registered model; other values of the entry stay."""
     lora: Path | None = None
-    """The few-step LoRA that the generator starts from, in place of that of the registered model: safetensors of
-    diffusers, PEFT or kohya, or the published .ckpt."""
+    """The few-step LoRA that the generator starts from, in place of that of the registered model: a file of
+    diffusers, PEFT, kohya or ComfyUI, the published .ckpt, or owner/name[/folder][/file] on the hub."""
     adapter_scale: Positive | None = None
     """Factor of the LoRA's output, in addition to alpha / rank (default: that of the model entry, else 1)."""
     teacher: str | None = None
@@ -47,18 +108,20 @@ class ModelConfig(Section):
     """Precision of the frozen weights. LoRA weights, latents and losses have at least fp32. fp64 is for tests."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto uses a GPU if there is one."""
-    rank: int | None = Field(None, ge=1)
+    rank: Annotated[int, Field(ge=1, le=LARGEST_RANK)] | None = None
     """Rank of the three LoRAs if the few-step LoRA file does not store it (default: that of the model entry;
     published: 32)."""
-    alpha: float | None = Field(None, gt=0)
+    alpha: Positive | None = None
     """Alpha of the three LoRAs if the few-step LoRA file does not store it. Their output is scaled by alpha / rank
     (published: 64)."""
+    ignore_text_encoder_lora: bool = False
+    """Use a few-step LoRA that also changes text encoders, without these parts. Otherwise it is refused."""
     lora_init: Literal["gaussian", "kaiming"] = "gaussian"
     """Initialization of A in new LoRAs: normal with standard deviation 1 / rank (published), or the default of PEFT,
     which is uniform and smaller. B starts at zero, so a new LoRA changes nothing."""
-    height: int | None = Field(None, ge=8)
+    height: Side | None = None
     """Image height in pixels (default: that of the model entry)."""
-    width: int | None = Field(None, ge=8)
+    width: Side | None = None
     """Image width in pixels (default: that of the model entry)."""
 
 
@@ -69,15 +132,15 @@ class RewardConfig(Section):
     """Name in metrics. Without `source` it is also the name of a registered reward (`tdmr1 rewards list`)."""
     source: str | None = None
     """A registered reward, path/to/file.py:fn, package.module:fn or remote:http://host:port/NAME (default: `name`)."""
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)
     """Weight in the sum of rewards."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the reward. They are checked before any weight is loaded."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: Images | None = None
     """Maximum number of images in one call (default: that of the reward)."""
     timeout: Positive | Literal["none"] | None = None
     """Time limit of one call in seconds; none for no limit (default: that of the reward)."""
-    retries: int = Field(0, ge=0)
+    retries: int = Field(0, ge=0, le=MOST_WORKERS)
     """Number of retries of a failed call before on_failure applies."""
     on_failure: Literal["stop", "skip"] = "stop"
     """stop: save the images of the failed call and stop the run. skip: continue; these images have no score."""
@@ -89,6 +152,13 @@ class RewardConfig(Section):
     """Python interpreter of another environment that runs the reward (implies isolated). It needs neither torch nor
     tdmr1."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _remember_secrets(cls, settings: Any) -> Any:
+        """Let no message or file contain the secrets among the options."""
+        remember_tree(settings)
+        return settings
+
 
 class ScoringConfig(Section):
     """How rewards are computed and combined."""
@@ -96,7 +166,7 @@ class ScoringConfig(Section):
     combine: Literal["weighted_sum", "normalised"] = "weighted_sum"
     """weighted_sum adds the weighted rewards. normalised first scales each reward to mean 0 and standard deviation 1
     within its group."""
-    workers: int = Field(2, ge=1)
+    workers: Workers = 2
     """Threads that score finished images while the next images are sampled."""
 
 
@@ -112,11 +182,11 @@ class PromptConfig(Section):
 class BatchConfig(Section):
     """The number of images in an iteration and in memory."""
 
-    groups: int = Field(48, ge=1)
+    groups: Images = 48
     """Prompts per iteration (published: 48 for OCR and GenEval, 24 for ImageReward and HPSv2)."""
-    group_size: int = Field(24, ge=2)
+    group_size: int = Field(24, ge=2, le=MOST_IMAGES)
     """G, the number of images for each prompt. Rewards are compared within this group (published: 24)."""
-    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    micro_batch: Images | Literal["auto"] | None = "auto"
     """Images processed at once. A number or auto (all images) is halved when the device runs out of memory; null
     processes all images and stops the run instead. Results do not depend on it."""
 
@@ -164,9 +234,9 @@ class MemoryConfig(Section):
 class RolloutConfig(Section):
     """How the generator samples (algorithm: deterministic trajectories, paper Eq. 6)."""
 
-    steps: int | None = Field(None, ge=1)
+    steps: Steps | None = None
     """K, the number of sampling steps (default: that of the model entry; published: 4)."""
-    shift: float | None = Field(None, gt=0)
+    shift: Positive | None = None
     """s of the noise schedule S(u) = s u / (1 + (s - 1) u) (default: that of the model entry; SD3: 3)."""
     sampler: Literal["euler", "dpm-solver++"] = "euler"
     """The losses assume Euler steps. The authors' trainer samples with second-order DPM-Solver++."""
@@ -194,7 +264,7 @@ class AdvantageConfig(Section):
 class TimestepConfig(Section):
     """Which points of the trajectory an iteration trains on."""
 
-    per_iteration: int = Field(2, ge=1)
+    per_iteration: Steps = 2
     """M, the number of steps drawn for each image, out of K (published: 2 of 4)."""
     k_sharing: Sharing = 4
     """Which images share one drawn step k and one boundary of the surrogate: those of a number of groups, of one group
@@ -212,13 +282,13 @@ class OptimizerConfig(Section):
     """Decay of the squared gradients (published: 0.999)."""
     epsilon: Positive = 1e-8
     """AdamW's epsilon."""
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: NotNegative = 1e-4
     """Decoupled weight decay (published: 1e-4)."""
     max_grad_norm: Positive = 1.0
     """Gradients of a role are clipped to this norm (published: 1.0)."""
     final_lr: Fraction = 1.0
     """Learning rates fall linearly to this fraction over lr_iterations; 1 keeps them constant (published)."""
-    lr_iterations: int | None = Field(None, ge=1)
+    lr_iterations: Iterations | None = None
     """Iterations over which learning rates fall; then they stay (default: those of the run). `train --resume RUN
     --iterations N` sets it to the former number."""
     on_not_finite: Literal["stop", "skip"] = "stop"
@@ -229,13 +299,13 @@ class OptimizerConfig(Section):
 class FakeConfig(Section):
     """The fake score: follows the generator's distribution."""
 
-    learning_rate: Positive = 3e-4
+    learning_rate: LearningRate = 3e-4
     """AdamW step size (published: 3e-4)."""
     beta1: Below1 = 0.0
     """AdamW's momentum (published: 0)."""
-    updates: int = Field(1, ge=1)
+    updates: Steps = 1
     """Fake score updates per generator update, each with its own noise level and noise."""
-    teacher_weight: float = Field(0.02, ge=0)
+    teacher_weight: NotNegative = 0.02
     """Weight of ||v_teacher - v_fake||^2 (published: 0.02)."""
     start: Literal["generator", "zero"] = "zero"
     """Start at zero, which is the teacher (published), or as a copy of the few-step LoRA."""
@@ -244,11 +314,11 @@ class FakeConfig(Section):
 class SurrogateConfig(Section):
     """The surrogate reward: a LoRA trained by group preference (Eq. 7-9)."""
 
-    learning_rate: Positive = 3e-4
+    learning_rate: LearningRate = 3e-4
     """AdamW step size (published: 3e-4)."""
     beta1: Below1 = 0.9
     """AdamW's momentum (published: 0.9)."""
-    updates: int = Field(1, ge=1)
+    updates: Steps = 1
     """Surrogate updates per generator update, each with its own boundary, noise level and noise."""
     beta_dpo: Positive = 10.0
     """Strength of the implicit reward in the group weight (published: 10 for OCR and HPSv2, else 1)."""
@@ -261,12 +331,12 @@ class SurrogateConfig(Section):
     """The stored point that is re-noised: drawn with probability ~ (k+1) (published), or the last (least variance)."""
     reference: Literal["frozen", "ema"] = "frozen"
     """p_ref: the frozen base, or the EMA of the surrogate (the paper's dynamic reference)."""
-    trust_region: float | None = Field(1e-3, gt=0)
+    trust_region: Positive | None = 1e-3
     """Clip of the ratio exp(l_old - l) against the EMA (published: 1e-3 or 2e-3); null disables it."""
-    drift_threshold: float | None = Field(0.05, gt=0)
+    drift_threshold: Positive | None = 0.05
     """Above this mean ||v - v_ref||^2, a sample whose loss is already past the reference's in the direction of its
     advantage gets no preference gradient (published: 0.05); null disables it."""
-    reference_penalty: float = Field(1e-3, ge=0)
+    reference_penalty: NotNegative = 1e-3
     """Weight of ||v - v_ref||^2 (published: 0.001; the tiny models need 0.2 to 0.3)."""
     time_weight: bool = True
     """Weight preference and penalty by (k+1)/K (published)."""
@@ -279,7 +349,7 @@ class SurrogateConfig(Section):
 class GeneratorConfig(Section):
     """The few-step generator (Eq. 10-11)."""
 
-    learning_rate: Positive = 7.5e-5
+    learning_rate: LearningRate = 7.5e-5
     """AdamW step size (published: lr / 4 = 7.5e-5)."""
     beta1: Below1 = 0.0
     """AdamW's momentum (published: 0)."""
@@ -289,17 +359,19 @@ class GeneratorConfig(Section):
     trainer."""
     huber_c: Positive = 1e-3
     """c of the pseudo-Huber loss."""
-    guidance_scale: float = Field(4.5, ge=1)
+    joint_huber: bool = True
+    """At steps k >= trunc_steps, the Huber loss has the errors of the CFG and KL terms under one root (published)."""
+    guidance_scale: Guidance = 4.5
     """Guidance scale of the teacher in the CFG term; 1 disables the term (published: 4.5)."""
-    rl_cfg: float = Field(4.5, ge=1)
+    rl_cfg: Guidance = 4.5
     """Guidance scale of the surrogate in the reward term (published: 2.5 to 4.5)."""
     tau_min: Below1 = 0.3
     """Lowest noise level that the surrogate is evaluated at (published: 0.25 to 0.40)."""
     tdm_weight: Fraction = 0.3
     """lambda: the weight of the CFG term; the reward term has weight 1 - lambda (published: 0.3)."""
-    reward_scale: float = Field(1.0, ge=0)
+    reward_scale: NotNegative = 1.0
     """Additional factor of the reward term; 0 is the control without it."""
-    trunc_steps: int = Field(4, ge=0)
+    trunc_steps: int = Field(4, ge=0, le=MOST_STEPS)
     """The reward term applies to steps k below this (published: 4, or 2 for ImageReward and HPSv2). At later steps,
     surrogate and reference are not evaluated."""
     normaliser_floor: Positive = 1e-4
@@ -307,19 +379,22 @@ class GeneratorConfig(Section):
     ema_decay: Below1 = 0.9
     """Decay of the EMA of the generator, which is evaluated and exported (published: 0.9)."""
     ema_warmup: bool = True
-    """After n updates the decay is at most (1 + n) / (10 + n) (published), so that the EMA of a short run follows."""
+    """After n earlier updates the decay is at most (1 + n) / (10 + n) (published): the EMA of a short run follows."""
 
 
 class EvaluationConfig(Section):
     """Evaluations on fixed noise that training never draws."""
 
-    every: int = Field(0, ge=0)
+    every: Interval = 0
     """Iterations between evaluations; 0 evaluates only at start and end."""
-    images: int = Field(256, ge=1)
+    images: Images = 256
     """Images of each prompt set (training and held-out prompts), always from the same noise."""
+    images_per_prompt: Images | None = None
+    """Images of each prompt; if there are too many prompts for that, fewer are used (default: all prompts, with as many
+    images each as `images` allows, or one). Rewards that compare images of a prompt need 2 or more."""
     rewards: tuple[RewardConfig, ...] = ()
     """Rewards that score evaluations (default: the training rewards)."""
-    seed: int = 1_000_003
+    seed: Seed = 1_000_003
     """Seed of the evaluation noise. Training never uses it."""
 
 
@@ -339,11 +414,11 @@ class GuardConfig(Section):
 class SavingConfig(Section):
     """What a run writes."""
 
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: Iterations = 10
     """Iterations between checkpoints; the last iteration is always saved."""
-    keep: int = Field(2, ge=1)
+    keep: Iterations = 2
     """Number of checkpoints that are kept; older ones are deleted."""
-    samples_every: int = Field(10, ge=0)
+    samples_every: Interval = 10
     """Iterations between image grids with fixed prompts and noise; 0 for none."""
     tensorboard: bool = True
     """Also write the metrics to TensorBoard files."""
@@ -354,12 +429,15 @@ class RunConfig(Section):
 
     kind: Literal["train", "distill"] = "train"
     """train reinforces a few-step model; distill makes one from a multi-step teacher, without rewards."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of all random draws except those of evaluations."""
-    iterations: int = Field(1000, ge=1)
+    iterations: Iterations = 1000
     """Number of iterations of the run."""
-    threads: int | None = Field(None, ge=1)
+    threads: Workers | None = None
     """Maximum number of CPU threads of torch (default: the physical cores, or OMP_NUM_THREADS)."""
+    processes_timeout: Positive = 15.0
+    """Minutes without progress of one of several processes, after which the run stops with an error that names it.
+    Loading, and scoring within the time limits of the rewards, count as progress."""
     model: ModelConfig = ModelConfig()
     rewards: tuple[RewardConfig, ...] = ()
     """The rewards: a list of {name, weight, options}."""
@@ -396,6 +474,11 @@ class RunConfig(Section):
             raise ValueError(f"timesteps.per_iteration is {points}, but there are only {steps} steps")
         if self.memory.weights != "none" and self.model.precision == "fp64":
             raise ValueError("memory.weights cannot be quantized with model.precision fp64; set it to bf16")
+        if self.batch.groups * self.batch.group_size > MOST_IMAGES:
+            raise ValueError(
+                f"batch.groups × batch.group_size is {self.batch.groups} × {self.batch.group_size}, but an iteration "
+                f"has at most {MOST_IMAGES} images"
+            )
         several = [name for name in ("fake", "surrogate") if getattr(self, name).updates > 1]
         if several and self.timesteps.optimizer_step == "iteration":
             raise ValueError(

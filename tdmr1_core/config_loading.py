@@ -13,14 +13,23 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.errors import Tdmr1Error, close_match, close_match_hint, join_hints
+from tdmr1_core.errors import Tdmr1Error, close_match_hint
+from tdmr1_core.settings.mistakes import as_error
+from tdmr1_core.settings.yaml_text import explain, load_yaml
+from tdmr1_rewards.errors import shorten
+from tdmr1_rewards.texts import documents
+from tdmr1_rewards.texts.redaction import redact_tree, remember_tree
 
 Tree = dict[str, Any]
 
 FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
+    "model.ignore_text_encoder_lora": False,
     "rollout.dpm_levels": "euler",
     "generator.ema_warmup": False,
+    "generator.joint_huber": False,
+    "evaluation.images_per_prompt": None,
+    "processes_timeout": 15.0,
 }
 """Settings that the first versions did not have, with the value that the config.yaml of a run without them means.
 
@@ -29,8 +38,11 @@ run can be resumed to the same bits. `with_former_defaults` applies the table.
 """
 FORMER_DEFAULTS_ONLY_WITH: dict[str, tuple[str, Any]] = {
     "rollout.dpm_levels": ("rollout.sampler", "dpm-solver++"),
+    "generator.joint_huber": ("generator.loss", "huber"),
 }
 """Another setting and its value, without which a former default is not applied, because the setting has no effect."""
+RUN_TOKEN = "${run}"
+"""The start of a path inside the run folder, in the files of a run."""
 MAX_QUOTED = 80
 """Characters of an argument that a message quotes."""
 
@@ -59,7 +71,14 @@ def read_file(path: Path) -> Tree:
     Raises Tdmr1Error if it cannot be read, is not a mapping, or extends an unknown preset.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = documents.read_file(path).decode("utf-8")
+    except documents.UnreadableDocument as error:
+        raise Tdmr1Error(
+            f"the settings file {path} cannot be read: {error}",
+            "name a YAML file with settings",
+            code="config-unreadable",
+            values={"file": str(path)},
+        ) from error
     except OSError as error:
         raise Tdmr1Error(
             f"the settings file {path} cannot be read: {error.strerror}",
@@ -81,14 +100,13 @@ def _parse(text: str, where: str) -> Tree:
     try:
         tree = load_yaml(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1} of {where}" if mark else where
-        problem = getattr(error, "problem", None) or "unreadable"
+        problem, line = explain(error)
+        place = where if line is None else f"line {line} of {where}"
         raise Tdmr1Error(
             f"{place} is not valid YAML: {problem}",
             "correct that line; in YAML, indentation and colons matter",
             code="config-unreadable",
-            values={"file": where, "line": mark.line + 1 if mark else None},
+            values={"file": where, "line": line},
         ) from error
     if tree is None:
         return {}
@@ -99,98 +117,83 @@ def _parse(text: str, where: str) -> Tree:
             code="config-unreadable",
             values={"file": where, "found": type(tree).__name__},
         )
+    remember_tree(tree)
     extended = tree.pop("extends", None)
     return tree if extended is None else merge(read_preset(str(extended)), tree)
 
 
-def load_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises YAMLError also for a key that occurs twice, for impossible numbers and dates, and for endless nesting.
-    """
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_keys(node)
-        return loader.construct_document(node)
-    except (ValueError, RecursionError) as error:
-        raise yaml.MarkedYAMLError(problem=" ".join(str(error).split())) from error
-    finally:
-        loader.dispose()
-
-
-def _check_keys(root: yaml.Node) -> None:
-    """Raise YAMLError for a mapping that has the same key twice. PyYAML would use the last value."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            waiting += [value for _, value in node.value]
-            _check_mapping(node)
-
-
-def _check_mapping(node: yaml.MappingNode) -> None:
-    lines: dict[tuple[str, str], int] = {}
-    for key, _ in node.value:
-        name, line = (key.tag, str(key.value)), key.start_mark.line + 1
-        if name in lines:
-            where = "in the same line" if lines[name] == line else f"in lines {lines[name]} and {line}"
-            raise yaml.MarkedYAMLError(
-                problem=f"the key {key.value!r} occurs twice, {where}", problem_mark=key.start_mark
-            )
-        lines[name] = line
-
-
 def parse_assignments(assignments: Iterable[str]) -> Tree:
-    """`a.b=c` arguments as a tree; values are parsed as YAML. Raises Tdmr1Error if key or equals sign is missing."""
+    """`a.b=c` arguments as a tree; values are parsed as YAML.
+
+    Raises Tdmr1Error if key or equals sign is missing, if a value is not YAML, and for two values of one setting.
+    """
     tree: Tree = {}
+    values: dict[tuple[str, ...], tuple[str, Any]] = {}
+    """Every value with the assignment that it comes from."""
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        parts = key.strip().split(".")
-        shown = repr(assignment if len(assignment) <= MAX_QUOTED else assignment[: MAX_QUOTED - 1] + "…")
-        if not equals or not all(parts):
-            raise Tdmr1Error(
-                f"--set {shown} is not an assignment",
-                "write it as `--set generator.learning_rate=1e-4`",
-                code="assignment-invalid",
-                values={"assignment": assignment},
-            )
-        try:
-            parsed = load_yaml(value)
-        except yaml.YAMLError as error:
-            raise Tdmr1Error(
-                f"the value of --set {shown} is not valid YAML",
-                "quote it, as in 'a.b=\"text\"'",
-                code="assignment-invalid",
-                values={"assignment": assignment},
-            ) from error
-        node = tree
-        for part in parts[:-1]:
-            child = node.setdefault(part, {})
-            if not isinstance(child, dict):
-                raise Tdmr1Error(
-                    f"--set {shown} sets a part of a value that another --set replaces",
-                    "remove one of the two",
-                    code="assignment-invalid",
-                    values={"assignment": assignment},
-                )
-            node = child
-        node[parts[-1]] = parsed
+        parsed = _parse_assignment(assignment)
+        for path, value in _values_in(parsed):
+            for former_path, (former, former_value) in values.items():
+                shared = min(len(path), len(former_path))
+                same = path == former_path and repr(value) == repr(former_value)
+                if path[:shared] == former_path[:shared] and former != assignment and not same:
+                    raise _set_twice(".".join(path[:shared]), former, assignment)
+            values[path] = (assignment, value)
+        tree = merge(tree, parsed)
     return tree
+
+
+def _parse_assignment(assignment: str) -> Tree:
+    key, equals, value = assignment.partition("=")
+    parts = key.strip().split(".")
+    shown = repr(shorten(assignment, MAX_QUOTED))
+    if not equals or not all(parts):
+        raise Tdmr1Error(
+            f"--set {shown} is not an assignment",
+            "write it as `--set generator.learning_rate=1e-4`",
+            code="assignment-invalid",
+            values={"assignment": assignment},
+        )
+    try:
+        parsed = load_yaml(value)
+    except yaml.YAMLError as error:
+        problem, _ = explain(error)
+        raise Tdmr1Error(
+            f"the value of --set {shown} is not valid YAML: {problem}",
+            "quote it, as in 'a.b=\"text\"'",
+            code="assignment-invalid",
+            values={"assignment": assignment, "problem": problem},
+        ) from error
+    tree = _nested(".".join(parts), parsed)
+    remember_tree(tree)
+    return tree
+
+
+def _values_in(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values of nested tables, with their keys."""
+    if not isinstance(tree, dict) or not tree:
+        yield path, tree
+        return
+    for key, value in tree.items():
+        name = str(int(key)) if str(key).isdecimal() else str(key)
+        yield from _values_in(value, (*path, name))
+
+
+def _set_twice(setting: str, former: str, latter: str) -> Tdmr1Error:
+    quoted = [repr(shorten(each, MAX_QUOTED)) for each in (former, latter)]
+    return Tdmr1Error(
+        f"{setting} is set twice: --set {quoted[0]} and --set {quoted[1]}",
+        "remove one of the two",
+        code="assignment-invalid",
+        values={"setting": setting, "assignments": [former, latter]},
+    )
 
 
 def merge(base: Any, over: Any) -> Any:
     """`over` merged into `base`: mappings merge key by key; a mapping with number keys changes items of a list."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
-    if isinstance(base, list) and isinstance(over, dict) and all(str(key).isdigit() for key in over):
+    if isinstance(base, list) and isinstance(over, dict) and over and all(str(key).isdecimal() for key in over):
         changed = list(base)
         for key, value in over.items():
             if int(key) >= len(changed):
@@ -280,92 +283,45 @@ def resolve(trees: Sequence[Tree]) -> RunConfig:
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise _as_error(error) from error
+        raise as_error(error) from error
 
 
-def _as_error(error: ValidationError) -> Tdmr1Error:
-    """All problems of a validation as one error, with close matches for unknown keys in the hint."""
-    problems, hints = [], []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            problems.append(f"{where} is not a setting")
-            hints.append(_setting_hint(item["loc"]))
-        elif item["type"] == "value_error":
-            problems.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
-        else:
-            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {_shown(item['input'])[:60]})")
-    hint = join_hints(*hints) or "run `tdmr1 config show` for all settings and their meaning"
-    start = "" if len(problems) == 1 else f"{len(problems)} settings are wrong: "
-    unknown = all(item["type"] == "extra_forbidden" for item in error.errors())
-    names = list(dict.fromkeys(_setting_name(item["loc"]) for item in error.errors()))
-    code = "setting-unknown" if unknown else "setting-invalid"
-    return Tdmr1Error(start + "; ".join(problems), hint, code=code, values={"settings": names, "problems": problems})
+def dump(config: RunConfig, run_folder: Path | None = None) -> Tree:
+    """The resolved settings as plain data, without secrets.
+
+    For a file in `run_folder`, paths inside that folder begin with `${run}`.
+    """
+    tree = redact_tree(config.model_dump(mode="json"))
+    return tree if run_folder is None else dict(to_portable(tree, run_folder))
 
 
-def _setting_hint(location: Sequence[int | str]) -> str:
-    """The hint for an unknown setting: the most similar one of its section, or settings of that name elsewhere."""
-    *parents, last = location
-    name, above = str(last), "".join(f"{part}." for part in parents)
-    known = _fields_at(RunConfig, parents)
-    settings = [setting for setting, *_ in describe()]
-    if "." in name and above + name in settings:
-        return f"in YAML, write {name!r} as nested keys: {name.replace('.', ': {', 1)}: …}}"
-    match = close_match(name, known)
-    if match is not None:
-        return f"did you mean {above + match!r}?"
-    elsewhere = [setting for setting in settings if setting.rpartition(".")[2] == name]
-    if elsewhere:
-        return f"did you mean {' or '.join(map(repr, elsewhere))}?"
-    return f"known: {', '.join(sorted(known))}"
+def compared(config: RunConfig) -> Tree:
+    """The settings for a comparison: a secret equals any other one, and the environment variable that holds it."""
+    return dict(redact_tree(config.model_dump(mode="json"), compared=True))
 
 
-def _setting_name(location: Sequence[int | str]) -> str:
-    """The dotted name of a setting. Pydantic appends the member of a union that failed; that part is omitted."""
-    parts = list(location)
-    while len(parts) > 1 and not isinstance(parts[-1], int):
-        try:
-            _fields_at(RunConfig, parts[:-1])
-            break
-        except (StopIteration, KeyError):  # the parent is a setting, not a section
-            parts.pop()
-    return ".".join(map(str, parts))
+def to_portable(tree: Any, folder: Path) -> Any:
+    """Settings in which paths inside a run folder begin with `${run}`."""
+    return _replace_start(tree, str(folder.absolute()), RUN_TOKEN)
 
 
-def _shown(value: Any) -> str:
-    """A value as JSON, or its repr if it is not JSON."""
-    try:
-        return json.dumps(value, default=str)
-    except (ValueError, TypeError):
-        return repr(value)
+def from_portable(tree: Any, folder: Path) -> Any:
+    """Settings in which `${run}` at the start of a path is replaced by a run folder."""
+    return _replace_start(tree, RUN_TOKEN, str(folder.absolute()))
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The field names of the section that a location in the tree leads to."""
-    section: Any = model
-    for part in location:
-        if isinstance(part, int):
-            continue
-        kinds = _kinds(section.model_fields[part].annotation)
-        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(section.model_fields)
-
-
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """An annotation and the annotations inside it: `tuple[RewardConfig, ...] | None` contains RewardConfig."""
-    yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _kinds(part)
-
-
-def dump(config: RunConfig) -> Tree:
-    """The resolved settings as plain data."""
-    return config.model_dump(mode="json")
+def _replace_start(tree: Any, start: str, other: str) -> Any:
+    if isinstance(tree, dict):
+        return {key: _replace_start(value, start, other) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_replace_start(value, start, other) for value in tree]
+    inside = isinstance(tree, str) and (tree == start or tree.startswith(f"{start}/"))
+    return other + tree.removeprefix(start) if inside else tree
 
 
 def fingerprint(config: RunConfig) -> str:
     """The first 16 hex digits of the SHA-256 of the resolved settings."""
-    return hashlib.sha256(json.dumps(dump(config), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(compared(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[tuple[str, str, Any, str]]:

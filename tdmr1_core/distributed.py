@@ -9,13 +9,16 @@ only the summation order depends on the number of processes. Accelerate sets up 
 from __future__ import annotations
 
 import os
+import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tdmr1_core.errors import PeerExited, Tdmr1Error
+from tdmr1_core.heartbeat import Heartbeat, Peer, coordinating_host
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +27,21 @@ if TYPE_CHECKING:
     from tdmr1_core.records import Groups
 
 Value = TypeVar("Value")
+Item = TypeVar("Item")
 
-PEER_TIMEOUT = timedelta(hours=12)
-"""How long a process waits for the others, for example during an evaluation. A dead process is noticed much earlier."""
+NO_LIMIT = timedelta(days=365)
+"""The time-out of torch for an operation of all processes. `Heartbeat` decides which process is lost."""
+POLL = 0.5
+"""Seconds between two checks of a process that waits: for signals, and for lost processes."""
+GPU_POLL = 0.001
+BACKENDS = "cpu:gloo,cuda:nccl"
+"""Objects are exchanged on the CPU, also if gradients are on GPUs."""
+_abandoned = False
+
+
+def has_abandoned() -> bool:
+    """Whether this process stopped to wait for others. Threads of torch still wait; a normal exit would not end."""
+    return _abandoned
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -69,13 +84,40 @@ def check_split(groups: int, count: int) -> None:
         )
 
 
+def named_device(name: str) -> torch.device:
+    """The device of this name, on any machine. Raises Tdmr1Error for a name that torch does not know, and for meta."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise _no_device(name) from error
+    if device.type == "meta":  # its tensors have no values
+        raise _no_device(name)
+    return device
+
+
+def _no_device(name: str) -> Tdmr1Error:
+    return Tdmr1Error(
+        f"the device {name!r} does not exist here",
+        "use cpu, cuda, cuda:N or auto",
+        code="device-unavailable",
+        values={"device": name},
+    )
+
+
 @dataclass(frozen=True)
 class Processes:
-    """This process has number `rank` of `count` processes, and number `local_rank` on its machine."""
+    """This process has number `rank` of `count` processes, and number `local_rank` on its machine.
+
+    Every method that exchanges data waits for the other processes. It raises PeerExited if the connection breaks, and
+    Tdmr1Error in one process if `heartbeat` finds another one lost.
+    """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    heartbeat: Heartbeat | None = field(default=None, repr=False)
 
     @property
     def first(self) -> bool:
@@ -92,16 +134,11 @@ class Processes:
         if name == "auto":
             gpu = f"cuda:{self.local_rank}" if self.count > 1 else "cuda"
             return torch.device(gpu if torch.cuda.is_available() else "cpu")
+        device = named_device(name)
         try:
-            device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise Tdmr1Error(
-                f"the device {name!r} does not exist here",
-                "use cpu, cuda, cuda:N or auto",
-                code="device-unavailable",
-                values={"device": name},
-            ) from error
+            raise _no_device(name) from error
         return device
 
     def shard_groups(self, groups: Groups) -> Groups:
@@ -114,16 +151,66 @@ class Processes:
         """The part of a tensor (N, …) over all images that belongs to this process: (N / count, …)."""
         return values.chunk(self.count)[self.rank]
 
+    def part(self, size: int) -> slice:
+        """The part of `size` ordered items that belongs to this process; empty if there are too few."""
+        return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
+
     def gather(self, value: Value) -> list[Value]:
         """The value of every process, in the order of their ranks."""
         if self.count == 1:
             return [value]
         import torch
 
-        values: list[Value] = [value] * self.count
+        content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = [int(size) for size in self._all_gather(torch.tensor([len(content)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(content)] = content
+        parts = zip(self._all_gather(padded), sizes, strict=True)
+        return [pickle.loads(part[:size].numpy().tobytes()) for part, size in parts]
+
+    def _all_gather(self, values: Tensor) -> list[Tensor]:
+        """The tensor of every process. All have the same shape and are on the CPU."""
+        import torch
+
+        gathered = [torch.empty_like(values) for _ in range(self.count)]
         with _raise_peer_exited():
-            torch.distributed.all_gather_object(values, value)
-        return values
+            self._wait(torch.distributed.all_gather(gathered, values, async_op=True))
+        return gathered
+
+    def _wait(self, work: Any, *, on_gpu: bool = False) -> None:
+        """Wait for an operation of all processes, while signals are handled and lost processes are noticed."""
+        global _abandoned
+        assert self.heartbeat is not None, "several processes are made by join_processes"
+        try:
+            with self.heartbeat.waiting():
+                while not work.is_completed():
+                    if on_gpu:
+                        time.sleep(GPU_POLL)
+                    else:
+                        _wait_once(work)
+                    if lost := self.heartbeat.lost():
+                        self._raise_lost(lost)
+        finally:
+            _abandoned = _abandoned or not work.is_completed()
+        work.wait()
+
+    def _raise_lost(self, lost: Mapping[int, Peer]) -> None:
+        """Raise Tdmr1Error in the first process that is not lost, and PeerExited in the others."""
+        if self.rank > min(rank for rank in range(self.count) if rank == self.rank or rank not in lost):
+            raise PeerExited
+        minutes = self.heartbeat.limit / 60 if self.heartbeat else 0.0
+        names = ", ".join(f"process {rank + 1} (last known stage: {peer.stage})" for rank, peer in lost.items())
+        raise Tdmr1Error(
+            f"no progress of {names} of {self.count} processes for {minutes:g} minutes",
+            "was it stopped, or is its machine or its network down? If it only needs more time, set processes_timeout "
+            "to more minutes",
+            code="process-failed",
+            values={
+                "processes": self.count,
+                "lost": {rank + 1: peer.stage for rank, peer in lost.items()},
+                "minutes": minutes,
+            },
+        )
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
@@ -132,6 +219,14 @@ class Processes:
     def union(self, values: Sequence[str]) -> list[str]:
         """The values of all processes without duplicates, in the order of their ranks."""
         return list(dict.fromkeys(value for part in self.gather(list(values)) for value in part))
+
+    def join(self, values: Mapping[str, Sequence[Item]]) -> dict[str, list[Item]]:
+        """The lists of all processes by name, each joined in the order of the ranks."""
+        joined: dict[str, list[Item]] = {}
+        for part in self.gather({name: list(items) for name, items in values.items()}):
+            for name, items in part.items():
+                joined.setdefault(name, []).extend(items)
+        return joined
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The mean of every metric over the processes that have it. All processes have the same number of images."""
@@ -153,7 +248,7 @@ class Processes:
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         with _raise_peer_exited():
-            torch.distributed.all_reduce(flat)
+            self._wait(torch.distributed.all_reduce(flat, async_op=True), on_gpu=flat.is_cuda)
         averages = (flat / self.count).split([gradient.numel() for gradient in gradients])
         for gradient, average in zip(gradients, averages, strict=True):
             gradient.copy_(average.view_as(gradient))
@@ -186,6 +281,8 @@ class Processes:
             from accelerate import PartialState
 
             self.gather(None)
+            if self.heartbeat is not None:
+                self.heartbeat.close()
             PartialState().destroy_process_group()
 
     def _raise_first(self, errors: Sequence[Tdmr1Error | None]) -> None:
@@ -197,10 +294,11 @@ class Processes:
 ALONE = Processes()
 
 
-def join_processes(device: str) -> Processes:
-    """Join the process group of this run; `device` is the run's setting `model.device`.
+def join_processes(device: str, timeout: float = 15.0) -> Processes:
+    """Join the process group of this run.
 
-    Raises Tdmr1Error for a device that the processes cannot share, and for a process without a GPU.
+    `device` and `timeout`, in minutes, are the run's settings `model.device` and `processes_timeout`. Raises Tdmr1Error
+    for a device that the processes cannot share, for a process without a GPU, and if a process does not join in time.
     """
     rank, count = rank_and_world()
     if count == 1:
@@ -225,9 +323,32 @@ def join_processes(device: str) -> Processes:
             code="device-unavailable",
             values={"process": local_rank + 1, "gpus": gpus},
         )
-    with _raise_peer_exited():
-        PartialState(cpu=on_cpu, timeout=PEER_TIMEOUT)
-    return Processes(rank, count, local_rank)
+    limit = timedelta(minutes=timeout)
+    try:
+        store, *_ = next(torch.distributed.rendezvous("env://", timeout=limit))
+        backend = {} if on_cpu else {"backend": BACKENDS}
+        PartialState(cpu=on_cpu, timeout=NO_LIMIT, store=store, rank=rank, world_size=count, **backend)
+    except RuntimeError as error:
+        raise Tdmr1Error(
+            f"the {count} processes could not be connected within {timeout:g} minutes",
+            "did one of them not start? Its machine may be busy, or unreachable",
+            code="process-failed",
+            values={"processes": count, "minutes": timeout},
+        ) from error
+    heartbeat = Heartbeat(rank, limit.total_seconds(), coordinating_host())
+    processes = Processes(rank, count, local_rank, heartbeat)
+    heartbeat.start(processes.gather(heartbeat.offer()))
+    processes.gather(None)  # each has sent its first report now
+    return processes
+
+
+def _wait_once(work: Any) -> None:
+    """Wait up to POLL seconds. Python handles signals only between two waits."""
+    try:
+        work.wait(timedelta(seconds=POLL))
+    except RuntimeError:
+        if work.is_completed():
+            raise
 
 
 def _attempt(action: Callable[[], Value]) -> tuple[Value | None, Tdmr1Error | None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,8 +34,8 @@ MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Rec
 
 
 @contextmanager
-def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Turn a disk error inside the block into a Tdmr1Error with a hint."""
+def translate_write_errors(path: Path) -> Iterator[None]:
+    """Turn a disk error inside the block into a Tdmr1Error that names a file or folder, with a hint."""
     try:
         yield
     except OSError as error:
@@ -42,10 +43,10 @@ def translate_write_errors(folder: Path) -> Iterator[None]:
             raise
         hint = REMEDIES[error.errno].format(file=error.filename2 or error.filename)
         raise Tdmr1Error(
-            f"{folder} cannot be written: {error.strerror}",
+            f"{path} cannot be written: {error.strerror}",
             hint,
             code="not-writable",
-            values={"path": str(folder), "reason": error.strerror},
+            values={"path": str(path), "reason": error.strerror},
         ) from error
 
 
@@ -59,10 +60,42 @@ def write_durable(path: Path, content: bytes) -> None:
 
 def replace_durable(path: Path, content: bytes) -> None:
     """Replace the content of a file atomically: a crash leaves either the old or the new content."""
-    building = path.with_name(f".{path.name}.tmp")
-    write_durable(building, content)
-    os.replace(building, path)
-    flush_folder(path.parent)
+    _replace_together({path: content})
+
+
+def write_results(files: Mapping[Path, bytes]) -> None:
+    """Write the files of a command's result, all or none, and create their folders.
+
+    A former file is replaced only when the new content of all files is on the disk; the target of a link is replaced,
+    not the link, and a device or pipe is written to. Raises Tdmr1Error if a file cannot be written.
+    """
+    regular: dict[Path, bytes] = {}
+    for path, content in files.items():
+        with translate_write_errors(path):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                path.write_bytes(content)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                regular[path.resolve()] = content
+    with translate_write_errors(Path(os.path.commonpath(files))):
+        _replace_together(regular)
+
+
+def _replace_together(files: Mapping[Path, bytes]) -> None:
+    """Write every content beside its file, then rename all. A failure before the first rename leaves no trace."""
+    building = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            write_durable(building[path], content)
+        for path in files:
+            os.replace(building[path], path)
+    except BaseException:
+        for unfinished in building.values():
+            with suppress(OSError):
+                unfinished.unlink()
+        raise
+    for folder in dict.fromkeys(path.parent for path in files):
+        flush_folder(folder)
 
 
 def make_durable_folder(folder: Path) -> None:
@@ -95,8 +128,10 @@ def flush_folder(folder: Path) -> None:
 def lock_run(folder: Path) -> FileLock:
     """Lock a run folder for this process. The lock ends when it is released or when the process ends for any reason.
 
-    Raises Tdmr1Error if another process holds the lock, or if the folder cannot be written.
+    Raises Tdmr1Error if another process holds the lock, if the lock file is a link, or if the folder cannot be written.
     """
+    if (folder / LOCK).is_symlink():
+        raise _link_error(folder / LOCK, f"the lock file {folder / LOCK} is a link", "remove it")
     lock = FileLock(folder / LOCK)
     with translate_write_errors(folder):
         try:
@@ -120,9 +155,13 @@ def check_links(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
-            if path.is_symlink():
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a run that is in progress has removed it
+                continue
+            if stat.S_ISLNK(mode):
                 _check_link(path, root)
-            elif name in files and path.exists() and not path.is_file():
+            elif name in files and not stat.S_ISREG(mode):
                 raise _link_error(path, f"{path} is neither a file nor a folder", "move it out of the folder")
 
 
@@ -141,8 +180,8 @@ def _link_error(path: Path, message: str, hint: str) -> Tdmr1Error:
     return Tdmr1Error(message, hint, code="link-outside", values={"path": str(path)})
 
 
-def check_writable(folder: Path) -> None:
-    """Raise Tdmr1Error if a folder cannot be created or written, before any long work."""
+def check_writable(folder: Path, hint: str = "choose another --output") -> None:
+    """Raise Tdmr1Error, with this hint, if a folder cannot be created or written, before any long work."""
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -154,7 +193,7 @@ def check_writable(folder: Path) -> None:
         return
     raise Tdmr1Error(
         f"{folder} cannot be written: {reason}",
-        "choose another --output",
+        hint,
         code="not-writable",
         values={"folder": str(folder), "existing": str(existing)},
     )

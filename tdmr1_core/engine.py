@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from tdmr1_core import heartbeat
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
 from tdmr1_core.algorithm.averages import generator_ema_decay, surrogate_ema_decay
@@ -56,6 +57,9 @@ class Engine:
 
     With several processes, each has an engine that samples its own groups. The stages take and return data of these
     groups. Advantages are computed, gradients and metrics averaged, and updates skipped over all processes.
+
+    `is_complete` is whether weights, optimizers and counters are those after iteration `iteration_index`. It is False
+    from the first optimizer step of an iteration to its end. `last_report` is the report of the last iteration.
     """
 
     def __init__(self, config: RunConfig, parts: Parts, processes: Processes = ALONE) -> None:
@@ -69,6 +73,8 @@ class Engine:
         self.hooks = parts.hooks
         self.reward_states: list[dict[str, State]] = []
         self.iteration_index = 0
+        self.is_complete = True
+        self.last_report: IterationReport | None = None
         stages = build_stages(config, parts.entry, parts.roles, self.steps, self.shift, self.size)
         self.trained = stages.trained
         self.start = stages.start
@@ -84,6 +90,7 @@ class Engine:
             **({SURROGATE: self._surrogate.micro_batches} if self._surrogate else {}),
             GENERATOR: self._generator.micro_batches,
         }
+        self._new_reward_states = self.reward_states
         self._metrics: dict[str, float] = {}
         self._update_metrics: dict[str, list[float]] = {}
         self._skipped: list[str] = []
@@ -181,7 +188,7 @@ class Engine:
             scores, states = self.processes.on_each(self.scoring.collect_with_states)
         unscored = unscored_images(scores, trajectory.groups)
         gathered = self.processes.gather((with_metrics_only(scores), states, unscored))
-        self.reward_states = [states for _, states, _ in gathered]
+        self._new_reward_states = [states for _, states, _ in gathered]
         whole = Scores.cat([scores for scores, _, _ in gathered])
         self._metrics |= reward_metrics(whole)
         unscored = [each for _, _, part in gathered for each in part]
@@ -317,16 +324,21 @@ class Engine:
 
     def _begin(self) -> float:
         self._metrics, self._update_metrics, self._skipped = {}, {}, []
+        self._new_reward_states = self.reward_states
         return time.monotonic()
 
     def _finish(self, groups: Groups, started: float) -> IterationReport:
         """Count the iteration, average its metrics over the processes, and call the hook."""
+        self.is_complete = False
         self.iteration_index += 1
+        self.reward_states = self._new_reward_states
         seconds = time.monotonic() - started
         means = {name: sum(values) / len(values) for name, values in self._update_metrics.items()}
         timing = {"time/iteration": seconds, "images_per_second": groups.images * self.processes.count / seconds}
         metrics = self.processes.mean({**self._metrics, **means, **timing})
         report = IterationReport(self.iteration_index, metrics, tuple(dict.fromkeys(self._skipped)))
+        self.last_report = report
+        self.is_complete = True
         self.hooks.call("tdmr1_after_iteration", engine=self, report=report)
         return report
 
@@ -386,6 +398,7 @@ class Engine:
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         if times.optimizer_step == "iteration" and step < times.per_iteration - 1:
             return UpdateStats(name, metrics)
+        self.is_complete = False
         role = self.trained[name]
         role.not_finite = self.processes.union(role.not_finite)
         self.processes.average_gradients(role.parameters.values())
@@ -442,5 +455,6 @@ class Engine:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
-        yield
+        with heartbeat.stage(stage, limited=stage != "score"):  # rewards have time limits of their own
+            yield
         self._metrics[f"time/{stage}"] = self._metrics.get(f"time/{stage}", 0.0) + time.monotonic() - started

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, close_match, close_match_hint, join_hints, shorten
+from tdmr1_rewards.texts.redaction import redact, redact_texts
 
 __all__ = [
     "PeerExited",
@@ -44,9 +45,9 @@ class RunWarning(UserWarning):
     """A problem that does not stop the run. `code` and `values` are as in Tdmr1Error."""
 
     def __init__(self, message: str, *, code: str = UNSPECIFIED, values: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(redact(message))
         self.code = code
-        self.values = dict(values or {})
+        self.values: dict[str, Any] = redact_texts(dict(values or {}))
 
 
 def warn(message: str, *, code: str = UNSPECIFIED, **values: Any) -> None:

@@ -50,7 +50,7 @@ class Hooks:
                 result = hook.function(*[arguments[key] for key in hook.argnames])
             except Tdmr1Error:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise Tdmr1Error(
                     f"the plugin {hook.plugin_name!r} raised {type(error).__name__} in the hook {name}: {error}",
                     f"set TDMR1_DISABLE_PLUGINS={hook.plugin_name} to disable it",

@@ -99,8 +99,8 @@ class Reward(Protocol):
     as "cpu" or "cuda:1"; `close()` is called after the last batch. A reward whose scores depend on earlier batches may
     have two more methods: `state_dict() -> dict` returns its state as plain JSON data, and `load_state_dict(state)`
     restores it, at any time after `setup`. The state is read after each iteration, for checkpoints, and restored after
-    each evaluation, so that evaluations do not change it. Calls to one reward never overlap, but may come from
-    different threads.
+    each evaluation, so that evaluations do not change it. Calls to one reward never overlap, and all run in
+    one thread.
     """
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
@@ -143,8 +143,9 @@ class RewardSpec:
 
     - `name`: snake case, such as "object_count". `summary`: one sentence for users.
     - `factory`: a callable that takes the options and returns a Reward. `options`: a RewardOptions class; without one,
-      the factory is called without an argument.
-    - `default_prompts`: the prompt set for `--reward name` alone; empty for the first one of the model's domain.
+      the factory may be whatever `package.module:fn` may be as a source: a function of a batch, a class, an object, or
+      a function of another toolkit. So may be what a factory returns.
+    - `default_prompts`: the prompt set for `--reward name` alone; if empty, the first one of the model's domain.
       `default_preset`: the preset for it.
     - `batch_size`: the largest number of images per call. With `groupwise`, a call gets whole groups only, and at least
       one group, even if that is larger.
@@ -164,7 +165,7 @@ class RewardSpec:
     summary: str
     factory: str
     options: str | None = None
-    default_prompts: str
+    default_prompts: str = ""
     default_preset: str | None = None
     batch_size: int = 32
     image_format: ImageFormat = "pil"

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tdmr1_rewards.texts.redaction import redact, redact_texts
+
 CODES = {
     # Command line
     "usage": "The command line is not understood: an unknown command or option, or a wrong value.",
     "option-conflict": "Two options of the command line exclude each other.",
     "argument-invalid": "The value of an option or argument is not understood.",
     "target-unknown": "The argument is neither a run folder, nor a model, nor a pipeline directory.",
-    "file-missing": "A file or folder that was named does not exist.",
+    "file-missing": "A file or folder that was named does not exist, or inputs of a run cannot be found.",
     "file-unreadable": "A file cannot be read, or its content is not of the expected format.",
     "file-exists": "The command does not overwrite this file or folder.",
     "not-writable": "A file or folder cannot be written: no permission, a full disk, or a file in the way.",
@@ -74,6 +76,8 @@ CODES = {
     "reward-environment": "The Python environment of a reward cannot be used.",
     "reward-weights": "The weights of a reward's network are missing or do not fit.",
     "reward-failed": "A reward raised an error, ended its process or exceeded its time limit.",
+    "reward-format": "Note: the format in which a reward of another toolkit receives images, known after its set-up.",
+    "reward-process-state": "Warning: a reward changes the process that it runs in.",
     "reward-skipped": "Warning: a reward failed, and its images have no score.",
     "reward-result": "A reward did not return one finite score or None for each image.",
     "reward-metadata": "A prompt or its metadata lacks what the reward needs.",
@@ -113,11 +117,13 @@ CODES = {
     "export-mismatch": "The exported LoRA does not reproduce the images of the run.",
     # Processes and plugins
     "processes-count": "The number of processes does not fit the groups, the reward or the launcher.",
-    "process-failed": "A process was killed, or the connection between the processes of a run broke.",
+    "process-failed": "A process of a run was killed or makes no progress, or the connection of the processes broke.",
     "plugin-failed": "A hook of a plugin raised an error.",
 }
 """Every code with its meaning. A plugin may use codes of its own."""
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""The characters that `printable` escapes."""
 UNSPECIFIED = "unspecified"
 """The code of an error whose author gave none, as in rewards written before codes existed."""
 
@@ -127,6 +133,7 @@ class Tdmr1Error(Exception):
 
     `message` is one sentence: what is wrong, where, what was found and what is expected. `hint` is the fix.
     `code` is one of `CODES` or a plugin's own. `values` are the names and numbers in the message, as plain JSON data.
+    Secrets in all of them are redacted.
     """
 
     def __init__(
@@ -137,15 +144,31 @@ class Tdmr1Error(Exception):
         code: str = UNSPECIFIED,
         values: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redact(message)
+        super().__init__(self.message)
+        self.hint = None if hint is None else redact(hint)
         self.code = code
-        self.values = dict(values or {})
+        self.values: dict[str, Any] = redact_texts(dict(values or {}))
 
     def document(self) -> dict[str, Any]:
         """The error as plain data: code, message, hint and values."""
         return {"code": self.code, "message": self.message, "hint": self.hint, "values": self.values}
+
+
+class RewardWarning(UserWarning):
+    """Something is wrong with a reward, and the run continues, such as a failed call whose images have no score."""
+
+    def __init__(self, message: str, *, code: str = "reward-skipped", values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(redact(message))
+        self.code = code
+        self.values: dict[str, Any] = redact_texts(dict(values or {}))
+
+
+class RewardNote(RewardWarning):
+    """How a reward is used, as far as that is known only after its set-up."""
+
+    def __init__(self, message: str, *, code: str = "reward-format", values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, code=code, values=values)
 
 
 def close_match_hint(name: str, known: Iterable[str]) -> str:
@@ -216,7 +239,30 @@ def describe_error(error: BaseException) -> str:
     """An exception as one line, for use inside a sentence."""
     if isinstance(error, Tdmr1Error):
         return f"{error.message} ({error.hint})" if error.hint else error.message
-    return f"{type(error).__name__}: {one_line(str(error))}".removesuffix(": ")
+    try:
+        text = one_line(str(error))
+    except Exception as failure:
+        text = f"its text cannot be shown, because that raises {type(failure).__name__}"
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """The text without secrets, with escapes for characters that control a terminal, reorder text or are none.
+
+    These are control characters, separators of lines and paragraphs, bidirectional controls and lone surrogates, such
+    as `\\x1b` and `\\u202e`. With `lines`, newlines are kept.
+    """
+    kept = "\n" if lines else ""
+    return UNPRINTABLE.sub(lambda found: found[0] if found[0] in kept else _escaped(found[0]), redact(text))
+
+
+def escape_in_json(document: str) -> str:
+    """A JSON document with the characters escaped that `printable` escapes. Its data are unchanged."""
+    return UNPRINTABLE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def one_line(text: str) -> str:
@@ -225,5 +271,6 @@ def one_line(text: str) -> str:
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """The text, or its start with an ellipsis if it is longer than `length` characters."""
+    """The text without secrets, or its start with an ellipsis if it is longer than `length` characters."""
+    text = redact(text)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,19 @@ import pluggy
 
 from tdmr1_rewards import hookspecs
 from tdmr1_rewards.api import RewardSpec
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
+from tdmr1_rewards.calling.process_state import guarded_import
+from tdmr1_rewards.calling.user_code import describe_raised
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 from tdmr1_rewards.sources.parsing import Source
+from tdmr1_rewards.texts.redaction import redact
 
 ENTRY_POINT_GROUP = "tdmr1"
 DISABLE_VARIABLE = "TDMR1_DISABLE_PLUGINS"
 BUILTIN = "builtin"
 """The plugin name of everything that is part of tdmr1."""
+
+OWN_SPEC = "a RewardSpec"
+"""What a source that names a RewardSpec is taken as."""
 
 Registered = TypeVar("Registered")
 
@@ -65,17 +72,25 @@ class RegisteredReward:
     """The spec and the provenance of a reward.
 
     `rivals` are other plugins that register the same name. `taken_as` describes a reward that no plugin registered,
-    such as "a flow_grpo-style function". `source` is the source it was found by; None if it was not searched for.
+    such as "a flow_grpo-style function". `image_form` is the format in which such a function receives images: "tensor",
+    "pil", "array", "tested" if it does not declare one, or None if it is not known before the reward is built. `source`
+    is the source it was found by; None if it was not searched for.
     """
 
     spec: RewardSpec
     provenance: Provenance
     rivals: tuple[Provenance, ...] = ()
     taken_as: str | None = None
+    image_form: str | None = None
     source: Source | None = None
 
     def __str__(self) -> str:
         return f"reward {self.spec.name!r} (from {self.provenance})"
+
+    @property
+    def has_own_spec(self) -> bool:
+        """Whether the source names a RewardSpec, whose factory is imported only when the reward is built."""
+        return self.taken_as == OWN_SPEC
 
     def fingerprint(self, python: Path | None = None) -> str:
         """A text that changes with the code of the reward: the version of its package, or the SHA-256 of its file.
@@ -91,7 +106,7 @@ class RegisteredReward:
         except OSError:  # for example a module in an archive
             content = None
         if source is None or content is None:
-            return str(self.provenance)
+            return redact(str(self.provenance))
         return f"{source.attribute} of sha256 {hashlib.sha256(content).hexdigest()}"
 
 
@@ -137,9 +152,10 @@ def is_installed(module: str) -> bool:
 
 
 class RewardRegistry:
-    """Every registered reward by name."""
+    """Every registered reward by name. `records` are the plugins; the error for an unknown name lists broken ones."""
 
-    def __init__(self, rewards: Iterable[tuple[RewardSpec, Provenance]]) -> None:
+    def __init__(self, rewards: Iterable[tuple[RewardSpec, Provenance]], records: Sequence[PluginRecord] = ()) -> None:
+        self._records = records
         self._claims: dict[str, list[RegisteredReward]] = {}
         for spec, provenance in rewards:
             self._claims.setdefault(spec.name, []).append(RegisteredReward(spec, provenance))
@@ -161,12 +177,7 @@ class RewardRegistry:
     def get(self, name: str) -> RegisteredReward:
         """The reward of this name. Raises Tdmr1Error for an unknown name, or one that several plugins register."""
         if name not in self._claims:
-            raise Tdmr1Error(
-                f"there is no reward {name!r}",
-                close_match_hint(name, self._claims),
-                code="reward-unknown",
-                values={"reward": name},
-            )
+            raise self._unknown(name)
         claims = self._claims[name]
         if len(claims) > 1:
             claimants = " and ".join(f"{claim.provenance} ({claim.provenance.module})" for claim in claims)
@@ -177,6 +188,16 @@ class RewardRegistry:
                 values={"reward": name, "plugins": [str(claim.provenance) for claim in claims]},
             )
         return claims[0]
+
+    def _unknown(self, name: str) -> Tdmr1Error:
+        broken = {str(record.provenance): record.error for record in self._records if record.error}
+        failures = "".join(f"; the plugin {plugin} {error}" for plugin, error in broken.items())
+        return Tdmr1Error(
+            f"there is no reward {name!r}{failures}",
+            close_match_hint(name, self._claims),
+            code="reward-unknown",
+            values={"reward": name, "broken_plugins": broken},
+        )
 
 
 @dataclass(frozen=True)
@@ -222,7 +243,7 @@ def load_plugins(extra_hookspecs: Sequence[ModuleType] = (), builtin_modules: Se
     return Plugins(
         manager=manager,
         records=tuple(records),
-        rewards=RewardRegistry(_collect(manager, records, "tdmr1_register_rewards", RewardSpec)),
+        rewards=RewardRegistry(_collect(manager, records, "tdmr1_register_rewards", RewardSpec), records),
         unmatched=tuple(sorted(disabled.difference(*(_identifiers(record.provenance) for record in records)))),
     )
 
@@ -257,16 +278,22 @@ def _key(provenance: Provenance) -> str:
 
 def _register(manager: pluggy.PluginManager, record: PluginRecord, load: Callable[[], Any]) -> None:
     try:
-        plugin = load()
+        with _guarded(record.provenance):
+            plugin = load()
         hash(plugin)  # pluggy keeps plugins in sets
         manager.register(plugin, name=_key(record.provenance))
     except (Exception, SystemExit) as error:
         # Older versions of pluggy leave a rejected plugin half registered.
         manager.unregister(name=_key(record.provenance))
-        record.add_error(f"could not be loaded: {describe_error(error)}")
+        record.add_error(f"could not be loaded: {describe_raised(error)}")
         return
     if not manager.get_hookcallers(plugin):
         record.add_error("implements no hook (is its function marked @hookimpl?)")
+
+
+def _guarded(provenance: Provenance) -> AbstractContextManager[None]:
+    """A context that restores what an installed plugin changes in the process, with a warning."""
+    return nullcontext() if provenance.plugin == BUILTIN else guarded_import(f"plugin {provenance.plugin}")
 
 
 def _check_hook_names(manager: pluggy.PluginManager, records: Sequence[PluginRecord]) -> None:
@@ -292,9 +319,10 @@ def _collect(
         call = manager.subset_hook_caller(hook, [other for other in plugins if other not in (plugin, None)])
         registered: list[Registered] = []
         try:
-            call(register=registered.append)
+            with _guarded(record.provenance):
+                call(register=registered.append)
         except (Exception, SystemExit) as error:
-            record.add_error(f"{hook} raised {describe_error(error)}")
+            record.add_error(f"{hook} raised {describe_raised(error)}")
             continue
         wrong = [type(item).__name__ for item in registered if not isinstance(item, expected)]
         if wrong:

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tdmr1_rewards.api import Reward, RewardExample, RewardSpec
-from tdmr1_rewards.calling.reference import resolve
+from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.contract.checks import Check, Report, RewardChecks
-from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.registry import Provenance, RegisteredReward, load_plugins
 from tdmr1_rewards.scoring.single_reward import SingleReward
+from tdmr1_rewards.sources.description import load_examples
 from tdmr1_rewards.sources.foreign import adapt
 from tdmr1_rewards.sources.source import create_reward, find_reward, snake_case
 
@@ -75,27 +76,20 @@ def examine(
 
 
 def examine_built(
-    found: RegisteredReward, reward: Reward, *, examples: Sequence[RewardExample] | None = None, device: str = "cpu"
+    found: RegisteredReward,
+    reward: Reward | Reference,
+    *,
+    examples: Sequence[RewardExample] | None = None,
+    device: str = "cpu",
+    python: Path | None = None,
 ) -> Report:
-    """Check a reward that is built but not set up. It is closed afterwards."""
-    given = list(examples) if examples is not None else load_examples(found)
-    with SingleReward(found.spec, reward, found.provenance, device) as single:
-        return Report(found.spec.name, tuple(RewardChecks(single, given, groupwise=found.spec.groupwise).checks()))
+    """Check a reward that is built but not set up. It is closed afterwards.
 
-
-def load_examples(registered: RegisteredReward) -> list[RewardExample]:
-    """The examples of a reward's spec; empty if it has none. Raises Tdmr1Error if they cannot be loaded."""
-    if registered.spec.examples is None:
-        return []
-    examples = resolve(registered.spec.examples, str(registered))()
-    if not isinstance(examples, list) or not all(isinstance(example, RewardExample) for example in examples):
-        raise Tdmr1Error(
-            f"{registered}: {registered.spec.examples} returned {type(examples).__name__}, not a list of RewardExample",
-            "return a list of RewardExample",
-            code="reward-images",
-            values={"reward": registered.spec.name, "examples": registered.spec.examples},
-        )
-    return examples
+    A Reference is built in another process, with the interpreter `python` or this one.
+    """
+    given = list(examples) if examples is not None else load_examples(found, python)
+    with SingleReward(found.spec, reward, found.provenance, device, python) as single:
+        return Report(found.spec.name, tuple(RewardChecks(single, given).checks()))
 
 
 def _build(reward: Any, options: Mapping[str, Any], spec: RewardSpec | None) -> tuple[RegisteredReward, Reward]:

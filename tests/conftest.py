@@ -5,12 +5,21 @@ import signal
 
 import pytest
 
+from tdmr1_rewards.texts import redaction
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # set by a shell for a background job; child processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def secrets_forgotten():
+    """Secrets of one test are not redacted in the messages of the next ones."""
+    yield
+    redaction.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tdmr1_cli.options import JsonOption, SetOption
-from tdmr1_cli.output import data, emit_json, message, print_warnings, table
+from tdmr1_cli.output import data, emit_json, message, print_warnings, table, with_own_stdout
 from tdmr1_cli.settings import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error, raise_together
 
@@ -17,6 +17,7 @@ app = typer.Typer(name="config", help="Show, check and list settings.", rich_mar
 
 
 @app.command()
+@with_own_stdout
 def show(
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="PRESET", help="Packaged settings (`tdmr1 config presets`).")
@@ -29,8 +30,8 @@ def show(
 
     layers = [read_preset(preset) if preset not in (None, NO_PRESET) else {}, parse_assignments(sets or ())]
     named = any("rewards" in layer for layer in layers)
-    # A config needs a reward: a stand-in is used where none is set.
-    config = resolve([{} if named else {"rewards": [{"name": STAND_IN_REWARD}]}, *layers])
+    # A config needs a reward: a stand-in is used where none is set, or where only its settings are.
+    config = resolve([{"rewards": [{"name": STAND_IN_REWARD}]}, *layers])
     tree = dump(config if named else config.model_copy(update={"rewards": ()}))
     settings = [
         {"name": name, "type": kind, "value": _at(tree, name), "default": default, "meaning": meaning}
@@ -44,11 +45,13 @@ def show(
 
 
 @app.command()
+@with_own_stdout
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="YAML files with settings.")],
     json: JsonOption = False,
 ) -> int:
     """Check settings files as `tdmr1 train FILE` and `tdmr1 distill FILE` do, without loading a model."""
+    from tdmr1_core.planning.model_settings import check_model_settings
     from tdmr1_core.plugins import discover
     from tdmr1_core.preflight.lengths import check_file_lengths
 
@@ -57,6 +60,7 @@ def validate(
     for path in files:
         try:
             resolved = resolve_settings(Flags(config=path), None, extensions)
+            check_model_settings(resolved.config, resolved.entry)
             print_warnings([*resolved.warnings, *check_file_lengths(resolved)], f"{path}: ")
         except Tdmr1Error as error:
             wrong[path] = error
@@ -70,6 +74,7 @@ def validate(
 
 
 @app.command()
+@with_own_stdout
 def presets(json: JsonOption = False) -> None:
     """List the packaged presets; `tdmr1 config show --preset NAME` shows the settings of one."""
     from tdmr1_core.config_loading import preset_names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +13,20 @@ import typer
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption
 from tdmr1_cli.output import emit_json, measure_document, message, plus_minus, signed, table
 from tdmr1_cli.settings import Flags, TypedReward, parse_reward
-from tdmr1_cli.targets import Target, TargetArgument, load_target
+from tdmr1_cli.targets import Target, TargetArgument, find_target
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
 
 if TYPE_CHECKING:
-    from tdmr1_core.config import RewardConfig
+    from tdmr1_core.config import RewardConfig, RunConfig
+    from tdmr1_core.plugins import Extensions
+    from tdmr1_core.preflight.group_sizes import EvaluationSize
+    from tdmr1_core.preflight.resolved import ResolvedEngine
+    from tdmr1_core.preflight.rewards import ResolvedReward
     from tdmr1_core.prompts.sets import PromptSet
     from tdmr1_core.runs.evaluation.evaluate import Evaluation
+    from tdmr1_core.runs.missing_inputs import Needed
+    from tdmr1_rewards.api import RewardSpec
 
 STUDENT, TRAINED = "student", "trained"
 
@@ -45,16 +52,38 @@ def command(
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", metavar="N", min=1, help="Images for each prompt set (approximately).")
+        int | None,
+        typer.Option(
+            "--images", metavar="N", min=1, max=MOST_IMAGES, help="Images for each prompt set (approximately)."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the initial noise.")] = None,
+    images_per_prompt: Annotated[
+        int | None,
+        typer.Option(
+            "--images-per-prompt",
+            metavar="N",
+            min=1,
+            max=MOST_IMAGES,
+            help="Images of each prompt; 2 or more for rewards that compare images of a prompt.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the initial noise.")
+    ] = None,
     reward: RewardOption = None,
     teacher_steps: Annotated[
-        int | None, typer.Option("--teacher-steps", metavar="N", min=1, help="Sampling steps of the teacher.")
+        int | None,
+        typer.Option("--teacher-steps", metavar="N", min=1, max=MOST_STEPS, help="Sampling steps of the teacher."),
     ] = None,
     teacher_guidance: Annotated[
         list[float] | None,
-        typer.Option("--teacher-guidance", metavar="G", min=1, help="Guidance scale of the teacher; may be repeated."),
+        typer.Option(
+            "--teacher-guidance",
+            metavar="G",
+            min=1,
+            max=LARGEST_NUMBER,
+            help="Guidance scale of the teacher; may be repeated.",
+        ),
     ] = None,
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
@@ -66,6 +95,9 @@ def command(
     All use the same prompts and the same noise, so that the gain is paired image by image. For a model that is not a
     run, only teacher and student are compared.
     """
+    from tdmr1_core.preflight.group_sizes import EvaluationSize
+    from tdmr1_core.preflight.rewards import specs_of
+
     typed = [parse_reward(text) for text in reward or ()]
     flags = Flags(
         rewards=reward or (),
@@ -74,13 +106,19 @@ def command(
         model_path=model_path,
         lora=lora,
     )
-    loaded = load_target(target, flags, needs_reward=True)
-    engine, settings = loaded.engine, loaded.engine.config.evaluation
+    found = find_target(target, flags, needs_reward=True, needed=partial(_needed, typed, bool(prompts)))
+    settings = found.resolved.config.evaluation
+    size = EvaluationSize(images or settings.images, images_per_prompt or settings.images_per_prompt)
+    rewards = found.resolved.finder.resolve(_reward_configs(found.resolved, typed))
+    prompt_sets = _prompt_sets(found.resolved, prompts)
+    _check_groups(specs_of(rewards), prompt_sets, size)
+    loaded = found.load()
+    engine = loaded.engine
     tables = _measure(
         loaded,
-        _reward_configs(loaded, typed),
-        _prompt_sets(loaded, prompts),
-        images=images or settings.images,
+        rewards,
+        prompt_sets,
+        size,
         seed=settings.seed if seed is None else seed,
         teacher=[
             (teacher_steps or engine.entry.teacher_steps, each)
@@ -95,26 +133,35 @@ def command(
             _show(name, rows)
 
 
-def _prompt_sets(loaded: Target, names: Sequence[str] | None) -> list[PromptSet]:
+def _needed(typed: Sequence[TypedReward], prompts: bool, config: RunConfig, extensions: Extensions) -> Needed:
+    """What an evaluation of a run with the rewards of --reward, and with or without --prompts, needs."""
+    from tdmr1_core.runs.missing_inputs import needed_by_evaluation
+
+    named = {reward.name for reward in typed if reward.source is None} if typed else None
+    return needed_by_evaluation(config, extensions.plugins.rewards, named, prompts=not prompts)
+
+
+def _prompt_sets(resolved: ResolvedEngine, names: Sequence[str] | None) -> list[PromptSet]:
     """The prompt sets of --prompts, else those of the run's own evaluations: training and held-out prompts."""
-    from tdmr1_core.preflight.resolved import evaluation_prompts_name
+    from tdmr1_core.preflight.resolved import evaluation_prompts_name, training_prompts_name
     from tdmr1_core.prompts.sets import load_prompt_set
 
-    entry, training = loaded.resolved.entry, loaded.resolved.prompts
-    if names:
-        return [load_prompt_set(name, entry.domain) for name in dict.fromkeys(names)]
-    held_out = evaluation_prompts_name(loaded.resolved.config, entry, training.name)
-    return [training] if held_out == training.name else [training, load_prompt_set(held_out, entry.domain)]
+    config, entry = resolved.config, resolved.entry
+    if not names:
+        first = resolved.finder.resolve(config.rewards[:1])
+        training = training_prompts_name(config, entry, first)
+        names = [training, evaluation_prompts_name(config, entry, training)]
+    return [load_prompt_set(name, entry.domain) for name in dict.fromkeys(names)]
 
 
-def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[RewardConfig]:
+def _reward_configs(resolved: ResolvedEngine, typed: Sequence[TypedReward]) -> list[RewardConfig]:
     """The rewards of --reward with the options of the config, else those of the config, else the model's default.
 
     A reward that asks people scores no evaluation. If no other is configured, the held-out rewards of the guard do.
     """
     from tdmr1_core.config import RewardConfig
 
-    config, default = loaded.engine.config, loaded.engine.entry.default_reward
+    config, default = resolved.config, resolved.entry.default_reward
     configured = list(config.evaluation.rewards or config.rewards)
     if typed:
         known = {reward.name: reward.model_dump() for reward in (*config.rewards, *configured)}
@@ -122,10 +169,9 @@ def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[Reward
             RewardConfig.model_validate({**known.get(name, {}), **reward.tree})
             for name, reward in {reward.name: reward for reward in typed}.items()
         ]
-    finder, domain = loaded.resolved.finder, loaded.engine.entry.domain
-    found = list(finder.evaluation_rewards(config))
+    found = list(resolved.finder.evaluation_rewards(config))
     if config.rewards and not found:
-        found = list(finder.held_out_rewards(config, domain))
+        found = list(resolved.finder.held_out_rewards(config, resolved.entry.domain))
         asking = ", ".join(reward.name for reward in config.rewards)
         message(f"{asking}: scored by people only; the images are scored by {', '.join(r.name for r in found) or '–'}")
     if not configured and default is not None:
@@ -135,12 +181,20 @@ def _reward_configs(loaded: Target, typed: Sequence[TypedReward]) -> list[Reward
     return found
 
 
+def _check_groups(specs: Mapping[str, RewardSpec], prompt_sets: Sequence[PromptSet], size: EvaluationSize) -> None:
+    """Raise Tdmr1Error if a reward compares the images of a prompt, but there is one image of each."""
+    from tdmr1_core.preflight.group_sizes import Names, reject_single_images
+
+    options = Names(images="--images", per_prompt="--images-per-prompt", rewards="--reward")
+    reject_single_images(specs, prompt_sets, size, options)
+
+
 def _measure(
     loaded: Target,
-    rewards: Sequence[RewardConfig],
+    rewards: Sequence[ResolvedReward],
     prompt_sets: Sequence[PromptSet],
+    size: EvaluationSize,
     *,
-    images: int,
     seed: int,
     teacher: Sequence[tuple[int, float]],
 ) -> dict[str, list[Row]]:
@@ -153,9 +207,9 @@ def _measure(
     engine = loaded.engine
     tables: dict[str, list[Row]] = {prompt_set.name: [] for prompt_set in prompt_sets}
     device = str(engine.roles.backbone.device)
-    resolved = loaded.resolved.finder.resolve(rewards)
     with ExitStack() as closing, Stages() as stages:
-        runner = build_runner(resolved, closing, device=device)
+        runner = build_runner(rewards, closing, device=device)
+        _check_groups(runner.set_up_served(), prompt_sets, size)
 
         def evaluate_role(label: str, role: str, steps: int, guidance: float) -> None:
             for prompt_set in prompt_sets:
@@ -165,7 +219,8 @@ def _measure(
                     role,
                     prompt_set.name,
                     prompt_set.prompts,
-                    images=images,
+                    images=size.images,
+                    images_per_prompt=size.per_prompt,
                     seed=seed,
                     steps=steps,
                     guidance_scale=guidance,

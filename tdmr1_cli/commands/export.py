@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tdmr1_cli.options import JsonOption
+from tdmr1_cli.options import JsonOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message
 from tdmr1_cli.settings import Flags
 from tdmr1_cli.signals import sigterm_as_interrupt
@@ -21,17 +21,20 @@ def command(
         Path | None, typer.Option("--output", metavar="DIR", help="The folder of the LoRA (default: RUN/export).")
     ] = None,
     comfy: Annotated[bool, typer.Option("--comfyui", help="Also write the LoRA with ComfyUI (kohya) keys.")] = False,
+    model_path: ModelPathOption = None,
+    sets: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write the trained model as a LoRA that diffusers loads.
 
-    The LoRA is written only after a fresh diffusers pipeline has reproduced the run's images with it.
+    The LoRA is written only after a fresh diffusers pipeline has reproduced the run's images with it. Only the run
+    folder and the base model are needed; --model-path names a base model that was moved.
     """
     check_run(run)
     folder = output or run / "export"
     check_writable(folder)
     with sigterm_as_interrupt():
-        loaded = load_target(str(run), Flags(), needs_reward=False)
+        loaded = load_target(str(run), Flags(sets=sets or (), model_path=model_path), needs_reward=False)
         from tdmr1_core.runs.output.export import export_lora
 
         exported = export_lora(loaded.engine, folder, comfy=comfy)

@@ -7,19 +7,21 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tdmr1_cli.options import JsonOption
-from tdmr1_cli.output import data, emit_json, message, warning
+from tdmr1_cli.output import data, emit_json, message, results, warning
 from tdmr1_cli.targets import is_run
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.settings.bounds import MOST_WORKERS
 from tdmr1_rewards.serving.addresses import ANY_HOST, is_loopback, network_address
 
 if TYPE_CHECKING:
+    from tdmr1_rewards.feedback.scanning import FolderScan
     from tdmr1_rewards.feedback.serving import Page
     from tdmr1_rewards.feedback.store import FeedbackStore, NewItem
 
@@ -32,7 +34,8 @@ def command(
         Path, typer.Argument(metavar="RUN|FOLDER", help="A run with the reward `human`, or a folder of images.")
     ],
     judges: Annotated[
-        int, typer.Option("--judges", metavar="N", min=1, help="Number of people who judge each image.")
+        int,
+        typer.Option("--judges", metavar="N", min=1, max=MOST_WORKERS, help="Number of people who judge each image."),
     ] = 1,
     host: Annotated[
         str,
@@ -76,14 +79,16 @@ def command(
         _check_has_answers(target)
     if not is_loopback(host):
         warning(f"other machines can connect to {host}; the token and the images are sent unencrypted")
+    from tdmr1_rewards.feedback.page_lock import page_lock
     from tdmr1_rewards.feedback.serving import open_page
 
-    page = open_page(_folder(target), host, port, message)
-    _open_round(page.store, target, groups, judges)
-    _print_address(page, target, host, json)
-    if _wants_browser(open_browser, host):
-        webbrowser.open(page.url)
-    _serve(page, target)
+    with page_lock(_folder(target)) as address, closing(open_page(_folder(target), host, port, message)) as page:
+        scan = _open_round(page.store, target, groups, judges)
+        address.write(page.url)
+        _print_address(page, target, host, scan, json)
+        if _wants_browser(open_browser, host):
+            webbrowser.open(page.url)
+        _serve(page, target, scan)
 
 
 def _folder(target: Path) -> Path:
@@ -137,15 +142,21 @@ def _export(target: Path, file: Path, json: bool) -> None:
         message(f"{count} answers")
 
 
-def _open_round(store: FeedbackStore, target: Path, groups: list[list[NewItem]] | None, judges: int) -> None:
+def _open_round(
+    store: FeedbackStore, target: Path, groups: list[list[NewItem]] | None, judges: int
+) -> FolderScan | None:
     """Open a round of the images of a folder, or of the images of a run that still lack answers."""
+    from tdmr1_rewards.feedback.scanning import FolderScan
+
     run = _round_owner(target)
     store.close_open_rounds(run)
-    name = target.resolve().name
     if groups is not None:
-        store.open_round(name, groups, run=run, step=None, judges=judges)
-    elif missing := _unanswered(store, judges):
-        store.open_round(f"{name}: earlier images", missing, run=run, step=None, judges=judges)
+        scan = FolderScan(store, target, groups, run=run, judges=judges, skip=warning)
+        scan.start()
+        return scan
+    if missing := _unanswered(store, judges):
+        store.open_round(f"{target.resolve().name}: earlier images", missing, run=run, step=None, judges=judges)
+    return None
 
 
 def _round_owner(target: Path) -> str:
@@ -168,8 +179,9 @@ def _unanswered(store: FeedbackStore, judges: int) -> list[list[NewItem]]:
     return list(groups.values())
 
 
-def _print_address(page: Page, target: Path, host: str, json: bool) -> None:
-    images = sum(page.store.progress(each.id).items for each in page.store.open_rounds())
+def _print_address(page: Page, target: Path, host: str, scan: FolderScan | None, json: bool) -> None:
+    opened = sum(page.store.progress(each.id).items for each in page.store.open_rounds())
+    images = scan.total if scan is not None else opened
     if json:
         emit_json({"url": page.url, "folder": str(page.store.folder), "pictures": images})
         return
@@ -185,32 +197,30 @@ def _wants_browser(wanted: bool | None, host: str) -> bool:
     if wanted is not None:
         return wanted
     screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    return sys.stdout.isatty() and screen and is_loopback(host)
+    return results().isatty() and screen and is_loopback(host)
 
 
-def _serve(page: Page, target: Path) -> None:
+def _serve(page: Page, target: Path, scan: FolderScan | None) -> None:
     """Serve the page until Ctrl-C."""
     before = len(page.store.answers())
     try:
-        with _progress(page), suppress(KeyboardInterrupt):
+        with _progress(page, scan), suppress(KeyboardInterrupt):
             page.run()
     finally:
-        _finish(target, before)
+        if scan is not None:
+            scan.stop()
+        _finish(page.store, target, before)
 
 
-def _finish(target: Path, before: int) -> None:
+def _finish(store: FeedbackStore, target: Path, before: int) -> None:
     """Close the rounds of this command, so that a running training shows only its own, and print the totals."""
-    from tdmr1_rewards.feedback.store import FeedbackStore
-
-    store = FeedbackStore(_folder(target))
     store.close_open_rounds(_round_owner(target))
     after = len(store.answers())
-    store.close()
     message(f"{after} answers ({after - before:+d}) in {_database(target)}")
 
 
 @contextmanager
-def _progress(page: Page) -> Iterator[None]:
+def _progress(page: Page, scan: FolderScan | None) -> Iterator[None]:
     """Show a progress line on a terminal."""
     from rich.console import Console
 
@@ -224,7 +234,7 @@ def _progress(page: Page) -> Iterator[None]:
         def refresh() -> None:
             while not ended.wait(REFRESH):
                 with suppress(Tdmr1Error):  # the server reports errors of the store
-                    status.update(_progress_line(page))
+                    status.update(_progress_line(page, scan))
 
         thread = threading.Thread(target=refresh, daemon=True)
         thread.start()
@@ -235,8 +245,9 @@ def _progress(page: Page) -> Iterator[None]:
             thread.join()
 
 
-def _progress_line(page: Page) -> str:
+def _progress_line(page: Page, scan: FolderScan | None) -> str:
     progress = [page.store.progress(each.id) for each in page.store.open_rounds()]
     done, items, answers = (sum(getattr(each, name) for each in progress) for name in ("done", "items", "answers"))
     people = len(page.names())
-    return f"{done}/{items} images judged, {items - done} left, {answers} answers, {people} at the page"
+    line = f"{done}/{items} images judged, {items - done} left, {answers} answers, {people} at the page"
+    return f"reading images: {scan.read}/{scan.total}; {line}" if scan is not None and scan.read < scan.total else line

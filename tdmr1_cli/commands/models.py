@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tdmr1_cli.options import JsonOption
-from tdmr1_cli.output import emit_json, fields, table
+from tdmr1_cli.output import emit_json, fields, table, with_own_stdout
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import SAME
 
@@ -19,6 +19,7 @@ app = typer.Typer(name="models", help="List the models, or describe one.", rich_
 
 
 @app.command("list")
+@with_own_stdout
 def list_models(json: JsonOption = False) -> None:
     """List the registered models, with download size and license."""
     from tdmr1_core.plugins import discover
@@ -44,6 +45,7 @@ def list_models(json: JsonOption = False) -> None:
 
 
 @app.command()
+@with_own_stdout
 def info(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, a pipeline directory or a hub id.")],
     json: JsonOption = False,

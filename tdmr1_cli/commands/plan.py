@@ -23,6 +23,7 @@ from tdmr1_cli.output import emit_json, message, table
 from tdmr1_cli.run_summary import GB, TFLOPS, print_estimate
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.settings.bounds import LARGEST_NUMBER
 
 if TYPE_CHECKING:
     from tdmr1_core.planning.estimate import Plan
@@ -43,7 +44,14 @@ def command(
         str | None, typer.Option("--gpu", metavar="24GB", help="Memory of one GPU: report whether the run fits.")
     ] = None,
     tflops: Annotated[
-        float, typer.Option("--tflops", metavar="T", min=0.001, help="Sustained TFLOP/s of one GPU.")
+        float,
+        typer.Option(
+            "--tflops",
+            metavar="T",
+            min=0.001,
+            max=LARGEST_NUMBER,
+            help="Sustained TFLOP/s of one GPU.",
+        ),
     ] = TFLOPS,
     json: JsonOption = False,
 ) -> int:
@@ -54,7 +62,7 @@ def command(
     from tdmr1_core.plugins import discover
 
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
-    resolved = resolve_settings(flags, None, discover(), needs_reward=False)
+    resolved = resolve_settings(flags, None, discover(), needs_reward=False, previews=True)
     room = parse_memory(gpu) if gpu else None
     message("estimating memory and time …")
     from tdmr1_core.planning.estimate import fitting_micro_batch, plan
@@ -75,7 +83,7 @@ def command(
 
 def parse_memory(text: str) -> float:
     """Bytes of `24GB`, `24GiB` or `24`. Raises Tdmr1Error for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in UNITS:
         raise Tdmr1Error(
             f"--gpu {text!r} is not a size in GB or GiB",

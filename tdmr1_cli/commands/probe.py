@@ -23,6 +23,7 @@ from tdmr1_cli.output import data, emit_json, measure_document, message, number,
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_cli.targets import is_run
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.settings.bounds import MOST_IMAGES
 
 if TYPE_CHECKING:
     from tdmr1_core.runs.probe import ProbeResult
@@ -40,9 +41,15 @@ def command(
     sets: SetOption = None,
     model_path: ModelPathOption = None,
     lora: LoraOption = None,
-    pool: Annotated[int, typer.Option("--pool", metavar="N", min=1, help="Training samples, in iterations.")] = 4,
-    updates: Annotated[int, typer.Option("--updates", metavar="N", min=1, help="Surrogate updates on them.")] = 40,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=2, help="Images sampled at each strength.")] = 192,
+    pool: Annotated[
+        int, typer.Option("--pool", metavar="N", min=1, max=MOST_IMAGES, help="Training samples, in iterations.")
+    ] = 4,
+    updates: Annotated[
+        int, typer.Option("--updates", metavar="N", min=1, max=MOST_IMAGES, help="Surrogate updates on them.")
+    ] = 40,
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", min=2, max=MOST_IMAGES, help="Images sampled at each strength.")
+    ] = 192,
     json: JsonOption = False,
 ) -> int:
     """Train only the surrogate on scored samples, then follow it and measure the true reward.
@@ -84,7 +91,7 @@ def _with_target(flags: Flags, target: str) -> Flags:
 def _probe(flags: Flags, pool: int, updates: int, images: int) -> ProbeResult:
     from tdmr1_core.plugins import discover
 
-    resolved = resolve_settings(flags, "train", discover())
+    resolved = resolve_settings(flags, "train", discover(), evaluates=False)
     message("loading torch and diffusers …")
     from tdmr1_cli.progress import Stages
     from tdmr1_core.distributed import set_threads

@@ -11,6 +11,7 @@ import typer
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, measure_document, message, plus_minus, table, warning
 from tdmr1_cli.targets import RunArgument, check_run
+from tdmr1_core.durable_files import check_writable
 
 if TYPE_CHECKING:
     from tdmr1_core.runs.output.report import Report
@@ -28,19 +29,20 @@ def command(
     A summary is printed. With --json the report is printed as JSON and no file is written.
     """
     check_run(run)
+    file = output or run / "report.html"
+    if not json:
+        check_writable(file.parent)
     from tdmr1_core.runs.output.report import read_report
 
     report = read_report(run)
     if json:
         emit_json(_document(report))
         return
-    from tdmr1_core.durable_files import translate_write_errors
+    from tdmr1_core.durable_files import write_results
     from tdmr1_core.runs.output.report_page import report_page
 
     _show(report)
-    file = output or run / "report.html"
-    with translate_write_errors(file.parent):
-        file.write_text(report_page(report), encoding="utf-8")
+    write_results({file: report_page(report).encode()})
     data(str(file))
 
 

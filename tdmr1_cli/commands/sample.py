@@ -20,12 +20,15 @@ from tdmr1_cli.settings import Flags
 from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
+from tdmr1_rewards.texts.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tdmr1_core.records import Prompt
     from tdmr1_core.runs.evaluation.evaluate import EvaluationImages
+    from tdmr1_core.runs.missing_inputs import Needed
 
 GRID = "grid.png"
 METADATA = "metadata.jsonl"
@@ -50,13 +53,27 @@ def command(
     prompts: Annotated[
         str | None, typer.Option("--prompts", metavar="SET|FILE", help="Prompts: a prompt set or a file.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Images for each prompt.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the initial noise.")] = 0,
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", min=1, max=MOST_IMAGES, help="Images for each prompt.")
+    ] = 4,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the initial noise.")
+    ] = 0,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="K", min=1, help="Sampling steps (default: those of the model).")
+        int | None,
+        typer.Option(
+            "--steps", metavar="K", min=1, max=MOST_STEPS, help="Sampling steps (default: those of the model)."
+        ),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", metavar="G", min=1, help="Guidance scale; 1 means no guidance.")
+        float | None,
+        typer.Option(
+            "--guidance",
+            metavar="G",
+            min=1,
+            max=LARGEST_NUMBER,
+            help="Guidance scale; 1 means no guidance.",
+        ),
     ] = None,
     role: Annotated[
         SampledRole,
@@ -84,7 +101,7 @@ def command(
         _check_prompt(text)
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
-        loaded = load_target(target, flags, needs_reward=False)
+        loaded = load_target(target, flags, needs_reward=False, needed=lambda config, extensions: _needed(role))
     wanted = _prompts_to_sample(loaded, texts, prompts)
     _warn_of_truncated(wanted, loaded)
     files = [output / name for name in _file_names([each.text for each in wanted], images)]
@@ -125,6 +142,13 @@ def _prompt_file(target: str, texts: Sequence[str], prompts: str | None, flags: 
             yield replace(flags, prompts=str(path))
 
 
+def _needed(role: SampledRole) -> Needed:
+    """What sampling with a role of a run needs beside the base model."""
+    from tdmr1_core.runs.missing_inputs import Needed
+
+    return Needed(start=role is SampledRole.start, teacher=role is SampledRole.teacher)
+
+
 def _check_prompt(text: str) -> None:
     """Raise Tdmr1Error for an argument of --prompt that is not a prompt."""
     from tdmr1_core.prompts.files import find_fault
@@ -160,7 +184,7 @@ def _warn_of_truncated(wanted: Sequence[Prompt], loaded: Target) -> None:
 def _file_names(texts: Sequence[str], images: int) -> list[str]:
     """A name such as `003-two-red-circles-01.png` for each image, prompt by prompt."""
     names = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(map(redact, texts)):
         words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
         names += [f"{number:03d}-{words or 'prompt'}-{image:02d}.png" for image in range(images)]
     return names
@@ -188,27 +212,18 @@ def _draw(
 def _save(sampled: EvaluationImages, files: Sequence[Path], output: Path, columns: int) -> None:
     from PIL import Image
 
-    from tdmr1_core.runs.output.image_grids import save_grid
+    from tdmr1_core.durable_files import write_results
+    from tdmr1_core.runs.output.image_grids import grid, png
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for image, path in zip(sampled.images, files, strict=True):
-            Image.fromarray(image).save(path)
-        save_grid(sampled.images, columns, output / GRID)
-        (output / METADATA).write_text(_metadata(sampled, files), encoding="utf-8")
-    except OSError as error:
-        raise Tdmr1Error(
-            f"{output} cannot be written: {error.strerror}",
-            "choose another --output",
-            code="not-writable",
-            values={"folder": str(output)},
-        ) from error
+    images = {path: png(Image.fromarray(image)) for image, path in zip(sampled.images, files, strict=True)}
+    others = {output / GRID: grid(sampled.images, columns), output / METADATA: _metadata(sampled, files).encode()}
+    write_results(images | others)
 
 
 def _metadata(sampled: EvaluationImages, files: Sequence[Path]) -> str:
     """The prompts as datasets have them (Hugging Face's imagefolder), and as `tdmr1 label` reads them."""
     drawn = zip(files, sampled.prompts, strict=True)
-    lines = [{"file_name": path.name, "text": prompt.text} for path, prompt in drawn]
+    lines = [{"file_name": path.name, "text": redact(prompt.text)} for path, prompt in drawn]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

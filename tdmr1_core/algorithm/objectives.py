@@ -173,7 +173,7 @@ def generator_loss(
     """The generator loss per sample (B,), from its terms and the step index k, all (B,) (Eq. 10-11).
 
     lambda L_cfg + (1 - lambda) reward_scale L_reward + L_kl for k < trunc_steps, otherwise lambda `unrewarded`.
-    `unrewarded` (B,) is L_cfg + L_kl; with the Huber loss it is `joint_huber_loss`.
+    `unrewarded` (B,) is L_cfg + L_kl, or `joint_huber_loss`.
     """
     tdm_weight = weights.tdm_weight
     with_reward = tdm_weight * cfg + (1 - tdm_weight) * weights.reward_scale * reward + kl

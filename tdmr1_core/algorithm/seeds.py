@@ -23,7 +23,10 @@ def stream(seed: int, *name: str | int) -> torch.Generator:
 
 def noise(seed: int, name: str, counters: Sequence[int], image_ids: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise, float32 (N, *shape). Row i depends on image_ids[i]; equal ids get equal noise."""
-    drawn = {i: torch.randn(*shape, generator=stream(seed, name, *counters, i)) for i in dict.fromkeys(image_ids)}
+    drawn = {
+        i: torch.randn(*shape, generator=stream(seed, name, *counters, i), dtype=torch.float32)
+        for i in dict.fromkeys(image_ids)
+    }
     return torch.stack([drawn[i] for i in image_ids])
 
 

@@ -13,7 +13,6 @@ from tdmr1_core.algorithm.flow import Levels
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
@@ -78,7 +77,6 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.
     Raises Tdmr1Error for rewards, model files and devices that cannot be used.
     """
     config, entry = resolved.config, resolved.entry
-    model = config.model
     training = config.kind == "train"
     if {config.memory.weights, config.memory.optimizer} != {"none"}:
         bitsandbytes()
@@ -88,25 +86,16 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.
             combine, workers = config.scoring.combine, config.scoring.workers
             runner = build_runner(resolved.rewards, failing, device=str(device), combine=combine, workers=workers)
             scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
-        model_files = fetch_model(
-            entry, training=training, rank=model.rank, alpha=model.alpha, adapter_scale=model.adapter_scale
-        )
-        roles = _load_roles(config, model_files, device)
+        model_files = fetch_model(entry, config.model, training=training)
+        roles = load_roles(config, model_files, device)
         failing.pop_all()
     hooks = Hooks(resolved.extensions.plugins.manager)
     return Parts(entry, roles, list(resolved.prompts.prompts), scoring, hooks, model_files)
 
 
-def _load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device) -> Roles:
+def load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device) -> Roles:
     """The backbones with all adapters in their initial state."""
     few_step, surrogate = model_files.lora, config.kind == "train"
-    if few_step is not None and model_files.teacher is not None and config.fake.start == "generator":
-        raise Tdmr1Error(
-            "fake.start is generator, but the few-step LoRA does not fit the backbone of the fake score",
-            "set fake.start=zero",
-            code="setting-conflict",
-            values={"setting": "fake.start"},
-        )
     settings = config.memory
     backbone, teacher = load_backbones(
         model_files,
@@ -256,6 +245,7 @@ def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> Gener
         weights=GeneratorWeights(settings.tdm_weight, settings.reward_scale, settings.trunc_steps),
         loss=settings.loss,
         huber_c=settings.huber_c,
+        joint_huber=settings.joint_huber,
         guidance_scale=settings.guidance_scale,
         rl_cfg=settings.rl_cfg,
         normaliser_floor=settings.normaliser_floor,

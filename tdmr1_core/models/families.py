@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 JOINT_ATTENTION = (
     "attn.to_q",
@@ -67,3 +70,12 @@ FAMILIES = {
 
 PIPELINES = {family.pipeline: family for family in FAMILIES.values()}
 """The supported families, by pipeline class."""
+
+
+def positions(denoiser: Mapping[str, Any]) -> float:
+    """The number of patches in one direction that the network has positions for; infinity if the config has no limit.
+
+    SD3 has a table of positions, Z-Image has the lengths of its axes (text, height, width).
+    """
+    limits = (denoiser.get("pos_embed_max_size"), *(denoiser.get("axes_lens") or ())[1:])
+    return min((limit for limit in limits if limit), default=math.inf)

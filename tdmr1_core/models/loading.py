@@ -8,21 +8,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tdmr1_core.config import ModelConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.hub import hub_file, hub_snapshot, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
+from tdmr1_core.models.lora.matching import find_shape
+from tdmr1_core.models.lora.metadata import PEFT_CONFIG, PEFT_FILES, SUFFIXES
 from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
 from tdmr1_core.models.pipeline_files import (
     COPY_AGAIN,
     absent_parts,
     check_family,
     fetch,
-    is_hub_id,
+    is_on_hub,
     parts_of,
+    pipeline_hash,
     read_config,
 )
 from tdmr1_core.models.registry import SAME, ModelEntry
+from tdmr1_rewards.builtin.optional import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +37,6 @@ if TYPE_CHECKING:
 TEACHER_PART = "transformer"
 """The only part of a second backbone that is loaded. Text encoders and autoencoder are those of the base."""
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
-NOT_LOADED = (OSError, ValueError, RuntimeError)
-"""What diffusers raises for a pipeline that it cannot load."""
 NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
 """Prefixes of config keys that do not affect what a network computes."""
 
@@ -51,6 +54,8 @@ class ModelFiles:
     """Parts of the pipeline that are not loaded."""
     lora: LoraFile | None
     """The few-step LoRA; None if the model has none or it is not needed."""
+    lora_record: dict[str, Any] | None
+    """A description of the few-step LoRA, also if only the weights trained from it are needed; None without one."""
     shape: LoraShape
     """The shape of every LoRA of the run."""
 
@@ -65,33 +70,53 @@ class ModelFiles:
         return revision_of(self.folder)
 
 
+@dataclass(frozen=True)
+class TrainedLora:
+    """The names of trained weights of a generator, and the description of the few-step LoRA that they began as."""
+
+    names: frozenset[str]
+    record: dict[str, Any]
+
+
 def fetch_model(
-    entry: ModelEntry,
-    *,
-    training: bool,
-    rank: int | None = None,
-    alpha: float | None = None,
-    adapter_scale: float | None = None,
+    entry: ModelEntry, model: ModelConfig | None = None, *, training: bool, trained: TrainedLora | None = None
 ) -> ModelFiles:
     """Find, download and check the files of a model. The few-step LoRA is read only if `training`.
 
-    `rank`, `alpha` and `adapter_scale` override those of the entry. Configs and LoRA are checked before the large files
-    are downloaded. Raises Tdmr1Error for files that are missing, not available or do not fit.
+    The settings `model` override rank, alpha and adapter scale of the entry. With `trained`, which replaces the
+    few-step LoRA, its file is not needed; rank and alpha are those of its record. Configs and LoRA are checked before
+    the large files are downloaded. Raises Tdmr1Error for files that are missing, not available or do not fit.
     """
-    check_entry(entry, training=training)
+    model = model or ModelConfig()
+    check_entry(entry, training=training and trained is None)
     family = FAMILIES[entry.family]
     absent = absent_parts(entry.base, family, with_t5=entry.with_t5)
-    shape = LoraShape(rank or entry.rank, alpha or entry.alpha, entry.targets)
-    lora = None
-    if training and entry.lora is not None:
-        config = read_config(entry.base, f"{TEACHER_PART}/config.json")
+    shape = LoraShape(model.rank or entry.rank, model.alpha or entry.alpha, entry.targets)
+    lora, record = None, None
+    if trained is not None:
+        network, record = _meta_network(entry), trained.record
+        shape = find_shape(trained.names, network, LoraShape(record["rank"], record["alpha"], ()), (entry.targets,))
+    elif training and entry.lora is not None:
         file = find_lora(entry.lora)
-        network = MetaNetwork(family, config)
-        scale = entry.adapter_scale if adapter_scale is None else adapter_scale
-        lora = read_lora(file, network, shape, alpha=alpha or entry.lora_alpha, scale=scale)
+        network = _meta_network(entry)
+        scale = entry.adapter_scale if model.adapter_scale is None else model.adapter_scale
+        lora = read_lora(
+            file,
+            network,
+            shape,
+            alpha=model.alpha or entry.lora_alpha,
+            scale=scale,
+            ignore_text_encoder=model.ignore_text_encoder_lora,
+        )
+        shape, record = lora.shape, lora.record
     folder = fetch(entry.base, parts_of(entry.base, absent))
     teacher = fetch(entry.teacher, [TEACHER_PART]) if entry.teacher != SAME else None
-    return ModelFiles(entry, folder, teacher, absent, lora, lora.shape if lora else shape)
+    return ModelFiles(entry, folder, teacher, absent, lora, record, shape)
+
+
+def _meta_network(entry: ModelEntry) -> MetaNetwork:
+    """The denoiser of the base, without weights."""
+    return MetaNetwork(FAMILIES[entry.family], read_config(entry.base, f"{TEACHER_PART}/config.json"))
 
 
 def identity(model_files: ModelFiles) -> str:
@@ -104,6 +129,14 @@ def identity(model_files: ModelFiles) -> str:
             elif path.suffix == ".safetensors":
                 digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def content(model_files: ModelFiles) -> dict[str, str]:
+    """A hash of configs and weights of the base, and of the teacher if it is another backbone."""
+    found = {"base": pipeline_hash(model_files.folder, model_files.absent)}
+    if model_files.teacher is not None:
+        found["teacher"] = pipeline_hash(model_files.teacher, only=TEACHER_PART)
+    return found
 
 
 def check_entry(entry: ModelEntry, *, training: bool) -> None:
@@ -120,15 +153,17 @@ def check_entry(entry: ModelEntry, *, training: bool) -> None:
 
 
 def find_lora(source: str) -> Path:
-    """The local path of a LoRA. A source owner/name or owner/name/file is downloaded from the hub."""
-    if Path(source).exists() or source.count("/") not in (1, 2) or Path(source).is_absolute():
+    """The local path of a LoRA. A source owner/name[/folder][/file] is downloaded from the hub."""
+    if not is_on_hub(source):
         return Path(source)
-    owner, name, *file = source.split("/")
-    if not is_hub_id(f"{owner}/{name}"):
-        return Path(source)
-    return (
-        hub_file(f"{owner}/{name}", file[0]) if file else hub_snapshot(f"{owner}/{name}", ["*.safetensors", "*.json"])
-    )
+    owner, name, *rest = source.split("/")
+    repo, inside = f"{owner}/{name}", "/".join(rest)
+    if Path(inside).suffix in SUFFIXES:
+        file = hub_file(repo, inside)
+        if file.name in PEFT_FILES:  # its alpha is in the config beside it
+            hub_snapshot(repo, [str(Path(inside).with_name(PEFT_CONFIG))])
+        return file
+    return hub_snapshot(repo, [str(Path(inside) / "*.safetensors"), str(Path(inside) / "*.json")]) / inside
 
 
 def _check_teacher(entry: ModelEntry, family: Family) -> None:
@@ -177,7 +212,9 @@ def load_backbones(
     kind = backbone_class(family)
     try:
         pipeline = load_pipeline(family, model_files.folder, precision, model_files.absent)
-    except NOT_LOADED as error:
+    except Tdmr1Error:
+        raise
+    except Exception as error:  # for a damaged config or tokenizer, the libraries raise errors of any type
         raise _not_loaded(entry, model_files.folder, error) from error
     backbone = kind(
         pipeline,
@@ -191,12 +228,14 @@ def load_backbones(
         return backbone, None
     try:
         return backbone, backbone.with_other_denoiser(model_files.teacher)
-    except NOT_LOADED as error:
+    except Tdmr1Error:
+        raise
+    except Exception as error:  # for a damaged config or tokenizer, the libraries raise errors of any type
         raise _not_loaded(entry, model_files.teacher, error) from error
 
 
 def _not_loaded(entry: ModelEntry, folder: Path, error: Exception) -> Tdmr1Error:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     return Tdmr1Error(
         f"diffusers cannot load the model {entry.name} from {folder}: {reason}",
         COPY_AGAIN,

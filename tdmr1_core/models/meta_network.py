@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 
+_ADAPTER = "meta"
 LoraInit = Literal["gaussian", "kaiming"]
 
 
@@ -55,26 +57,35 @@ class MetaNetwork:
     def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
         self.family = family
         self._network = build_network(family.transformer, config, "meta")
-        self._adapters = 0
-        self.linears = tuple(name for name, module in self._network.named_modules() if isinstance(module, nn.Linear))
-        """The names of the linear layers, to which a LoRA can be added."""
+        self.linears = {
+            name: (module.out_features, module.in_features)
+            for name, module in self._network.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        """The linear layers, to which a LoRA can be added: the shape (out, in) of each weight."""
 
     def lora(self, shape: LoraShape) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights of a LoRA, in the order of the network's parameters.
 
         Raises Tdmr1Error if the network lacks the target modules.
         """
-        self._adapters += 1
-        adapter = f"meta_{self._adapters}"
+        network, part = self._network, f".{_ADAPTER}."
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                inject_adapter_in_model(shape.peft(), self._network, adapter_name=adapter, low_cpu_mem_usage=True)
+                inject_adapter_in_model(shape.peft(), network, adapter_name=_ADAPTER, low_cpu_mem_usage=True)
+            return {
+                name.replace(part, "."): tuple(weight.shape)
+                for name, weight in network.named_parameters()
+                if part in name
+            }
         except ValueError as error:
             raise shape.targets_error(error) from error
-        part = f".{adapter}."
-        named = self._network.named_parameters()
-        return {name.replace(part, "."): tuple(weight.shape) for name, weight in named if part in name}
+        finally:
+            for module in network.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.delete_adapter(_ADAPTER)
+            getattr(network, "peft_config", {}).pop(_ADAPTER, None)
 
 
 def build_network(kind: str, config: Mapping[str, Any], device: str) -> nn.Module:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tdmr1_core.algorithm.flow import Levels, guide, sigma_schedule
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
+from tdmr1_core.models.latent_shape import shape_of_latents
 from tdmr1_core.models.prompt_lengths import Reader, readers_of
 from tdmr1_core.records import Conditioning
 
@@ -115,8 +115,8 @@ class PipelineBackbone(ABC):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
-        channels = int(self.pipeline.transformer.config.in_channels)
-        return shape_of_latents(channels, self.pipeline.vae_scale_factor, self._patch_size, height, width)
+        config, pixels = self.pipeline.transformer.config, self.pipeline.vae_scale_factor
+        return shape_of_latents(config, pixels, self._patch_size, height, width)
 
     @property
     def _patch_size(self) -> int:
@@ -166,23 +166,6 @@ class PipelineBackbone(ABC):
         pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_device)})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-def shape_of_latents(channels: int, pixels: int, patch: int, height: int, width: int) -> tuple[int, int, int]:
-    """The shape (C, H, W) of the latents of an image of `height` x `width` pixels.
-
-    A latent covers `pixels` x `pixels` pixels, a patch of the network covers `patch` x `patch` latents.
-    Raises Tdmr1Error unless height and width are multiples of pixels x patch.
-    """
-    multiple = pixels * patch
-    if height % multiple or width % multiple:
-        raise Tdmr1Error(
-            f"the image size is {width}×{height} pixels; this model needs multiples of {multiple}",
-            "change model.height and model.width",
-            code="setting-invalid",
-            values={"width": width, "height": height, "multiple": multiple},
-        )
-    return channels, height // pixels, width // pixels
 
 
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

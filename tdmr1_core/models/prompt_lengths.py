@@ -10,6 +10,7 @@ from typing import Any
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, absent_parts, is_hub_id, parts_of
 from tdmr1_core.models.registry import ModelEntry
+from tdmr1_rewards.builtin.optional import first_line
 
 CLIP_LIMIT = 77
 """Tokens of CLIP, if a pipeline has no first tokenizer."""
@@ -79,8 +80,8 @@ def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
     names = [name for name in parts_of(entry.base, absent) if name.startswith("tokenizer")]
     try:
         found = {name: AutoTokenizer.from_pretrained(Path(entry.base) / name) for name in names}
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the library of tokenizers raises errors of any type
+        reason = first_line(error)
         raise Tdmr1Error(
             f"transformers cannot load a tokenizer of {entry.base}: {reason}",
             COPY_AGAIN,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
-from tdmr1_core.models.families import FAMILIES, JOINT_ATTENTION
+from tdmr1_core.models.families import FAMILIES, JOINT_ATTENTION, positions
+from tdmr1_core.models.latent_shape import patch_size
 from tdmr1_core.models.pipeline_files import check_family, family_of, has_t5, is_hub_id, read_config
 
 SAME = "same"
@@ -139,6 +140,8 @@ class ModelRegistry:
                     code="model-invalid",
                     values={"model": name, "distributions": distributions},
                 )
+        elif path is not None and "/" in name:  # a directory or a hub id: `path` is where its pipeline is now
+            entry = replace(entry_of_pipeline(str(path)), name=Path(name).name)
         elif Path(name).is_dir() or is_hub_id(name):
             entry = entry_of_pipeline(name)
         else:
@@ -171,9 +174,10 @@ def entry_of_pipeline(source: str) -> ModelEntry:
             code="model-unsupported",
             values={"source": source, "setting": "use_dynamic_shifting"},
         )
-    latents = read_config(source, "transformer/config.json").get("sample_size", 128)
+    denoiser = read_config(source, "transformer/config.json")
     levels = read_config(source, "vae/config.json").get("block_out_channels", [0] * 4)
-    pixels = latents * 2 ** (len(levels) - 1)
+    largest = positions(denoiser) * patch_size(denoiser)
+    pixels = min(denoiser.get("sample_size", 128), largest) * 2 ** (len(levels) - 1)
     with_t5 = has_t5(source)
     return ModelEntry(
         name=Path(source).name,

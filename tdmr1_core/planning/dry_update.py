@@ -148,6 +148,8 @@ def dry_update(
 
     `latent_shape` is (C, H, W). Raises Tdmr1Error if the network cannot be built or run.
     """
+    # A quantized optimizer needs tensors with values; its states are not part of an update.
+    config = config.model_copy(update={"memory": config.memory.model_copy(update={"optimizer": "none"})})
     with _translate_errors():
         backbone = _bare_backbone(config, family, denoiser, tokens)
         network = backbone.network

@@ -16,17 +16,17 @@ import torch
 from torch import nn
 
 from tdmr1_core.config import RunConfig
-from tdmr1_core.distributed import check_split
+from tdmr1_core.distributed import check_split, named_device
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.latent_shape import patch_size, pixels_per_latent, shape_of_latents
 from tdmr1_core.models.loading import check_entry
 from tdmr1_core.models.lora.files import read_lora
 from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
-from tdmr1_core.models.pipeline import shape_of_latents
-from tdmr1_core.models.pipeline_files import COPY_AGAIN, read_config
+from tdmr1_core.models.pipeline_files import COPY_AGAIN, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.planning.dry_update import Update, dry_update
-from tdmr1_core.planning.published_configs import PUBLISHED
+from tdmr1_core.planning.published_configs import PUBLISHED, config_of
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 LINEAR_BYTES = {"8bit": 1.0, "nf4": 0.57}
@@ -35,8 +35,6 @@ DECODER_COPIES = 3
 """The number of tensors of the decoder's widest layer, at image resolution, that exist at the same time."""
 CLIP_TOKENS = 77
 """The number of CLIP tokens in SD3, which precede those of T5, if the config does not contain it."""
-PATCH = 2
-"""The patch size in latents, if the config does not contain it."""
 RESERVE = 1.0e9
 """Bytes for CUDA, its libraries and allocator fragmentation."""
 IN_TURN = ("activations", "decoding", "text encoders in turn")
@@ -64,13 +62,12 @@ class Architecture:
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
-        patch = int(self.denoiser.get("patch_size", PATCH))
-        return shape_of_latents(int(self.denoiser["in_channels"]), self.latent_pixels, patch, height, width)
+        return shape_of_latents(self.denoiser, self.latent_pixels, patch_size(self.denoiser), height, width)
 
     @property
     def latent_pixels(self) -> int:
         """Pixels per latent, along each axis."""
-        return int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
+        return pixels_per_latent(self.autoencoder)
 
 
 @dataclass(frozen=True)
@@ -127,6 +124,8 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     are built in. Raises Tdmr1Error if files are not available, or if the model cannot be planned.
     """
     check_split(config.batch.groups, processes)
+    if config.model.device != "auto":
+        named_device(config.model.device)
     architecture = read_architecture(entry)
     height, width = config.model.height or entry.height, config.model.width or entry.width
     lora = _lora_shape(config, entry, architecture)
@@ -195,12 +194,13 @@ def _lora_shape(config: RunConfig, entry: ModelEntry, architecture: Architecture
 
     Raises Tdmr1Error for a file that a training would reject.
     """
-    model, file = config.model, Path(entry.lora or "")
+    model = config.model
     shape = LoraShape(model.rank or entry.rank, model.alpha or entry.alpha, entry.targets)
-    if config.kind != "train" or entry.lora is None or not (file.exists() or file.is_absolute()):
+    if config.kind != "train" or entry.lora is None or is_on_hub(entry.lora):
         return shape
     network = MetaNetwork(FAMILIES[entry.family], architecture.denoiser)
-    return read_lora(file, network, shape, alpha=model.alpha or entry.lora_alpha).shape
+    alpha, ignoring = model.alpha or entry.lora_alpha, model.ignore_text_encoder_lora
+    return read_lora(Path(entry.lora), network, shape, alpha=alpha, ignore_text_encoder=ignoring).shape
 
 
 def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
@@ -248,12 +248,11 @@ def stale_fraction(config: RunConfig) -> float:
 
 def read_architecture(entry: ModelEntry) -> Architecture:
     """Read the sizes of a model from its configs. Raises Tdmr1Error if they are not available or lack values."""
-    known = PUBLISHED.get(entry.base)
-    if known is None:
+    if entry.base not in PUBLISHED:
         check_entry(entry, training=False)
 
     def config(name: str) -> Mapping[str, Any]:
-        return read_config(entry.base, name) if known is None else known[name]
+        return config_of(entry.base, name)
 
     kinds = {name: kind for name, kind in config("model_index.json").items() if name.startswith("text_encoder")}
     if not entry.with_t5:

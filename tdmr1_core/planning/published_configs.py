@@ -5,7 +5,10 @@ They hold the values that affect sizes; all other values are the defaults of dif
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from tdmr1_core.models.pipeline_files import read_config
 
 Config = dict[str, Any]
 
@@ -106,3 +109,12 @@ PUBLISHED: dict[str, dict[str, Config]] = {
     },
 }
 """Configs by hub id, then by file name."""
+
+
+def config_of(source: str, name: str) -> Mapping[str, Any]:
+    """A config of a model: the built-in one of a published model, else that in its directory or on the hub.
+
+    Raises Tdmr1Error if it is missing, damaged or not available.
+    """
+    known = PUBLISHED.get(source)
+    return read_config(source, name) if known is None else known[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -61,5 +62,4 @@ def _reward(reward: RewardConfig) -> RewardConfig:
 
 def _absolute_if_exists(name: str, known: Set[str]) -> str:
     """The absolute path of an existing file or folder; a known name, or anything else, unchanged."""
-    path = Path(name)
-    return str(path.absolute()) if name not in known and path.exists() else name
+    return str(Path(name).absolute()) if name and name not in known and os.path.exists(name) else name

@@ -190,7 +190,7 @@ INEFFECTIVE = (
     ),
     *(
         Ineffective(f"generator.{name}", lambda s: s.distills, DISTILLS)
-        for name in ("rl_cfg", "tau_min", "reward_scale", "tdm_weight", "trunc_steps")
+        for name in ("rl_cfg", "tau_min", "reward_scale", "tdm_weight", "trunc_steps", "joint_huber")
     ),
     *(
         Ineffective(name, lambda s: s.distills, "a distillation starts from no LoRA")
@@ -247,7 +247,15 @@ INEFFECTIVE = (
         "rollout.dpm_levels", lambda s: s.config.rollout.sampler == "euler", "only the sampler dpm-solver++ uses it"
     ),
     # Losses
-    Ineffective("generator.huber_c", lambda s: s.config.generator.loss == "squared", "generator.loss is squared"),
+    *(
+        Ineffective(f"generator.{name}", lambda s: s.config.generator.loss == "squared", "generator.loss is squared")
+        for name in ("huber_c", "joint_huber")
+    ),
+    Ineffective(
+        "generator.joint_huber",
+        lambda s: s.config.generator.trunc_steps >= s.steps,
+        "every step has the reward term",
+    ),
     *(
         Ineffective(
             f"surrogate.{name}",
@@ -296,7 +304,7 @@ INEFFECTIVE = (
     ),
     *(
         Ineffective(name, lambda s: not s.evaluated, NOT_EVALUATED)
-        for name in ("evaluation.every", "evaluation.images", "guard.*")
+        for name in ("evaluation.every", "evaluation.images", "evaluation.images_per_prompt", "guard.*")
     ),
     *(
         Ineffective(f"guard.{name}", lambda s: not s.config.guard.enabled, "guard.enabled is off")

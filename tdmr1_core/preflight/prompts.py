@@ -16,7 +16,7 @@ from tdmr1_core.models.prompt_lengths import Reader, characters_read
 from tdmr1_core.preflight.rewards import ResolvedReward, RunRewards
 from tdmr1_core.prompts.prompt import MANY_UNSCORED, Prompt
 from tdmr1_core.prompts.sets import PromptSet
-from tdmr1_rewards.scoring.combine import REWARDS_KEY, applicability
+from tdmr1_rewards.scoring.combine import REWARDS_KEY, named_rewards
 from tdmr1_rewards.sources.source import preflight
 
 SHOWN = 40
@@ -26,14 +26,16 @@ SHOWN = 40
 def check_prompts(sets: Sequence[PromptSet], rewards: RunRewards, run_folder: Path | None = None) -> list[RunWarning]:
     """Check the prompt sets of evaluations, of which the first is that of training, against the rewards of a run.
 
-    Returns a warning for each reward that cannot score many prompts of a set. Raises Tdmr1Error as `check_reward_names`
-    and `check_targets` do.
+    Returns a warning for each reward that cannot score many prompts of a set. Raises Tdmr1Error as
+    `check_reward_names`, `check_applied` and `check_targets` do.
     """
     everything = (*rewards.trained, *rewards.evaluation, *rewards.held_out)
     check_reward_names(sets, list(dict.fromkeys(reward.config.name for reward in everything)))
-    warnings = [*check_targets(sets[0], rewards.trained, training=True, run_folder=run_folder)]
+    warnings = [*check_applied(sets[0], rewards.trained, training=True)]
+    warnings += check_targets(sets[0], rewards.trained, training=True, run_folder=run_folder)
     evaluated = sets if rewards.evaluation != rewards.trained else sets[1:]
     for prompt_set in evaluated:
+        warnings += check_applied(prompt_set, rewards.evaluation, training=False)
         warnings += check_targets(prompt_set, rewards.evaluation, training=False, run_folder=run_folder)
     return warnings
 
@@ -41,12 +43,9 @@ def check_prompts(sets: Sequence[PromptSet], rewards: RunRewards, run_folder: Pa
 def check_reward_names(sets: Iterable[PromptSet], names: Sequence[str]) -> None:
     """Raise Tdmr1Error if a prompt names a reward that is not among `names`, or names rewards in another form."""
     for prompt_set in sets:
-        naming = [prompt.metadata for prompt in prompt_set.prompts if REWARDS_KEY in prompt.metadata]
-        if naming:
-            applicability(naming, names)  # raises for another form
         unknown: Counter[str] = Counter()
-        for metadata in naming:
-            unknown.update(set(metadata[REWARDS_KEY] or ()).difference(names))
+        for prompt in prompt_set.prompts:
+            unknown.update(set(named_rewards(prompt.metadata, prompt.file, prompt.place) or ()).difference(names))
         if unknown:
             name, count = unknown.most_common(1)[0]
             prompts = "1 prompt names" if count == 1 else f"{count} prompts name"
@@ -56,6 +55,25 @@ def check_reward_names(sets: Iterable[PromptSet], names: Sequence[str]) -> None:
                 code="reward-metadata",
                 values={"prompts": prompt_set.name, "unknown": dict(unknown), "rewards": list(names)},
             )
+
+
+def check_applied(prompt_set: PromptSet, rewards: Sequence[ResolvedReward], *, training: bool) -> Iterator[RunWarning]:
+    """Yield a warning if the metadata of every prompt exclude all rewards, so that no image has a score.
+
+    Raises Tdmr1Error if these are the prompts of `training`. A distillation has no rewards.
+    """
+    names = [reward.config.name for reward in rewards]
+    if not names or any(applies(name, prompt) for prompt in prompt_set.prompts for name in names):
+        return
+    message = (
+        f"no reward applies to any prompt of {prompt_set.name}: the metadata {REWARDS_KEY!r} of each prompt names none "
+        f"of {', '.join(names)}"
+    )
+    values = {"prompts": prompt_set.name, "count": len(prompt_set.prompts), "rewards": names}
+    if training:
+        hint = f"remove the metadata key {REWARDS_KEY!r}, or name a trained reward in it"
+        raise Tdmr1Error(message, hint, code="nothing-scored", values=values)
+    yield RunWarning(message, code="images-unscored", values=values)
 
 
 def check_targets(
@@ -70,9 +88,9 @@ def check_targets(
         name = reward.config.name
         if reward.config.python is not None:
             continue
-        prompts = [prompt for prompt in prompt_set.prompts if _applies(name, prompt)]
+        prompts = [prompt for prompt in prompt_set.prompts if applies(name, prompt)]
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        reasons = preflight(reward.registered, reward.config.options, texts, metadata, run_folder)
+        reasons = preflight(reward.registered, reward.options, texts, metadata, run_folder)
         unscored = [(reason, text) for reason, text in zip(reasons, texts, strict=True) if reason is not None]
         if not unscored or len(unscored) < MANY_UNSCORED * len(texts):
             continue
@@ -90,7 +108,7 @@ def check_targets(
         yield RunWarning(message, code="images-unscored", values=values)
 
 
-def _applies(reward: str, prompt: Prompt) -> bool:
+def applies(reward: str, prompt: Prompt) -> bool:
     """Whether a reward scores the images of a prompt. Metadata without the key name all rewards."""
     named = prompt.metadata.get(REWARDS_KEY)
     return named is None or reward in named
@@ -131,7 +149,7 @@ def _lost_targets(reward: ResolvedReward, truncated: Sequence[tuple[str, int]], 
     if reward.config.python is not None:
         return 0
     nothing: list[dict[str, str]] = [{} for _ in truncated]
-    reasons = partial(preflight, reward.registered, reward.config.options, metadata=nothing, run_folder=run_folder)
+    reasons = partial(preflight, reward.registered, reward.options, metadata=nothing, run_folder=run_folder)
     whole = reasons([text for text, _ in truncated])
     start = reasons([text[:end] for text, end in truncated])
     return sum(before is None and after is not None for before, after in zip(whole, start, strict=True))

@@ -7,24 +7,30 @@ what they do with it. Nothing here needs torch or loads a weight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
-from tdmr1_core.models.registry import ModelEntry
+from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
 from tdmr1_core.preflight.checks import CheckedSettings, check_settings
+from tdmr1_core.preflight.group_sizes import check_evaluation_groups
 from tdmr1_core.preflight.prompts import check_prompts
-from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder
+from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder, specs_of
 from tdmr1_core.prompts.sets import EMBEDDED_DOMAINS, PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
+from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.sources.source import freeze_options
 
 
 @dataclass(frozen=True)
 class ResolvedEngine:
-    """What an engine is built from: settings, model entry, training prompts and rewards (none in a distillation)."""
+    """What an engine is built from: settings, model entry, training prompts and rewards.
+
+    There are no rewards in a distillation, and in a run of which only the trained weights are used.
+    """
 
     config: RunConfig
     extensions: Extensions
@@ -75,6 +81,7 @@ def resolve_engine(config: RunConfig, extensions: Extensions | None = None) -> R
     extensions = extensions or discover()
     finder = RewardFinder(extensions.plugins.rewards)
     entry = extensions.entry(config.model)
+    _check_fake_start(config, entry)
     rewards = finder.resolve(config.rewards)
     name = training_prompts_name(config, entry, rewards)
     return ResolvedEngine(config, extensions, finder, entry, load_prompt_set(name, entry.domain), rewards)
@@ -89,28 +96,35 @@ def resolve_run(
     preset: str | None = None,
     run_folder: Path | None = None,
     scores: bool = True,
+    evaluates: bool = True,
 ) -> ResolvedRun:
     """Look up all that a run needs, and check the settings. The config of the result has absolute paths.
 
     `entry` and `finder` are for callers that have looked up the model or rewards already. `run_folder` is the folder of
     a run that is resumed. `scores` is False for a command that scores no image: prompts are then not checked against
-    the rewards. Raises Tdmr1Error for settings that contradict each other, for a model, prompt set, reward or option
-    that does not exist, and for prompts that do not fit the rewards.
+    the rewards. `evaluates` is False for a command without the evaluations of a run: rewards may then compare images of
+    a prompt although evaluations sample one image for each. Raises Tdmr1Error for settings that contradict each other,
+    for a model, prompt set, reward or option that does not exist, and for prompts that do not fit the rewards.
     """
     extensions = extensions or discover()
     finder = finder or RewardFinder(extensions.plugins.rewards)
     entry = entry or extensions.entry(config.model)
+    _check_fake_start(config, entry)
     config = make_absolute(config, entry, extensions)
     rewards = finder.resolve_run(config, entry.domain)
     training = training_prompts_name(config, entry, rewards.trained)
     held_out = evaluation_prompts_name(config, entry, training)
     sets = tuple(load_prompt_set(name, entry.domain) for name in dict.fromkeys((training, held_out)))
     unscored = check_prompts(sets, rewards, run_folder) if scores else []
+    if scores and evaluates and rewards.evaluation:
+        check_evaluation_groups(config, sets, specs_of(rewards.evaluation), specs_of(rewards.held_out))
     checked = CheckedSettings(
         config,
         entry,
         evaluated=tuple(reward.config.name for reward in rewards.evaluation),
-        evaluation_images=sum(each.images_drawn(config.evaluation.images) for each in sets),
+        evaluation_images=sum(
+            each.images_drawn(config.evaluation.images, config.evaluation.images_per_prompt) for each in sets
+        ),
     )
     return ResolvedRun(
         config,
@@ -125,6 +139,18 @@ def resolve_run(
         warnings=(*check_settings(checked), *unscored, *_check_few_step(config, entry, extensions)),
         preset=preset,
     )
+
+
+def _check_fake_start(config: RunConfig, entry: ModelEntry) -> None:
+    """Raise Tdmr1Error if the fake score cannot start from the few-step LoRA, because it is on another backbone."""
+    from_lora = config.kind == "train" and entry.lora is not None
+    if from_lora and entry.teacher != SAME and config.fake.start == "generator":
+        raise Tdmr1Error(
+            "fake.start is generator, but the few-step LoRA does not fit the backbone of the fake score",
+            "set fake.start=zero",
+            code="setting-conflict",
+            values={"setting": "fake.start"},
+        )
 
 
 def _check_few_step(config: RunConfig, entry: ModelEntry, extensions: Extensions) -> Iterator[RunWarning]:
@@ -175,6 +201,19 @@ def _freeze(rewards: Sequence[ResolvedReward]) -> tuple[RewardConfig, ...]:
     return tuple(frozen)
 
 
+def example_prompts(config: RunConfig, entry: ModelEntry, registry: RewardRegistry) -> PromptSet:
+    """The training prompts of a run if they can still be read, else a prompt set of the model's domain.
+
+    No file of a reward is imported.
+    """
+    first = next((reward.source or reward.name for reward in config.rewards), "")
+    default = registry.get(first).spec.default_prompts if first in registry.names() else None
+    for name in filter(None, (config.prompts.train, default, *PROMPT_SETS.get(entry.domain, ()))):
+        with suppress(Tdmr1Error):
+            return load_prompt_set(name, entry.domain)
+    return load_prompt_set("scenes", "photo")
+
+
 def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequence[ResolvedReward]) -> str:
     """The prompt set of a run: that of the settings, else the first reward's default.
 
@@ -203,4 +242,5 @@ def training_prompts_name(config: RunConfig, entry: ModelEntry, rewards: Sequenc
 
 def evaluation_prompts_name(config: RunConfig, entry: ModelEntry, training: str) -> str:
     """The held-out prompt set of evaluations: that of the settings, else the companion of the training prompts."""
-    return config.prompts.evaluate or held_out_companion(training, entry.domain)
+    named = config.prompts.evaluate
+    return held_out_companion(training, entry.domain) if named is None else named

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import Tdmr1Error, raise_together
+from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling.reference import check_options
 from tdmr1_rewards.registry import RegisteredReward, RewardRegistry, availability
 from tdmr1_rewards.sources.source import find_reward
@@ -23,10 +25,15 @@ DOMAIN_REWARDS = {"tiny": ("object_count", "geneval"), "words": ("ocr_match",)}
 
 @dataclass(frozen=True)
 class ResolvedReward:
-    """The settings of a reward, with absolute paths and validated options, and what its source refers to."""
+    """The settings of a reward, with absolute paths, and what its source refers to.
+
+    `options` are its validated options, an instance of its RewardOptions class; None without such a class, and for a
+    reward of another environment.
+    """
 
     config: RewardConfig
     registered: RegisteredReward
+    options: Any
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,11 @@ class RewardFinder:
 
     def resolve(self, rewards: Sequence[RewardConfig]) -> tuple[ResolvedReward, ...]:
         """Rewards with what they refer to. Raises Tdmr1Error as `find_reward` does, and for wrong options."""
-        resolved = tuple(ResolvedReward(reward, self._find(reward)) for reward in rewards)
-        for reward in resolved:
-            check_options(reward.registered, reward.config.options, reward.config.python)
-        return resolved
+        found = [(reward, self._find(reward)) for reward in rewards]
+        return tuple(
+            ResolvedReward(reward, registered, check_options(registered, reward.options, reward.python))
+            for reward, registered in found
+        )
 
     def resolve_run(self, config: RunConfig, domain: str) -> RunRewards:
         """All rewards of a run. Raises one Tdmr1Error for all that cannot be found, and one for wrong options."""
@@ -99,6 +107,11 @@ class RewardFinder:
                 errors.append(error)
         if errors:
             raise_together(errors)
+
+
+def specs_of(rewards: Sequence[ResolvedReward]) -> dict[str, RewardSpec]:
+    """The specs of rewards by their names in the run. For a reward on a server, it is not that of the server."""
+    return {reward.config.name: reward.registered.spec for reward in rewards}
 
 
 def trained_directions(config: RunConfig) -> dict[str, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +98,15 @@ PROMPT_SETS: dict[str, dict[str, Callable[[], list[Prompt]]]] = {
 The default set of a reward has the same name in every domain.
 """
 
+TRAINING_FILES = ("train_metadata.jsonl", "train.txt")
+"""The files of training prompts in a folder in the layout of flow_grpo; the first that exists is read."""
+NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+KINDS = {
+    stat.S_IFDIR: f"a folder with neither {' nor '.join(TRAINING_FILES)}",
+    stat.S_IFIFO: "a pipe, not a file",
+    stat.S_IFSOCK: "a socket, not a file",
+}
+
 EMBEDDED_DOMAINS = ("tiny", "words")
 """The domains of the embedded models."""
 
@@ -106,9 +118,9 @@ class PromptSet:
     name: str
     prompts: tuple[Prompt, ...]
 
-    def images_drawn(self, images: int) -> int:
-        """The number of images that an evaluation of about `images` images samples."""
-        chosen, each = spread(self.prompts, images)
+    def images_drawn(self, images: int, per_prompt: int | None = None) -> int:
+        """The number of images that an evaluation of about `images` images samples (`spread`)."""
+        chosen, each = spread(self.prompts, images, per_prompt)
         return len(chosen) * each
 
 
@@ -121,37 +133,74 @@ def load_prompts(source: str, domain: str) -> list[Prompt]:
     """Load a prompt set of the domain by name, or a prompt file.
 
     A folder in the layout of flow_grpo is read from its train_metadata.jsonl or train.txt. Raises Tdmr1Error for an
-    unknown name, and as `read_prompt_file` does.
+    unknown name, for a path that is not a file, and as `read_prompt_file` does.
     """
     known = PROMPT_SETS.get(domain, {})
     if source in known:
         return known[source]()
-    path = _in_folder(Path(source))
-    if not path.is_file():
-        what = "prompt set or file" if path.suffix else "prompt set"
-        raise Tdmr1Error(
-            f"there is no {what} {source!r} for models of the domain {domain!r}",
-            f"name a prompt set or a prompt file; {close_match_hint(source, known)}",
-            code="prompts-unknown",
-            values={"name": source, "domain": domain},
-        )
-    return read_prompt_file(path)
+    path = _in_folder(source)
+    if source and os.path.isfile(path):
+        return read_prompt_file(path)
+    found = _not_a_file(path) if source else "an empty name"
+    what = "prompt set or file" if path.suffix else "prompt set"
+    raise Tdmr1Error(
+        f"the prompt set or file {source!r} is {found}"
+        if found
+        else f"there is no {what} {source!r} for models of the domain {domain!r}",
+        f"name a prompt set or a prompt file; {close_match_hint(source, known)}",
+        code="prompts-unknown",
+        values={"name": source, "domain": domain, "found": found},
+    )
 
 
-def _in_folder(path: Path) -> Path:
-    """The file of the training prompts, if the path is a folder in the layout of flow_grpo; otherwise the path."""
-    found = (path / name for name in ("train_metadata.jsonl", "train.txt"))
-    return next((file for file in found if file.is_file()), path)
+def _in_folder(source: str) -> Path:
+    """The file of the training prompts, if `source` is a folder in the layout of flow_grpo; otherwise its path."""
+    path = Path(source)
+    return next((file for name in TRAINING_FILES if os.path.isfile(file := path / name)), path)
 
 
-def spread(prompts: Sequence[Prompt], images: int) -> tuple[Sequence[Prompt], int]:
+def _not_a_file(path: Path) -> str | None:
+    """What a path is that is not a file; None if there is nothing."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except ValueError:  # a NUL character
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads back to itself"
+        if error.errno == errno.ENOENT and path.is_symlink():
+            return f"a link to {os.readlink(path)!r}, which does not exist"
+        return None if error.errno in NOTHING_THERE else f"a path that cannot be read ({error.strerror})"
+    return KINDS.get(kind, "a device")
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The names of prompt sets in the records of a run, by name: of a path only the end, so that it may be moved.
+
+    The end is the file name, with as many folders as distinguish it from the other paths.
+    """
+    paths = {name: Path(name).parts for name in dict.fromkeys(names) if "/" in name}
+    short = {}
+    for name, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        count = 1
+        while count < len(parts) and any(other[-count:] == parts[-count:] for other in others):
+            count += 1
+        short[name] = "/".join(parts[-count:])
+    return {name: short.get(name, name) for name in names}
+
+
+def spread(prompts: Sequence[Prompt], images: int, per_prompt: int | None = None) -> tuple[Sequence[Prompt], int]:
     """Choose prompts for about `images` images. Returns the prompts and the number of images per prompt.
 
-    If there are more prompts than images, one image is sampled for each of `images` evenly spaced prompts.
+    Without `per_prompt`, all prompts are used if there are at most `images`, and one image for each otherwise. If there
+    are more prompts than the images allow, evenly spaced ones are chosen.
     """
-    if len(prompts) <= images:
+    if per_prompt is None and len(prompts) <= images:
         return prompts, max(1, round(images / len(prompts)))
-    return [prompts[number * len(prompts) // images] for number in range(images)], 1
+    per_prompt = per_prompt or 1
+    count = min(len(prompts), max(1, images // per_prompt))
+    return [prompts[number * len(prompts) // count] for number in range(count)], per_prompt
 
 
 def held_out_companion(source: str, domain: str) -> str:
@@ -159,6 +208,11 @@ def held_out_companion(source: str, domain: str) -> str:
     candidate = f"{source}-held-out"
     if candidate in PROMPT_SETS.get(domain, {}):
         return candidate
-    path = _in_folder(Path(source))
-    test = path.with_name(path.name.replace("train", "test", 1))
-    return str(test) if path.name.startswith("train") and path.is_file() and test.is_file() else source
+    test = companion_file(source)
+    return str(test) if test is not None and os.path.isfile(_in_folder(source)) and os.path.isfile(test) else source
+
+
+def companion_file(source: str) -> Path | None:
+    """The place of the file test… that belongs to a prompt file train…; None for a file of another name."""
+    path = _in_folder(source)
+    return path.with_name(path.name.replace("train", "test", 1)) if path.name.startswith("train") else None

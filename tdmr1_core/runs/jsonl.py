@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tdmr1_core.durable_files import MALFORMED, append_durable, replace_durable
 from tdmr1_core.errors import Tdmr1Error, warn
+from tdmr1_rewards.texts.documents import parse_json
+from tdmr1_rewards.texts.redaction import redact_texts
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -38,8 +40,10 @@ def read_lines(path: Path, convert: Callable[[Row], T]) -> list[T]:
     return converted
 
 
-def keep_lines(path: Path, is_kept: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    """Remove all other objects from a file, atomically, and return the kept ones.
+def keep_lines(
+    path: Path, is_kept: Callable[[Row], bool] = lambda row: True, *, added: Sequence[Row] = ()
+) -> list[Row]:
+    """Remove all other objects from a file and append `added`, in one atomic write; returns the kept objects.
 
     Unreadable lines are moved to a file beside it, with a warning. An unreadable last line without a newline is
     deleted. Raises Tdmr1Error for a file that cannot be read, OSError for one that cannot be written.
@@ -59,9 +63,15 @@ def keep_lines(path: Path, is_kept: Callable[[Row], bool] = lambda row: True) ->
         aside = path.with_name(path.name + DAMAGED)
         append_durable(aside, _join(list(unreadable.values())))
         _warn_unreadable(path, list(unreadable), f"moved to {aside.name}")
-    if path.exists() and _content(path) != _join(kept):
-        replace_durable(path, _join(kept))
+    content = _join(kept) + as_lines(added)
+    if _content(path) != content:
+        replace_durable(path, content)
     return rows
+
+
+def as_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Objects as the lines of a file, without secrets in their texts."""
+    return "".join(json.dumps(redact_texts(row)) + "\n" for row in rows).encode()
 
 
 def step_of(row: Row) -> int:
@@ -106,11 +116,9 @@ def _content(path: Path) -> bytes:
 
 
 def _parse(line: bytes) -> Row:
-    row = json.loads(line.decode())
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise TypeError("not an object")
-    if b"\\ud" in line.lower():
-        json.dumps(row, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which cannot be printed
     return row
 
 

@@ -13,14 +13,16 @@ from types import FrameType
 import torch
 from filelock import FileLock
 
+from tdmr1_core import heartbeat
 from tdmr1_core.config import RunConfig
+from tdmr1_core.config_loading import Tree
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import ALONE, Processes, set_threads
 from tdmr1_core.durable_files import lock_run, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR
-from tdmr1_core.plugins import Extensions
+from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
 from tdmr1_core.records import Prompt
@@ -32,13 +34,10 @@ from tdmr1_core.runs.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from tdmr1_core.runs.checkpoints.fingerprints import (
-    CONFIG,
-    Fingerprints,
     check_same_base,
     check_same_lora,
     differences,
     fingerprint_inputs,
-    read_header,
     update_config,
     write_config,
 )
@@ -47,18 +46,21 @@ from tdmr1_core.runs.checkpoints.resume import (
     Changes,
     ResumePoint,
     find_resume_point,
-    load_run_config,
-    require_run_folder,
 )
+from tdmr1_core.runs.checkpoints.run_config import CONFIG, Fingerprints, load_run_config, read_header
 from tdmr1_core.runs.evaluation.evaluate import Evaluation
 from tdmr1_core.runs.evaluation.evaluator import Evaluator, build_evaluator
 from tdmr1_core.runs.evaluation.first_evaluation import load_first_evaluation, save_first_evaluation
 from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped
 from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.missing_inputs import check_inputs, needed_by_resume
 from tdmr1_core.runs.observer import Observer
-from tdmr1_core.runs.output.previews import SAMPLES, save_comparison, save_preview
+from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview
 from tdmr1_rewards.calling import interrupts
-from tdmr1_rewards.scoring.failures import RewardFailed
+from tdmr1_rewards.errors import describe_error
+
+STOPPING_LIMIT = 15.0
+"""Seconds that a run waits for the current call of a reward after it was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class RunResult:
 class Run:
     """One run folder. Make it with `Run.create` or `Run.resume`, then `execute` it once.
 
-    All processes of a run make the same Run and execute it together. Only the first one writes and evaluates.
+    All processes of a run make the same Run and execute it together. Only the first one writes.
     """
 
     def __init__(
@@ -98,7 +100,11 @@ class Run:
         self._fingerprints = Fingerprints()
         self._changed_inputs: list[RunWarning] = []
         self._stop = False
+        """Whether this process was asked to stop."""
+        self._stopping = False
+        """Whether all processes have agreed to stop."""
         self._saved_at: int | None = None
+        self._logged_at = 0
         self._last_skipped: tuple[str, ...] = ()
 
     @property
@@ -125,7 +131,7 @@ class Run:
 
         def begin() -> tuple[Path, RunConfig]:
             _check_processes(resolved, processes)
-            return _unused(folder), freeze_rewards(resolved)
+            return _unused(folder.absolute()), freeze_rewards(resolved)
 
         folder, kept = processes.on_first(begin)
         # The settings of the first process are those of all.
@@ -140,21 +146,25 @@ class Run:
         extensions: Extensions | None = None,
         processes: Processes = ALONE,
         iterations: int | None = None,
+        changes: Tree | None = None,
     ) -> Run:
         """Continue a run at its latest intact checkpoint, with any number of processes.
 
-        With `iterations`, the run gets this total number; its learning rates keep their schedule. The folder is locked
-        from here on. Raises Tdmr1Error if there is nothing to continue, if another process uses the folder, and as
-        `resolve_run` does.
+        With `iterations`, the run gets this total number; its learning rates keep their schedule. `changes` are
+        settings with absolute paths, such as the new places of inputs that were moved; config.yaml gets them too. The
+        folder is locked from here on. Raises Tdmr1Error for all inputs that cannot be found, if there is nothing to
+        continue, if another process uses the folder, and as `resolve_run` does.
         """
+        folder, extensions = folder.absolute(), extensions or discover()
         with ExitStack() as failing:
             locks: list[FileLock] = []
 
             def take_over() -> ResumePoint:
-                require_run_folder(folder)  # before a lock file is written into it
+                config = load_run_config(folder, changes)  # before a lock file is written into the folder
+                check_inputs(folder, config, extensions, needed_by_resume(config))
                 locks.append(lock_run(folder))
                 failing.callback(locks[0].release)
-                return find_resume_point(folder, iterations)
+                return find_resume_point(folder, iterations, changes)
 
             found = processes.on_first(take_over)
             resolved = processes.on_each(lambda: resolve_run(found.config, extensions, run_folder=folder))
@@ -176,14 +186,16 @@ class Run:
             if self._resume_point is not None:
                 self.processes.on_first(self._warn_of_changes)
             # Rewards are built before the model is loaded.
-            evaluator = build_evaluator(self.resolved, self._fingerprints, device, closing) if leads else None
+            evaluator = self.processes.on_each(
+                lambda: build_evaluator(self.resolved, self._fingerprints, device, closing, warns=leads)
+            )
             engine = self._load_engine(device, closing)
             if leads:
                 self._check_prompt_lengths(engine)
-            self.processes.on_first(lambda: self._open_folder(engine))
+            self.processes.on_first(lambda: self._begin(engine, evaluator))
             self.is_loaded = True
-            with self._stop_on_signals(observer):
-                result = self._follow(engine) if evaluator is None else self._lead(engine, evaluator, observer)
+            with self._stop_on_signals(observer), heartbeat.stage("iterations"):
+                result = self._lead(engine, evaluator, observer) if leads else self._follow(engine, evaluator)
             self.processes.leave()
             return result
 
@@ -218,37 +230,54 @@ class Run:
             try:
                 with interrupts.listening(observer.waiting):
                     return self._loop(engine, evaluator, tracker, observer)
-            except RewardFailed:
-                # Rewards are called before any update of an iteration, so the weights are those from its start.
-                self._save(engine, observer)
+            except BaseException:
+                self._save_after_error(engine, tracker)
                 raise
 
-    def _follow(self, engine: Engine) -> RunResult:
-        """Every other process: its part of each iteration."""
-        while not self._is_over(engine):
+    def _follow(self, engine: Engine, evaluator: Evaluator) -> RunResult:
+        """Every other process: its part of each iteration and each evaluation."""
+        if self._is_evaluated(engine.iteration_index) and engine.iteration_index < self.config.iterations:
+            self._evaluate(engine, evaluator)
+        over = self._is_over(engine)
+        while not over:
             engine.iteration()
+            last = self._is_over(engine)
+            if self._is_evaluated(engine.iteration_index) and not last:
+                self._evaluate(engine, evaluator)
+            over = last or self._is_over(engine)
+        if self._result(engine).finished:
+            self._evaluate(engine, evaluator)
         return self._result(engine)
 
     def _is_over(self, engine: Engine) -> bool:
         """Whether the run is complete, or any process was asked to stop. All processes call this together."""
-        return self.processes.any(self._stop) or engine.iteration_index >= self.config.iterations
+        return self._is_stopping() or engine.iteration_index >= self.config.iterations
+
+    def _is_stopping(self) -> bool:
+        """Whether any process was asked to stop. All processes call this together."""
+        self._stopping = self.processes.any(self._stop)
+        return self._stopping
 
     def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
-        saving, started_at = self.config.saving, engine.iteration_index
+        started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
         repeat = self._is_evaluated(started_at)
-        if self._resume_point is not None:
-            tracker.go_back(started_at, evaluated=started_at - 1 if repeat else started_at)
+        if self._resume_point is None:
+            tracker.open_board()
+        else:
+            evaluated = started_at - 1 if repeat else started_at
+            tracker.go_back(started_at, evaluated=evaluated)
             if evaluator.guard is not None:
-                evaluator.guard.recall(self.folder)
+                evaluator.guard.recall(self.folder, evaluated)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
         if repeat and started_at < self.config.iterations:
             results = self._evaluate(engine, evaluator, tracker, observer)
             before = results if started_at == 0 else ()
-            if before and not self._stop:
+            if before and not self._stopping:
                 save_first_evaluation(self.folder, evaluator.subject, before)
-        if started_at == 0 and saving.samples_every:
+        # The last session may have ended between a checkpoint and its grid.
+        if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
             save_preview(engine, self._shown_prompts, self.folder)
         over = self._is_over(engine)
         while not over:
@@ -258,21 +287,22 @@ class Run:
                 break
             self._last_skipped = report.skipped
             tracker.metrics(report.step, report.metrics)
+            self._logged_at = report.step
             observer.iteration(report)
-            last = self._stop or self._result(engine).finished
-            if last or report.step % saving.checkpoint_every == 0:
+            last = self._is_over(engine)
+            if last or report.step % self.config.saving.checkpoint_every == 0:
                 self._save(engine, observer)
-            if saving.samples_every and (last or report.step % saving.samples_every == 0):
+            if self._is_previewed(report.step, last):
                 save_preview(engine, self._shown_prompts, self.folder)
             if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, evaluator, tracker, observer)
-            over = self._is_over(engine)
+            over = last or self._is_over(engine)
         result = self._result(engine)
         if not result.finished:
             self._save(engine, observer)
             return result
         after = self._evaluate(engine, evaluator, tracker, observer)
-        if self._stop and self.resolved.evaluation_rewards:
+        if self._stopping and self.resolved.evaluation_rewards:
             warn(
                 f"the last evaluation was interrupted; `tdmr1 train --resume {self.folder}` repeats it",
                 code="evaluation-cut-off",
@@ -287,19 +317,36 @@ class Run:
         every = self.config.evaluation.every
         return step in (0, self.config.iterations) or (every > 0 and step % every == 0)
 
-    def _evaluate(
-        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer
-    ) -> tuple[Evaluation, ...]:
-        """Evaluate, write the results, and obey the guard.
+    def _is_previewed(self, step: int, last: bool = False) -> bool:
+        """Whether an image grid is written after iteration `step`, which is the `last` of this session."""
+        every = self.config.saving.samples_every
+        return every > 0 and (last or step % every == 0 or step == self.config.iterations)
 
-        Nothing is written for an evaluation that is stopped, so that a resume repeats it.
+    def _evaluate(
+        self,
+        engine: Engine,
+        evaluator: Evaluator,
+        tracker: Tracker | None = None,
+        observer: Observer | None = None,
+    ) -> tuple[Evaluation, ...]:
+        """Evaluate, and in the first process, which has a tracker, write the results and obey the guard.
+
+        All processes call this together. Nothing is written for an evaluation that is stopped, so that a resume repeats
+        it. The results of an earlier session stay until new ones are written.
         """
-        results = evaluator.evaluate(engine, observer, lambda: self._stop)
-        if self.resolved.evaluation_rewards and not self._stop:
-            tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
-            if reading := evaluator.read_guard(engine, results):
-                tracker.guard(reading.step, reading.row())
-                self._obey_guard(reading, engine, observer)
+        observer = observer or Observer()
+        with heartbeat.stage("evaluation", limited=False):  # rewards have time limits of their own
+            try:
+                results = evaluator.evaluate(engine, observer, self._is_stopping)
+            except interrupts.Interrupted:
+                return ()
+            if self.resolved.evaluation_rewards and not self._is_stopping():
+                if tracker is not None:
+                    tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
+                reading = evaluator.read_guard(engine, results)
+                if reading is not None and tracker is not None:
+                    tracker.guard(reading.step, reading.row())
+                    self._obey_guard(reading, engine, observer)
         return tuple(results)
 
     def _obey_guard(self, reading: GuardReading, engine: Engine, observer: Observer) -> None:
@@ -334,20 +381,43 @@ class Run:
         return RunResult(self.folder, engine.iteration_index, finished, nothing_learned=nothing)
 
     def _save(self, engine: Engine, observer: Observer) -> None:
-        if self._saved_at == engine.iteration_index:
+        if self._saved_at != engine.iteration_index:
+            observer.saved(self._write_checkpoint(engine))
+
+    def _write_checkpoint(self, engine: Engine) -> Path:
+        self._saved_at = engine.iteration_index  # also if it fails: it is not tried again
+        with heartbeat.stage(heartbeat.SAVING):
+            return save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep)
+
+    def _save_after_error(self, engine: Engine, tracker: Tracker) -> None:
+        """Save the last complete iteration and its metrics, so that a resume continues there with the same bits.
+
+        Nothing is saved after an error in the middle of an update, or after a failed save: the last checkpoint is what
+        a resume continues at. A failure here is a warning, because the first error is the one to raise.
+        """
+        step, report = engine.iteration_index, engine.last_report
+        if not engine.is_complete or self._saved_at == step:
             return
-        observer.saved(save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep))
-        self._saved_at = engine.iteration_index
+        try:
+            if report is not None and self._logged_at < step:
+                tracker.complete_metrics(step, report.metrics)
+            self._write_checkpoint(engine)
+        except Exception as error:
+            reason, where = describe_error(error), str(self.folder / CHECKPOINTS)
+            warn(f"iteration {step} could not be saved: {reason}", code="not-writable", step=step, path=where)
 
     @contextmanager
     def _stop_on_signals(self, observer: Observer) -> Iterator[None]:
-        """The first SIGINT or SIGTERM asks for a stop after this iteration; the second interrupts at once."""
+        """The first SIGINT or SIGTERM asks for a stop after this iteration; the second interrupts at once.
+
+        The first one also ends the wait for rewards that hang, with one process: others would wait for its scores.
+        """
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
-            interrupts.interrupt()
+            interrupts.interrupt(STOPPING_LIMIT if self.processes.count == 1 else None)
             observer.stopping()
 
         former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -356,6 +426,11 @@ class Run:
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
+
+    def _begin(self, engine: Engine, evaluator: Evaluator) -> None:
+        """In the first process: check the rewards on servers, then open the folder."""
+        evaluator.check_groups(engine)
+        self._open_folder(engine)
 
     def _open_folder(self, engine: Engine) -> None:
         """Lock a new folder and write its config.yaml; check that a resumed run has the same model, and log it."""

@@ -55,6 +55,8 @@ class GeneratorStage:
     weights: GeneratorWeights
     loss: Literal["squared", "huber"]
     huber_c: float
+    joint_huber: bool
+    """Whether the Huber loss of steps k >= trunc_steps has the errors of both terms under one root."""
     guidance_scale: float
     rl_cfg: float
     normaliser_floor: float
@@ -156,9 +158,9 @@ class GeneratorStage:
         reward = torch.zeros_like(kl)
         if at_tau_reward is not None and reference is not None:
             reward = self._reward_loss(clean, at_tau_reward, reference, rewarded)
-        unrewarded = (
-            cfg + kl if self.loss == "squared" else joint_huber_loss(clean, d_kl, d_cfg, w_teacher, self.huber_c)
-        )
+        unrewarded = cfg + kl
+        if self.loss == "huber" and self.joint_huber:
+            unrewarded = joint_huber_loss(clean, d_kl, d_cfg, w_teacher, self.huber_c)
         total = generator_loss(kl, cfg, reward, unrewarded, step_index[rows].to(device), self.weights)
         return GeneratorTerms(total, kl, cfg, reward)
 

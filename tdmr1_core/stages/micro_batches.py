@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tdmr1_core import heartbeat
 from tdmr1_core.errors import Tdmr1Error, warn
 
 Size = int | Literal["auto"] | None
@@ -42,6 +43,7 @@ class MicroBatches:
             size = min(self.size or images, images)
             size -= size % multiple if size > multiple else 0
             rows = torch.arange(first, min(first + size, images))
+            heartbeat.step()
             if not self._fits(action, rows):
                 continue
             first += len(rows)

@@ -18,6 +18,7 @@ from tdmr1_core.errors import RunWarning
 from tdmr1_core.prompts.prompt import MANY_UNSCORED
 from tdmr1_core.records import Groups, Scores
 from tdmr1_rewards.api import RewardBatch, RewardContext
+from tdmr1_rewards.calling.interrupts import wait_for
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.errors import one_line, shorten
 from tdmr1_rewards.scoring.combine import applicability
@@ -54,7 +55,7 @@ class ScoringStage:
     def collect(self) -> Scores:
         """The scores of the iteration. Raises Tdmr1Error if a reward failed, or if failures left no scored image."""
         futures, self._futures, self._waiting, self._submitted = self._futures, [], [], 0
-        parts = [future.result() for future in futures]
+        parts = [wait_for(future) for future in futures]
         check_any_scored(parts)
         total = [score for part in parts for score in part.total]
         names = parts[0].per_reward

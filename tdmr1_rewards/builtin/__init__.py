@@ -132,6 +132,18 @@ SPECS = (
         examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
     ),
     RewardSpec(
+        name="imagereward",
+        summary="how strongly would users prefer the image for its prompt? (ImageReward)",
+        factory="tdmr1_rewards.builtin.imagereward:ImageReward",
+        options="tdmr1_rewards.builtin.imagereward:ImageRewardOptions",
+        default_prompts="scenes",
+        default_preset="imagereward",
+        score_range="any number, usually -2 to 2",
+        needs="the ImageReward checkpoint (1.8 GB) and the tokenizer of bert-base-uncased (0.7 MB), downloaded once",
+        requires=("transformers",),
+        examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
+    ),
+    RewardSpec(
         name="vlm_judge",
         summary="a vision-language model rates the image (any OpenAI-compatible endpoint)",
         factory="tdmr1_rewards.builtin.vlm_judge:VlmJudge",

@@ -9,7 +9,6 @@ unit length. Scores range from about 1 to 10; typical images score 4 to 7. The p
 from __future__ import annotations
 
 import hashlib
-import pickle
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.builtin.clip_models import PRECISION_HELP, OpenClip, Precision
-from tdmr1_rewards.builtin.optional import find_file, first_line
+from tdmr1_rewards.builtin.optional import find_file, read_state_dict
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.options import RewardOptions
 
@@ -54,7 +53,7 @@ class Head:
     """
 
     def __init__(self, path: Path, device: str) -> None:
-        state = _read_state(path)
+        state = read_state_dict(path, "the aesthetic head")
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.layout = _find_layout(state, path)
         self._layers = [
@@ -107,26 +106,6 @@ class Aesthetic:
         scores = self.head(self._model.embed_images(batch.images))  # (N,)
         details = {"head": self.head.layout, "head_sha256": self.head.sha256[:12]}
         return RewardResult([float(score) for score in scores], [details] * len(batch))
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """The state dict in a file, empty if the file holds something else. Raises Tdmr1Error if it cannot be read."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise Tdmr1Error(
-            f"the aesthetic head {path} cannot be read: {first_line(error)}",
-            "use a safetensors file, or a state dict that contains only tensors",
-            code="reward-weights",
-            values={"path": str(path), "error": first_line(error)},
-        ) from error
-    return dict(state) if isinstance(state, dict) else {}
 
 
 def _find_layout(state: dict[str, Any], path: Path) -> str:

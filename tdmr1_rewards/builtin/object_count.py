@@ -16,7 +16,8 @@ from tdmr1_rewards.builtin.detection.blobs import HUE_RANGES, BlobDetector, coun
 from tdmr1_rewards.builtin.detection.colours import COLOUR_WORDS
 from tdmr1_rewards.builtin.detection.detections import Detector, UnknownClassError, strongest
 from tdmr1_rewards.builtin.detection.detectors import DetectorChoice, DetectorOptions
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.calling.wire import plain
+from tdmr1_rewards.errors import Tdmr1Error, shorten
 
 NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DEFAULT_CHECKPOINT = "PekingU/rtdetr_v2_r50vd"
@@ -163,11 +164,19 @@ class ObjectCount:
 def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:
     """The request of a prompt and its metadata, or None if they request no number.
 
-    Raises Tdmr1Error if the metadata's count is not an integer of at least 1.
+    Raises Tdmr1Error if the metadata's `include` has another form, or a count that is not an integer of at least 1.
     """
     include = metadata.get("include") or [{}]
-    if "count" in include[0]:
-        count = include[0]["count"]
+    first = include[0] if isinstance(include, list) else None
+    if not isinstance(first, dict) or not all(isinstance(first.get(key), str | None) for key in ("color", "class")):
+        raise Tdmr1Error(
+            f"prompt {prompt!r}: the metadata's include is {shorten(repr(include))}, not a list of objects",
+            'write it like "include": [{"class": "circle", "count": 3, "color": "red"}]',
+            code="reward-metadata",
+            values={"prompt": prompt, "key": "include", "found": plain(include)},
+        )
+    if "count" in first:
+        count = first["count"]
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise Tdmr1Error(
                 f"prompt {prompt!r}: the metadata's include[0]['count'] is {count!r}, not an integer of at least 1",
@@ -175,8 +184,8 @@ def read_request(metadata: Mapping[str, Any], prompt: str) -> Request | None:
                 code="reward-metadata",
                 values={"prompt": prompt, "key": "include[0]['count']", "found": count},
             )
-        return Request(count, include[0].get("color"), include[0].get("class"))
-    number = re.search(rf"\b(?:{'|'.join(NUMBER_WORDS)}|[1-9]\d*)\b", prompt, re.IGNORECASE)
+        return Request(count, first.get("color"), first.get("class"))
+    number = re.search(rf"\b(?:{'|'.join(NUMBER_WORDS)}|[1-9]\d{{0,8}})\b", prompt, re.IGNORECASE)
     if number is None:
         return None
     word = number[0].lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -37,7 +38,16 @@ class OcrEngine(Protocol):
     min_confidence: float
 
     def read(self, image: Image) -> list[Line]:
-        """The text of an RGB image in reading order; an empty list if there is none."""
+        """The text of an RGB image in reading order, as `recognized` returns it; an empty list if there is none."""
+
+
+def recognized(found: Iterable[tuple[str, float]]) -> list[Line]:
+    """The lines, from texts and confidences, that have a visible text and a confidence above 0.
+
+    Tesseract reports confidence 0 for guesses on noise, and -1 for rows without a word. The other engines report 0 for
+    lines in which they recognized no character.
+    """
+    return [Line(text, float(confidence)) for text, confidence in found if confidence > 0 and text.strip()]
 
 
 class OcrOptions(RewardOptions):
@@ -93,7 +103,7 @@ class RapidOcr:
         found = self._engine(image, use_det=self._detect, use_cls=False, use_rec=True, text_score=0.0)
         if found.txts is None:
             return []
-        return [Line(text, float(score)) for text, score in zip(found.txts, found.scores, strict=True)]
+        return recognized(zip(found.txts, found.scores, strict=True))
 
 
 class EasyOcr:
@@ -142,7 +152,7 @@ class EasyOcr:
             horizontal, free = self._reader.detect(np.asarray(image), reformat=False)
             boxes = (horizontal[0], free[0])
         found = self._reader.recognize(gray, *boxes, reformat=False)
-        return [Line(text, float(confidence)) for _, text, confidence in found]
+        return recognized((text, confidence) for _, text, confidence in found)
 
 
 class Tesseract:
@@ -171,8 +181,8 @@ class Tesseract:
             image, lang=self._language, config=self._config, output_type=self._pytesseract.Output.DICT
         )
         # Confidence is 0 to 100, and -1 in rows for pages, blocks and lines, which hold no word.
-        words = [(text, float(percent)) for text, percent in zip(found["text"], found["conf"], strict=True)]
-        return [Line(text, percent / 100) for text, percent in words if percent >= 0 and text.strip()]
+        words = zip(found["text"], found["conf"], strict=True)
+        return recognized((text, float(percent) / 100) for text, percent in words)
 
 
 ENGINES: dict[str, type[RapidOcr] | type[EasyOcr] | type[Tesseract]] = {

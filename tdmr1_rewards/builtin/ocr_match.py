@@ -1,11 +1,12 @@
 """Does the image contain the text that the prompt quotes?
 
 The score follows the OCR reward of flow_grpo, which TDM-R1 uses (arXiv 2603.07700). The target is the first quoted
-text. Double quotes of all kinds count, and typographic single quotes; straight single quotes are apostrophes. Target
-and OCR output are compared in lower case and without spaces. The score is 1 - min(distance, length) / length, with the
-Levenshtein distance and the length of the target, and 1 if the OCR output contains the target. Scores are 0 to 1, or
-None if the prompt quotes no text. With the option `score: exact`, the mean score is the fraction of images whose text
-is exactly the target.
+text. Double quotes of all kinds count, and typographic single quotes; straight single quotes are apostrophes, and a
+double quote directly after a digit opens no text, because it is an inch mark. Target and OCR output are compared in
+the same normalized form (text_comparison.py). The score is 1 - min(distance, length) / length, with the Levenshtein
+distance and the length of the target, and 1 if the OCR output contains the target. Scores are 0 to 1, or None if the
+prompt quotes no text. With the option `score: exact`, the mean score is the fraction of images whose text is exactly
+the target.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pydantic import Field, field_validator
 from tdmr1_rewards.api import RewardBatch, RewardResult, RunPreview
 from tdmr1_rewards.builtin.ocr_engines import RAPIDOCR_INSTALL, OcrEngine, OcrOptions, open_engine
 from tdmr1_rewards.builtin.optional import import_optional
+from tdmr1_rewards.builtin.text_comparison import Comparison, normalize
+from tdmr1_rewards.builtin.visible import has_visible
 from tdmr1_rewards.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -37,12 +40,18 @@ class OcrMatchOptions(OcrOptions):
     target: Literal["first", "all"] = Field(
         "first", description="first: the first quoted text; all: every quoted text (graded: the mean of their scores)"
     )
+    comparison: Comparison = Field(
+        "unicode",
+        description="how target and OCR output are normalized. unicode: without case, white space, format characters "
+        "and differences of width, ligature, composition or kind of apostrophe, quotation mark and dash; published: "
+        "lower case without spaces, as in flow_grpo. Both give the same scores for ASCII texts in one line",
+    )
     min_confidence: float | None = Field(
         None,
         ge=0,
         le=1,
         description="ignore lines below this confidence; by default that of the engine (rapidocr with `detect`: 0.5, "
-        "others: 0)",
+        "others: 0). Lines with confidence 0 are always ignored",
     )
     upscale: float = Field(
         1.0, ge=1, le=32, description="factor by which the image is enlarged first (bicubic); needed for tiny images"
@@ -95,7 +104,7 @@ class OcrMatch:
         if self._engine is None:
             self.setup("cpu")
         scored = [
-            self._score(image, find_targets(prompt, metadata, self._options.target))
+            self._score(image, find_targets(prompt, metadata, self._options.target, self._options.comparison))
             for image, prompt, metadata in zip(batch.images, batch.prompts, batch.metadata, strict=True)
         ]
         return RewardResult([score for score, _ in scored], [details for _, details in scored])
@@ -117,7 +126,8 @@ class OcrMatch:
         threshold = self._options.min_confidence
         threshold = self._engine.min_confidence if threshold is None else threshold
         lines = self._engine.read(self._prepare(image))
-        return normalize("".join(line.text for line in lines if line.confidence >= threshold))
+        text = "".join(line.text for line in lines if line.confidence >= threshold)
+        return normalize(text, self._options.comparison)
 
     def _prepare(self, image: Image) -> Image:
         """The image in RGB, cropped and enlarged according to the options."""
@@ -136,20 +146,25 @@ class OcrMatch:
 
 
 QUOTED = re.compile(
-    r'"([^"]*)"|＂([^＂]*)＂'
+    r'(?<!\d)"([^"]*)"|(?<!\d)＂([^＂]*)＂'
     r'|“([^“”„"]*)[”“"]|„([^„“”"]*)[“”"]'
-    r"|”([^”]*)”|〝([^〝〞〟]*)[〞〟]"  # English, German, Polish, Swedish, Japanese
+    r"|(?<!\d)”([^”]*)”|〝([^〝〞〟]*)[〞〟]"  # English, German, Polish, Swedish, Japanese
     r"|«([^«»]*)»|»([^«»]*)[«»]|‹([^‹›]{2,})›|›([^‹›]{2,})‹"  # French, German, Danish, Finnish
     r"|「([^「」]*)」|『([^『』]*)』"
     r"|‚([^‚‘’]{2,})[‘’]|‘([^‘]{2,}?)’(?!\w)"  # a ’ before a letter is an apostrophe, and ‘n’ is one letter
 )
 """A text between quotation marks: one of the groups has the text."""
+DOUBLED = re.compile(r'(?<![^\s(])["“„]{2}(?=\S)[^"“”„]+(?<=\S)["“”]{2}')
+"""A text between doubled quotation marks, as in a cell of a table that was copied with its quotes."""
+SINGLE_QUOTED = re.compile(r"(?<!\w)'[^']+'(?!\w)")
+NO_QUOTES = "the prompt has no text between quotation marks"
 
 
 def check_prompts(preview: RunPreview) -> list[str | None]:
     """For each prompt None, or why it has no target. Raises Tdmr1Error if the metadata's `text` is not a string."""
     pairs = zip(preview.prompts, preview.metadata, strict=True)
-    targets = [find_targets(prompt, metadata, preview.options.target) for prompt, metadata in pairs]
+    options = preview.options
+    targets = [find_targets(prompt, metadata, options.target, options.comparison) for prompt, metadata in pairs]
     return [None if each.texts else each.reason for each in targets]
 
 
@@ -164,10 +179,16 @@ def resolve_engine(options: OcrMatchOptions) -> OcrMatchOptions:
     return options.model_copy(update={"engine": open_engine(options, "cpu").name})
 
 
-def find_targets(prompt: str, metadata: Mapping[str, Any], which: Literal["first", "all"] = "first") -> Targets:
+def find_targets(
+    prompt: str,
+    metadata: Mapping[str, Any],
+    which: Literal["first", "all"] = "first",
+    comparison: Comparison = "unicode",
+) -> Targets:
     """The texts that the image should contain: the metadata's `text`, else the quoted texts of the prompt (QUOTED).
 
-    `which` selects the first quoted text or all of them. Raises Tdmr1Error if the metadata's `text` is not a string.
+    `which` selects the first quoted text or all of them; `comparison` is how they are normalized. A text without a
+    visible character is no target. Raises Tdmr1Error if the metadata's `text` is not a string.
     """
     if "text" in metadata:
         text = metadata["text"]
@@ -178,17 +199,18 @@ def find_targets(prompt: str, metadata: Mapping[str, Any], which: Literal["first
                 code="reward-metadata",
                 values={"prompt": prompt, "key": "text", "found": text},
             )
-        return Targets((normalize(text),)) if normalize(text) else Targets(reason="the metadata's `text` is empty")
-    quoted = [normalize(next(filter(None, match.groups()), "")) for match in QUOTED.finditer(prompt)]
+        if not has_visible(text):
+            return Targets(reason="the metadata's `text` is empty")
+        return Targets((normalize(text, comparison),))
+    if DOUBLED.search(prompt):
+        return Targets(reason="the quotation marks around the text are doubled")
+    quoted = [next(filter(None, match.groups()), "") for match in QUOTED.finditer(prompt)]
     if not quoted:
-        return Targets(reason="the prompt has no text between quotation marks")
-    texts = tuple(text for text in (quoted if which == "all" else quoted[:1]) if text)
+        single = SINGLE_QUOTED.search(prompt)
+        return Targets(reason=f"{NO_QUOTES} (single straight quotes do not count)" if single else NO_QUOTES)
+    chosen = quoted if which == "all" else quoted[:1]
+    texts = tuple(normalize(text, comparison) for text in chosen if has_visible(text))
     return Targets(texts) if texts else Targets(reason="the quoted text is empty")
-
-
-def normalize(text: str) -> str:
-    """The text in lower case and without white space."""
-    return "".join(text.lower().split())
 
 
 def match_score(target: str, text: str) -> float:

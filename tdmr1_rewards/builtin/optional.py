@@ -18,13 +18,7 @@ def import_optional(module: str, install: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name or module
-        raise Tdmr1Error(
-            f"the Python package {missing} is not installed",
-            f"pip install '{install}'",
-            code="dependency-missing",
-            values={"module": missing, "install": install},
-        ) from error
+        raise missing_package(error.name or module, install) from error
     except Exception as error:
         raise Tdmr1Error(
             f"{module} is installed but cannot be imported: {first_line(error)}",
@@ -33,6 +27,16 @@ def import_optional(module: str, install: str) -> Any:
             code="reward-environment",
             values={"module": module, "error": first_line(error)},
         ) from error
+
+
+def missing_package(module: str, install: str) -> Tdmr1Error:
+    """The error for a Python package that is not installed; `install` is the pip requirement that provides it."""
+    return Tdmr1Error(
+        f"the Python package {module} is not installed",
+        f"pip install '{install}'",
+        code="dependency-missing",
+        values={"module": module, "install": install},
+    )
 
 
 def find_file(reference: str) -> Path:
@@ -57,6 +61,29 @@ def find_file(reference: str) -> Path:
     except Exception as error:
         hint = "download it on a machine that has a connection, and give the path of the file"
         raise download_error(reference, error, hint) from error
+
+
+def read_state_dict(path: Path, what: str) -> dict[str, Any]:
+    """The state dict in a file, safetensors by its suffix or else torch.save; empty if the file holds something else.
+
+    `what` names the file in messages, such as "the aesthetic head". Nothing but tensors is unpickled. Raises
+    Tdmr1Error if the file cannot be read.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly every exception
+        raise Tdmr1Error(
+            f"{what} {path} cannot be read: {first_line(error)}",
+            "use a safetensors file, or a state dict that contains only tensors",
+            code="reward-weights",
+            values={"path": str(path), "error": first_line(error)},
+        ) from error
+    return dict(state) if isinstance(state, dict) else {}
 
 
 def download_error(name: str, error: BaseException, offline_hint: str) -> Tdmr1Error:

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import threading
@@ -30,6 +29,8 @@ from tdmr1_rewards.api import RewardBatch, RewardResult
 from tdmr1_rewards.builtin.optional import first_line, import_optional
 from tdmr1_rewards.errors import Tdmr1Error, one_line
 from tdmr1_rewards.options import RewardOptions
+from tdmr1_rewards.texts.documents import parse_json, read_json
+from tdmr1_rewards.texts.redaction import redact, remember
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -195,7 +196,7 @@ class _Endpoint:
             )
         except self._connection_error as error:
             # Not chained: the original error may contain the key.
-            problem = self._mask_key(first_line(error))
+            problem = first_line(error)
             raise Tdmr1Error(
                 f"{self._url} cannot be reached: {problem}",
                 "start the server, or correct `base_url`",
@@ -203,7 +204,7 @@ class _Endpoint:
                 values={"url": self._url, "error": problem},
             ) from None
         if response.status_code != 200:
-            text = self._mask_key(one_line(response.text))[:200]
+            text = redact(one_line(response.text))[:200]
             raise Tdmr1Error(
                 f"{self._url} responded with HTTP status {response.status_code}: {text or response.reason}",
                 _HINTS.get(response.status_code),
@@ -222,9 +223,6 @@ class _Endpoint:
 
     def close(self) -> None:
         self._session.close()
-
-    def _mask_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
 
 
 _HINTS = {
@@ -275,13 +273,13 @@ def parse_answer(text: str, minimum: float, maximum: float) -> Answer:
     """
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL)
     try:
-        answer = json.loads(fenced[1] if fenced else text)
+        answer = parse_json(fenced[1] if fenced else text)
     except ValueError as error:
         raise BadAnswer(f"the answer is not one JSON object: {text[:80]!r}") from error
     number = answer.get("score") if isinstance(answer, dict) else None
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise BadAnswer(f"the answer has no number `score`: {text[:80]!r}")
-    if not (math.isfinite(number) and minimum <= number <= maximum):
+    if not minimum <= number <= maximum:
         raise BadAnswer(f"the answer's score {number} is not between {minimum:g} and {maximum:g}")
     return Answer(float(number), text)
 
@@ -322,6 +320,7 @@ def _read_key(variable: str | None) -> str | None:
             code="token-invalid",
             values={"variable": variable},
         )
+    remember(key)
     return key
 
 
@@ -339,7 +338,7 @@ def _cache_key(base_url: str, body: Mapping[str, Any]) -> str:
 def _read_cached(path: Path) -> str | None:
     """The cached answer, or None if the file is missing or damaged."""
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))["answer"]
+        text = read_json(path)["answer"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return text if isinstance(text, str) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
+from tdmr1_rewards.calling.user_code import describe_raised
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
 
 
 def load_from_file(path: Path, attribute: str) -> Any:
@@ -68,24 +70,23 @@ def load_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = f", line {error.lineno}," if isinstance(error, SyntaxError) else ""
-        raise _import_failed(f"the file {path}{line}", error) from error
+        raise _import_failed(f"the file {path}", error) from error
     return module
 
 
 def _import_failed(what: str, error: BaseException) -> Tdmr1Error:
-    described = describe_error(error)
+    found = describe_raised(error)
     return Tdmr1Error(
-        f"{what} cannot be imported: {described}",
-        "correct it, or install the modules that it imports",
+        f"{what} cannot be imported: {found}",
+        found.hint("correct it, or install the modules that it imports"),
         code="reward-import",
-        values={"source": what, "error": described},
+        values={"source": what, **found.values},
     )
 
 
 def private_name(path: Path) -> str:
     """The module name of a file. It contains a hash of the path, so that no other module has the same name."""
-    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
     stem = "".join(letter if letter.isalnum() else "_" for letter in path.stem)
     return f"_tdmr1_file_{stem}_{digest}"
 
@@ -94,7 +95,11 @@ def find_attribute(holder: Any, attribute: str, owner: str) -> Any:
     """`holder.a.b` for the attribute "a.b". Raises Tdmr1Error, with a similar name as hint, if it does not exist."""
     found = holder
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        try:
+            exists = hasattr(found, part)
+        except Exception as error:  # of a property, or of `__getattr__` of a module
+            raise _import_failed(f"{part!r} of {owner}", error) from error
+        if not exists:
             public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
             raise Tdmr1Error(
                 f"{owner} has no {part!r}",

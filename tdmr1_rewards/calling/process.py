@@ -1,39 +1,46 @@
-"""Runs a reward in another process. A call that exceeds its time limit ends the process; the next call restarts it."""
+"""Runs a reward in another process. A call ends with its answer or with the process, even if a fork holds its pipes."""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import tdmr1_rewards
 from tdmr1_rewards.api import ImageFormat, RewardBatch, RewardResult
-from tdmr1_rewards.calling.host import STATE_LIMIT
+from tdmr1_rewards.calling.calling_thread import CallingThread
 from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, check_result
 from tdmr1_rewards.calling.state import State
+from tdmr1_rewards.calling.stream_tail import StreamTail
 from tdmr1_rewards.calling.wire import PROTOCOL, decode_result, encode_batch
 from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.texts.documents import parse_json
 
 STARTING_LIMIT = 600.0
 """Seconds that a reward may take to be imported and built."""
-CLOSING_LIMIT = 30.0
-"""Seconds that a reward may take to close."""
 EXIT_LIMIT = 5.0
 """Seconds that a worker may take to exit after its stdin is closed; then it is killed."""
+PIPE_LIMIT = 1.0
+"""Seconds between the end of a worker and that of its pipes, in any order. Another process may hold the pipes open."""
 WORKER = Path(tdmr1_rewards.__file__).with_name("worker.py")
 HOST_ONLY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 """Environment variables that would make modules of this environment visible in another."""
-STDERR_LINES = 3
-"""Lines of stderr that a message quotes after a worker has exited."""
+MEMORY_HINT = "SIGKILL usually means that memory ran out: decrease the `batch_size` of the reward"
+CRASH_HINT = "compiled code that the reward uses has crashed: check the versions of its packages"
+CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
+SIGNAL_HINTS = {"SIGKILL": MEMORY_HINT, **dict.fromkeys(CRASHES, CRASH_HINT)}
 
 
 class WorkerTraceback(Exception):
@@ -46,42 +53,45 @@ class WorkerTraceback(Exception):
 class ProcessHost:
     """Runs a reward in a process of `worker.py`, with this interpreter or `python`.
 
-    The reward is built immediately, so that errors appear early. A restarted process gets the state that was returned
-    or restored last. Raises Tdmr1Error, which starts with `owner`, if the process cannot be started or the reward
-    cannot be built.
+    `start` starts the process and builds the reward, also after the process has ended. Requests block until the worker
+    answers or its process ends. `owner` is the first part of the messages of errors in `start`.
     """
 
+    has_state = True
+
     def __init__(self, reference: Reference, owner: str, image_format: ImageFormat, python: Path | None = None) -> None:
-        self._building = {
-            "do": "build",
-            "protocol": PROTOCOL,
-            "owner": owner,
-            "image_format": image_format,
-            "reference": reference.document(),
-        }
+        self._building = _first_request("build", reference, owner, image_format=image_format)
         self._python = python
-        self._device: str | None = None
-        self._state: State | None = None
-        self._aborted = False
-        self._worker = self._start()
+        self._worker: _Worker | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no process: `start` was not called, or the process has ended."""
+        return self._worker is None or self._worker.gone
 
     @property
     def pid(self) -> int:
         """The process id of the worker."""
-        return self._worker.pid
+        return self._started.pid
 
-    def setup(self, device: str) -> None:
-        """Call the reward's `setup`, without a time limit. Raises CallFailed."""
-        self._worker.request({"do": "setup", "device": device}, None)
-        self._device = device
+    def start(self) -> None:
+        """Start a process and build the reward.
 
-    def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The checked result, from a new process if the last one has ended. Raises CallFailed."""
-        if self._aborted:
-            raise CallFailed("is closed")
-        if self._worker.gone:
-            self._restart()
-        answer = self._worker.request({"do": "score", "batch": encode_batch(batch)}, timeout)
+        Raises Tdmr1Error if the process cannot be started or the reward cannot be built.
+        """
+        if self._worker is not None:
+            self._worker.stop()
+        self._worker = _start(self._python, self._building)
+        _build(self._worker, self._building)
+
+    def setup(self, device: str) -> str | None:
+        """Call the reward's `setup`. Returns its note. Raises CallFailed."""
+        note: str | None = self._started.request({"do": "setup", "device": device})["note"]
+        return note
+
+    def call(self, batch: RewardBatch) -> RewardResult:
+        """The checked result. Raises CallFailed."""
+        answer = self._started.request({"do": "score", "batch": encode_batch(batch)})
         try:
             return check_result(decode_result(answer), batch.image_ids)
         except Tdmr1Error as error:
@@ -89,46 +99,32 @@ class ProcessHost:
 
     def state(self) -> State | None:
         """The state of the reward; None if it has none. Raises CallFailed."""
-        if not (self._aborted or self._worker.gone):
-            self._state = self._worker.request({"do": "state"}, STATE_LIMIT)["state"]
-        return self._state
+        state: State | None = self._started.request({"do": "state"})["state"]
+        return state
 
     def load_state(self, state: State) -> None:
         """Restore a state that `state` returned. Raises CallFailed."""
-        self._worker.request({"do": "load_state", "state": state}, STATE_LIMIT)
-        self._state = state
+        self._started.request({"do": "load_state", "state": state})
 
     def close(self) -> None:
         """Close the reward and end its process. Raises CallFailed if closing fails."""
-        try:
-            if not (self._aborted or self._worker.gone):
-                self._worker.request({"do": "close"}, CLOSING_LIMIT)
-        finally:
-            self._worker.stop()
+        if self._worker is not None:
+            try:
+                if not self._worker.gone:
+                    self._worker.request({"do": "close"})
+            finally:
+                self._worker.stop()
 
-    def abort(self) -> None:
-        """Kill the process."""
-        self._aborted = True
-        self._worker.kill()
+    def end_call(self, seconds: float | None) -> bool:
+        """Kill the process, which ends the current request."""
+        if self._worker is not None:
+            self._worker.kill(seconds)
+        return True
 
-    def _start(self) -> _Worker:
-        return _started(self._building, self._python)[0]
-
-    def _restart(self) -> None:
-        self._worker.stop()
-        try:
-            self._worker = self._start()
-        except Tdmr1Error as error:
-            raise CallFailed(
-                f"cannot be restarted: {error.message}", error.hint, code=error.code, values=error.values
-            ) from error
-        if self._aborted:  # during the start
-            self._worker.stop()
-            raise CallFailed("is closed")
-        if self._device is not None:
-            self.setup(self._device)
-        if self._state is not None:
-            self.load_state(self._state)
+    @property
+    def _started(self) -> _Worker:
+        assert self._worker is not None, "start was not called"
+        return self._worker
 
 
 def request_from(python: Path, do: str, reference: Reference, owner: str, **more: Any) -> dict[str, Any]:
@@ -137,29 +133,52 @@ def request_from(python: Path, do: str, reference: Reference, owner: str, **more
     The reward is not built. Raises Tdmr1Error, which starts with `owner`, if the process cannot be started or the
     request fails.
     """
-    request = {"do": do, "protocol": PROTOCOL, "owner": owner, "reference": reference.document(), **more}
-    worker, answer = _started(request, python)
-    worker.stop()
-    return dict(answer)
-
-
-def _started(request: Mapping[str, Any], python: Path | None) -> tuple[_Worker, Any]:
-    """A new worker and its answer to the first request. Raises Tdmr1Error, which starts with the request's owner."""
-    owner = request["owner"]
+    request = _first_request(do, reference, owner, **more)
+    worker = _start(python, request)
+    thread = CallingThread("reward-request")
+    answer = thread.submit(partial(_build, worker, request))
     try:
-        worker = _Worker(python)
+        if not wait([answer], STARTING_LIMIT).done:
+            worker.kill(STARTING_LIMIT)
+        return dict(answer.result())
+    except BaseException:  # such as Ctrl-C
+        worker.kill()
+        raise
+    finally:
+        worker.stop()
+        thread.end(EXIT_LIMIT)
+
+
+def _first_request(do: str, reference: Reference, owner: str, **more: Any) -> dict[str, Any]:
+    return {"do": do, "protocol": PROTOCOL, "owner": owner, "reference": reference.document(), **more}
+
+
+def no_interpreter(owner: str, python: Path, reason: str) -> Tdmr1Error:
+    """The error for an interpreter that cannot be started. The message starts with `owner`."""
+    return Tdmr1Error(
+        f"{owner} cannot be started with {python}: {reason}",
+        "`python` must be the path of an interpreter, such as /path/to/venv/bin/python",
+        code="reward-environment",
+        values={"reward": owner, "python": str(python), "error": reason},
+    )
+
+
+def _start(python: Path | None, request: Mapping[str, Any]) -> _Worker:
+    """A new worker. Raises Tdmr1Error, which starts with the owner of the request."""
+    try:
+        return _Worker(python)
     except OSError as error:
-        raise Tdmr1Error(
-            f"{owner} cannot be started with {python or sys.executable}: {error.strerror}",
-            "`python` must be the path of an interpreter, such as /path/to/venv/bin/python",
-            code="reward-environment",
-            values={"reward": owner, "python": str(python or sys.executable), "error": str(error.strerror)},
-        ) from error
+        raise no_interpreter(request["owner"], python or Path(sys.executable), str(error.strerror)) from error
+
+
+def _build(worker: _Worker, request: Mapping[str, Any]) -> Any:
+    """The answer to the first request of a worker; a failure ends it. Raises Tdmr1Error with the owner first."""
     try:
-        return worker, worker.request(request, STARTING_LIMIT)
+        return worker.request(request)
     except BaseException as error:
         worker.stop()
         if isinstance(error, CallFailed):
+            owner = request["owner"]
             values = {"reward": owner, **error.values}
             hint = error.hint or "check that the reward can be imported and built in that environment"
             raise Tdmr1Error(f"{owner} {error.reason}", hint, code="reward-build", values=values) from error
@@ -167,7 +186,11 @@ def _started(request: Mapping[str, Any], python: Path | None) -> tuple[_Worker, 
 
 
 class _Worker:
-    """A process of `worker.py` and the pipes to it. `gone` is whether it was stopped or killed."""
+    """A process of `worker.py` and the pipes to it. `gone` is whether it was stopped or killed.
+
+    One thread reads its answers. Another one waits for the end of the process itself, ends the children that it leaves,
+    and then ends the current request: such a child may hold the pipes open.
+    """
 
     def __init__(self, python: Path | None) -> None:
         environment = dict(os.environ)
@@ -186,9 +209,15 @@ class _Worker:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._tail = _Tail(self._process.stderr)
-        self._timed_out = False
+        self._stdin = self._process.stdin
+        self._tail = StreamTail(self._process.stderr)
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        reader = threading.Thread(target=_read_lines, args=(self._process.stdout, self._lines), daemon=True)
+        reader.start()
+        arguments = (self._process, reader, self._lines)
+        self._watcher = threading.Thread(target=_watch, args=arguments, daemon=True)
+        self._watcher.start()
+        self._exceeded: float | None = None
         self.gone = False
         self._finalizer = weakref.finalize(self, _kill, self._process)
 
@@ -196,117 +225,112 @@ class _Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def request(self, request: Mapping[str, Any], timeout: float | None) -> Any:
-        """Send a request and return the answer, within `timeout` seconds.
+    def request(self, request: Mapping[str, Any]) -> Any:
+        """Send a request and return the answer. Ends only with an answer or with the process.
 
         Raises CallFailed if the request fails, and Tdmr1Error if the worker cannot build, describe or freeze a reward.
         """
-        alarm = None
-        if timeout is not None:
-            alarm = threading.Timer(timeout, self._time_out)
-            alarm.daemon = True
-            alarm.start()
         line = b""
-        try:
-            with suppress(OSError, ValueError):  # after a broken or closed pipe, `line` is not complete
-                self._stdin.write(json.dumps(request).encode("ascii") + b"\n")
-                self._stdin.flush()
-                line = self._stdout.readline()
-        finally:
-            if alarm is not None:
-                alarm.cancel()
+        with suppress(OSError, ValueError):  # after a broken or closed pipe, `line` is not complete
+            self._stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            self._stdin.flush()
+            line = self._lines.get()
         if not line.endswith(b"\n"):
-            raise self._ended(timeout)
+            raise self._ended()
         return self._decode(line)
 
+    def kill(self, exceeded: float | None = None) -> None:
+        """Kill the process and its children, from any thread, without waiting for their end.
+
+        `exceeded` is the time limit in seconds that the current request exceeded, if that is the reason.
+        """
+        self.gone, self._exceeded = True, exceeded
+        _kill(self._process)
+
     def stop(self) -> None:
-        """Close the pipes and end the process. A worker exits by itself when its stdin is closed."""
+        """Close stdin, at which a worker exits, and end the process and its children."""
+        self.gone = True
         with suppress(OSError, ValueError):
             self._stdin.close()
-        self.kill(EXIT_LIMIT)
-        self._stdout.close()
-
-    def kill(self, wait: float = 0.0) -> None:
-        """Kill the process and its children, unless it exits by itself within `wait` seconds."""
-        self.gone = True
+        self._watcher.join(EXIT_LIMIT)
+        _kill(self._process)
+        self._watcher.join()
         self._finalizer.detach()
-        _kill(self._process, wait)
-
-    def _time_out(self) -> None:
-        self._timed_out = True
-        self.kill()
 
     def _decode(self, line: bytes) -> Any:
         """The answer in a line from the worker. Raises CallFailed and Tdmr1Error as `request` does."""
         try:
-            answer = json.loads(line)
+            answer = parse_json(line, None)
             if "ok" in answer:
                 return answer["ok"]
-            trace = WorkerTraceback(answer["traceback"])
+            cause: Exception = WorkerTraceback(answer["traceback"])
+            hint, values = answer["hint"], answer["values"]
             failure: Exception
             if "refused" in answer:
-                failure = Tdmr1Error(answer["refused"], answer["hint"], code="reward-build")
+                failure = Tdmr1Error(answer["refused"], hint, code="reward-build", values=values)
             else:
-                failure = CallFailed(answer["failed"], answer["hint"])
+                failure = CallFailed(answer["failed"], hint, code=answer["code"], values=values)
+            if "message" in answer:
+                raised = Tdmr1Error(answer["message"], hint, code=answer["code"], values=values)
+                raised.__cause__ = cause
+                cause = raised
         except (ValueError, TypeError, KeyError):
-            self.kill()
+            self.stop()
             raise CallFailed(f"sent a line that is not an answer of the protocol: {line[:80]!r}") from None
-        raise failure from trace
+        raise failure from cause
 
-    def _ended(self, timeout: float | None) -> CallFailed:
-        """The failure of the current call after the process has ended or exceeded its time limit."""
-        if self._timed_out:
-            self.kill()
+    def _ended(self) -> CallFailed:
+        """The failure of the current request after the process has ended, was killed, or has closed its pipes."""
+        self._watcher.join(PIPE_LIMIT)
+        has_exited = not self._watcher.is_alive()
+        self.stop()
+        if self._exceeded is not None:
             return CallFailed(
-                f"did not return within {timeout:g} s, and its process was killed",
+                f"did not return within {self._exceeded:g} s, and its process was killed",
                 "increase `timeout`",
-                values={"seconds": timeout},
+                values={"seconds": self._exceeded},
             )
-        self.kill(EXIT_LIMIT)
         code = self._process.returncode
-        return CallFailed(f"failed: its process {_exit_reason(code)}{self._tail.quoted()}", values={"exit_code": code})
+        reason = _exit_reason(code) if has_exited else "closed its pipes to this process, and was killed"
+        hint = SIGNAL_HINTS.get(_signal_name(-code)) if has_exited and code < 0 else None
+        return CallFailed(f"failed: its process {reason}{self._tail.quoted()}", hint, values={"exit_code": code})
 
 
-class _Tail:
-    """Reads a stream in a thread and keeps its last 4096 bytes."""
-
-    def __init__(self, stream: IO[bytes] | None) -> None:
-        assert stream is not None
-        self._kept = b""
-        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def quoted(self) -> str:
-        """The last lines, as the end of a sentence; empty if there are none."""
-        self._thread.join(1)
-        lines = [line.strip() for line in self._kept.decode("utf-8", "replace").splitlines() if line.strip()]
-        return f"; its last output: {' / '.join(lines[-STDERR_LINES:])[-500:]}" if lines else ""
-
-    def _read(self, stream: IO[bytes]) -> None:
-        with stream:
-            while chunk := os.read(stream.fileno(), 65536):
-                self._kept = (self._kept + chunk)[-4096:]
+def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
+    """Queue every line, and an empty one at the end."""
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(b"")
 
 
-def _kill(process: subprocess.Popen[bytes], wait: float = 0.0) -> None:
-    """Kill a process and its session, unless it exits by itself within `wait` seconds."""
+def _watch(process: subprocess.Popen[bytes], reader: threading.Thread, lines: queue.SimpleQueue[bytes]) -> None:
+    """Wait for the end of a process, kill its session, and queue an empty line after its last answer."""
+    with suppress(AttributeError, ChildProcessError):  # not every system has waitid; another thread has reaped it
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so the pid is still its own
+        _kill(process)
+    process.wait()
+    reader.join(PIPE_LIMIT)
+    lines.put(b"")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its session, unless its end is known."""
     if process.returncode is not None:
         return
-    if wait:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(wait)
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.wait()
 
 
 def _exit_reason(code: int) -> str:
     """Describe the exit code of a process; a negative one is a signal."""
-    if code >= 0:
-        return f"exited with code {code}"
+    return f"exited with code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
     try:
-        return f"was killed by {signal.Signals(-code).name}"
+        return signal.Signals(number).name
     except ValueError:
-        return f"was killed by signal {-code}"
+        return f"signal {number}"

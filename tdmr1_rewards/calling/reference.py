@@ -8,21 +8,30 @@ import pkgutil
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tdmr1_rewards.api import Reward, RewardSpec
 from tdmr1_rewards.calling.import_file import load_from_file
-from tdmr1_rewards.errors import Tdmr1Error, close_match_hint, describe_error
+from tdmr1_rewards.calling.process_state import guarded_import
+from tdmr1_rewards.calling.user_code import describe_raised
+from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
+from tdmr1_rewards.registry import BUILTIN, RegisteredReward
+from tdmr1_rewards.texts.redaction import REDACTED, is_secret_name, remember_declared
+from tdmr1_rewards.texts.variables import expand
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from tdmr1_rewards.options import RewardOptions
-    from tdmr1_rewards.registry import RegisteredReward
 
 Options = TypeVar("Options", bound="RewardOptions")
+
+ADAPTERS = "tdmr1_rewards.sources.foreign"
+"""The module that adapts rewards. It imports this one, so its functions are resolved by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +40,9 @@ class Reference:
 
     `factory` is "module:attr", or {"file": path, "attr": name} for a Python file. With an `options_model`
     ("module:attr" of a RewardOptions class) the factory is called with the validated `options`, else without an
-    argument. With an `adapter` ("module:attr") the factory is not called: adapter(factory, options, owner=…) returns
-    the reward. `paths` are put first on sys.path. `modules` maps names of top-level modules to a file or a package
-    folder.
+    argument; what it returns is adapted. With an `adapter` ("module:attr") the factory is not called here:
+    adapter(factory, options, owner=…) returns the reward. `paths` are put first on sys.path. `modules` maps names of
+    top-level modules to a file or a package folder.
     """
 
     factory: str | Mapping[str, str]
@@ -52,7 +61,8 @@ class Reference:
 
 def reference_of(spec: RewardSpec, options: Mapping[str, Any]) -> Reference:
     """How this process builds the reward of a spec."""
-    return Reference(factory=spec.factory, options=options, options_model=spec.options)
+    adapter = f"{ADAPTERS}:adapt_registered" if spec.options is None else None
+    return Reference(factory=spec.factory, options=options, options_model=spec.options, adapter=adapter)
 
 
 def portable(reference: Reference, python: Path | None) -> Reference:
@@ -74,23 +84,23 @@ def portable(reference: Reference, python: Path | None) -> Reference:
     return replace(reference, paths=[str(location.parent)])
 
 
+def guarded(owner: object) -> AbstractContextManager[None]:
+    """A context in which code of a reward is imported or called: what it changes in the process is restored.
+
+    It does nothing for rewards of tdmr1, which change nothing, and in the process of a reward (`owner` is a text).
+    """
+    if not isinstance(owner, RegisteredReward) or owner.provenance.plugin == BUILTIN:
+        return nullcontext()
+    return guarded_import(str(owner))
+
+
 def build(reference: Reference, owner: object) -> Reward:
     """Import and build the reward. The options are validated before the factory is called.
 
     Raises Tdmr1Error, which starts with `owner`, for wrong options, and if the reward cannot be imported or built.
     """
-    arguments = [] if reference.options_model is None else [validated_options(reference, owner)]
-    check_optionless(reference, owner)
-    factory = _load_factory(reference.factory, owner)
-    try:
-        if reference.adapter is not None:
-            reward = resolve(reference.adapter, owner)(factory, reference.options, owner=str(owner))
-        else:
-            reward = factory(*arguments)
-    except Tdmr1Error:
-        raise
-    except Exception as error:
-        raise build_failed(owner, error) from error
+    with guarded(owner):
+        reward = _build(reference, owner)
     if not isinstance(reward, Reward):
         raise Tdmr1Error(
             f"{owner}: {reference.factory} returned a {type(reward).__name__}, which cannot be called",
@@ -101,14 +111,28 @@ def build(reference: Reference, owner: object) -> Reward:
     return reward
 
 
-def build_failed(owner: object, error: Exception) -> Tdmr1Error:
+def _build(reference: Reference, owner: object) -> Any:
+    arguments = [] if reference.options_model is None else [validated_options(reference, owner)]
+    check_optionless(reference, owner)
+    factory = _load_factory(reference.factory, owner)
+    try:
+        if reference.adapter is not None:
+            return resolve(reference.adapter, owner)(factory, reference.options, owner=str(owner))
+        return resolve(f"{ADAPTERS}:adapt_made", owner)(partial(factory, *arguments), owner=str(owner))
+    except Tdmr1Error:
+        raise
+    except (Exception, SystemExit) as error:
+        raise build_failed(owner, error) from error
+
+
+def build_failed(owner: object, error: BaseException) -> Tdmr1Error:
     """The error for an exception of a factory."""
-    described = describe_error(error)
+    found = describe_raised(error)
     return Tdmr1Error(
-        f"{owner} cannot be built: {described}",
-        "check the options of the reward, or set TDMR1_DEBUG=1 to see the traceback",
+        f"{owner} cannot be built: {found}",
+        found.hint("check the options of the reward"),
         code="reward-build",
-        values={"reward": str(owner), "error": described},
+        values={"reward": str(owner), **found.values},
     )
 
 
@@ -129,9 +153,13 @@ def validated_options(reference: Reference, owner: object) -> Any:
 
 
 def validate_options(model: type[Options], options: Mapping[str, Any], owner: object) -> Options:
-    """Validate options with their RewardOptions class. Raises one Tdmr1Error, with `owner`, for all wrong options."""
+    """Validate options with their RewardOptions class. Raises one Tdmr1Error, with `owner`, for all wrong options.
+
+    An exception of a validator other than those of pydantic also becomes a Tdmr1Error.
+    """
     from pydantic import ValidationError
 
+    remember_declared(model, options)
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:
@@ -143,6 +171,16 @@ def validate_options(model: type[Options], options: Mapping[str, Any], owner: ob
             f"options are: {', '.join(known)}" if known else "it takes no options",
             code="reward-options",
             values={"reward": str(owner), "options": [_path(item) for item in mistakes], "problems": problems},
+        ) from error
+    except Tdmr1Error:
+        raise
+    except Exception as error:
+        found = describe_raised(error)
+        raise Tdmr1Error(
+            f"{owner}: {model.__name__} raised {found}",
+            found.hint("check the options of the reward"),
+            code="reward-options",
+            values={"reward": str(owner), **found.values},
         ) from error
 
 
@@ -156,24 +194,36 @@ def _problem(error: ErrorDetails, known: list[str]) -> str:
     if error["type"] == "missing":
         return f"{path!r} is required"
     problem = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{path!r} {problem}, not {error['input']!r}" if path else problem
+    found = REDACTED if is_secret_name(path) else repr(error["input"])
+    return f"{path!r} {problem}, not {found}" if path else problem
 
 
 def _path(error: ErrorDetails) -> str:
     return ".".join(map(str, error["loc"]))
 
 
-def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> None:
-    """Raise Tdmr1Error for options that a reward does not accept, as far as this process knows its options model.
+def check_options(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> Any:
+    """The options as an instance of their RewardOptions class; None if the reward has no such class.
 
-    The options of a reward of another environment (`python`) are checked there, when the reward is built.
+    Raises Tdmr1Error for options that a reward does not accept, as far as this process knows its options. The options
+    of a reward of another environment (`python`) are checked there, when the reward is built.
     """
-    reference = reference_of(registered.spec, options)
-    if registered.spec.options is None:
-        if registered.source is None or registered.source.kind == "registered":
-            check_optionless(reference, registered)
-    elif python is None:
-        validated_options(reference, registered)
+    if python is not None:
+        return None
+    options = expand(options, registered)
+    with guarded(registered):
+        if registered.spec.options is not None:
+            return validated_options(reference_of(registered.spec, options), registered)
+        kind = "registered" if registered.source is None else registered.source.kind
+        is_loaded = kind in ("file", "module") and not registered.has_own_spec
+        if is_loaded or (kind == "registered" and options):
+            check_parameters(registered.spec, options, registered)
+    return None
+
+
+def check_parameters(spec: RewardSpec, options: Mapping[str, Any], owner: object) -> None:
+    """Raise Tdmr1Error for options that the factory of a spec without options class does not know, or that it lacks."""
+    resolve(f"{ADAPTERS}:check_registered", owner)(resolve(spec.factory, owner), options, owner=str(owner))
 
 
 def check_optionless(reference: Reference, owner: object) -> None:
@@ -190,13 +240,33 @@ def resolve(name: str, owner: object) -> Any:
     """Import the object "module:attr". Raises Tdmr1Error if that fails."""
     try:
         return pkgutil.resolve_name(name)
-    except Exception as error:
-        described = describe_error(error)
+    except (Exception, SystemExit) as error:
+        found = describe_raised(error)
         raise Tdmr1Error(
-            f"{owner}: {name} cannot be imported: {described}",
-            "check the name, or install the module",
+            f"{owner}: {name} cannot be imported: {found}",
+            found.hint("check the name, or install the module"),
             code="reward-import",
-            values={"reward": str(owner), "source": name, "error": described},
+            values={"reward": str(owner), "source": name, **found.values},
+        ) from error
+
+
+def call_named(name: str, owner: object, *arguments: Any, remedy: str) -> Any:
+    """Import the function "module:attr" of a reward and call it.
+
+    Raises Tdmr1Error if the import fails, if the function raises it, and with `remedy` if it raises something else.
+    """
+    try:
+        with guarded(owner):
+            return resolve(name, owner)(*arguments)
+    except Tdmr1Error:
+        raise
+    except (Exception, SystemExit) as error:
+        found = describe_raised(error)
+        raise Tdmr1Error(
+            f"{owner}: {name} raised {found}",
+            found.hint(remedy),
+            code="reward-failed",
+            values={"reward": str(owner), **found.values},
         ) from error
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, MappingView, Sequence, Set
 from numbers import Real
 from typing import Any
 
 from tdmr1_rewards.api import RewardResult
-from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, describe_error, one_line
+from tdmr1_rewards.calling.user_code import attached_hint, describe_raised
+from tdmr1_rewards.errors import UNSPECIFIED, Tdmr1Error, one_line
 
 USED_METRICS = ("mean", "std", "unjudged", "failed")
 """Metrics that a run has for every reward, as `reward/<name>/mean`."""
+
+
+LARGEST_SCORE = 1e100
+"""Largest absolute value of a score or metric: sums of squares of such numbers do not overflow."""
+RANGE = f"{-LARGEST_SCORE:g} to {LARGEST_SCORE:g}"
 
 
 class CallFailed(Exception):
@@ -40,7 +44,8 @@ class CallFailed(Exception):
 def as_call_failure(error: BaseException, what: str | None = None) -> CallFailed:
     """Convert an exception of a reward to a CallFailed. `what` names the step that failed ("cannot be set up").
 
-    A Tdmr1Error keeps its code and values.
+    A Tdmr1Error keeps its code and values. For another exception, the reason and the values have the file and line of
+    the reward's code, and the hint is that of `attach_hint`.
     """
     if isinstance(error, CallFailed):
         return error
@@ -49,11 +54,11 @@ def as_call_failure(error: BaseException, what: str | None = None) -> CallFailed
         reason = f"{what or 'failed'}: {one_line(error.message)}"
         failure = CallFailed(reason, error.hint, code=code, values=error.values)
     else:
-        described, hint, fallback = describe_error(error), None, "raised"
+        found, hint, fallback = describe_raised(error), attached_hint(error), "raised"
         if not isinstance(error, Exception):
             hint = "raise an ordinary exception, or return None for an image that the reward cannot judge"
             fallback = "tried to end the program:"
-        failure = CallFailed(f"{what + ':' if what else fallback} {described}", hint, values={"error": described})
+        failure = CallFailed(f"{what + ':' if what else fallback} {found}", hint, values=found.values)
     failure.__cause__ = error
     return failure
 
@@ -61,8 +66,8 @@ def as_call_failure(error: BaseException, what: str | None = None) -> CallFailed
 def check_result(result: Any, image_ids: Sequence[int]) -> RewardResult:
     """The result with one float or None and one mapping (empty if there are no details) for each image.
 
-    Raises CallFailed for another type, a wrong number of scores or details, a score that is not finite, and metrics in
-    the details that are not finite numbers by name.
+    Raises CallFailed for another type, a wrong number of scores or details, a score that is not finite or beyond
+    LARGEST_SCORE, and metrics in the details that are not such numbers by name.
     """
     if not isinstance(result, RewardResult):
         raise _invalid(
@@ -97,11 +102,11 @@ def _check_metrics(metrics: Any, image_id: int) -> None:
             raise _invalid(
                 f"returned the metric {name!r} for image {image_id}", hint, image_id=image_id, metric=str(name)
             )
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not _is_in_range(value):
             shown = reprlib.repr(value)
             raise _invalid(
                 f"returned {shown} as the metric {name!r} of image {image_id}",
-                "a metric is a finite number; leave it out for an image that has none",
+                f"a metric is a finite number from {RANGE}; omit it for an image that has none",
                 image_id=image_id,
                 metric=name,
                 value=shown,
@@ -115,12 +120,15 @@ def _invalid(reason: str, hint: str | None = None, **values: Any) -> CallFailed:
 def _sized(field: str, values: Any, count: int) -> list[Any]:
     """The values as a list of length `count`."""
     try:
-        listed = None if isinstance(values, str | bytes | Mapping) else list(values)
+        listed = None if has_no_order(values) else list(as_numbers(values))
     except TypeError:
         listed = None
+    except Exception as error:  # of a generator
+        raise as_call_failure(error) from error
     if listed is None:
         kind = type(values).__name__
-        raise _invalid(f"returned {field} of type {kind}, not a list", field=field, type=kind)
+        hint = f"return a list with one entry for each image, in order: {field}=[...]"
+        raise _invalid(f"returned {field} of type {kind}, not a list", hint, field=field, type=kind)
     if len(listed) != count:
         raise _invalid(
             f"returned {len(listed)} {field} for {count} images",
@@ -132,18 +140,36 @@ def _sized(field: str, values: Any, count: int) -> list[Any]:
     return listed
 
 
+def has_no_order(values: Any) -> bool:
+    """Whether values are text, or of a type whose order is not that of the images: a set, or like a dict.
+
+    A column of a table has keys and an order; its `tolist` distinguishes it from a whole table.
+    """
+    is_table = hasattr(values, "keys") and not hasattr(values, "tolist")
+    return is_table or isinstance(values, str | bytes | Mapping | Set | MappingView)
+
+
+def as_numbers(values: Any) -> Any:
+    """The plain numbers of a torch tensor, on any device; other values are returned unchanged."""
+    return values.tolist() if hasattr(values, "detach") else values
+
+
+def _is_in_range(value: Any) -> bool:
+    """Whether a value is a number of at most LARGEST_SCORE in size; NaN is not."""
+    # numpy's bool is its only scalar number type that is not registered as Real.
+    is_number = isinstance(value, Real) or type(value).__name__ in ("bool", "bool_")
+    return is_number and bool(abs(value) <= LARGEST_SCORE)
+
+
 def _number(score: Any, image_id: int) -> float | None:
+    score = as_numbers(score)
     if score is None:
         return None
-    # numpy's bool is its only scalar number type that is not registered as Real.
-    if isinstance(score, Real) or type(score).__name__ in ("bool", "bool_"):
-        with suppress(OverflowError):
-            value = float(score)
-            if math.isfinite(value):
-                return value
+    if _is_in_range(score):
+        return float(score)
     raise _invalid(
         f"returned {reprlib.repr(score)}, a {type(score).__name__}, for image {image_id}",
-        "a score is a finite number, or None for an image that the reward cannot judge",
+        f"a score is a finite number from {RANGE}, or None for an image that the reward cannot judge",
         image_id=image_id,
         score=reprlib.repr(score),
         type=type(score).__name__,

@@ -7,6 +7,7 @@ from typing import Any
 
 from tdmr1_rewards.calling.result_checks import CallFailed
 from tdmr1_rewards.errors import one_line
+from tdmr1_rewards.texts.documents import parse_json
 
 State = dict[str, Any]
 
@@ -23,7 +24,7 @@ def get_state(reward: Any) -> State | None:
         return None
     state = reward.state_dict()
     try:
-        copy = json.loads(json.dumps(state, allow_nan=False))
+        copy = parse_json(json.dumps(state, allow_nan=False), None)
     except (TypeError, ValueError, RecursionError) as error:
         raise _not_plain(str(error)) from error
     if not isinstance(copy, dict):

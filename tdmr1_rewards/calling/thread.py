@@ -1,106 +1,114 @@
-"""Runs a reward in a thread of this process. A thread cannot be ended: a call that exceeds its time limit runs on."""
+"""Runs a reward in this process, in the thread of the caller. A thread cannot be ended, so neither can a call."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from tdmr1_rewards.api import ImageFormat, Reward, RewardBatch, RewardResult
-from tdmr1_rewards.calling.host import STATE_LIMIT
+from tdmr1_rewards.calling import calls
+from tdmr1_rewards.calling.event_loop import EventLoop
 from tdmr1_rewards.calling.interrupts import Interrupted
+from tdmr1_rewards.calling.process_state import unchanged_process
 from tdmr1_rewards.calling.result_checks import CallFailed, as_call_failure, check_result
 from tdmr1_rewards.calling.state import State, get_state, has_state, load_state
-
-CLOSING_LIMIT = 30.0
-"""Seconds that a reward may take to close."""
-
-_Job = tuple[Callable[[], Any], Future[Any]]
 
 
 @dataclass(eq=False)
 class ThreadHost:
-    """Calls a reward from one daemon thread. Neither `close` nor the end of the program waits for the thread."""
+    """Calls a reward of this process.
+
+    What asynchronous methods of the reward return is awaited, in one event loop for the life of the host. What a call
+    changes in the process, such as the current directory, is restored; `on_change` is called once with what it was.
+    `owner` names the reward in errors of the process.
+    """
 
     reward: Reward
     image_format: ImageFormat
-    _jobs: queue.SimpleQueue[_Job | None] = field(default_factory=queue.SimpleQueue, init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
-    _late: Future[Any] | None = field(default=None, init=False)
-    _aborted: Future[None] = field(default_factory=Future, init=False)
+    on_change: Callable[[str], None] | None = None
+    owner: str = "a reward"
+    _loop: EventLoop = field(default_factory=EventLoop, init=False)
 
-    def setup(self, device: str) -> None:
-        """Call the reward's `setup`, without a time limit. Raises CallFailed."""
-        if hasattr(self.reward, "setup"):
-            self._run(partial(self.reward.setup, device), None, "cannot be set up")
+    @property
+    def has_state(self) -> bool:
+        """Whether the reward has a state."""
+        return has_state(self.reward)
 
-    def call(self, batch: RewardBatch, timeout: float | None) -> RewardResult:
-        """The checked result. Raises CallFailed, also after `timeout` seconds, and Interrupted."""
+    @property
+    def gone(self) -> bool:
+        """Always False: the reward is built already."""
+        return False
+
+    def start(self) -> None:
+        """Do nothing: the reward is built already."""
+
+    def setup(self, device: str) -> str | None:
+        """Call the reward's `setup`. Returns its note. Raises CallFailed."""
+        note: str | None = self._run(partial(calls.set_up, self.reward, device, self._loop), "cannot be set up")
+        return note
+
+    def call(self, batch: RewardBatch) -> RewardResult:
+        """The checked result. Raises CallFailed and Interrupted."""
         if self.image_format == "pil":
             batch = replace(batch, images=to_pil(batch.images))
-        return check_result(self._run(partial(self.reward, batch), timeout), batch.image_ids)
+        result: RewardResult = self._run(
+            lambda: check_result(calls.score(self.reward, batch, self._loop), batch.image_ids)
+        )
+        return result
 
     def state(self) -> State | None:
         """The state of the reward; None if it has none. Raises CallFailed."""
-        if not has_state(self.reward):
-            return None
-        state: State | None = self._run(partial(get_state, self.reward), STATE_LIMIT, "cannot return its state")
+        state: State | None = self._run(partial(get_state, self.reward), "cannot return its state")
         return state
 
     def load_state(self, state: State) -> None:
         """Restore a state that `state` returned. Raises CallFailed."""
-        self._run(partial(load_state, self.reward, state), STATE_LIMIT, "cannot restore its state")
+        self._run(partial(load_state, self.reward, state), "cannot restore its state")
 
     def close(self) -> None:
-        """Close the reward, unless a call to it is still running. Raises CallFailed."""
+        """Close the reward. Raises CallFailed."""
         try:
-            if not self._hangs() and hasattr(self.reward, "close"):
-                self._run(self.reward.close, CLOSING_LIMIT, "cannot be closed")
+            self._run(partial(calls.close, self.reward, self._loop), "cannot be closed")
         finally:
-            self._jobs.put(None)
+            self._loop.close()
 
-    def abort(self) -> None:
-        """Stop waiting for the current call; the call itself runs on."""
-        with suppress(InvalidStateError):
-            self._aborted.set_result(None)
+    def end_call(self, seconds: float | None) -> bool:
+        """Returns False: the current call runs on."""
+        return False
 
-    def _run(self, function: Callable[[], Any], timeout: float | None, what: str | None = None) -> Any:
-        """Run a function in the thread and return its result. `what` names the step in a CallFailed."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=_work, args=(self._jobs,), name="reward", daemon=True)
-            self._thread.start()
-        job: Future[Any] = Future()
-        self._jobs.put((function, job))
-        wait([job, self._aborted], timeout, FIRST_COMPLETED)
-        if not job.done():
-            raise self._give_up(job, timeout)
-        error = job.exception()
-        if isinstance(error, Interrupted):
-            raise error
-        if error is not None:
-            raise as_call_failure(error, what)
-        return job.result()
+    def _run(self, function: Callable[[], Any], what: str | None = None) -> Any:
+        """Call a function, and restore what it changes in the process. `what` names the step in a CallFailed.
 
-    def _give_up(self, job: Future[Any], timeout: float | None) -> CallFailed:
-        """Cancel a job that is not done, or remember that it hangs, and return the failure."""
-        waits_for_earlier_call = job.cancel()
-        if not waits_for_earlier_call:
-            self._late = job
-        if self._aborted.done():
-            return CallFailed("was stopped during a call")
-        hint = "increase `timeout`, or set `isolated: true`, so that a call can be ended"
-        values = {"seconds": timeout, "earlier_call": waits_for_earlier_call}
-        if waits_for_earlier_call:
-            return CallFailed(f"has not finished an earlier call after {timeout:g} s more", hint, values=values)
-        return CallFailed(f"did not return within {timeout:g} s", hint, values=values)
+        Environment variables are restored only after a call that scores: `setup` may set some for later calls.
+        """
+        try:
+            with unchanged_process(self._report, owner=self.owner, environment=what is None), forks_ended():
+                return function()
+        except (CallFailed, Interrupted):
+            raise
+        except BaseException as error:
+            raise as_call_failure(error, what) from error
 
-    def _hangs(self) -> bool:
-        return self._late is not None and not self._late.done()
+    def _report(self, changed: str) -> None:
+        """Report once what the reward changed."""
+        report, self.on_change = self.on_change, None
+        if report is not None:
+            report(changed)
+
+
+@contextmanager
+def forks_ended() -> Iterator[None]:
+    """End a fork of this process, made within the context, that reaches its end: only this process may go on."""
+    own = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != own:
+            os._exit(0)
 
 
 def to_pil(images: Any) -> Sequence[Any]:
@@ -108,16 +116,3 @@ def to_pil(images: Any) -> Sequence[Any]:
     from PIL import Image
 
     return [Image.fromarray(image) for image in images]
-
-
-def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """Run one job after another until a None comes. A job that has started runs to its end."""
-    while (item := jobs.get()) is not None:
-        function, job = item
-        if not job.set_running_or_notify_cancel():
-            continue
-        try:
-            job.set_result(function())
-        except BaseException as error:
-            job.set_exception(error)
-        del item, function, job  # do not keep a batch in memory until the next call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -14,18 +14,12 @@ from tdmr1_rewards.api import RewardExample
 from tdmr1_rewards.contract import corruptions
 from tdmr1_rewards.errors import Tdmr1Error, describe_error
 from tdmr1_rewards.scoring.single_reward import ImageToScore, SingleReward
+from tdmr1_rewards.sources.sample_images import draw_samples
 
 Outcome = Literal["passed", "warned", "failed", "not applicable"]
 Scores = list[float | None]
 Finding = tuple[Outcome, str]
 
-PROMPTS = (
-    "three red circles",
-    'a shop sign that says "OPEN"',
-    "a photo of a cat on a sofa",
-    "a blue square left of a yellow triangle",
-)
-"""Prompts of the sample images, which replace missing examples: a count, a text, an object, a relation."""
 TOLERANCE = 1e-3
 """Score differences below this fraction of the score range (or magnitude, if larger) are rounding errors."""
 MARGIN = 0.02
@@ -105,10 +99,9 @@ class RewardChecks:
     The reward scores the images of `examples`, or `sample_images` without examples.
     """
 
-    def __init__(self, reward: SingleReward, examples: Sequence[RewardExample], *, groupwise: bool) -> None:
+    def __init__(self, reward: SingleReward, examples: Sequence[RewardExample]) -> None:
         self._reward = reward
         self._examples = examples
-        self._groupwise = groupwise
         self._images = example_images(examples) or sample_images()
         self._scores: Scores = []
         self._deterministic = False
@@ -152,7 +145,7 @@ class RewardChecks:
         return self._unchanged(lambda: self._score(self._images[::-1])[::-1], "in reverse order")
 
     def _batches(self) -> Finding:
-        if self._groupwise:
+        if self._reward.groupwise:
             return self._unchanged(self._group_by_group, "with one group per call")
         return self._unchanged(lambda: [self._score([one])[0] for one in self._images], "with one image per call")
 
@@ -213,8 +206,8 @@ class RewardChecks:
         good = {image: score for image, example, score in known if example.good and score is not None}
         if not good:
             return "not applicable", PROVIDE_EXAMPLES
-        corrupted = [replace(image, image=corruption.apply(image.image)) for image in list(good)[:GOOD_EXAMPLES]]
-        scores = [score for score in self._score(corrupted) if score is not None]
+        corrupted = {image: replace(image, image=corruption.apply(image.image)) for image in list(good)[:GOOD_EXAMPLES]}
+        scores = [score for score in self._score_corrupted(corrupted) if score is not None]
         if not scores:
             return "passed", f"{corruption.description} gets no score"
         highest, best, margin = max(scores), max(good.values()), MARGIN * self._range()
@@ -225,6 +218,16 @@ class RewardChecks:
         if highest >= best - margin:
             return "warned", f"{corruption.description} scores as high as a good example: {numbers}"
         return "passed", f"{corruption.description} scores {numbers}"
+
+    def _score_corrupted(self, corrupted: Mapping[ImageToScore, ImageToScore]) -> Scores:
+        """The scores of corrupted images by the image that each replaces, which a reward may compare with its group."""
+        if not self._reward.groupwise:
+            return self._score(list(corrupted.values()))
+        scores = []
+        for image, replacement in corrupted.items():
+            others = [other for other in self._images if other.group == image.group and other is not image]
+            scores.append(self._score([replacement, *others])[0])
+        return scores
 
     def _valid(self) -> list[float]:
         return [score for score in self._scores if score is not None]
@@ -254,23 +257,8 @@ def _run_check(name: str, check: Callable[[], Finding]) -> Check:
 
 
 def sample_images() -> list[ImageToScore]:
-    """Eight drawn images of 96 x 96 pixels, two for each of PROMPTS. They are always the same."""
-    from PIL import Image, ImageDraw
-
-    rng = np.random.default_rng(0)
-    images = []
-    for group, prompt in enumerate(PROMPTS):
-        for _ in range(2):
-            image = Image.new("RGB", (96, 96), tuple(int(value) for value in rng.integers(100, 200, 3)))
-            draw = ImageDraw.Draw(image)
-            for _ in range(int(rng.integers(2, 6))):
-                left, top = (int(value) for value in rng.integers(0, 70, 2))
-                colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-                shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-                shape((left, top, left + 20, top + 20), fill=colour)
-            draw.text((8, 80), "OPEN" if group == 1 else "", fill="black")
-            images.append(ImageToScore(np.asarray(image), prompt, {}, group))
-    return images
+    """The drawn sample images of `sources.sample_images`."""
+    return [ImageToScore(sample.image, sample.prompt, {}, sample.group) for sample in draw_samples()]
 
 
 def example_images(examples: Sequence[RewardExample]) -> list[ImageToScore]:

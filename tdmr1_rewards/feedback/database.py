@@ -5,19 +5,35 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.errors import RewardWarning, Tdmr1Error, one_line
 
 FILE = "answers.sqlite"
 VERSION = 1
 """Version of the tables below. Increase it when they change."""
 APPLICATION = 0x74646D31
 """SQLite application id that marks the file as a feedback store of tdmr1."""
-LOCK_TIMEOUT = 30.0
+LOCK_TIMEOUT = 10.0
 """Seconds that a transaction waits for a transaction of another process."""
+READERS = 4
+"""Largest number of connections for reading that are kept open."""
+
+NO_SHARED_MEMORY = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL)
+"""SQLite results where the file system cannot share memory between processes."""
+DAMAGED_HINT = (
+    "the file is kept: repair it with `sqlite3 answers.sqlite .recover`, restore a copy, or move it to start again"
+)
+OTHER_HINT = "check that the disk is not full or read-only"
+HINTS = {
+    sqlite3.SQLITE_BUSY: "another program has locked the file: close it, and try again",
+    sqlite3.SQLITE_CORRUPT: DAMAGED_HINT,
+    sqlite3.SQLITE_NOTADB: DAMAGED_HINT,
+}
 
 TABLES = """
 CREATE TABLE items (
@@ -81,21 +97,23 @@ CREATE TABLE notes (
 
 
 class Database:
-    """One connection, safe for several threads. Other processes may have the same file open.
+    """One connection for writing and some for reading, safe for several threads. Reading never waits for writing.
 
-    Raises Tdmr1Error if the file cannot be opened, is not a feedback store or has another version. Every method raises
-    it if the file cannot be read or written.
+    Other processes may have the same file open. Raises Tdmr1Error if the file cannot be opened, is damaged, is not a
+    feedback store or has another version; the file is not changed then. Every method raises it if the file cannot be
+    read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        with self._translated_errors():
-            self._connection = sqlite3.connect(path, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+        self._readers: deque[sqlite3.Connection] = deque()
+        self._closed = False
+        self._fast = "FULL"
+        self._connection = self._connect()
         try:
             with self._translated_errors():
-                self._check()
-                self._write_ahead()
+                self._open()
                 with self.transaction() as cursor:
                     if not cursor.execute("SELECT 1 FROM sqlite_master").fetchone():
                         _create(cursor)
@@ -105,10 +123,14 @@ class Database:
             raise
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Cursor]:
-        """A cursor in a write transaction: durable when the block ends, undone if it raises."""
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Cursor]:
+        """A cursor in a write transaction: durable when the block ends, undone if it raises.
+
+        One that is not `durable` is faster, and is lost if the power fails before the next one that is.
+        """
         with self._lock, self._translated_errors():
             cursor = self._connection.cursor()
+            cursor.execute(f"PRAGMA synchronous={'FULL' if durable else self._fast}")
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
@@ -120,18 +142,47 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
         """A cursor in a read transaction. It sees one state of the file and never waits for writers."""
-        with self._lock, self._translated_errors():
-            cursor = self._connection.cursor()
-            cursor.execute("BEGIN")
+        with self._translated_errors():
+            connection = self._reader()
             try:
+                cursor = connection.cursor()
+                cursor.execute("BEGIN")
                 yield cursor
             finally:
-                self._connection.rollback()
+                connection.rollback()
+                self._keep(connection)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close all connections."""
         with self._lock:
+            self._closed = True
+            while self._readers:
+                self._readers.pop().close()
             self._connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._translated_errors():
+            return sqlite3.connect(self._path, LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+
+    def _reader(self) -> sqlite3.Connection:
+        """A connection that no other thread uses."""
+        if self._closed:
+            raise sqlite3.ProgrammingError("the store is closed")
+        try:
+            return self._readers.pop()
+        except IndexError:
+            return self._connect()
+
+    def _keep(self, connection: sqlite3.Connection) -> None:
+        if self._closed or len(self._readers) >= READERS:
+            connection.close()
+        else:
+            self._readers.append(connection)
+
+    def _check_damage(self) -> None:
+        damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise self._error(f"{self._path} is damaged: {one_line(damage)}", DAMAGED_HINT, damage)
 
     def _check(self) -> None:
         """Raise Tdmr1Error if another program wrote the file, or if it has another version."""
@@ -153,31 +204,53 @@ class Database:
                 values={"path": str(self._path), "version": version, "expected": VERSION},
             )
 
-    def _write_ahead(self) -> None:
-        """Use a write-ahead log. Retries, because SQLite refuses at once while another process opens the file."""
+    def _open(self) -> None:
+        """Check the file, and use a write-ahead log, or a journal where the file system has no shared memory for it."""
         deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._check()
+                self._check_damage()
+                mode = self._connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+                self._check()
                 break
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                reason = error.sqlite_errorcode & 0xFF
+                if reason in NO_SHARED_MEMORY:
+                    mode = self._use_journal()
+                    break
+                # SQLite refuses at once while another process opens the file.
+                if reason != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
-        self._connection.execute("PRAGMA synchronous=FULL")
+        if mode != "wal":
+            message = f"{self._path} is on a file system without shared memory: the page is slower"
+            values = {"path": str(self._path), "journal_mode": mode}
+            warnings.warn(RewardWarning(message, code="feedback-store", values=values), stacklevel=2)
+        else:
+            self._fast = "NORMAL"
         self._connection.execute("PRAGMA foreign_keys=ON")
+
+    def _use_journal(self) -> str:
+        """Replace a write-ahead log by a journal. In exclusive mode SQLite reads the log without shared memory."""
+        self._connection.close()
+        self._connection = self._connect()
+        self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        mode = self._connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
+        self._connection.close()
+        self._connection = self._connect()
+        return str(mode)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise Tdmr1Error(
-                f"cannot read or write the answers in {self._path}: {error}",
-                "check that the disk is not full or read-only, and that the file is a database",
-                code="feedback-store",
-                values={"path": str(self._path), "error": str(error)},
-            ) from error
+            hint = HINTS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, OTHER_HINT)
+            raise self._error(f"cannot read or write the answers in {self._path}: {error}", hint, str(error)) from error
+
+    def _error(self, message: str, hint: str, reason: str) -> Tdmr1Error:
+        return Tdmr1Error(message, hint, code="feedback-store", values={"path": str(self._path), "error": reason})
 
 
 def _create(cursor: sqlite3.Cursor) -> None:

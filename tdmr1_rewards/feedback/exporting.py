@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ def export_answers(store: FeedbackStore, path: Path) -> int:
             code="not-writable",
             values={"path": str(path), "reason": error.strerror},
         ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     return len(rows)
 
 

@@ -10,7 +10,7 @@ The list of images comes from the first of these that exists:
 from __future__ import annotations
 
 import csv
-import json
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.records import NewItem
+from tdmr1_rewards.texts.documents import MOST_BYTES, parse_json, read_file, read_json
 
 FEEDBACK = "feedback"
 """Name of the feedback folder, inside a run folder or a folder of images."""
@@ -42,7 +43,8 @@ def group_images(folder: Path, *, shuffle: bool = True) -> list[list[NewItem]]:
         )
     by_prompt: dict[str, list[Path]] = {}
     for path, prompt in _images_with_prompts(folder):
-        by_prompt.setdefault(prompt, []).append(path)
+        # A text with surrogates that are no pairs, which JSON can have, cannot be stored.
+        by_prompt.setdefault(prompt.encode("utf-8", "replace").decode(), []).append(path)
     if not by_prompt:
         raise Tdmr1Error(
             f"the folder {folder} contains no images",
@@ -70,20 +72,25 @@ def _images_with_prompts(folder: Path) -> list[tuple[Path, str]]:
     for path in sorted(folder.glob("*.json")):
         if images := _sample_document(path):
             return [(_inside(folder, Path(image["file"]).name, path), str(image.get("prompt", ""))) for image in images]
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [(path, "") for path in found if not _ignored(path.relative_to(folder))]
+    return [(Path(path), "") for path in sorted(_image_files(folder), key=lambda path: path.split(os.sep))]
 
 
-def _ignored(path: Path) -> bool:
-    """Whether a relative path is hidden or inside the feedback folder."""
-    return path.parts[0] == FEEDBACK or any(part.startswith(".") for part in path.parts)
+def _image_files(folder: Path) -> Iterator[str]:
+    """Paths of the images in a folder and its subfolders, except hidden ones and those of the feedback folder."""
+    for parent, folders, files in os.walk(folder):
+        ignored = [FEEDBACK] if Path(parent) == folder else []
+        folders[:] = [name for name in folders if name not in ignored and not name.startswith(".")]
+        for name in files:
+            path = os.path.join(parent, name)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and os.path.isfile(path):
+                yield path
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except ValueError as error:
                 raise Tdmr1Error(
                     f"line {number} of {path} is not valid JSON",
@@ -95,14 +102,22 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(_text(path).splitlines(keepends=True))
-    for row in reader:
-        yield reader.line_num, row
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise Tdmr1Error(
+            f"line {reader.line_num} of {path} is not valid CSV: {error}",
+            "write one line per image, with the columns file_name and text",
+            code="file-unreadable",
+            values={"path": str(path), "line": reader.line_num},
+        ) from error
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(path, MOST_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise Tdmr1Error(
             f"cannot read {path} as UTF-8 text",
             "save the file as UTF-8",
@@ -130,14 +145,18 @@ def _inside(folder: Path, name: str, source: Path, line: int | None = None) -> P
     path = folder / name
     where = str(source) if line is None else f"line {line} of {source}"
     values = {"path": str(source), "line": line, "file_name": name}
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside, exists = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a null character
+        inside, exists = True, False
+    if not inside:
         raise Tdmr1Error(
             f"{where} names {name!r}, which is outside the folder",
             "name only images inside the folder",
             code="feedback-item",
             values=values,
         )
-    if not path.is_file():
+    if not exists:
         raise Tdmr1Error(
             f"{where} names {name!r}, which does not exist",
             "name only images inside the folder",
@@ -150,7 +169,7 @@ def _inside(folder: Path, name: str, source: Path, line: int | None = None) -> P
 def _sample_document(path: Path) -> Sequence[Mapping[str, Any]]:
     """The images in the output of `tdmr1 sample --json`; empty for any other file."""
     try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
+        images = read_json(path)["images"]
         return images if all(isinstance(image["file"], str) for image in images) else []
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -7,13 +7,10 @@ import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.calling.image_files import read_image
 from tdmr1_rewards.feedback.hashing import image_hash
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -23,6 +20,7 @@ class ImageFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._resolved = folder.resolve()
 
     def add(self, images: Iterable[Any]) -> list[str]:
         """Store images and return their hashes. An image is a PIL image, a uint8 array (H, W, 3) or a file's path.
@@ -45,8 +43,12 @@ class ImageFolder:
         if not HASH.fullmatch(name):
             return None
         path = self._path(name)
-        inside = path.resolve().parent == self._folder.resolve()
+        inside = path.resolve().parent == self._resolved
         return path if inside and path.is_file() else None
+
+    def names(self) -> set[str]:
+        """The hashes of all images."""
+        return {file.removesuffix(".png") for file in os.listdir(self._folder)}
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.png"
@@ -65,22 +67,6 @@ class ImageFolder:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-
-
-def read_image(path: str | os.PathLike[str]) -> Image:
-    """An image file as RGB, rotated as its EXIF data says. Raises Tdmr1Error if it cannot be read."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise Tdmr1Error(
-            f"cannot read {path} as an image",
-            "use a PNG, JPEG or WebP file",
-            code="file-unreadable",
-            values={"path": str(path)},
-        ) from error
 
 
 def _flush(folder: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tdmr1_rewards.calling.image_files import read_image
+from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.features import Extractor
-from tdmr1_rewards.feedback.images import read_image
 from tdmr1_rewards.feedback.preference import Evidence, PreferenceModel
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -58,8 +60,12 @@ class PreferenceLearner:
         return list(self._model.predict(self._extractor(images)))
 
     def _extract(self, store: FeedbackStore, names: Sequence[str]) -> None:
-        """Compute the features of the images with these hashes, except of images whose files were deleted."""
-        new = [name for name in dict.fromkeys(names) if name not in self._features]
-        images = {name: read_image(path) for name in new if (path := store.image_path(name)) is not None}
+        """Compute the features of the images with these hashes, except of images whose files are deleted or broken."""
+        images = {}
+        for name in dict.fromkeys(names):
+            path = None if name in self._features else store.image_path(name)
+            if path is not None:
+                with suppress(Tdmr1Error):
+                    images[name] = read_image(path)
         if images:
             self._features.update(zip(images, self._extractor(list(images.values())), strict=True))

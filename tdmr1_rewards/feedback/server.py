@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -33,11 +35,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tdmr1_rewards.calling.wire import check_token
 from tdmr1_rewards.errors import Tdmr1Error, describe_error
-from tdmr1_rewards.feedback.agreement import agreement_of
+from tdmr1_rewards.feedback.overview import Overview, SharedOverview
 from tdmr1_rewards.feedback.records import Offer, UnknownItem
 from tdmr1_rewards.feedback.store import FeedbackStore
 from tdmr1_rewards.serving.addresses import ANY_HOST, is_loopback
-from tdmr1_rewards.serving.web import Refusal, check_bearer, read_body, refusal_response
+from tdmr1_rewards.serving.web import (
+    AsciiJSONResponse,
+    HangUp,
+    Refusal,
+    check_bearer,
+    parse_json,
+    read_body,
+    refusal_response,
+)
 
 MAX_BODY = 64 * 1024
 """Largest request body in bytes. A larger one is refused before it is read."""
@@ -45,6 +55,8 @@ MAX_ITEMS = 64
 """Largest `limit` of /api/items."""
 PRESENCE = 15.0
 """Seconds after their last request for which a person counts as present."""
+MOST_PEOPLE = 1000
+"""Largest number of people who are counted as present."""
 PAGE = Path(__file__).with_name("page")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 TOKEN_HINT = "open the complete link that tdmr1 printed, including the part after the #"
@@ -91,16 +103,22 @@ class People:
     """The people who sent a request lately, with the names that they entered."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._seen: dict[str, tuple[float, str]] = {}
 
     def see(self, person: str, name: str) -> None:
         """Record that a person is present."""
-        self._seen[person] = (time.monotonic(), name)
+        with self._lock:
+            self._seen.pop(person, None)
+            self._seen[person] = (time.monotonic(), name)  # the last entry is the newest
+            if len(self._seen) > MOST_PEOPLE:
+                del self._seen[next(iter(self._seen))]
 
     def names(self) -> list[str]:
         """The name of each person who is present; it may be empty."""
         limit = time.monotonic() - PRESENCE
-        return [name for seen, name in list(self._seen.values()) if seen > limit]
+        with self._lock:
+            return [name for seen, name in self._seen.values() if seen > limit]
 
 
 def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", log: Log) -> FastAPI:
@@ -111,10 +129,12 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", log:
     """
     check_token(token)
     people = People()
+    overview = SharedOverview(store)
 
-    async def refuse(request: Request, error: Any) -> JSONResponse:
+    async def refuse(request: Request, error: Any) -> AsciiJSONResponse:
         refusal = _as_refusal(request, error)
-        log(_log_line(request, refusal))
+        if not isinstance(refusal, HangUp):
+            log(_log_line(request, refusal))
         response = await refusal_response(request, refusal)
         if request.method == "POST":  # the rest of its body is not read
             response.headers["Connection"] = "close"
@@ -128,25 +148,29 @@ def build_app(store: FeedbackStore, token: str, *, host: str = "127.0.0.1", log:
     _add_page(app)
 
     @app.get("/api/state")
-    def state(person: Annotated[Id, Query()], name: Annotated[Name, Query()] = "") -> dict[str, Any]:
+    def state(person: Annotated[Id, Query()], name: Annotated[Name, Query()] = "") -> AsciiJSONResponse:
         people.see(person, name)
-        return _state(store, person, people.names())
+        return AsciiJSONResponse(_state(overview.get(), store, person, people.names()))
 
     @app.get("/api/items")
     def items(
         person: Annotated[Id, Query()],
         limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = 8,
         groups: Annotated[bool, Query()] = False,
-    ) -> list[dict[str, Any]]:
-        return [_offer(offer) for offer in store.next_items(person, limit, whole_groups=groups)]
+    ) -> AsciiJSONResponse:
+        return AsciiJSONResponse([_offer(offer) for offer in store.next_items(person, limit, whole_groups=groups)])
 
     @app.get("/api/images/{hash}")
-    def image(hash: str) -> FileResponse:
+    def image(hash: str) -> Response:
         path = store.image_path(hash)
-        if path is None:
+        try:
+            content = path.read_bytes() if path is not None else None
+        except OSError:  # it was removed in the meantime, or cannot be read
+            content = None
+        if content is None:
             raise Refusal(404, "there is no image with this hash")
         caching = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
-        return FileResponse(path, media_type="image/png", headers=caching)
+        return Response(content, media_type="image/png", headers=caching)
 
     @app.post("/api/answers")
     async def answers(request: Request) -> dict[str, Any]:
@@ -226,7 +250,7 @@ def names_this_server(header: str, host: str) -> bool:
         return True
     if is_loopback(host):
         return is_loopback(name)
-    if name in (socket.gethostname().lower(), socket.getfqdn().lower()):
+    if name in _own_names():
         return True
     try:
         ipaddress.ip_address(name)
@@ -235,12 +259,18 @@ def names_this_server(header: str, host: str) -> bool:
     return host in ANY_HOST
 
 
+@cache
+def _own_names() -> tuple[str, str]:
+    """The names of this machine. They are read once, because a name server may be slow."""
+    return socket.gethostname().lower(), socket.getfqdn().lower()
+
+
 def _add_page(app: FastAPI) -> None:
     """Add a route for each file of the page. The files are read once."""
 
     def add(path: str, body: bytes, media_type: str) -> None:
         @app.get(path)
-        def file() -> Response:
+        async def file() -> Response:
             return Response(body, media_type=media_type)
 
     for file in sorted(PAGE.iterdir()):
@@ -248,20 +278,17 @@ def _add_page(app: FastAPI) -> None:
             add("/" if file.name == "index.html" else f"/{file.name}", file.read_bytes(), TYPES[file.suffix])
 
 
-def _state(store: FeedbackStore, person: str, people: list[str]) -> dict[str, Any]:
-    rounds = store.open_rounds()
-    progress = {each.id: store.progress(each.id) for each in rounds}
-    unfinished = [each for each in rounds if progress[each.id].done < progress[each.id].items]
-    shown = next(iter(unfinished or rounds), None)
+def _state(overview: Overview, store: FeedbackStore, person: str, people: list[str]) -> dict[str, Any]:
+    shown = overview.shown
     return {
         "time": time.time(),
         "message": store.message(),
-        "rounds": [each.id for each in rounds],
+        "rounds": [each.id for each in overview.rounds],
         "round": asdict(shown) if shown else None,
-        "done": progress[shown.id].done if shown else 0,
-        "all": progress[shown.id].items if shown else 0,
-        "remaining": store.remaining(person),
-        "agreement": asdict(agreement_of(store.tallies(shown.id) if shown else ())),
+        "done": overview.progress.done,
+        "all": overview.progress.items,
+        "remaining": max(0, overview.unfinished - store.judged(person)),
+        "agreement": asdict(overview.agreement),
         "people": people,
     }
 
@@ -280,7 +307,7 @@ def _offer(offer: Offer) -> dict[str, Any]:
 
 def _parsed(kind: type[Body], body: bytes) -> Body:
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate(parse_json(body))
     except ValidationError as error:
         raise _wrong_values(error.errors()) from error
 
@@ -288,8 +315,6 @@ def _parsed(kind: type[Body], body: bytes) -> Body:
 def _wrong_values(errors: Any) -> Refusal:
     """A refusal that describes the first invalid field, without the value that was sent."""
     first = errors[0]
-    if first["type"] == "json_invalid":
-        return Refusal(400, "the request is not JSON")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     return Refusal(422, f"{where or 'the request'}: {first['msg'][:1].lower()}{first['msg'][1:]}")
 

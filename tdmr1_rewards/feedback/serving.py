@@ -20,19 +20,23 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.serving.addresses import listen, reachable
+from tdmr1_rewards.serving.logs import logged
+from tdmr1_rewards.texts.documents import parse_json
 
 if TYPE_CHECKING:
     from uvicorn import Server
 
     from tdmr1_rewards.feedback.store import FeedbackStore
+
+logger = logging.getLogger(__name__)
 
 TOKEN, PORT, LOG = "token", "port", "server.log"
 LOG_SIZE = 1 << 20
@@ -52,14 +56,19 @@ class Page:
     names: Callable[[], list[str]]
     _server: Server
     _socket: socket.socket
+    _handlers: Sequence[logging.Handler]
 
     def run(self) -> None:
         """Serve the page until SIGINT, SIGTERM or `stop`."""
-        try:
+        with ExitStack() as logs:
+            for handler in self._handlers:
+                logs.enter_context(logged(handler))
             self._server.run(sockets=[self._socket])
-        finally:
-            self._socket.close()
-            self.store.close()
+
+    def close(self) -> None:
+        """Close the store and the socket."""
+        self._socket.close()
+        self.store.close()
 
     def stop(self) -> None:
         """Make `run` return. May be called from any thread."""
@@ -74,9 +83,8 @@ def open_page(folder: Path, host: str, port: int, log: Callable[[str], None] | N
     feedback store, or if the extra `human` is not installed.
     """
     try:
-        import uvicorn
-
         from tdmr1_rewards.feedback.server import build_app
+        from tdmr1_rewards.serving import limits
     except ModuleNotFoundError as error:
         raise Tdmr1Error(
             f"the labelling page needs {error.name}, which is not installed",
@@ -93,17 +101,29 @@ def open_page(folder: Path, host: str, port: int, log: Callable[[str], None] | N
     except BaseException:
         store.close()
         raise
-    app = build_app(store, token, host=host, log=_file_log(folder / LOG, log))
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=STOPPING_LIMIT,
-    )
+    app = build_app(store, token, host=host, log=lambda line: logger.warning("%s", line))
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            folder / LOG, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8", delay=True
+        )
+    ]
+    if log is not None:
+        handlers.append(_Calling(log))
+    server = limits.server(app, STOPPING_LIMIT)
     url = f"http://{reachable(host)}:{listening.getsockname()[1]}/#{token}"
-    return Page(url, store, app.state.people.names, uvicorn.Server(config), listening)
+    return Page(url, store, app.state.people.names, server, listening, handlers)
+
+
+class _Calling(logging.Handler):
+    """Calls a function with each line of the log."""
+
+    def __init__(self, call: Callable[[str], None]) -> None:
+        super().__init__()
+        self._call = call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record."""
+        self._call(self.format(record))
 
 
 class FeedbackPage:
@@ -174,7 +194,7 @@ def _start(folder: Path, host: str, port: int) -> tuple[subprocess.Popen[bytes],
     finally:
         timer.cancel()
     try:
-        started = json.loads(line)
+        started = parse_json(line)
     except ValueError:
         started = {
             "error": f"the process of the labelling page of {folder} exited before it listened",
@@ -215,20 +235,6 @@ def _listen(folder: Path, host: str, port: int) -> socket.socket:
     return listening
 
 
-def _file_log(path: Path, log: Callable[[str], None] | None) -> Callable[[str], None]:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger = logging.Logger("tdmr1.feedback")
-    logger.addHandler(handler)
-
-    def both(line: str) -> None:
-        logger.warning("%s", line)
-        if log is not None:
-            log(line)
-
-    return both
-
-
 def _stop_with_parent(page: Page) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
@@ -252,7 +258,10 @@ def main() -> None:
     if options.with_parent:
         threading.Thread(target=_stop_with_parent, args=(page,), daemon=True).start()
     print(json.dumps({"url": page.url}), flush=True)
-    page.run()
+    try:
+        page.run()
+    finally:
+        page.close()
 
 
 if __name__ == "__main__":

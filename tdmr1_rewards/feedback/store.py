@@ -1,11 +1,11 @@
 """The feedback store: `answers.sqlite` and `images/` in one folder, shared by training processes and labelling pages.
 
-Every method is one durable transaction. Several threads and processes may use the same folder at once.
+Every method is one transaction. It is durable, except that of `next_items`. Several threads and processes may use the
+same folder at once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import time
@@ -15,6 +15,18 @@ from pathlib import Path
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.database import FILE, Database
 from tdmr1_rewards.feedback.images import ImageFolder
+from tdmr1_rewards.feedback.queries import (
+    ANSWER_COUNT,
+    GIVEN,
+    ITEM,
+    JUDGED,
+    OPEN_ITEMS,
+    ROUND,
+    add_row,
+    available,
+    open_row,
+    round_content,
+)
 from tdmr1_rewards.feedback.records import (
     ANSWERS,
     Answer,
@@ -32,28 +44,6 @@ __all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer",
 
 LOAN = 60.0
 """Seconds for which an item that one person was offered counts as answered when items are offered to others."""
-ITEM = "items.id, items.hash, items.prompt"
-ROUND = "rounds.id, rounds.title, rounds.run, rounds.step, rounds.judges, rounds.deadline, rounds.opened"
-GIVEN = (
-    f"SELECT {ITEM}, answers.answer, answers.person, people.name, answers.time, rounds.run, rounds.step FROM answers "
-    "JOIN items ON items.id = answers.item JOIN rounds ON rounds.id = answers.round "
-    "JOIN people ON people.id = answers.person "
-)
-ANSWER_COUNT = "SELECT count(*) FROM answers WHERE item = items.id AND withdrawn IS NULL"
-UNANSWERED = (
-    "NOT EXISTS (SELECT 1 FROM answers WHERE item = items.id AND person = :person AND withdrawn IS NULL) "
-    f"AND ({ANSWER_COUNT}) < rounds.judges"
-)
-OPEN_ITEMS = (
-    "FROM rounds JOIN round_items ON round_items.round = rounds.id JOIN items ON items.id = round_items.item "
-    "WHERE rounds.closed IS NULL "
-)
-OFFERS = (
-    f"SELECT {ITEM}, {ROUND}, round_items.team {OPEN_ITEMS} AND {UNANSWERED} AND ({ANSWER_COUNT}) + "
-    "(SELECT count(*) FROM loans WHERE item = items.id AND person <> :person AND ends > :now) < rounds.judges "
-    "ORDER BY (SELECT max(withdrawn) FROM answers WHERE item = items.id AND person = :person AND reason = 'undone') "
-    "DESC NULLS LAST, rounds.opened DESC, rounds.id DESC, round_items.position"
-)
 
 
 class FeedbackStore:
@@ -93,34 +83,42 @@ class FeedbackStore:
         The same groups, run and step always give the same round: it is opened again and keeps its answers. Raises
         Tdmr1Error for an item that is not an image, and for fewer than one judge.
         """
-        if judges < 1:
-            raise Tdmr1Error(
-                f"a round needs at least 1 judge per image, not {judges}",
-                "set judges to 1 or more",
-                code="argument-invalid",
-                values={"judges": judges},
-            )
         listed = [(team, new) for team, group in enumerate(groups) for new in group]
         hashes = self._add_images([new.image for _, new in listed])
         rows = [(team, name, new.prompt) for (team, new), name in zip(listed, hashes, strict=True)]
-        content = hashlib.sha256(json.dumps([run, step, rows]).encode()).hexdigest()
         with self._database.transaction() as cursor:
-            cursor.execute(
-                "INSERT INTO rounds (title, run, step, judges, deadline, opened, content) VALUES (?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (content) DO UPDATE SET title = excluded.title, judges = excluded.judges, "
-                "deadline = excluded.deadline, opened = excluded.opened, closed = NULL",
-                (title, run, step, judges, deadline, time.time(), content),
-            )
-            opened = Round(*cursor.execute(f"SELECT {ROUND} FROM rounds WHERE content = ?", (content,)).fetchone())
+            opened = open_row(cursor, (title, run, step, judges, deadline), round_content(run, step, rows))
             known = cursor.execute("SELECT 1 FROM round_items WHERE round = ?", (opened.id,)).fetchone()
             for position, (team, name, prompt) in enumerate(() if known else rows):
-                cursor.execute("INSERT OR IGNORE INTO items (hash, prompt) VALUES (?, ?)", (name, prompt))
-                cursor.execute(
-                    "INSERT INTO round_items (round, position, team, item) "
-                    "SELECT ?, ?, ?, id FROM items WHERE hash = ? AND prompt = ?",
-                    (opened.id, position, team, name, prompt),
-                )
+                add_row(cursor, opened.id, position, team, name, prompt)
         return opened
+
+    def open_growing_round(self, title: str, source: object, *, run: str, judges: int = 1) -> Round:
+        """Open a round whose items are added later, with `add_items`.
+
+        `source` is JSON data that describes the items: the same source and run give the same round, with the items and
+        answers that it has. Raises Tdmr1Error for fewer than one judge.
+        """
+        with self._database.transaction() as cursor:
+            return open_row(cursor, (title, run, None, judges, None), round_content(run, "growing", source))
+
+    def add_items(self, round_id: int, items: Sequence[tuple[int, int, NewItem]]) -> None:
+        """Add items to a round: each with its position and the number of its group.
+
+        Raises Tdmr1Error for an item that is not an image.
+        """
+        hashes = self._add_images([new.image for _, _, new in items])
+        with self._database.transaction() as cursor:
+            for (position, team, new), name in zip(items, hashes, strict=True):
+                add_row(cursor, round_id, position, team, name, new.prompt)
+
+    def stored_positions(self, round_id: int) -> set[int]:
+        """The positions of the items of a round whose image files exist."""
+        with self._database.reading() as cursor:
+            query = "SELECT position, hash FROM round_items JOIN items ON items.id = round_items.item WHERE round = ?"
+            found = cursor.execute(query, (round_id,)).fetchall()
+        names = self._images.names()
+        return {position for position, name in found if name in names}
 
     def close_round(self, round_id: int) -> None:
         """Stop offering the items of a round; its answers are kept."""
@@ -190,11 +188,20 @@ class FeedbackStore:
             )
             return list(found)
 
+    def unfinished(self) -> int:
+        """The number of items of open rounds that lack answers."""
+        with self._database.reading() as cursor:
+            found = cursor.execute(f"SELECT count(DISTINCT items.id) {OPEN_ITEMS} AND ({ANSWER_COUNT}) < rounds.judges")
+            return int(found.fetchone()[0])
+
+    def judged(self, person: str) -> int:
+        """The number of items that are unfinished, and that this person has judged."""
+        with self._database.reading() as cursor:
+            return int(cursor.execute(JUDGED, {"person": person}).fetchone()[0])
+
     def remaining(self, person: str) -> int:
         """The number of items of open rounds that a person can still judge."""
-        with self._database.reading() as cursor:
-            found = cursor.execute(f"SELECT count(DISTINCT items.id) {OPEN_ITEMS} AND {UNANSWERED}", {"person": person})
-            return int(found.fetchone()[0])
+        return self.unfinished() - self.judged(person)
 
     def next_items(self, person: str, limit: int, *, whole_groups: bool = False) -> list[Offer]:
         """The items that a person may judge next, reserved for them for LOAN seconds.
@@ -204,8 +211,8 @@ class FeedbackStore:
         """
         now = time.time()
         offers: dict[int, Offer] = {}
-        with self._database.transaction() as cursor:
-            for row in cursor.execute(OFFERS, {"person": person, "now": now}):
+        with self._database.transaction(durable=False) as cursor:
+            for row in available(cursor, person, now):
                 offer = _offer(row)
                 last = next(reversed(offers.values()), None)
                 same = last is not None and (offer.round.id, offer.group) == (last.round.id, last.group)

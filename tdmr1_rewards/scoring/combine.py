@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tdmr1_rewards.calling.wire import plain
@@ -19,6 +20,8 @@ Applies = Mapping[str, Sequence[bool]]
 
 REWARDS_KEY = "rewards"
 """The metadata key that names the rewards which apply to the images of a prompt."""
+TEXT_TABLES = (".csv", ".tsv")
+"""Suffixes of prompt files whose metadata are text."""
 
 
 def applicability(metadata: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, list[bool]]:
@@ -26,7 +29,7 @@ def applicability(metadata: Sequence[Mapping[str, Any]], names: Iterable[str]) -
 
     A prompt may also name rewards that the run does not use. Raises Tdmr1Error if "rewards" is not a list of names.
     """
-    named = [_named_rewards(entry) for entry in metadata]
+    named = [named_rewards(entry) for entry in metadata]
     return {name: [rewards is None or name in rewards for rewards in named] for name in names}
 
 
@@ -76,17 +79,24 @@ def normalised_sum(
     return weighted_sum(normalised, weights, applies, image_ids)
 
 
-def _named_rewards(metadata: Mapping[str, Any]) -> Sequence[str] | None:
-    """The rewards that the metadata of a prompt names; None if it names none."""
+def named_rewards(metadata: Mapping[str, Any], file: Path | None = None, place: str = "") -> Sequence[str] | None:
+    """The rewards that the metadata of a prompt names; None if it has no such key.
+
+    `file` and `place` say where the prompt is. Raises Tdmr1Error if "rewards" is not a list of names.
+    """
     named = metadata.get(REWARDS_KEY)
     if named is None:
         return None
     if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
+        where = f"{place} of {file}" if file else "the metadata of a prompt"
+        hint = f'write it like "{REWARDS_KEY}": ["object_count"], or remove it'
+        if file and file.suffix.lower() in TEXT_TABLES:
+            hint += f"; a cell of {file.suffix} is always text, so save the prompts as .jsonl"
         raise Tdmr1Error(
-            f"the metadata of a prompt has {REWARDS_KEY!r}: {named!r}, but it must be a list of reward names",
-            f'write it like "{REWARDS_KEY}": ["object_count"], or remove it',
+            f"{where} has {REWARDS_KEY!r}: {named!r}, but it must be a list of reward names",
+            hint,
             code="reward-metadata",
-            values={"key": REWARDS_KEY, "found": plain(named)},
+            values={"key": REWARDS_KEY, "found": plain(named)} | ({"path": str(file), "place": place} if file else {}),
         )
     return named
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,9 @@ from typing import Any
 from tdmr1_rewards.api import RewardBatch
 from tdmr1_rewards.calling.wire import plain
 from tdmr1_rewards.errors import Tdmr1Error, join_hints
+from tdmr1_rewards.texts.redaction import redact_texts, redact_tree
 
 FOLDER, BATCH_FILE = "failures", "batch.json"
-
-
-class RewardWarning(UserWarning):
-    """A reward failed and the run continues. The images of the call have no score."""
-
-    def __init__(self, message: str, *, code: str = "reward-skipped", values: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.values = dict(values or {})
 
 
 class RewardFailed(Tdmr1Error):
@@ -53,9 +46,11 @@ class Failure:
         if run_folder is None:
             return self.error
         values = self.error.values
+        folder = _unused(self._folder(run_folder))
         try:
-            folder = self._save(_unused(self._folder(run_folder)))
+            self._save(folder)
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             saved = f"the images of the call could not be saved: {error}"
             values = {**values, "save_error": str(error)}
         else:
@@ -69,7 +64,7 @@ class Failure:
         name = re.sub(r"[^\w.-]+", "_", self.reward)
         return run_folder / FOLDER / f"iteration-{self.batch.context.iteration + 1:06d}" / name
 
-    def _save(self, folder: Path) -> Path:
+    def _save(self, folder: Path) -> None:
         from PIL import Image
 
         batch, names = self.batch, []
@@ -89,9 +84,8 @@ class Failure:
                 for name, image, group, prompt, metadata in columns
             ],
         }
-        text = json.dumps(plain(document), indent=2, ensure_ascii=False)
+        text = json.dumps(redact_texts(redact_tree(plain(document))), indent=2, ensure_ascii=False)
         (folder / BATCH_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        return folder
 
 
 def _unused(folder: Path) -> Path:

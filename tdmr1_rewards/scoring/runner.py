@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,21 +14,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tdmr1_rewards.api import RewardBatch
+from tdmr1_rewards.api import RewardBatch, RewardSpec
+from tdmr1_rewards.calling.calling_thread import CallingThread
 from tdmr1_rewards.calling.host import Host
+from tdmr1_rewards.calling.interrupts import wait_for
+from tdmr1_rewards.calling.limited_steps import LimitedSteps
 from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.calling.thread import ThreadHost
-from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.scoring.active_reward import ActiveReward, Answers, RewardWorker
+from tdmr1_rewards.errors import RewardWarning, Tdmr1Error
+from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.combine import applicability, normalised_sum, weighted_sum
 from tdmr1_rewards.scoring.failures import Failure, RewardFailed
+from tdmr1_rewards.scoring.supervisor import Answers, Job, RewardSupervisor
 
 Combine = Literal["weighted_sum", "normalised"]
-
-GRACE = 5.0
-"""Seconds that `close` waits for running calls before it aborts them."""
 
 
 @dataclass(frozen=True)
@@ -89,47 +91,59 @@ class RewardRunner:
             )
         self._weights = {entry.name: entry.weight for entry in entries}
         self._combine = combine
-        self._closing = threading.Event()
-        self._workers: list[RewardWorker] = []
-        gate = threading.Semaphore(workers)
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        gate = asyncio.Semaphore(workers)
+        self._supervisors: dict[str, RewardSupervisor] = {}
+        for entry in entries:
+            host, thread = _host(entry), CallingThread(f"reward-{entry.name}")
+            self._supervisors[entry.name] = RewardSupervisor(
+                entry, host, LimitedSteps(host, thread), entry.device or device, gate, self._closing
+            )
+        self._lock = threading.Lock()
+        self._closed = False
+        self._failures: list[Tdmr1Error] = []
+        self._thread = threading.Thread(target=self._run_loop, name="rewards", daemon=True)
+        self._thread.start()
         try:
-            for entry in entries:
-                worker = RewardWorker(entry, _host(entry), entry.device or device, gate, self._closing)
-                # A daemon thread: a call that never returns must not prevent the program from exiting.
-                worker.thread = threading.Thread(target=worker.work, name=f"reward-{entry.name}", daemon=True)
-                worker.thread.start()
-                self._workers.append(worker)
+            self._results({name: each.start for name, each in self._supervisors.items()})
         except BaseException:
             self.close()
             raise
 
     def set_up(self) -> None:
         """Set up every reward now instead of before its first batch. Raises RewardFailed if that fails."""
-        for future in [worker.do(worker.set_up) for worker in self._workers]:
-            future.result()
+        self._results({name: each.set_up for name, each in self._supervisors.items()})
+
+    def set_up_served(self) -> dict[str, RewardSpec]:
+        """Set up the rewards on servers. Returns their specs as the servers have them. Raises RewardFailed."""
+        served = {name: each for name, each in self._supervisors.items() if hasattr(each.entry.reward, "served_spec")}
+        self._results({name: each.set_up for name, each in served.items()})
+        return {name: each.entry.spec for name, each in served.items()}
+
+    def specs(self) -> dict[str, RewardSpec]:
+        """The spec of each reward. After its set-up, a reward on a server has the limits of the server."""
+        return {name: each.entry.spec for name, each in self._supervisors.items()}
 
     def states(self) -> dict[str, State]:
         """The state of each reward that has one and is set up.
 
         Raises RewardFailed if a reward cannot return its state, or if the state is not plain JSON data.
         """
-        futures = {name: worker.do(worker.state) for name, worker in zip(self._weights, self._workers, strict=True)}
-        found = {name: future.result() for name, future in futures.items()}
+        found = self._results({name: each.state for name, each in self._supervisors.items()})
         return {name: state for name, state in found.items() if state is not None}
 
     def load_states(self, states: Mapping[str, State]) -> None:
         """Restore states that `states` returned. Raises Tdmr1Error for an unknown reward, and if restoring fails."""
-        by_name = dict(zip(self._weights, self._workers, strict=True))
         for name in states:
-            if name not in by_name:
+            if name not in self._supervisors:
                 raise Tdmr1Error(
                     f"there is a state of reward {name!r}, but no reward has this name",
                     "use the names that the rewards had when the state was saved",
                     code="reward-state",
-                    values={"reward": name, "rewards": list(by_name)},
+                    values={"reward": name, "rewards": list(self._supervisors)},
                 )
-        for future in [by_name[name].do(partial(by_name[name].load_state, state)) for name, state in states.items()]:
-            future.result()
+        self._results({name: partial(self._supervisors[name].load_state, state) for name, state in states.items()})
 
     @contextmanager
     def preserving_states(self) -> Iterator[None]:
@@ -144,7 +158,7 @@ class RewardRunner:
 
         Raises RewardFailed if a reward fails; with skipped failures only as `check_any_scored` does.
         """
-        scored = self.submit(batch).result()
+        scored = wait_for(self.submit(batch))
         check_any_scored([scored])
         return scored
 
@@ -155,39 +169,57 @@ class RewardRunner:
         or shape, invalid metadata, and after `close`.
         """
         _check_images(batch.images)
-        if self._closing.is_set():
-            raise Tdmr1Error("the rewards are closed", "build a new RewardRunner", code="reward-failed")
         applies = applicability(batch.metadata, self._weights)
-        parts = [worker.submit(batch, applies[name]) for name, worker in zip(applies, self._workers, strict=True)]
-        return _gather(parts, lambda answers: self._scored(batch, applies, answers))
+        jobs = {name: partial(each.answer, batch, applies[name]) for name, each in self._supervisors.items()}
+        return _gather(list(self._queue(jobs).values()), partial(self._scored, batch, applies))
 
     def close(self) -> None:
         """Cancel the queued calls, wait up to `GRACE` seconds for running calls, and close every reward.
 
         Raises the error of the first reward that cannot be closed.
         """
-        if self._closing.is_set():
-            return
-        self._closing.set()
-        for worker in self._workers:
-            worker.stop()
-        deadline = time.monotonic() + GRACE
-        try:
-            for worker in self._workers:
-                worker.join(deadline)
-            failures = [failure for worker in self._workers if (failure := worker.release()) is not None]
-        except BaseException:  # such as another Ctrl-C
-            for worker in self._workers:
-                worker.abort()
-            raise
-        if failures:
-            raise failures[0]
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+        if self._failures:
+            raise self._failures[0]
 
     def __enter__(self) -> RewardRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _run_loop(self) -> None:
+        """Run the event loop in its thread until all rewards are closed."""
+        try:
+            self._loop.run_until_complete(self._supervise())
+        finally:
+            self._loop.close()
+
+    async def _supervise(self) -> None:
+        ends = await asyncio.gather(*(each.run() for each in self._supervisors.values()))
+        self._failures = [failure for failure in ends if failure is not None]
+
+    def _results(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
+        """Run jobs of rewards and wait for their results. Raises the error of the first one that fails."""
+        return {name: wait_for(future) for name, future in self._queue(jobs).items()}
+
+    def _queue(self, jobs: Mapping[str, Job]) -> dict[str, Future[Any]]:
+        """Queue a job of each reward and return the futures of the results. Raises Tdmr1Error after `close`."""
+        futures: dict[str, Future[Any]] = {name: Future() for name in jobs}
+        with self._lock:
+            if self._closed:
+                raise Tdmr1Error("the rewards are closed", "build a new RewardRunner", code="reward-failed")
+            self._loop.call_soon_threadsafe(self._put, jobs, futures)
+        return futures
+
+    def _put(self, jobs: Mapping[str, Job], futures: Mapping[str, Future[Any]]) -> None:
+        for name, job in jobs.items():
+            self._supervisors[name].put(job, futures[name])
 
     def _scored(self, batch: RewardBatch, applies: dict[str, list[bool]], answers: Sequence[Answers]) -> ScoredBatch:
         by_name = dict(zip(self._weights, answers, strict=True))
@@ -208,7 +240,12 @@ class RewardRunner:
 def _host(entry: ActiveReward) -> Host:
     if isinstance(entry.reward, Reference):
         return ProcessHost(entry.reward, str(entry), entry.spec.image_format, entry.python)
-    return ThreadHost(entry.reward, entry.spec.image_format)
+
+    def warn_of_change(what: str) -> None:
+        message = f"{entry} changes {what}, which is restored after every call; set `isolated: true` for it"
+        warnings.warn(RewardWarning(message, code="reward-process-state"), stacklevel=2)
+
+    return ThreadHost(entry.reward, entry.spec.image_format, warn_of_change, str(entry))
 
 
 def check_any_scored(parts: Sequence[ScoredBatch]) -> None:
@@ -223,25 +260,31 @@ def check_any_scored(parts: Sequence[ScoredBatch]) -> None:
 
 
 def _gather(parts: Sequence[Future[Answers]], finish: Callable[[list[Answers]], ScoredBatch]) -> Future[ScoredBatch]:
-    """The future of `finish(results of all parts)`. No thread waits for it, so there is no deadlock."""
+    """The future of `finish(results of all parts)`, or of the first error. No thread waits for it."""
     whole: Future[ScoredBatch] = Future()
     whole.set_running_or_notify_cancel()
+    ends: list[Any] = [None] * len(parts)
     remaining = len(parts)
     lock = threading.Lock()
 
-    def part_done(_: Future[Answers]) -> None:
+    def part_done(index: int, part: Future[Answers]) -> None:  # has no reference to the parts, which refer to it
         nonlocal remaining
         with lock:
+            ends[index] = part.exception() or part.result()
             remaining -= 1
             if remaining:
                 return
+        errors = [end for end in ends if isinstance(end, BaseException)]
+        if errors:
+            whole.set_exception(errors[0])
+            return
         try:
-            whole.set_result(finish([part.result() for part in parts]))
+            whole.set_result(finish(ends))
         except BaseException as error:
             whole.set_exception(error)
 
-    for part in parts:
-        part.add_done_callback(part_done)
+    for index, part in enumerate(parts):
+        part.add_done_callback(partial(part_done, index))
     return whole
 
 

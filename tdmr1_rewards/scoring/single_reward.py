@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from tdmr1_rewards.api import Reward, RewardBatch, RewardContext, RewardSpec
+from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.registry import Provenance
 from tdmr1_rewards.scoring.active_reward import ActiveReward
 from tdmr1_rewards.scoring.runner import RewardRunner
@@ -33,11 +35,21 @@ class ImageScore:
 
 
 class SingleReward:
-    """Runs one reward through a RewardRunner, so that batches and checks are the same as in a training."""
+    """Runs one reward through a RewardRunner, so that batches and checks are the same as in a training.
 
-    def __init__(self, spec: RewardSpec, reward: Reward, provenance: Provenance, device: str = "cpu") -> None:
+    The arguments are those of ActiveReward. Raises Tdmr1Error if a reward in another process cannot be built.
+    """
+
+    def __init__(
+        self,
+        spec: RewardSpec,
+        reward: Reward | Reference,
+        provenance: Provenance,
+        device: str = "cpu",
+        python: Path | None = None,
+    ) -> None:
         self._name = spec.name
-        entry = ActiveReward(spec.name, 1.0, spec, reward, provenance)
+        entry = ActiveReward(spec.name, 1.0, spec, reward, provenance, python=python, in_run=False)
         self._runner = RewardRunner([entry], "weighted_sum", workers=1, device=device)
 
     def __enter__(self) -> Self:
@@ -45,6 +57,12 @@ class SingleReward:
 
     def __exit__(self, *_: object) -> None:
         self._runner.close()
+
+    @property
+    def groupwise(self) -> bool:
+        """Whether a call gets whole groups only. A reward on a server is set up first: the server has its spec."""
+        self._runner.set_up_served()
+        return self._runner.specs()[self._name].groupwise
 
     def __call__(self, images: Sequence[ImageToScore]) -> list[ImageScore]:
         """The score of each image, in order. Images of the same size are scored in one batch.

@@ -13,34 +13,46 @@ from typing import Any
 
 import requests
 from pydantic import Field, SecretStr
+from urllib3.exceptions import ProtocolError
 
-from tdmr1_rewards.api import RewardBatch, RewardResult
+from tdmr1_rewards.api import RewardBatch, RewardResult, RewardSpec
 from tdmr1_rewards.calling.wire import PROTOCOL, check_token, decode_result, encode_batch
-from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.errors import Tdmr1Error, one_line, printable, shorten
 from tdmr1_rewards.options import RewardOptions
+from tdmr1_rewards.sources.server_info import check_protocol, read_info
+from tdmr1_rewards.texts.documents import parse_json
+from tdmr1_rewards.texts.redaction import remember
 
-UNAVAILABLE = (502, 503, 504)
-"""HTTP status codes of a proxy whose server is down, and of a server that is busy."""
+UNAVAILABLE = (408, 502, 503, 504)
+"""HTTP status codes of a proxy whose server is down, of a busy server, and of a request that came too slowly."""
+ADOPTED = ("groupwise", "batch_size", "timeout", "image_format", "summary", "score_range")
+"""Fields of the RewardSpec that a client takes from the server."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds before all servers are tried again; doubled each time, up to the longest pause."""
+READ_TIMEOUT = 300.0
+"""Seconds without data before the server has reported its time-out, and if it reports none."""
+LONGEST_MESSAGE = 1000
+"""Characters of a server's error message that are shown."""
 
 
 class RemoteOptions(RewardOptions):
     """Options of a reward on a server."""
 
     token: SecretStr | None = Field(
-        None, description="the token of the server; it is written to config.yaml, so prefer token_variable"
+        None, description="the token of the server, or env:NAME; a run does not store it, so prefer token_variable"
     )
     token_variable: str = Field("TDMR1_REWARD_TOKEN", description="the environment variable that has the token")
     patience: float = Field(60.0, ge=0, description="seconds to wait for a server that is unavailable")
     connect_timeout: float = Field(5.0, gt=0, description="the time limit of a connection attempt in seconds")
-    read_timeout: float = Field(300.0, gt=0, description="the longest time without data of an answer, in seconds")
+    read_timeout: float | None = Field(
+        None, gt=0, description="the longest time without data of an answer, in seconds; default: the server's time-out"
+    )
 
 
 class RemoteReward:
     """Sends batches to the servers of `url`: http://host:port/NAME, or several URLs separated by commas, in rotation.
 
-    While no server is available (no connection, or status 502, 503 or 504), requests are repeated for `patience`
+    While no server is available (no connection, or status 408, 502, 503 or 504), requests are repeated for `patience`
     seconds. Other failures raise immediately. Raises Tdmr1Error for another form of URL, and for a token that an HTTP
     header cannot carry.
     """
@@ -50,6 +62,7 @@ class RemoteReward:
         self._bases, self.name = _endpoints(url)
         self._turn = 0
         self._max_body = sys.maxsize
+        self._served: dict[str, dict[str, Any]] = {}
         self._session = requests.Session()
         token = self._token()
         if token is not None:
@@ -60,23 +73,39 @@ class RemoteReward:
         """Check that the servers serve this reward. They use their own device. Raises Tdmr1Error."""
         for _ in self._bases:
             info, base = self._request("GET", "/info", None)
-            if info.get("protocol") != PROTOCOL:
-                raise _wrong_version(base, info.get("protocol"))
-            if info.get("name") != self.name:
-                raise Tdmr1Error(
-                    f"the server at {base} serves the reward {info.get('name')!r}, not {self.name!r}",
-                    f"write remote:{base}/{info.get('name')}",
-                    code="reward-unknown",
-                    values={"reward": self.name, "server": base, "found": info.get("name")},
-                )
-            self._max_body = min(self._max_body, int(info.get("max_body", self._max_body)))
+            limits = read_info(info, base, self.name)
+            self._max_body = min(self._max_body, limits.get("max_body", self._max_body))
+            self._served[base] = limits
+
+    def served_spec(self, spec: RewardSpec) -> RewardSpec:
+        """The spec with what the servers say about their reward, after `setup`; of several, the smallest limits.
+
+        Raises Tdmr1Error if one server scores whole groups and another does not, and for invalid values.
+        """
+        found: dict[str, list[Any]] = {
+            name: [served[name] for served in self._served.values() if name in served] for name in ADOPTED
+        }
+        if len(set(found["groupwise"])) > 1:
+            groupwise = {base: served.get("groupwise") for base, served in self._served.items()}
+            raise Tdmr1Error(
+                f"the servers of reward {self.name!r} differ: some of them score whole groups, some do not",
+                "serve the same reward on each server",
+                code="reward-spec",
+                values={"reward": self.name, "field": "groupwise", "found": groupwise},
+            )
+        same = ("groupwise", "image_format", "summary", "score_range")
+        changes: dict[str, Any] = {name: found[name][0] for name in same if found[name]}
+        if found["batch_size"]:
+            changes["batch_size"] = min(found["batch_size"])
+        if found["timeout"]:
+            changes["timeout"] = _shortest(found["timeout"])
+        return replace(spec, **changes)
 
     def __call__(self, batch: RewardBatch) -> RewardResult:
         """Score the batch on a server. Raises Tdmr1Error if that fails."""
         batch = replace(batch, context=replace(batch.context, run_folder=None))  # the folder does not exist there
         answer, base = self._request("POST", "/score", {"protocol": PROTOCOL, "batch": encode_batch(batch)})
-        if answer.get("protocol") != PROTOCOL:
-            raise _wrong_version(base, answer.get("protocol"))
+        check_protocol(answer, base)
         try:
             return decode_result(answer)
         except Tdmr1Error as error:
@@ -87,10 +116,18 @@ class RemoteReward:
         """Close the connections."""
         self._session.close()
 
+    def _read_timeout(self) -> float | None:
+        """The longest time without data: the option, else the time-out of the servers, which may be None."""
+        if self._options.read_timeout is not None:
+            return self._options.read_timeout
+        return _shortest([served.get("timeout", READ_TIMEOUT) for served in self._served.values()] or [READ_TIMEOUT])
+
     def _token(self) -> str | None:
         if self._options.token is not None:
             return self._options.token.get_secret_value()
-        return os.environ.get(self._options.token_variable) or None
+        token = os.environ.get(self._options.token_variable) or None
+        remember(token)
+        return token
 
     def _request(self, method: str, path: str, document: Any) -> tuple[dict[str, Any], str]:
         """Send a request; returns the answer and the address of the server that sent it."""
@@ -107,19 +144,19 @@ class RemoteReward:
             for base in self._rotation():
                 cause: Exception | None = None
                 values: dict[str, Any] = {"server": base}
-                problem = f"the server at {base} could not be reached"
                 try:
                     response = self._session.request(
                         method,
                         base + path,
                         data=body,
                         headers={"Content-Type": "application/json"},
-                        timeout=(self._options.connect_timeout, self._options.read_timeout),
+                        timeout=(self._options.connect_timeout, self._read_timeout()),
                         allow_redirects=False,
                     )
                 except requests.RequestException as error:
                     cause = error
                     self._check_worth_retrying(error, base)
+                    problem = _connection_problem(error, base)
                 else:
                     if response.status_code not in UNAVAILABLE:
                         return self._decode(response, base), base
@@ -153,10 +190,17 @@ class RemoteReward:
             ) from error
         if isinstance(error, requests.exceptions.ReadTimeout):
             raise Tdmr1Error(
-                f"the server at {base} did not answer within {self._options.read_timeout:g} s",
+                f"the server at {base} did not answer within {self._read_timeout():g} s",
                 "increase the option `read_timeout`, or reduce `batch_size`",
                 code="server-unreachable",
-                values={"server": base, "seconds": self._options.read_timeout},
+                values={"server": base, "seconds": self._read_timeout()},
+            ) from error
+        if isinstance(error, requests.exceptions.ContentDecodingError):
+            raise Tdmr1Error(
+                f"the answer of the server at {base} is not in the encoding of its header Content-Encoding",
+                "check that it is a reward server",
+                code="server-protocol",
+                values={"server": base},
             ) from error
         if not isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
             raise Tdmr1Error(
@@ -173,7 +217,7 @@ class RemoteReward:
         if document is None:
             raise Tdmr1Error(
                 f"the server at {base} did not answer with a JSON object",
-                "check that it is a tdmr1 reward server",
+                "check that it is a reward server",
                 code="server-protocol",
                 values={"server": base},
             )
@@ -182,23 +226,30 @@ class RemoteReward:
     def _refusal(self, response: requests.Response, base: str) -> Tdmr1Error:
         """The error for an answer with another status than 200."""
         status, message = response.status_code, _server_message(response)
-        code, hint = "server-refused", (_document(response) or {}).get("hint")
-        values = {"server": base, "status": status}
+        code, sent = "server-refused", (_document(response) or {}).get("hint")
+        hint = _shown(sent) if isinstance(sent, str) else None
+        values: dict[str, Any] = {"server": base, "status": status}
         if status in (401, 403):
             sentence = f"the server at {base} {'needs a token' if self._token() is None else 'rejects the token'}"
             code = "token-invalid"
             hint = f"set {self._options.token_variable} to the token that `tdmr1 rewards serve` printed"
         elif 300 <= status < 400:
-            sentence = f"the server at {base} has moved to {response.headers.get('location')}"
+            sentence = f"the server at {base} has moved to {response.headers.get('location', 'another address')}"
             hint = "use the new address"
+        elif status < 300:
+            sentence = f"the server at {base} answers with status {status} instead of 200"
+            code, hint = "server-protocol", "check that it is a reward server"
         elif status == 404:
             sentence = f"there is no reward server at {base}: {message}"
-            code, hint = "server-protocol", "check that it is a tdmr1 reward server"
+            code, hint = "server-protocol", "check that it is a reward server"
         elif status < 500:
             sentence = f"the server at {base} refuses the request: {message}"
         else:
             sentence, code = f"the server at {base} failed: {message}", "reward-failed"
             hint = hint or "see the log of the server"
+            values |= _place_of(_document(response) or {})
+            if "line" in values:
+                hint = f"on the server: {hint}"
         return Tdmr1Error(sentence, hint, code=code, values=values)
 
 
@@ -236,24 +287,42 @@ def _endpoints(url: str) -> tuple[Sequence[str], str]:
     return [part.rpartition("/")[0] for part in parts], names[0]
 
 
-def _wrong_version(base: str, version: Any) -> Tdmr1Error:
-    return Tdmr1Error(
-        f"the server at {base} has protocol version {version}, but this tdmr1 has version {PROTOCOL}",
-        "install the same version of tdmr1 on both machines",
-        code="server-protocol",
-        values={"server": base, "found": version, "expected": PROTOCOL},
-    )
+def _shortest(limits: Sequence[float | None]) -> float | None:
+    """The shortest of several time limits; None is no limit."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _connection_problem(error: requests.RequestException, base: str) -> str:
+    """What is wrong with a server whose answer could not be received."""
+    began = isinstance(error, requests.exceptions.ChunkedEncodingError)
+    if began or (error.args and isinstance(error.args[0], ProtocolError)):
+        return f"the server at {base} closed the connection before its answer was complete, or does not use HTTP"
+    return f"the server at {base} could not be reached"
 
 
 def _document(response: requests.Response) -> dict[str, Any] | None:
+    """The JSON object of an answer, or None. In texts, "?" replaces surrogates, which cannot be written to a file."""
     try:
-        document = response.json()
-    except requests.JSONDecodeError:
+        document = parse_json(json.dumps(parse_json(response.content), ensure_ascii=False).encode("utf-8", "replace"))
+    except ValueError:
         return None
     return document if isinstance(document, dict) else None
 
 
+def _place_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The file and line of the reward's code in the values of an error of a server; empty if they are missing."""
+    match document.get("values"):
+        case {"file": str(file), "line": int(line)}:
+            return {"file": file, "line": line}
+    return {}
+
+
 def _server_message(response: requests.Response) -> str:
     """The error message of the server, or its HTTP status."""
-    document = _document(response) or {}
-    return str(document.get("error") or f"{response.status_code} {response.reason}")
+    error = (_document(response) or {}).get("error")
+    return _shown(str(error or f"{response.status_code} {response.reason}"))
+
+
+def _shown(text: str) -> str:
+    """A text of a server as one line of limited length, with control characters escaped."""
+    return shorten(printable(one_line(text)), LONGEST_MESSAGE)

@@ -11,28 +11,31 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args
 
 from tdmr1_rewards.api import Reward, RewardSpec, RunPreview
 from tdmr1_rewards.calling.import_file import private_name
+from tdmr1_rewards.calling.process_state import guarded_import
 from tdmr1_rewards.calling.reference import (
     Reference,
     build,
-    check_optionless,
+    call_named,
+    check_options,
+    guarded,
     portable,
     reference_of,
-    resolve,
     validate_options,
-    validated_options,
 )
-from tdmr1_rewards.errors import Tdmr1Error, describe_error
-from tdmr1_rewards.registry import Provenance, RegisteredReward, RewardRegistry
-from tdmr1_rewards.sources.foreign import adapt
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.registry import OWN_SPEC, Provenance, RegisteredReward, RewardRegistry
+from tdmr1_rewards.sources.foreign import IMAGE_FORMAT, adapt
+from tdmr1_rewards.sources.image_formats import TESTED, ImageForm, in_words
 from tdmr1_rewards.sources.parsing import FORMS, PATTERN, Source, parse_source, snake_case
 from tdmr1_rewards.sources.signatures import recognise
+from tdmr1_rewards.texts.variables import expand
 
 __all__ = [
     "FORMS",
@@ -45,7 +48,10 @@ __all__ = [
     "parse_source",
     "preflight",
     "reference_for",
+    "reject_other_process",
     "snake_case",
+    "source_of",
+    "usage",
 ]
 
 NO_PROMPTS = ""
@@ -70,7 +76,20 @@ def find_reward(registry: RewardRegistry, source: str | Source, python: Path | N
     _reject_word_as_weight(registry, parsed)
     if python is not None:
         return _describe_elsewhere(parsed.absolute(), python.absolute())
-    return _describe(parsed, parsed.load())
+    with guarded_import(f"reward {parsed.name!r} (from {parsed.place})"):
+        return _describe(parsed, parsed.load())
+
+
+def usage(registered: RegisteredReward, options: Mapping[str, Any]) -> str | None:
+    """How an object of a file or module is used, with the format of its images; None for other sources."""
+    form, chosen = registered.image_form, options.get(IMAGE_FORMAT)
+    if registered.taken_as is None or form is None:
+        return registered.taken_as
+    if isinstance(chosen, str) and chosen in get_args(ImageForm):  # another value is refused when the reward is built
+        form = chosen
+    if form == TESTED:
+        return f"{registered.taken_as}; the format of its images is not declared, and is tested at set-up"
+    return f"{registered.taken_as}; it receives {in_words(form)}"
 
 
 def create_reward(registered: RegisteredReward, options: Mapping[str, Any]) -> Reward:
@@ -78,41 +97,41 @@ def create_reward(registered: RegisteredReward, options: Mapping[str, Any]) -> R
 
     Raises Tdmr1Error for wrong options, and if the reward cannot be built.
     """
-    source = _source_of(registered)
+    source, options = source_of(registered), expand(options, registered)
     if source.kind == "remote":
         return _create_remote(source, options, str(registered))
-    target = None if source.kind == "registered" else source.load()
-    if target is None or isinstance(target, RewardSpec):
+    if source.kind == "registered":
         return build(reference_of(registered.spec, options), registered)
-    return adapt(target, options, owner=str(registered))
+    with guarded(registered):
+        target = source.load()
+        if isinstance(target, RewardSpec):
+            return build(reference_of(registered.spec, options), registered)
+        return adapt(target, options, owner=str(registered))
 
 
 def reference_for(registered: RegisteredReward, options: Mapping[str, Any], python: Path | None = None) -> Reference:
     """How another process, of this interpreter or of `python`, builds a reward that `find_reward` returned.
 
-    The options of a registered reward are validated here if their model can be imported here. Raises Tdmr1Error for
+    The options of a registered reward are validated here if what knows them can be imported here. Raises Tdmr1Error for
     wrong options, for an options model that cannot be imported (without `python`), and for a server, which needs no
     other process.
     """
-    source = _source_of(registered)
+    from tdmr1_rewards.sources.elsewhere import in_file, portable_from_here
+
+    source, options = source_of(registered), expand(options, registered)
     if source.kind == "remote":
-        raise Tdmr1Error(
-            f"{registered} already runs on a server",
-            "remove `isolated` and `python` from its settings",
-            code="setting-conflict",
-            values={"reward": registered.spec.name},
-        )
+        reject_other_process(registered)
     if source.kind == "registered":
         reference = reference_of(registered.spec, options)
-        check_optionless(reference, str(registered))
-        if reference.options_model is not None and (python is None or _importable(reference.options_model)):
-            validated_options(reference, str(registered))
+        known_by = reference.options_model or str(reference.factory)
+        if python is None or _importable(known_by):
+            check_options(replace(registered, source=source), options)
         return portable(reference, python)
     module, _, attribute = registered.spec.factory.partition(":")
-    in_file = source.kind == "file" and module == private_name(source.path)
-    factory = _in_file(source, attribute) if in_file else registered.spec.factory
+    is_in_file = source.kind == "file" and module == private_name(source.path)
+    factory = in_file(source, attribute) if is_in_file else registered.spec.factory
     adapted = Reference(factory=factory, options=options, adapter="tdmr1_rewards.sources.foreign:adapt")
-    return _portable_from_here(adapted, python)
+    return portable_from_here(adapted, python)
 
 
 def freeze_options(
@@ -126,42 +145,45 @@ def freeze_options(
     if registered.spec.freeze is None:
         return dict(options)
     if python is not None:
-        return _freeze_elsewhere(registered, options, python.absolute())
-    given = validated_options(reference_of(registered.spec, options), registered)
+        from tdmr1_rewards.sources.elsewhere import ask_about
+
+        given = expand(options, registered)
+        answer = ask_about(registered, source_of(registered), "freeze", python, given)["options"]
+        return {**options, **{name: value for name, value in answer.items() if value != given.get(name)}}
+    remedy = "correct the function, or remove `freeze` from the RewardSpec"
+    given = check_options(registered, options)
     before = given.model_dump(mode="json")
-    after = resolve(registered.spec.freeze, registered)(given).model_dump(mode="json")
+    frozen = call_named(registered.spec.freeze, registered, given, remedy=remedy)
+    if not isinstance(frozen, type(given)):
+        found = type(frozen).__name__
+        raise Tdmr1Error(
+            f"{registered}: {registered.spec.freeze} returned a {found}, not a {type(given).__name__}",
+            "return the options, or `options.model_copy(update={...})`",
+            code="reward-spec",
+            values={"reward": str(registered), "field": "freeze", "found": found},
+        )
+    after = frozen.model_dump(mode="json")
     return {**options, **{name: value for name, value in after.items() if value != before[name]}}
 
 
 def preflight(
     registered: RegisteredReward,
-    options: Mapping[str, Any],
+    options: Any,
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
     run_folder: Path | None = None,
 ) -> list[str | None]:
     """For each of N prompts None, or why a reward cannot score its images, from the `preflight` function of its spec.
 
-    Raises Tdmr1Error for wrong options, and if the function of the reward raises, cannot be imported, or does not
-    return N entries that are None or strings.
+    `options` are validated, as `check_options` returns them. Raises Tdmr1Error if the function of the reward raises,
+    cannot be imported, or does not return N entries that are None or strings.
     """
     spec = registered.spec
     if spec.preflight is None:
         return [None] * len(prompts)
-    given = None if spec.options is None else validated_options(reference_of(spec, options), registered)
-    function = resolve(spec.preflight, registered)
-    try:
-        answer = function(RunPreview(prompts=prompts, metadata=metadata, options=given, run_folder=run_folder))
-    except Tdmr1Error:
-        raise
-    except Exception as error:
-        described = describe_error(error)
-        raise Tdmr1Error(
-            f"{registered}: {spec.preflight} raised {described}",
-            "correct the function, or remove `preflight` from the RewardSpec",
-            code="reward-failed",
-            values={"reward": str(registered), "error": described},
-        ) from error
+    preview = RunPreview(prompts=prompts, metadata=metadata, options=options, run_folder=run_folder)
+    remedy = "correct the function, or remove `preflight` from the RewardSpec"
+    answer = call_named(spec.preflight, registered, preview, remedy=remedy)
     reasons = list(answer) if isinstance(answer, list | tuple) else []
     if len(reasons) != len(prompts) or not all(reason is None or isinstance(reason, str) for reason in reasons):
         found = f"a list of {len(reasons)}" if isinstance(answer, list | tuple) else f"a {type(answer).__name__}"
@@ -175,7 +197,18 @@ def preflight(
     return reasons
 
 
-def _source_of(registered: RegisteredReward) -> Source:
+def reject_other_process(registered: RegisteredReward) -> NoReturn:
+    """Raise Tdmr1Error: a reward on a server needs no other process here."""
+    raise Tdmr1Error(
+        f"{registered} already runs on a server",
+        "remove `isolated` and `python` from its settings, or --python from the command",
+        code="setting-conflict",
+        values={"reward": registered.spec.name},
+    )
+
+
+def source_of(registered: RegisteredReward) -> Source:
+    """The source of a reward; its name if it was not searched for."""
     return registered.source or Source("registered", registered.spec.name)
 
 
@@ -212,49 +245,17 @@ def _remote(source: Source) -> RegisteredReward:
 def _create_remote(source: Source, options: Mapping[str, Any], owner: str) -> Reward:
     from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
-    return RemoteReward(source.place, validate_options(RemoteOptions, options, owner))
+    return RemoteReward(expand(source.place, owner), validate_options(RemoteOptions, options, owner))
 
 
 @cache
 def _describe_elsewhere(source: Source, python: Path) -> RegisteredReward:
-    """Let a process of another environment import a file or module and describe the object."""
-    from tdmr1_rewards.calling.process import request_from
+    from tdmr1_rewards.sources.elsewhere import describe
 
-    factory = _in_file(source, source.attribute) if source.kind == "file" else str(source)
-    owner = f"reward {source.name!r} (from {source.place})"
-    reference = _portable_from_here(Reference(factory=factory), python)
-    answer = request_from(python, "describe", reference, owner, source=str(source))
+    answer = describe(source, python)
     spec = RewardSpec(**{**answer["spec"], "requires": tuple(answer["spec"]["requires"])})
-    return RegisteredReward(spec, _provenance(source), taken_as=answer["taken_as"], source=source)
-
-
-def _freeze_elsewhere(registered: RegisteredReward, options: Mapping[str, Any], python: Path) -> dict[str, Any]:
-    from tdmr1_rewards.calling.process import request_from
-
-    source = _source_of(registered).absolute()
-    reference = _portable_from_here(replace(reference_of(registered.spec, options), options_model=None), python)
-    known = {"spec": asdict(registered.spec), "provenance": asdict(registered.provenance)}
-    answer = request_from(
-        python,
-        "freeze",
-        reference,
-        str(registered),
-        source=str(source),
-        registered=known if source.kind == "registered" else None,
-    )
-    return dict(answer["options"])
-
-
-def _in_file(source: Source, attribute: str) -> dict[str, str]:
-    return {"file": str(source.path.absolute()), "attr": attribute}
-
-
-def _portable_from_here(reference: Reference, python: Path | None) -> Reference:
-    """A portable reference; a module that is not found elsewhere is searched for in the current folder."""
-    placed = portable(reference, python)
-    if python is None or placed.paths or placed.modules or not isinstance(reference.factory, str):
-        return placed
-    return replace(placed, paths=[str(Path.cwd())])
+    described = {name: answer[name] for name in ("taken_as", "image_form")}
+    return RegisteredReward(spec, _provenance(source), **described, source=source)
 
 
 def _importable(name: str) -> bool:
@@ -276,7 +277,7 @@ def _describe(source: Source, target: Any) -> RegisteredReward:
     module = provenance.module.partition(":")[0]
     if isinstance(target, RewardSpec):
         return RegisteredReward(
-            _with_importable_names(target, source, module), provenance, taken_as="a RewardSpec", source=source
+            _with_importable_names(target, source, module), provenance, taken_as=OWN_SPEC, source=source
         )
     recognised = recognise(target, str(source))
     model = recognised.options_model
@@ -286,9 +287,10 @@ def _describe(source: Source, target: Any) -> RegisteredReward:
         factory=f"{module}:{source.attribute}",
         options=f"{model.__module__}:{model.__qualname__}" if model else None,
         default_prompts=NO_PROMPTS,
-        image_format="array" if recognised.roles else "pil",
+        image_format="array" if recognised.roles and recognised.image_form != "pil" else "pil",
     )
-    return RegisteredReward(spec, provenance, taken_as=recognised.description, source=source)
+    form = recognised.image_form or (TESTED if recognised.roles else None)
+    return RegisteredReward(spec, provenance, taken_as=recognised.description, image_form=form, source=source)
 
 
 def _with_importable_names(spec: RewardSpec, source: Source, module: str) -> RewardSpec:

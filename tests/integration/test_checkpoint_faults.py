@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,14 @@ from tdmr1_cli.signals import Stopped
 from tdmr1_core import tiny
 from tdmr1_core.build import parts
 from tdmr1_core.distributed import Processes
-from tdmr1_core.durable_files import lock_run
+from tdmr1_core.durable_files import check_links, lock_run, replace_durable
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs import metrics_log
+from tdmr1_core.runs import run as run_module
+from tdmr1_core.runs.checkpoints import changes as changes_module
 from tdmr1_core.runs.checkpoints import manifest
-from tdmr1_core.runs.checkpoints import resume as resume_module
 from tdmr1_core.runs.checkpoints.checkpoint import (
     FILES,
     LATEST,
@@ -38,11 +41,14 @@ from tdmr1_core.runs.checkpoints.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     read_config,
+    read_latest_checkpoint,
     save_checkpoint,
 )
 from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
 from tdmr1_core.runs.checkpoints.resume import load_run_config
+from tdmr1_core.runs.evaluation.evaluator import Evaluator
 from tdmr1_core.runs.load_run import load_trained
+from tdmr1_core.runs.output.export import export_lora
 from tdmr1_core.runs.run import Run
 from tdmr1_core.stages import prompt_encoder
 from tdmr1_core.stages.rollout import RolloutStage
@@ -50,13 +56,13 @@ from tdmr1_rewards.scoring.runner import RewardRunner
 
 pytestmark = pytest.mark.integration
 NEWEST, BEFORE = "step-000003", "step-000002"
+SETTINGS = ("saving.checkpoint_every=1", "evaluation.images=1", "timesteps.per_iteration=1", "batch.group_size=2")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "whole"
-    settings = ("saving.checkpoint_every=1", "evaluation.images=1", "timesteps.per_iteration=1", "batch.group_size=2")
-    Run.create(small_config(*settings), folder).execute(Silent())
+    Run.create(small_config(*SETTINGS), folder).execute(Silent())
     return folder
 
 
@@ -97,8 +103,14 @@ def test_checking_a_checkpoint_loads_only_its_manifest(copied, monkeypatch):
     monkeypatch.setattr(manifest, "_read", lambda path: read.append(path.name) or real(path))
     assert latest_checkpoint(copied / "checkpoints").name == NEWEST
     assert read == [MANIFEST]
+
+
+def test_reading_the_settings_of_a_checkpoint_opens_no_other_file(copied, monkeypatch):
+    opened: list[str] = []
+    real = manifest._opened
+    monkeypatch.setattr(manifest, "_opened", lambda path: opened.append(path.name) or real(path))
     assert read_config(copied / "checkpoints" / NEWEST)["iterations"] == 3
-    assert read == [MANIFEST, MANIFEST, "config.json"]
+    assert opened == [MANIFEST, "config.json"]
 
 
 def test_a_run_with_a_damaged_latest_checkpoint_ends_with_the_same_bits(copied, finished):
@@ -109,6 +121,34 @@ def test_a_run_with_a_damaged_latest_checkpoint_ends_with_the_same_bits(copied, 
     assert resumed.execute(observer).finished
     assert [report.step for report in observer.reports] == [3]
     assert files(copied) == files(finished)
+
+
+@pytest.mark.parametrize("fault", ["a kill", "a full disk"])
+def test_a_resume_of_a_finished_run_keeps_its_last_evaluation_until_it_is_repeated(
+    copied, finished, monkeypatch, fault
+):
+    if fault == "a kill":
+        monkeypatch.setattr(Evaluator, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or sys.exit(9))
+    else:
+        monkeypatch.setattr(metrics_log, "keep_lines", full_after(metrics_log.keep_lines, len(metrics_log.LOGS)))
+    with pytest.raises((SystemExit, Tdmr1Error)):
+        Run.resume(copied).execute(Silent())
+    for name in metrics_log.LOGS:
+        assert (copied / name).read_bytes() == (finished / name).read_bytes()
+    monkeypatch.undo()
+    check_resume(copied, finished)
+
+
+def full_after(write, calls: int):
+    """A function that raises the error of a full disk after this number of calls of `write`."""
+    count = itertools.count(1)
+
+    def write_or_fail(*given, **named):
+        if next(count) > calls:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*given, **named)
+
+    return write_or_fail
 
 
 def test_without_an_intact_checkpoint_a_resume_is_refused(copied):
@@ -178,6 +218,13 @@ def test_after_a_crash_at_any_write_there_is_an_intact_checkpoint(engine, copied
     assert latest_checkpoint(copied / "checkpoints").name in (NEWEST, "step-000004")
     save_checkpoint(engine, copied / "checkpoints", 2)
     assert not list((copied / "checkpoints").glob(".*"))
+
+
+def test_an_export_on_a_full_disk_leaves_no_trace(engine, tmp_path, monkeypatch):
+    failing(monkeypatch, "fsync", 1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with raises("not-writable", path=str(tmp_path / "lora"), reason="No space left on device"):
+        export_lora(engine, tmp_path / "lora")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_not_finite_are_not_saved(engine, copied):
@@ -261,7 +308,7 @@ def test_the_reward_human_needs_a_single_process(copied, tmp_path, monkeypatch):
     with raises("processes-count", reward="human", processes=2):
         Run.create(small_config("rewards.0.name=human"), tmp_path / "new", processes=together)
     change(copied, "name: object_count", "name: human")
-    monkeypatch.setattr(resume_module, "_may_change", lambda *_: True)
+    monkeypatch.setattr(changes_module, "_may_change", lambda *_: True)
     with raises("processes-count", reward="human", processes=2):
         Run.resume(copied, processes=together)
 
@@ -317,6 +364,20 @@ def test_sigterm_finishes_the_iteration_and_saves(finished, tmp_path, monkeypatc
     assert caught.value.hint == f"tdmr1 train --resume {folder}"
     monkeypatch.undo()
     check_resume(folder, finished)
+
+
+def test_a_grid_that_a_kill_prevented_is_drawn_by_a_resume(tmp_path, monkeypatch):
+    """The run is asked to stop and saves iteration 1; it is killed before it has drawn the grid of that iteration."""
+    folder = tmp_path / "run"
+    send_signals(monkeypatch, RolloutStage, "run", 1, signal.SIGTERM)
+    send_signals(monkeypatch, run_module, "save_preview", 2, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Run.create(small_config(*SETTINGS, "iterations=2", "saving.samples_every=9"), folder).execute(Silent())
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-000000.png"]
+    monkeypatch.undo()
+    Run.resume(folder).execute(Silent())
+    names = sorted(path.name for path in (folder / "samples").iterdir())
+    assert names == ["step-000000.png", "step-000001.png", "step-000002.png"]
 
 
 @pytest.mark.parametrize(
@@ -431,6 +492,34 @@ def test_counters_are_restored_from_a_checkpoint(engine, tmp_path):
     engine.restore_counters({**changed, "micro_batch": 3})
     assert engine.counters()["sizes"] == before["sizes"], "the setting of the micro-batch has changed"
     engine.restore_counters(before)
+
+
+def test_readers_of_a_run_that_replaces_its_only_checkpoint_read_an_intact_one(copied):
+    checkpoints, template, over = copied / "checkpoints", copied / "template", threading.Event()
+    shutil.copytree(checkpoints / NEWEST, template)
+    shutil.rmtree(checkpoints / BEFORE)
+
+    def rotate() -> None:
+        """Replace the checkpoint as `save_checkpoint` does with `keep: 1`, as fast as possible."""
+        for number in itertools.count(4):
+            name = f"step-{number:06d}"
+            shutil.copytree(template, checkpoints / f".{name}.tmp")
+            os.rename(checkpoints / f".{name}.tmp", checkpoints / name)
+            replace_durable(checkpoints / LATEST, f"{name}\n".encode())
+            shutil.rmtree(checkpoints / f"step-{number - 1:06d}")
+            if over.is_set():
+                return
+
+    writer = threading.Thread(target=rotate)
+    writer.start()
+    try:
+        with warnings.catch_warnings(action="error"):
+            read = [read_latest_checkpoint(checkpoints) for _ in range(12)]
+            check_links(copied)
+    finally:
+        over.set()
+        writer.join()
+    assert len({checkpoint for checkpoint, _ in read}) > 1, "the checkpoint was replaced meanwhile"
 
 
 @pytest.mark.parametrize("place", ["checkpoints", "checkpoints/step-000003", "checkpoints/latest", "metrics.jsonl"])

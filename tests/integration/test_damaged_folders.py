@@ -193,6 +193,15 @@ def test_every_parameter_has_moments_and_their_number_is_saved(engine, finished)
     assert state["moments"] == {name: len(role.parameters) for name, role in engine.trained.items()}
 
 
+@pytest.mark.parametrize("target", ["nowhere", "config.yaml", ".lock"])
+def test_a_link_in_the_place_of_the_lock_is_refused(copied, target):
+    (copied / ".lock").unlink(missing_ok=True)
+    (copied / ".lock").symlink_to(target)
+    with raises("link-outside", path=str(copied / ".lock")):
+        Run.resume(copied)
+    assert (copied / "config.yaml").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [
@@ -335,7 +344,7 @@ def test_a_stop_with_a_damaged_pointer_does_not_report_that_nothing_is_saved(cop
 
 def test_sigterm_during_an_export_leaves_nothing_half_written(copied, monkeypatch, capsys):
     def terminated(*_):
-        assert (copied / ".export.tmp").is_dir()
+        assert (copied / "export" / ".export.tmp").is_dir()
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the export continued")
 

@@ -49,6 +49,7 @@ def check(variants: dict) -> None:
 def test_two_processes_have_the_records_of_one(double_precision):
     variants = double_precision["differences"]["fp64"]
     assert variants.keys() == {TWO}
+    assert variants[TWO].keys() == {"metrics", "weights", "evaluations"}
     check(variants)
 
 
@@ -60,7 +61,11 @@ def test_every_variant_has_the_records_of_one_process(tmp_path):
     assert {"rewards before sampling continues", "rewards after all sampling"} <= variants.keys()
     check(variants)
     nothing = {"max": 0.0, "mean": 0.0}
-    assert variants["stopped after every iteration"] == {"metrics": nothing, "weights": nothing}
+    assert variants["stopped after every iteration"] == {
+        "metrics": nothing,
+        "weights": nothing,
+        "evaluations": nothing,
+    }
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ import requests
 from support.command_line import environment, run_tdmr1
 from support.errors import raises
 from support.feedback_server import Label, Person, draw_folder, labelling
+from support.paths import ROOT
 
 from tdmr1_rewards.feedback.server import PAGE
 from tdmr1_rewards.feedback.serving import FeedbackPage
@@ -179,9 +180,12 @@ def test_only_the_owner_can_read_the_token_and_the_link_stays_the_same(tmp_path)
     assert first.url.endswith(f"/#{token.read_text().strip()}")
     with labelling(folder) as second:
         assert second.url == first.url
-        with labelling(folder) as third:  # the port is in use: the link differs, and both work
-            assert third.url != second.url
-            assert len(Person(third.url, "p").offers()) == 2
+        third = tdmr1(folder, "--no-open", code=2)
+        assert f"serves {folder} at {second.url} [feedback-store]" in third.stderr
+        assert len(Person(second.url, "p").offers()) == 2
+        second.interrupt()
+    with labelling(folder) as third:  # the refused command has not changed the port
+        assert third.url == second.url
 
 
 def test_a_page_ends_when_its_parent_is_killed(tmp_path):
@@ -262,6 +266,42 @@ def test_the_page_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name.rpartition("/")[2] for name in archive.namelist() if "/feedback/page/" in name}
     assert packed == {path.name for path in PAGE.iterdir()}
+
+
+def test_a_damaged_database_is_reported_and_kept(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 30)
+    with labelling(folder) as label:
+        label.interrupt()
+    path = folder / "feedback" / "answers.sqlite"
+    content = path.read_bytes()[:-4096] + b"\xff" * 4096
+    path.write_bytes(content)
+    for words in ((folder, "--no-open"), (folder, "--export", tmp_path / "a.csv")):
+        done = tdmr1(*words, code=2)
+        assert f"error: {path} is damaged" in done.stderr
+        assert "[feedback-store]" in done.stderr
+    assert path.read_bytes() == content
+
+
+def test_a_folder_with_broken_images_is_labelled_without_them(tmp_path):
+    folder = draw_folder(tmp_path / "pictures", 4)
+    (folder / "0001.png").write_bytes((folder / "0001.png").read_bytes()[:40] + b"\xdb\x09\xba\xf9" * 9)
+    with labelling(folder, whole=False) as label:
+        person = Person(label.url, "p")
+        assert len(person.offers()) == 3
+        messages = label.interrupt()
+    assert f"warning: cannot read {folder / '0001.png'} as an image; it is skipped" in messages
+    assert "1 of 4 images cannot be read" in messages
+
+
+def test_the_benchmark_with_many_clients_prints_a_table():
+    command = [sys.executable, "benchmarks/stress/clients.py", "--clients", "4", "--slow", "3", "--images", "40"]
+    done = subprocess.run(
+        [*command, "--seconds", "1.5"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if len(line.split()) == 6}
+    assert {"page", "state", "items", "image", "all"} <= table.keys()
+    assert all(int(row[0]) > 0 and int(row[1]) == 0 for row in table.values())
 
 
 def tdmr1(*words, code=0):

@@ -295,6 +295,17 @@ def test_a_size_that_the_model_does_not_support_is_refused(folders):
 
 
 @pytest.mark.parametrize("family", MAKERS)
+def test_an_image_that_is_larger_than_the_positions_of_the_network_is_refused(folders, family):
+    config = settings(folders, family, model={"width": 16384})
+    with raises("setting-invalid") as caught:
+        Engine.from_config(config)
+    largest = caught.value.values["largest"]
+    assert 64 <= largest < 16384
+    with raises("setting-invalid", width=16384, largest=largest):
+        plan(config, discover().entry(config.model))
+
+
+@pytest.mark.parametrize("family", MAKERS)
 def test_bf16_runs_and_exports(folders, tmp_path, family):
     config = settings(folders, family, model={"precision": "bf16"}, iterations=1)
     Run.create(config, tmp_path / "run").execute(Silent())

@@ -13,6 +13,7 @@ from support.errors import raises
 from support.runs import Silent, small_config
 from support.warm_processes import warm_processes  # noqa: F401
 
+from tdmr1_cli.exits import end
 from tdmr1_cli.multiprocess import launch
 from tdmr1_cli.signals import ExitWithCode
 from tdmr1_core.distill import DistillEngine
@@ -92,7 +93,7 @@ def fail(how: str) -> None:
     """The second process fails while the first waits for it."""
     processes = join_processes("cpu")
     if how == "exit" and not processes.first:
-        raise SystemExit(7)
+        end(7)
 
     def action() -> None:
         if how == "error" and not processes.first:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.errors import raises, warns
 from support.runs import Silent, files, rows, small_config
+from support.stateful_rewards import COUNTING
 from support.warm_processes import warm_processes  # noqa: F401
 
 from tdmr1_cli.multiprocess import launch
@@ -22,26 +23,6 @@ from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.scoring.failures import RewardFailed
 
 pytestmark = pytest.mark.integration
-COUNTING = '''
-from tdmr1_rewards import RewardBatch, RewardResult
-
-class Counting:
-    """Rewards red and blue in turns, and counts its calls."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, batch: RewardBatch) -> RewardResult:
-        self.calls += 1
-        pixels = [image.resize((1, 1)).getpixel((0, 0)) for image in batch.images]
-        return RewardResult(scores=[float(pixel[2 * (self.calls % 2)]) + self.calls for pixel in pixels])
-
-    def state_dict(self):
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state):
-        self.calls = state["calls"]
-'''
 
 
 def counting_config(folder: Path, *assignments: str, code: str = COUNTING, **settings: object):

@@ -75,7 +75,9 @@ def test_a_words_model_is_made_and_trained_with_ocr_match(tmp_path):
     (tmp_path / "words.txt").write_text('a sign "NET"\na sign "TAX"\n')
     train = ["train", "--model", "tiny-words-tdm", "--reward", "ocr_match", "--iterations", "1"]
     train += ["--model-path", str(teacher), "--lora", str(student), "--prompts", str(tmp_path / "words.txt")]
-    run_tdmr1(*train, "--output", str(tmp_path / "run"), "--set", "evaluation.images=2", *SMALL)
+    done = run_tdmr1(*train, "--output", str(tmp_path / "run"), "--set", "evaluation.images=2", *SMALL, code=None)
+    # With an untrained network, all images of the only iteration can have the same reward.
+    assert done.returncode == 0 or "[nothing-learned]" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [row["n"] for row in rows if "exact/mean" in row] == [2, 2]
     assert "reward/ocr_match/mean" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])

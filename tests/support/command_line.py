@@ -5,13 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 
 from support.paths import ROOT, TESTS
 from support.warm_cli import WarmCli, WarmProcess
 
 SETTINGS = ("batch.groups=2", "batch.group_size=4", "timesteps.per_iteration=1", "evaluation.images=4")
 SETTINGS += ("saving.tensorboard=false",)
-SMALL = [part for setting in SETTINGS for part in ("--set", setting)]
+
+
+def changed(settings: Iterable[str], *changes: str) -> list[str]:
+    """The options `--set NAME=VALUE` of settings, of which some have another value."""
+    last = {setting.partition("=")[0]: setting for setting in (*settings, *changes)}
+    return [part for setting in last.values() for part in ("--set", setting)]
+
+
+def small(*changes: str) -> list[str]:
+    """The options of a small run with further or other settings."""
+    return changed(SETTINGS, *changes)
+
+
+SMALL = small()
 
 
 AT_START = dict(os.environ)
@@ -59,10 +73,15 @@ def run_script(path, *arguments, timeout=600):
     return done
 
 
-def start_tdmr1(*arguments, fresh=False, stdout=None, stderr=None, **changes) -> subprocess.Popen | WarmProcess:
-    """Start the command line in the background; `stdout` and `stderr` are as in `subprocess.Popen`."""
+def start_tdmr1(
+    *arguments, fresh=False, stdout=None, stderr=None, closed=(), **changes
+) -> subprocess.Popen | WarmProcess:
+    """Start the command line in the background; `stdout` and `stderr` are as in `subprocess.Popen`.
+
+    The descriptors in `closed` are closed; this needs a fork.
+    """
     variables = environment(**changes)
     if fresh or not warm.can_run(variables):
         variables = without_bitsandbytes(variables)
         return subprocess.Popen(command(*arguments), env=variables, stdout=stdout, stderr=stderr, text=True)
-    return warm.start(arguments, variables, stdout=stdout, stderr=stderr)
+    return warm.start(arguments, variables, stdout=stdout, stderr=stderr, closed=closed)

@@ -14,6 +14,8 @@ import requests
 from PIL import Image
 
 from support.command_line import start_tdmr1
+from tdmr1_rewards.feedback.overview import read_overview
+from tdmr1_rewards.feedback.store import FeedbackStore
 
 PROMPTS = ("two red circles", "a dog in the snow")
 
@@ -31,9 +33,9 @@ def draw_folder(folder: Path, count: int, *, size: int = 24) -> Path:
 
 
 class Label:
-    """A running `tdmr1 label`: its process and its URL."""
+    """A running `tdmr1 label`: its process and its URL. With `whole`, it has read all images of the folder."""
 
-    def __init__(self, folder: Path, *options: str | int, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, *options: str | int, fresh: bool = False, whole: bool = True) -> None:
         words = ["label", str(folder), "--no-open", "--no-shuffle", "--json", *map(str, options)]
         self.process = start_tdmr1(*words, fresh=fresh, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         text = ""
@@ -43,6 +45,19 @@ class Label:
             text += line
         self.document = json.loads(text)
         self.url = self.document["url"]
+        if whole:
+            self.wait_for_images()
+
+    def wait_for_images(self) -> None:
+        """Wait until all images of the folder were read. The store is asked: a request would count as a person."""
+        limit = time.monotonic() + 60
+        store = FeedbackStore(Path(self.document["folder"]))
+        try:
+            while read_overview(store).progress.items < self.document["pictures"]:
+                assert time.monotonic() < limit
+                time.sleep(0.02)
+        finally:
+            store.close()
 
     def kill(self) -> None:
         """Send SIGKILL and wait for the end of the process."""
@@ -57,9 +72,9 @@ class Label:
 
 
 @contextmanager
-def labelling(folder: Path, *options: str | int, fresh: bool = False) -> Iterator[Label]:
+def labelling(folder: Path, *options: str | int, fresh: bool = False, whole: bool = True) -> Iterator[Label]:
     """Run `tdmr1 label` during the block."""
-    label = Label(folder, *options, fresh=fresh)
+    label = Label(folder, *options, fresh=fresh, whole=whole)
     try:
         yield label
     finally:

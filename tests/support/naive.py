@@ -81,6 +81,7 @@ class Settings:
 
     loss: str = "squared"
     huber_c: float = 1e-3
+    joint_huber: bool = True
     guidance: float = 2.5
     rl_cfg: float = 1.5
     reference: str = "reference"
@@ -316,7 +317,7 @@ class Naive:
                 reward = _pull(s, x0, d_reward, max(w_reward, s.floor))
             if k < s.trunc_steps:
                 total = s.tdm_weight * cfg + (1 - s.tdm_weight) * s.reward_scale * reward + kl
-            elif s.loss == "squared":
+            elif s.loss == "squared" or not s.joint_huber:
                 total = s.tdm_weight * (cfg + kl)
             else:
                 total = s.tdm_weight * _pull_both(s, x0, d_cfg, d_kl, w)

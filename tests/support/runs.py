@@ -23,7 +23,8 @@ SMALL = (
 def small_config(*assignments: str, preset: str = "tiny", **settings: Any) -> RunConfig:
     """The tiny preset with two groups of four images for three iterations, changed by assignments and settings."""
     rewards = [] if preset.startswith("distill") else [{"name": "object_count"}]
-    return resolve([read_preset(preset), {"rewards": rewards, **settings}, parse_assignments([*SMALL, *assignments])])
+    changes = [parse_assignments([each]) for each in (*SMALL, *assignments)]  # later ones override earlier ones
+    return resolve([read_preset(preset), {"rewards": rewards, **settings}, *changes])
 
 
 class Silent:

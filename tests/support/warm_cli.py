@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 LARGEST_REQUEST = 1 << 20
-SET_BY_A_FORK = ("PYTHONPATH", "HF_HOME")
+SET_BY_A_FORK = ("PYTHONPATH", "PYTHONIOENCODING", "HF_HOME")
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE", "OMP_", "MKL_", "OPENBLAS", "TORCH", "TRANSFORMERS", "DIFFUSERS", "CUDA")
 READ_AT_IMPORT += ("PYTHON", "LD_", "XDG_", "TOKENIZERS", "TQDM", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -78,9 +78,13 @@ class WarmCli:
         *,
         cwd: object = None,
         script: object = None,
+        closed: Sequence[int] = (),
         **streams: Any,
     ) -> WarmProcess:
-        """Start `tdmr1`, or the Python file `script`; the streams are None, `subprocess.PIPE` or `DEVNULL`."""
+        """Start `tdmr1`, or the Python file `script`.
+
+        The streams are None, `subprocess.PIPE`, `DEVNULL` or a descriptor. The descriptors in `closed` are closed.
+        """
         control = self._connected()
         reply, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipes: dict[str, IO[str]] = {}
@@ -89,14 +93,17 @@ class WarmCli:
             if streams.get(name) == subprocess.PIPE:
                 reading, writing = os.pipe()
                 pipes[name] = open(reading, encoding="utf-8")  # noqa: SIM115
+            elif streams.get(name) == subprocess.DEVNULL:
+                writing = os.open(os.devnull, os.O_WRONLY)
             else:
-                writing = os.dup(number) if streams.get(name) is None else os.open(os.devnull, os.O_WRONLY)
+                writing = os.dup(number if streams.get(name) is None else streams[name])
             ends.append(writing)
         request = {
             "arguments": [str(argument) for argument in arguments],
             "environment": dict(environment),
             "cwd": str(cwd or os.getcwd()),
             "script": script and str(script),
+            "closed": list(closed),
         }
         socket.send_fds(control, [json.dumps(request).encode()], ends)
         child_end.close()
@@ -288,13 +295,16 @@ def import_everything() -> None:
 def fork_processes() -> None:
     """Let `--processes` fork its processes. Spawned ones, as in a real command, would import everything again.
 
-    What a spawned process would receive is pickled, so that a job that cannot be sent fails here too.
+    What a spawned process would receive is pickled, so that a job that cannot be sent fails here too. Shared memory
+    is inherited instead.
     """
+    import ctypes
+
     import torch.multiprocessing
     from torch.multiprocessing.spawn import start_processes
 
     def fork(function: Callable[..., None], arguments: tuple[Any, ...], **options: Any) -> Any:
-        ForkingPickler.dumps((function, arguments))
+        ForkingPickler.dumps((function, [each for each in arguments if not isinstance(each, ctypes.Array)]))
         return start_processes(function, arguments, **options, start_method="fork")
 
     torch.multiprocessing.start_processes = fork
@@ -327,6 +337,7 @@ def become(request: dict[str, Any], descriptors: list[int], installed: list[str]
     importlib.invalidate_caches()
     sys.argv = [script or "tdmr1", *request["arguments"]]
     restart_coverage()
+    open_streams(request["closed"])
     code = 1
     try:
         from tdmr1_cli.main import main
@@ -335,7 +346,7 @@ def become(request: dict[str, Any], descriptors: list[int], installed: list[str]
             runpy.run_path(script, run_name="__main__")
             code = 0
         else:
-            code = main(request["arguments"])
+            code = main()
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
         if isinstance(exit.code, str):
@@ -349,6 +360,19 @@ def become(request: dict[str, Any], descriptors: list[int], installed: list[str]
             with contextlib.suppress(Exception):
                 stream.flush()
         posix._exit(code)  # coverage.py wraps os._exit, and its data is saved by now
+
+
+def open_streams(closed: Sequence[int]) -> None:
+    """Close descriptors, and make the streams that a new interpreter has."""
+    for number in closed:
+        os.close(number)
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    for number, name, errors in ((0, "stdin", "strict"), (1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
+        mode = "w" if number else "r"
+        stream = None
+        if number not in closed:
+            stream = open(number, mode, encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
 
 
 def restart_coverage() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tdmr1_cli.commands.rewards import checking, info, listing, new, serving, trying
+from tdmr1_cli.output import with_own_stdout
 
 VERBS = {"list": listing, "info": info, "try": trying, "check": checking, "new": new, "serve": serving}
 
@@ -14,4 +15,4 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for name, verb in VERBS.items():
-    app.command(name)(verb.command)
+    app.command(name)(with_own_stdout(verb.command))

@@ -24,7 +24,9 @@ def command(json: JsonOption = False) -> None:
     broken = [record for record in plugins.records if record.error]
     if json:
         problems = [{"plugin": record.provenance.plugin, "error": record.error} for record in broken]
-        emit_json({"rewards": [document(entry) for entry in entries], "broken_plugins": problems})
+        emit_json(
+            {"rewards": [document(entry, availability(entry.spec)) for entry in entries], "broken_plugins": problems}
+        )
         return
     columns = ["reward", "what it rewards", "range", "needs", "usable here", "from"]
     table(columns, [_row(entry) for entry in entries])

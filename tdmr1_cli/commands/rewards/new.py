@@ -13,6 +13,7 @@ import typer
 
 from tdmr1_cli.commands.plugins import find_plugins
 from tdmr1_cli.output import data, message
+from tdmr1_core.durable_files import write_results
 from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
@@ -37,21 +38,15 @@ def command(
             code="file-exists",
             values={"path": str(folder)},
         )
-    try:
-        for path, text in _files(names).items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-            data(str(target))
-    except OSError as error:
-        raise Tdmr1Error(
-            f"cannot write {folder}: {error.strerror}",
-            "choose another folder with --output",
-            code="not-writable",
-            values={"path": str(folder), "reason": error.strerror},
-        ) from error
-    message(f"next: pip install -e '{folder}[dev]'\n      pytest {folder}")
-    message(f"      tdmr1 rewards check {names['reward']}\n      tdmr1 train --reward {names['reward']}")
+    files = {folder / path: text.encode() for path, text in _files(names).items()}
+    write_results(files)
+    data(*map(str, files))
+    message(
+        f"next: pip install -e '{folder}[dev]'",
+        f"      pytest {folder}",
+        f"      tdmr1 rewards check {names['reward']}",
+        f"      tdmr1 train --reward {names['reward']}",
+    )
 
 
 def _names(name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tdmr1_cli.commands.rewards.common import OptionsOption, SourceArgument, build
+from tdmr1_cli.commands.rewards.common import OptionsOption, PythonOption, SourceArgument, build
 from tdmr1_cli.output import data, warning
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_rewards.serving.addresses import is_loopback, listen, reachable
@@ -25,13 +25,14 @@ def command(
     device: Annotated[
         str, typer.Option("--device", metavar="D", help="cpu, cuda:1 …; auto is a GPU if there is one.")
     ] = "auto",
+    python: PythonOption = None,
 ) -> None:
     """Serve a reward to runs on other machines. Ctrl-C stops it.
 
     Requests need a token: the value of TDMR1_REWARD_TOKEN, or a new token that is printed.
     """
     server = _server_module()
-    built = build(source, options or ())
+    built = build(source, options or (), python)
     spec = built.found.spec
     given = os.environ.get(TOKEN_VARIABLE)
     token = given or secrets.token_urlsafe(32)
@@ -39,7 +40,9 @@ def command(
     if not is_loopback(host):
         warning(f"other machines can connect to {host}; the token and the images are sent unencrypted")
     listening = listen(host, port)
-    app = server.build_app(built.reward, spec, token, provenance=built.found.provenance, device=chosen)
+    app = server.build_app(
+        built.reward, spec, token, provenance=built.found.provenance, device=chosen, python=built.python
+    )
     url = f"http://{reachable(host)}:{listening.getsockname()[1]}/{spec.name}"
 
     def ready() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tdmr1_cli.commands.rewards.common import DeviceOption, OptionsOption, SourceArgument, build
+from tdmr1_cli.commands.rewards.common import DeviceOption, OptionsOption, PythonOption, SourceArgument, build
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import emit_json, message, table
 from tdmr1_core.errors import Tdmr1Error
@@ -17,7 +17,7 @@ from tdmr1_core.errors import Tdmr1Error
 if TYPE_CHECKING:
     import numpy as np
 
-    from tdmr1_rewards.scoring.single_reward import ImageScore
+    from tdmr1_rewards.scoring.single_reward import ImageScore, ImageToScore
 
 BOXES = "boxes"
 
@@ -38,17 +38,24 @@ def command(
         typer.Option("--save", metavar="DIR", help="Save copies of the images with the boxes that the reward returns."),
     ] = None,
     device: DeviceOption = "cpu",
+    python: PythonOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score images, and print the details that the reward returns for each."""
+    """Score images, and print the details that the reward returns for each.
+
+    Images with the same prompt are a group, for rewards that compare images.
+    """
     known = _metadata(metadata)
     prompts = _prompts(prompt or [], known, len(images))
     pixels = [_read(path) for path in images]
-    built = build(source, option or ())
+    built = build(source, option or (), python)
     from tdmr1_rewards.scoring.single_reward import ImageToScore, SingleReward
 
-    to_score = [ImageToScore(image, text, known) for image, text in zip(pixels, prompts, strict=True)]
-    with SingleReward(built.found.spec, built.reward, built.found.provenance, device) as reward:
+    groups = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
+    to_score = [ImageToScore(image, text, known, groups[text]) for image, text in zip(pixels, prompts, strict=True)]
+    with SingleReward(built.found.spec, built.reward, built.found.provenance, device, built.python) as reward:
+        if reward.groupwise:
+            _check_groups(built.found.spec.name, to_score)
         results = reward(to_score)
     saved = _save(save, images, pixels, results)
     if json:
@@ -97,26 +104,30 @@ def _prompts(given: Sequence[str], metadata: Mapping[str, Any], count: int) -> l
     return prompts
 
 
+def _check_groups(reward: str, images: Sequence[ImageToScore]) -> None:
+    """Raise Tdmr1Error if a prompt has one image, or images of several sizes, which cannot be in one batch."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for image in images:
+        shapes.setdefault(image.prompt, []).append(image.image.shape)
+    for prompt, found in shapes.items():
+        different = len(set(found)) > 1
+        if len(found) > 1 and not different:
+            continue
+        what = "has images of different sizes" if different else "has one image"
+        raise Tdmr1Error(
+            f"reward {reward!r} compares the images of a prompt, but the prompt {prompt!r} {what}",
+            "give several images of one size for each prompt; without --prompt, all images have the same one",
+            code="argument-invalid",
+            values={"reward": reward, "prompt": prompt, "images": len(found)},
+        )
+
+
 def _read(path: Path) -> np.ndarray:
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
 
-    try:
-        return np.array(Image.open(path).convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise Tdmr1Error(
-            f"{path} is not an image file",
-            "use a PNG, JPEG or WebP file",
-            code="file-unreadable",
-            values={"path": str(path)},
-        ) from error
-    except OSError as error:
-        raise Tdmr1Error(
-            f"cannot read the image {path}: {error.strerror or error}",
-            "check the path",
-            code="file-missing" if isinstance(error, FileNotFoundError) else "file-unreadable",
-            values={"path": str(path)},
-        ) from error
+    from tdmr1_rewards.calling.image_files import read_image
+
+    return np.array(read_image(path))
 
 
 def _save(
@@ -124,25 +135,21 @@ def _save(
 ) -> list[Path | None]:
     """Save the images that have boxes; returns the path of each copy, None for an image without boxes."""
     from tdmr1_cli.commands.rewards.boxes import draw_boxes
+    from tdmr1_core.durable_files import write_results
+    from tdmr1_core.runs.output.image_grids import png
 
     saved: list[Path | None] = []
+    files: dict[Path, bytes] = {}
     for index, (path, image, result) in enumerate(zip(images, pixels, results, strict=True)):
         boxes = result.details.get(BOXES)
         if folder is None or not boxes:
             saved.append(None)
             continue
         target = folder / f"{index:03d}-{path.stem}.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            draw_boxes(image, boxes).save(target)
-        except OSError as error:
-            raise Tdmr1Error(
-                f"cannot write {target}: {error.strerror}",
-                "choose another folder with --save",
-                code="not-writable",
-                values={"path": str(target), "reason": error.strerror},
-            ) from error
+        files[target] = png(draw_boxes(image, boxes))
         saved.append(target)
+    if files:
+        write_results(files)
     return saved
 
 

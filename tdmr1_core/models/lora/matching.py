@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.lora.key_names import OTHER_METHODS, TEXT_ENCODERS, Key, flatten_names, module_names, parse_key
+from tdmr1_core.models.lora.alphas import DefaultAlpha, StatedModule, module_alphas
+from tdmr1_core.models.lora.key_names import (
+    BIAS,
+    OTHER_METHODS,
+    SAVED_MODULES,
+    TEXT_ENCODERS,
+    WHOLE_WEIGHT,
+    Key,
+    ModuleNames,
+    Source,
+    parse_key,
+)
+from tdmr1_core.models.lora.raw import RawLora, widen
 from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
 from tdmr1_core.models.roles import LoraWeights
 
 RIGHT_BASE = "use the LoRA with the base model it was made for"
-
-
-@dataclass(frozen=True)
-class RawLora:
-    """The tensors of a file, by key or as a list without names, and its metadata."""
-
-    tensors: dict[str, Tensor] | list[Tensor]
-    config: Mapping[str, Any]
-    """PEFT's adapter config; empty if there is none."""
-    network_alpha: float | None = None
-    """Kohya's alpha for the whole network."""
-
-    def widened(self) -> RawLora:
-        """The same tensors in float32, or in float64 where they already are."""
-
-        def widen(tensor: Tensor) -> Tensor:
-            return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-        if isinstance(self.tensors, list):
-            return replace(self, tensors=[widen(tensor) for tensor in self.tensors])
-        return replace(self, tensors={key: widen(tensor) for key, tensor in self.tensors.items()})
+CONVERT = "use a plain LoRA of linear layers, or merge it into the model and use that directory"
 
 
 def name_by_position(tensors: Sequence[Tensor], network: MetaNetwork, expected: LoraShape, path: Path) -> LoraWeights:
@@ -77,94 +70,93 @@ def name_by_position(tensors: Sequence[Tensor], network: MetaNetwork, expected: 
     return dict(zip(names, tensors, strict=True))
 
 
+@dataclass(frozen=True)
+class _Module:
+    """The LoRA of one module of a file, as alpha / rank times up @ down."""
+
+    source: Source
+    down: Tensor  # (rank, in)
+    up: Tensor  # (out, rank)
+    alpha: float
+    """The scale times the rank of this module."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of this module."""
+        return self.down.shape[0]
+
+
 def match_by_name(
-    raw: RawLora, network: MetaNetwork, targets: tuple[str, ...], alpha: float | Literal["rank"] | None, path: Path
+    raw: RawLora,
+    network: MetaNetwork,
+    targets: tuple[str, ...],
+    alpha: DefaultAlpha,
+    path: Path,
+    *,
+    ignore_text_encoder: bool = False,
 ) -> tuple[str, LoraShape, LoraWeights]:
     """The layout, the shape and the weights by canonical name of a file with names.
 
-    `targets` are the expected target modules; `alpha` is used if the file has none. Raises Tdmr1Error if the file does
-    not fit the network or has no alpha and none is given.
+    All modules get one rank, the largest, and one alpha: smaller matrices are padded with zeros, and B matrices are
+    multiplied by the ratio of the scales, so that the update of every weight is the same as in the file. `targets` are
+    the expected target modules; `alpha` is used if the file has none. `ignore_text_encoder` leaves out the keys of text
+    encoders. Raises Tdmr1Error if the file does not fit the network, is not a plain LoRA, or has no alpha and none is
+    given.
     """
     assert isinstance(raw.tensors, dict)
-    keys = _parse_keys(raw.tensors, path)
-    names = module_names(network.family, network.linears)
-    modules = _modules(keys, names, flatten_names(names), raw.tensors, network, path)
-    rank = _common_rank(modules, raw.config, path)
-    common, weights = _scaled(modules, raw, rank, float(rank) if alpha == "rank" else alpha, path)
-    shape = _shape(weights, network, LoraShape(rank, common, ()), (raw.config.get("target_modules"), targets))
-    expected = network.lora(shape)
-    for name, weight in weights.items():
-        if tuple(weight.shape) != expected[name]:
-            raise Tdmr1Error(
-                f"{name} in {path} has shape {tuple(weight.shape)}, but the model needs {expected[name]}",
-                RIGHT_BASE,
-                code="lora-mismatch",
-                values={
-                    "path": str(path),
-                    "parameter": name,
-                    "shape": list(weight.shape),
-                    "expected": list(expected[name]),
-                },
-            )
-    flat = any(key.flat for key in keys.values())
+    keys = _parse_keys(raw.tensors, path, ignore_text_encoder=ignore_text_encoder)
+    widened = {key: widen(f"the key {key}", raw.tensors[key], path) for key in keys}
+    raw = replace(raw, tensors=raw.tensors | widened)
+    parts = _find_modules(keys, network, path)
+    modules = _modules(parts, raw, alpha, path)
+    separate = [each for module in modules for each in _split(module, network, path)]
+    order = {name: position for position, name in enumerate(network.linears)}
+    separate.sort(key=lambda module: order[module.source.modules[0]])
+    rank = max(module.rank for module in separate)
+    common = next(module.alpha for module in separate if module.rank == rank)
+    weights: LoraWeights = {}
+    for module in separate:
+        (name,) = module.source.modules
+        factor = (module.alpha / module.rank) / (common / rank)
+        missing = rank - module.rank
+        up = module.up if factor == 1 else module.up * factor
+        weights[f"{name}.lora_A.weight"] = functional.pad(module.down, (0, 0, 0, missing))  # (rank, in)
+        weights[f"{name}.lora_B.weight"] = functional.pad(up, (0, missing))  # (out, rank)
+    shape = find_shape(weights, network, LoraShape(rank, common, ()), (raw.config.get("target_modules"), targets))
+    flat = any("." not in key.module for key in keys.values())
     layout = "kohya's names" if flat or raw.network_alpha else "diffusers' or PEFT's names"
-    return layout, shape, {name: weights[name] for name in expected}
+    return layout, shape, {name: weights[name] for name in network.lora(shape)}
 
 
-@dataclass(frozen=True)
-class _Module:
-    """The LoRA of one module of a file. A fused module has several names. `alpha` is None if the module has none."""
-
-    names: tuple[str, ...]
-    down: Tensor  # (rank, in)
-    up: Tensor  # (out, rank)
-    alpha: float | None
-
-
-def _common_rank(modules: Sequence[_Module], config: Mapping[str, Any], path: Path) -> int:
-    """The rank of all modules. Raises Tdmr1Error if they differ, or if the adapter config has another rank."""
-    ranks = sorted({module.down.shape[0] for module in modules} | {module.up.shape[-1] for module in modules})
-    if len(ranks) > 1:
+def _parse_keys(tensors: Mapping[str, Tensor], path: Path, *, ignore_text_encoder: bool = False) -> dict[str, Key]:
+    """The parsed keys, sorted. Raises Tdmr1Error unless the file is a plain LoRA of the denoiser."""
+    _check_no_network(tensors, path)
+    of_encoder = [key for key in tensors if TEXT_ENCODERS.match(key)]
+    if of_encoder and not ignore_text_encoder:
         raise Tdmr1Error(
-            f"{path} has LoRAs of different ranks ({', '.join(map(str, ranks))})",
-            "use a LoRA with a single rank",
+            f"{path} also changes a text encoder ({len(of_encoder)} keys, such as {of_encoder[0]})",
+            "text encoders are not trained; set model.ignore_text_encoder_lora=true to use the rest of the file",
             code="lora-unsupported",
-            values={"path": str(path), "ranks": ranks},
+            values={"path": str(path), "key": of_encoder[0]},
         )
-    (rank,) = ranks
-    stated = int(config.get("r", rank))
-    if stated != rank:
-        raise Tdmr1Error(
-            f"the metadata of {path} has rank {stated}, but its weights have rank {rank}",
-            "export the LoRA again, or correct the rank `r` in its adapter config",
-            code="lora-mismatch",
-            values={"path": str(path), "stated": stated, "rank": rank},
-        )
-    return rank
-
-
-def _parse_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Key]:
-    """The parsed keys. Raises Tdmr1Error unless the file is a plain LoRA of the denoiser."""
-    for key in tensors:
-        for part, method in OTHER_METHODS.items():
-            if part in key:
-                raise Tdmr1Error(
-                    f"{path} is not a plain LoRA: the key {key} belongs to {method}",
-                    "use a plain LoRA",
-                    code="lora-unsupported",
-                    values={"path": str(path), "key": key, "method": method},
-                )
-        if key.startswith(TEXT_ENCODERS):
+    used = sorted(tensors.keys() - set(of_encoder))
+    parsed = {key: parse_key(key) for key in used}
+    for key in used:
+        method = _method(key)
+        if method is None and WHOLE_WEIGHT.fullmatch(key) and any(parsed.values()):
+            method = SAVED_MODULES
+        if method is not None:
             raise Tdmr1Error(
-                f"{path} also changes the text encoder (key {key})",
-                "use a LoRA of the denoiser only: text encoders are not trained",
+                f"{path} is not a plain LoRA: the key {key} belongs to {method}",
+                CONVERT,
                 code="lora-unsupported",
-                values={"path": str(path), "key": key},
+                values={"path": str(path), "key": key, "method": method},
             )
-    parsed = {key: parse_key(key) for key in tensors}
     unknown = [key for key, parts in parsed.items() if parts is None]
     if unknown or not parsed:
         reason = f"unknown keys ({len(unknown)}), such as {unknown[0]}" if unknown else "it has no keys"
+        if not unknown and of_encoder:
+            reason += " but those of text encoders"
         raise Tdmr1Error(
             f"{path} is not a LoRA file: {reason}",
             "name a LoRA file of diffusers, PEFT or kohya",
@@ -174,95 +166,162 @@ def _parse_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Key]:
     return {key: parts for key, parts in parsed.items() if parts is not None}
 
 
-def _modules(
-    keys: Mapping[str, Key],
-    names: Mapping[str, tuple[str, ...]],
-    flat_names: Mapping[str, tuple[str, ...]],
-    tensors: Mapping[str, Tensor],
-    network: MetaNetwork,
-    path: Path,
-) -> list[_Module]:
-    """The LoRA of each module. `names` and `flat_names` map the known module names to their modules in diffusers."""
-    grouped: dict[tuple[str, ...], dict[str, Tensor]] = {}
+def _method(key: str) -> str | None:
+    """The method other than a plain LoRA that a key belongs to."""
+    return next((name for name, pattern in OTHER_METHODS.items() if re.search(pattern, key)), None)
+
+
+def _check_no_network(keys: Iterable[str], path: Path) -> None:
+    """Raise Tdmr1Error for the weights of a whole network: no key is one of a LoRA, and most are weights and biases."""
+    names = sorted(keys)
+    weights = [key for key in names if WHOLE_WEIGHT.fullmatch(key) or BIAS.fullmatch(key)]
+    if 2 * len(weights) <= len(names) or any(parse_key(key) or _method(key) not in (None, "biases") for key in names):
+        return
+    raise Tdmr1Error(
+        f"{path} is not a LoRA file: it holds the weights of a whole network, such as {weights[0]}",
+        "name a LoRA file of diffusers, PEFT or kohya; use --model-path for a pipeline directory with other weights",
+        code="lora-keys",
+        values={"path": str(path), "unknown": names},
+    )
+
+
+def _find_modules(
+    keys: Mapping[str, Key], network: MetaNetwork, path: Path
+) -> dict[Source, tuple[str, dict[str, str]]]:
+    """For each source, its name as PEFT's patterns see it, and the keys of its parts.
+
+    Raises Tdmr1Error for modules that are not known, for two sources of one module, and for half of a LoRA.
+    """
+    names = ModuleNames(network.family, network.linears)
+    grouped: dict[Source, tuple[str, dict[str, str]]] = {}
+    users: dict[tuple[str, str], str] = {}
     unknown = []
-    for key, parts in keys.items():
-        found = (flat_names if parts.flat else names).get(parts.module)
+    for key, parsed in keys.items():
+        found = names.find(parsed.module)
         if found is None:
-            unknown.append(parts.module)
-        else:
-            grouped.setdefault(found, {})[parts.part] = tensors[key]
+            unknown.append(parsed.module)
+            continue
+        source, name = found
+        for module in source.modules:
+            other = users.setdefault((module, parsed.part), key)
+            if other != key:
+                raise Tdmr1Error(
+                    f"{path} has two LoRAs for {module}: the keys {other} and {key}",
+                    "remove one of them from the file, or merge the two",
+                    code="lora-unsupported",
+                    values={"path": str(path), "module": module, "keys": [other, key]},
+                )
+        grouped.setdefault(source, (name, {}))[1][parsed.part] = key
     if unknown:
-        count = len(set(unknown))
+        raise _unknown_modules(sorted(set(unknown)), network, path)
+    for source, (_, parts) in grouped.items():
+        if not {"down", "up"} <= parts.keys():
+            raise Tdmr1Error(
+                f"{path} holds only one of the two matrices for {source.modules[0]}",
+                "download or export it again",
+                code="lora-keys",
+                values={"path": str(path), "module": source.modules[0]},
+            )
+    return grouped
+
+
+def _unknown_modules(unknown: Sequence[str], network: MetaNetwork, path: Path) -> Tdmr1Error:
+    return Tdmr1Error(
+        f"{path} has LoRAs for modules ({len(unknown)}) that are no linear layers of the {network.family.transformer}, "
+        f"such as {unknown[0]}",
+        "convert the file to the names of diffusers, or remove these keys; if the names are those of another network, "
+        + RIGHT_BASE,
+        code="lora-mismatch",
+        values={
+            "path": str(path),
+            "unknown": len(unknown),
+            "module": unknown[0],
+            "network": network.family.transformer,
+        },
+    )
+
+
+def _modules(
+    found: Mapping[Source, tuple[str, Mapping[str, str]]], raw: RawLora, alpha: DefaultAlpha, path: Path
+) -> list[_Module]:
+    """The LoRA of each module of the file. Raises Tdmr1Error unless all are of linear layers and have a known alpha."""
+    assert isinstance(raw.tensors, dict)
+    matrices = [_matrices(source, parts, raw.tensors, path) for source, (_, parts) in found.items()]
+    stated = [
+        StatedModule(source.modules[0], name, down.shape[0], given)
+        for (source, (name, _)), (down, _, given) in zip(found.items(), matrices, strict=True)
+    ]
+    alphas = module_alphas(raw, stated, alpha, path)
+    return [
+        _Module(source, down, up, value) for source, (down, up, _), value in zip(found, matrices, alphas, strict=True)
+    ]
+
+
+def _matrices(
+    source: Source, parts: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path
+) -> tuple[Tensor, Tensor, float | None]:
+    """A (rank, in), B (out, rank) and the alpha tensor of a module. Raises Tdmr1Error for other shapes."""
+    down, up = tensors[parts["down"]], tensors[parts["up"]]
+    given = tensors[parts["alpha"]] if "alpha" in parts else None
+    valid_alpha = given is None or given.numel() == 1
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.shape[0] or not valid_alpha:
         raise Tdmr1Error(
-            f"{path} does not fit: the {network.family.transformer} lacks modules ({count}), such as {unknown[0]}",
+            f"the LoRA for {source.modules[0]} in {path} has the shapes {tuple(down.shape)} and {tuple(up.shape)}",
+            "a LoRA of a linear layer has the shapes (rank, in) and (out, rank)",
+            code="lora-unsupported",
+            values={"path": str(path), "module": source.modules[0], "shapes": [list(down.shape), list(up.shape)]},
+        )
+    return down, up, None if given is None else float(given.item())
+
+
+def _split(module: _Module, network: MetaNetwork, path: Path) -> Iterator[_Module]:
+    """The LoRA of each module of diffusers. Raises Tdmr1Error if a shape differs from that of the network.
+
+    Of a fused module, columns of B that are 0 are removed with the rows of A that they multiply, so that the parts of a
+    block-diagonal B keep their rank.
+    """
+    shapes = [network.linears[name] for name in module.source.modules]
+    wanted = (sum(rows for rows, _ in shapes), shapes[0][1])
+    found = (module.up.shape[0], module.down.shape[1])
+    if (module.up.shape[1], module.down.shape[0]) == wanted != found:
+        raise Tdmr1Error(
+            f"the matrices of the LoRA for {module.source.modules[0]} in {path} are transposed or swapped: "
+            f"{tuple(module.down.shape)} and {tuple(module.up.shape)}",
+            "a LoRA of a linear layer has the shapes (rank, in) and (out, rank)",
+            code="lora-unsupported",
+            values={
+                "path": str(path),
+                "module": module.source.modules[0],
+                "shapes": [list(module.down.shape), list(module.up.shape)],
+            },
+        )
+    if found != wanted:
+        raise Tdmr1Error(
+            f"the LoRA for {module.source.modules[0]} in {path} is made for a layer with {found[1]} inputs and "
+            f"{found[0]} outputs, but that of the model has {wanted[1]} and {wanted[0]}",
             RIGHT_BASE,
             code="lora-mismatch",
-            values={"path": str(path), "unknown": count, "module": unknown[0], "network": network.family.transformer},
+            values={
+                "path": str(path),
+                "module": module.source.modules[0],
+                "shape": [found[0], found[1]],
+                "expected": [wanted[0], wanted[1]],
+            },
         )
-    incomplete = [found[0] for found, parts in grouped.items() if not {"down", "up"} <= parts.keys()]
-    if incomplete:
-        raise Tdmr1Error(
-            f"{path} holds only one of the two matrices for {incomplete[0]}",
-            "download or export it again",
-            code="lora-keys",
-            values={"path": str(path), "module": incomplete[0]},
-        )
-    return [_module(found, parts, path) for found, parts in grouped.items()]
+    up = torch.cat(module.up.chunk(2)[::-1]) if module.source.swapped else module.up
+    for name, part in zip(module.source.modules, up.split([rows for rows, _ in shapes]), strict=True):
+        down, alpha = module.down, module.alpha
+        used = part.abs().sum(0) != 0
+        if len(module.source.modules) > 1 and 0 < int(used.sum()) < module.rank:
+            down, part = down[used], part[:, used]
+            alpha = module.alpha / module.rank * len(down)
+        yield replace(module, source=Source((name,)), down=down, up=part, alpha=alpha)
 
 
-def _module(names: tuple[str, ...], parts: Mapping[str, Tensor], path: Path) -> _Module:
-    down, up, alpha = parts["down"], parts["up"], parts.get("alpha")
-    valid_alpha = alpha is None or alpha.numel() == 1
-    if down.ndim != 2 or up.ndim != 2 or up.shape[0] % len(names) or not valid_alpha:
-        raise Tdmr1Error(
-            f"the LoRA for {names[0]} in {path} has the shapes {tuple(down.shape)} and {tuple(up.shape)}",
-            "only LoRAs of linear layers are supported",
-            code="lora-unsupported",
-            values={"path": str(path), "module": names[0], "shapes": [list(down.shape), list(up.shape)]},
-        )
-    return _Module(names, down, up, None if alpha is None else alpha.item())
-
-
-def _scaled(
-    modules: Sequence[_Module], raw: RawLora, rank: int, alpha: float | None, path: Path
-) -> tuple[float, LoraWeights]:
-    """One alpha for all modules, and the weights by name.
-
-    A module with another alpha has its B matrix multiplied by the ratio. Raises Tdmr1Error if there is no alpha.
-    """
-    config = raw.config
-    if config.get("use_dora") or config.get("alpha_pattern") or config.get("rank_pattern"):
-        raise Tdmr1Error(
-            f"{path} uses DoRA, or a rank or alpha for each module",
-            "use a plain LoRA",
-            code="lora-unsupported",
-            values={"path": str(path)},
-        )
-    stated = config.get("lora_alpha", raw.network_alpha)
-    if stated is not None and config.get("use_rslora"):
-        stated = stated * rank**0.5
-    default = stated if stated is not None else alpha
-    common = next((module.alpha for module in modules if module.alpha is not None), default)
-    if common is None:
-        raise Tdmr1Error(
-            f"the LoRA file {path} does not contain its alpha, the numerator of the scale alpha / rank",
-            f"set it with --set model.alpha=…; if the file has no adapter config, diffusers uses the rank, {rank}",
-            code="lora-alpha",
-            values={"path": str(path), "rank": rank},
-        )
-    weights: LoraWeights = {}
-    for module in modules:
-        module_alpha = module.alpha if module.alpha is not None else (stated if stated is not None else common)
-        for name, up in zip(module.names, module.up.chunk(len(module.names)), strict=True):
-            weights[f"{name}.lora_A.weight"] = module.down
-            weights[f"{name}.lora_B.weight"] = up if module_alpha == common else up * (module_alpha / common)
-    return float(common), weights
-
-
-def _shape(
-    weights: LoraWeights, network: MetaNetwork, bare: LoraShape, candidates: tuple[Sequence[str] | None, ...]
+def find_shape(
+    names: Collection[str], network: MetaNetwork, bare: LoraShape, candidates: tuple[Sequence[str] | None, ...]
 ) -> LoraShape:
-    """The shape with the first of the candidate target modules that selects exactly these weights.
+    """The shape with the first of the candidate target modules that selects exactly the weights with these names.
 
     If none does, every module is listed by its full name.
     """
@@ -270,9 +329,9 @@ def _shape(
         if targets and not isinstance(targets, str):
             shape = LoraShape(bare.rank, bare.alpha, tuple(sorted(targets)))
             try:
-                if network.lora(shape).keys() == weights.keys():
+                if network.lora(shape).keys() == set(names):
                     return shape
             except Tdmr1Error:
                 continue
-    modules = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+    modules = sorted({name.rsplit(".lora_", 1)[0] for name in names})
     return LoraShape(bare.rank, bare.alpha, tuple(modules))

@@ -10,10 +10,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -34,9 +34,12 @@ from tdmr1_core.runs.checkpoints import manifest
 from tdmr1_core.versions import versions
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.errors import one_line
+from tdmr1_rewards.texts.documents import parse_json
 
 if TYPE_CHECKING:
     from tdmr1_core.engine import Engine
+
+T = TypeVar("T")
 
 WEIGHTS, OPTIMIZERS, STATE, LATEST = "weights.safetensors", "optimizers.safetensors", "state.json", "latest"
 SETTINGS = "config.json"
@@ -60,7 +63,7 @@ def save_checkpoint(engine: Engine, folder: Path, keep: int) -> Path:
     The `keep` newest checkpoints up to this one are kept, and the one that `good` names. Raises Tdmr1Error for weights
     that are not finite and for a failed write; earlier checkpoints are then unchanged.
     """
-    files = _contents(engine)
+    files = _contents(engine, folder.parent)
     target = folder / f"step-{engine.iteration_index:06d}"
     building = folder / f".{target.name}.tmp"
     with translate_write_errors(folder):
@@ -107,10 +110,15 @@ def _obsolete(folder: Path, newest: Path, keep: int) -> list[Path]:
 
 def _is_intact(checkpoint: Path) -> bool:
     try:
-        manifest.check_intact(checkpoint, FILES, optional=(REWARDS,))
+        _check_checkpoint(checkpoint)
     except Tdmr1Error:
         return False
     return True
+
+
+def _check_checkpoint(checkpoint: Path) -> None:
+    """Raise Tdmr1Error for a damaged or missing file."""
+    manifest.check_intact(checkpoint, FILES, optional=(REWARDS,))
 
 
 def mark_good(folder: Path, checkpoint: Path) -> None:
@@ -129,7 +137,7 @@ def go_back_to_good(folder: Path) -> Path | None:
     return folder / name
 
 
-def _contents(engine: Engine) -> dict[str, bytes]:
+def _contents(engine: Engine, run_folder: Path) -> dict[str, bytes]:
     """The files of a checkpoint by name."""
     roles = engine.roles
     weights = {f"{role}/{name}": value for role in roles.names for name, value in roles.weights(role).items()}
@@ -151,7 +159,7 @@ def _contents(engine: Engine) -> dict[str, bytes]:
         "versions": versions(),
     }
     files = {WEIGHTS: save(weights), OPTIMIZERS: save(optimizers)}
-    files |= {STATE: _as_json(state), SETTINGS: _as_json(dump(engine.config))}
+    files |= {STATE: _as_json(state), SETTINGS: _as_json(dump(engine.config, run_folder))}
     return files | ({REWARDS: _as_json(engine.reward_states)} if any(engine.reward_states) else {})
 
 
@@ -202,12 +210,37 @@ def latest_checkpoint(folder: Path) -> Path:
     If `latest` names none, the checkpoint that `good` names is used, if it is intact. Raises Tdmr1Error if no
     checkpoint is intact.
     """
-    candidates = checkpoint_folders(folder)
+    return _read_latest(folder, _check_checkpoint)[0]
+
+
+def read_latest_checkpoint(folder: Path) -> tuple[Path, dict[str, bytes]]:
+    """The `latest_checkpoint` and its files by name."""
+    return _read_latest(folder, read_checkpoint)
+
+
+def _read_latest(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """The latest checkpoint that `read` accepts, and what it returns.
+
+    A run in progress may delete checkpoints meanwhile: after an error, `latest` is read again if it has changed.
+    """
+    while True:
+        named = read_pointer(folder / LATEST)
+        try:
+            return _read_named(folder, named, read)
+        except Tdmr1Error:
+            if read_pointer(folder / LATEST) == named:
+                raise
+
+
+def _read_named(folder: Path, in_latest: str | None, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """As `_read_latest`, but raises a Tdmr1Error if `latest` does not name `in_latest` any more."""
     pointer = folder / LATEST
-    named = read_pointer(pointer) or _fallback(folder)
+    named = in_latest or _fallback(folder)
+    candidates = checkpoint_folders(folder)
     if named is not None:
         candidates = [candidate for candidate in candidates if iteration_of(candidate) <= iteration_of(Path(named))]
         if folder / named not in candidates:
+            _check_unchanged(pointer, in_latest)
             warn(
                 f"{pointer} names the checkpoint {named}, which does not exist",
                 code="checkpoint-damaged",
@@ -217,14 +250,15 @@ def latest_checkpoint(folder: Path) -> Path:
     damage: Tdmr1Error | None = None
     for candidate in reversed(candidates):
         try:
-            manifest.check_intact(candidate, FILES, optional=(REWARDS,))
+            content = read(candidate)
         except Tdmr1Error as error:
+            _check_unchanged(pointer, in_latest)
             damage = damage or error
             warn(error.message, code=error.code, **error.values)
             continue
         if damage is not None:
             warn(f"using the earlier checkpoint {candidate.name}", code="checkpoint-damaged", used=candidate.name)
-        return candidate
+        return candidate, content
     if damage is not None:
         raise Tdmr1Error(
             f"there is no intact checkpoint in {folder}: {damage.message}",
@@ -238,6 +272,14 @@ def latest_checkpoint(folder: Path) -> Path:
         code="checkpoint-missing",
         values={"path": str(folder)},
     )
+
+
+def _check_unchanged(pointer: Path, named: str | None) -> None:
+    """Raise Tdmr1Error if a pointer names another checkpoint than before."""
+    if read_pointer(pointer) != named:
+        raise Tdmr1Error(
+            f"{pointer} changed while it was read", code="checkpoint-damaged", values={"path": str(pointer)}
+        )
 
 
 def _fallback(folder: Path) -> str | None:
@@ -258,6 +300,13 @@ def _fallback(folder: Path) -> str | None:
     return used
 
 
+def weight_names(checkpoint: Path, files: Mapping[str, bytes], role: str) -> frozenset[str]:
+    """The names of the weights of a role in the files of a checkpoint. Raises Tdmr1Error if they hold no weights."""
+    with _translate_foreign_content(checkpoint):
+        names = load(files[WEIGHTS])
+    return frozenset(name.partition("/")[2] for name in names if name.startswith(f"{role}/"))
+
+
 def read_checkpoint(checkpoint: Path) -> dict[str, bytes]:
     """The files of a checkpoint by name. Raises Tdmr1Error for a damaged or missing file."""
     return manifest.read_intact(checkpoint, FILES, optional=(REWARDS,))
@@ -270,13 +319,22 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         return dict(_read_json(content, checkpoint, SETTINGS))
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = False, moments: bool = True) -> None:
-    """Load a checkpoint into an engine: weights and counters.
+def load_checkpoint(
+    engine: Engine,
+    checkpoint: Path,
+    *,
+    with_rewards: bool = False,
+    moments: bool = True,
+    roles: Collection[str] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Load a checkpoint into an engine: weights and counters. `files` are its files, if they have been read already.
 
-    `moments` selects whether the optimizer moments are loaded too, `with_rewards` whether the reward states are.
+    `moments` selects whether the optimizer moments are loaded too, `with_rewards` whether the reward states are. Only
+    the weights of `roles` are loaded; None loads all.
     Raises Tdmr1Error for a checkpoint that is damaged or does not fit the model.
     """
-    files = read_checkpoint(checkpoint)
+    files = read_checkpoint(checkpoint) if files is None else files
     with _translate_foreign_content(checkpoint):
         state = _read_json(files[STATE], checkpoint, STATE)
         weights, optimizers = load(files[WEIGHTS]), load(files[OPTIMIZERS])
@@ -285,7 +343,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, with_rewards: bool = Fa
         at_least = {name: min(count, 1) for name, count in updates.items()}  # older checkpoints have no "moments"
         expected = {name: int(state.get("moments", at_least)[name]) for name in engine.trained}
         reward_states = [dict(states) for states in _read_json(files.get(REWARDS, b"[]"), checkpoint, REWARDS)]
-    for role in engine.roles.names:
+    for role in engine.roles.names if roles is None else roles:
         of_role = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{role}/")}
         engine.roles.load(role, of_role, str(checkpoint / WEIGHTS))
     if moments:
@@ -326,7 +384,7 @@ def _load_rewards(engine: Engine, states: list[dict[str, State]], checkpoint: Pa
 def _read_json(content: bytes, checkpoint: Path, name: str) -> Any:
     """The JSON document in a file of a checkpoint. Raises Tdmr1Error for other content."""
     try:
-        return json.loads(content)
+        return parse_json(content)
     except ValueError as error:
         raise Tdmr1Error(
             f"{checkpoint} is not a checkpoint of tdmr1: {name} is not valid JSON",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
 from tdmr1_core.durable_files import MALFORMED
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_rewards.texts.documents import parse_json
 
 MANIFEST = "manifest.json"
 
@@ -26,27 +27,37 @@ def read_intact(folder: Path, names: Collection[str], optional: Collection[str] 
 
     Raises Tdmr1Error for a file that is missing or does not match.
     """
-    listed = _listed(folder, names)
-    wanted = (*names, *(name for name in optional if name in listed))
-    contents = {name: _read(folder / name) for name in wanted}
-    for name, content in contents.items():
-        _check(folder / name, listed[name], len(content), _hash(content))
+    contents = {}
+    with _all_opened(folder, names, optional) as files:
+        for name, (file, listed) in files.items():
+            contents[name] = content = file.read()
+            _check(folder / name, listed, len(content), _hash(content))
     return contents
 
 
 def check_intact(folder: Path, names: Collection[str], optional: Collection[str] = ()) -> None:
     """Check files as `read_intact` does, without keeping them in memory. Raises the same Tdmr1Error."""
-    listed = _listed(folder, names)
-    for name in (*names, *(name for name in optional if name in listed)):
-        with _opened(folder / name) as file:
+    with _all_opened(folder, names, optional) as files:
+        for name, (file, listed) in files.items():
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            _check(folder / name, listed[name], file.tell(), digest)
+            _check(folder / name, listed, file.tell(), digest)
+
+
+@contextmanager
+def _all_opened(
+    folder: Path, names: Collection[str], optional: Collection[str]
+) -> Iterator[dict[str, tuple[BufferedReader, Mapping[str, object]]]]:
+    """Each file with its entry in the manifest. A run that deletes the folder meanwhile does not disturb the reader."""
+    listed = _listed(folder, names)
+    wanted = (*names, *(name for name in optional if name in listed))
+    with ExitStack() as closing:
+        yield {name: (closing.enter_context(_opened(folder / name)), listed[name]) for name in wanted}
 
 
 def _listed(folder: Path, names: Collection[str]) -> dict[str, dict[str, object]]:
     path = folder / MANIFEST
     try:
-        document = json.loads(_read(path))
+        document = parse_json(_read(path))
         listed = {str(name): dict(entry) for name, entry in document["files"].items()}
         if document["sha256"] == _hash_of_list(listed) and set(names) <= listed.keys():
             return listed

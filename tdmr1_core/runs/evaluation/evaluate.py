@@ -52,13 +52,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of one role on one prompt set: the images, their scores by reward, and a measure for each reward."""
+    """The result of one role on one prompt set: the scores of N images by reward, and a measure for each reward.
+
+    `prompts` has the prompt of each image, and `samples` the images that this process sampled.
+    """
 
     role: str
     prompt_set: str
     measures: dict[str, Measure]
     samples: EvaluationImages
     scores: dict[str, list[float | None]]
+    prompts: tuple[Prompt, ...] = ()
 
     def rows(self) -> list[dict[str, str | int | float]]:
         """The lines of evaluations.jsonl, one per reward, without the key `step`."""
@@ -86,13 +90,17 @@ def sample_images(
     guidance_scale: float | None = None,
     sampler: Sampler | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    part: slice = slice(None),
 ) -> EvaluationImages:
-    """Sample `per_prompt` images of every prompt; the noises depend only on the seed and the prompt.
+    """Sample `per_prompt` images of every prompt in `part`; the noises depend only on the seed and the prompt.
 
     By default, the teacher uses the steps and guidance scale of the model entry and Euler steps; every other role uses
     K steps, no guidance and the sampler of training. The teacher uses the noise levels of Euler, every other role those
     of training. `progress` is called with the number of finished images and the total.
     """
+    first, last, _ = part.indices(len(prompts))
+    if first == last:
+        return EvaluationImages(np.zeros((0, *engine.size, 3), np.uint8), (), ())
     is_teacher = role == TEACHER
     steps = steps or (engine.entry.teacher_steps if is_teacher else engine.steps)
     if guidance_scale is None:
@@ -100,8 +108,9 @@ def sample_images(
     backbone = engine.roles.backbone
     rollout = engine.config.rollout
     sigmas = backbone.schedule(steps, engine.shift, "euler" if is_teacher else noise_levels(rollout))
-    noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))  # (N, C, H, W)
-    conditioning = engine.conditioning(prompts)
+    noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))
+    noise = noise[first * per_prompt : last * per_prompt]  # (N, C, H, W)
+    conditioning = engine.conditioning(prompts[part])
     images: list[np.ndarray] = []
     progress(0, len(noise))
 
@@ -121,9 +130,8 @@ def sample_images(
     micro_batches = MicroBatches(engine.config.batch.micro_batch)
     micro_batches.current = micro_batches.size or SAMPLING_BATCH
     micro_batches.each(len(noise), sample_rows)
-    of_image = [prompt for prompt in prompts for _ in range(per_prompt)]
-    group_ids = [group for group in range(len(prompts)) for _ in range(per_prompt)]
-    return EvaluationImages(np.concatenate(images), tuple(of_image), tuple(group_ids))
+    group_ids = tuple(group for group in range(first, last) for _ in range(per_prompt))
+    return EvaluationImages(np.concatenate(images), tuple(prompts[group] for group in group_ids), group_ids)
 
 
 def evaluation_noise(prompts: Sequence[Prompt], per_prompt: int, seed: int, shape: tuple[int, int, int]) -> Tensor:
@@ -148,27 +156,57 @@ def evaluate(
     *,
     images: int,
     seed: int,
+    images_per_prompt: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Sample about `images` images of a role, spread evenly over the prompts, and score them with every reward."""
-    prompts, per_prompt = spread(prompts, images)
-    samples = sample_images(
-        engine, role, prompts, per_prompt, seed, steps=steps, guidance_scale=guidance_scale, progress=progress
-    )
+    """Sample about `images` images of a role, spread evenly over the prompts, and score them with every reward.
+
+    With several processes, each samples and scores its part of the prompts. All of them call this together.
+    """
+    prompts, per_prompt = spread(prompts, images, images_per_prompt)
+    processes = engine.processes
+    part = processes.part(len(prompts))
+
+    def sample_and_score() -> tuple[EvaluationImages, dict[str, list[float | None]]]:
+        samples = sample_images(
+            engine,
+            role,
+            prompts,
+            per_prompt,
+            seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            progress=progress,
+            part=part,
+        )
+        return samples, score_images(engine, runner, samples, part.start * per_prompt, seed)
+
+    samples, scores = processes.on_each(sample_and_score)
+    scores = processes.join(scores)
+    measures = {name: measure(values) for name, values in scores.items()}
+    of_image = tuple(prompt for prompt in prompts for _ in range(per_prompt))
+    return Evaluation(role, prompt_set, measures, samples, scores, of_image)
+
+
+def score_images(
+    engine: Engine, runner: RewardRunner, samples: EvaluationImages, first: int, seed: int
+) -> dict[str, list[float | None]]:
+    """The scores of every reward; the images have the numbers from `first` on. Empty if there are no images."""
+    if not samples.prompts:
+        return {}
     scored = runner.score(
         RewardBatch(
             images=samples.images,
             prompts=[prompt.text for prompt in samples.prompts],
             metadata=[prompt.metadata for prompt in samples.prompts],
             group_ids=samples.group_ids,
-            image_ids=list(range(len(samples.images))),
+            image_ids=list(range(first, first + len(samples.images))),
             context=RewardContext(None, engine.iteration_index, seed),
         )
     )
-    measures = {name: measure(scores) for name, scores in scored.per_reward.items()}
-    return Evaluation(role, prompt_set, measures, samples, scored.per_reward)
+    return scored.per_reward
 
 
 def measure(scores: Sequence[float | None]) -> Measure:

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from tdmr1_core.durable_files import MALFORMED, replace_durable
+from tdmr1_core.prompts.sets import short_names
 from tdmr1_core.runs.evaluation.evaluate import Evaluation, EvaluationImages, measure
 from tdmr1_core.runs.jsonl import number
+from tdmr1_rewards.texts.documents import MOST_BYTES, read_json
+from tdmr1_rewards.texts.redaction import redact_texts
 
 FIRST_EVALUATION = "first_evaluation.json"
 
@@ -23,16 +26,17 @@ def save_first_evaluation(folder: Path, subject: str, results: Sequence[Evaluati
     """Write the scores to the run folder. `subject` identifies prompts, noise and rewards (`subject_fingerprint`)."""
     scores = {result.prompt_set: {"role": result.role, "scores": result.scores} for result in results}
     document = {"subject": subject, "prompt_sets": scores}
-    replace_durable(folder / FIRST_EVALUATION, json.dumps(document).encode())
+    replace_durable(folder / FIRST_EVALUATION, json.dumps(redact_texts(document)).encode())
 
 
 def load_first_evaluation(folder: Path, subject: str) -> tuple[Evaluation, ...]:
     """The first evaluation, without its images. Empty if the file is missing or damaged, or of another subject."""
     try:
-        document = json.loads((folder / FIRST_EVALUATION).read_bytes())
+        document = read_json(folder / FIRST_EVALUATION, MOST_BYTES)
         if document["subject"] != subject:
             return ()
-        return tuple(_evaluation(name, part) for name, part in document["prompt_sets"].items())
+        names = short_names(list(document["prompt_sets"]))  # earlier versions wrote whole paths
+        return tuple(_evaluation(names[name], part) for name, part in document["prompt_sets"].items())
     except (OSError, *MALFORMED):
         return ()
 

@@ -21,11 +21,10 @@ from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.preflight.rewards import MIN_GUARD_SAMPLES
 from tdmr1_core.records import Prompt
-from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, measure, sample_images
+from tdmr1_core.runs.evaluation.evaluate import Evaluation, Measure, measure, sample_images, score_images
 from tdmr1_core.runs.evaluation.image_statistics import colour_histogram, diversity, image_statistics, similarity
 from tdmr1_core.runs.jsonl import read_lines, step_of
 from tdmr1_core.runs.metrics_log import GUARD
-from tdmr1_rewards.api import RewardBatch, RewardContext
 from tdmr1_rewards.scoring.runner import RewardRunner
 
 CERTAIN = 3.0
@@ -167,9 +166,12 @@ class Guard:
     first: GuardReading | None = None
     _teacher: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
-    def recall(self, folder: Path) -> None:
-        """Load the first reading of a resumed run. Warns if the run has readings, but none of the same subject."""
-        readings = read_lines(folder / GUARD, GuardReading.of)
+    def recall(self, folder: Path, evaluated: int) -> None:
+        """Load the first reading of a resumed run, up to iteration `evaluated`; later ones are repeated.
+
+        Warns if the run has such readings, but none of the same subject.
+        """
+        readings = [reading for reading in read_lines(folder / GUARD, GuardReading.of) if reading.step <= evaluated]
         self.first = first_reading(readings, self.subject)
         if readings and self.first is None:
             warn(
@@ -178,12 +180,17 @@ class Guard:
                 subject=self.subject,
             )
 
-    def read(self, engine: Engine, evaluations: Sequence[Evaluation]) -> GuardReading:
-        """Measure the images of one role on all prompt sets, and compare them with the first reading."""
+    def read(self, engine: Engine, evaluations: Sequence[Evaluation]) -> GuardReading | None:
+        """Measure the images of one role on all prompt sets, and compare them with the first reading.
+
+        With several processes, each measures its own images. All call this together; only the first gets the reading.
+        """
         values: dict[str, list[float | None]] = {}
         for evaluation in evaluations:
             for name, scores in self._values(engine, evaluation).items():
                 values.setdefault(name, []).extend(scores)
+        if not engine.processes.first:
+            return None
         measures = {name: measure(scores) for name, scores in values.items()}
         enough = {name: value for name, value in measures.items() if value.n >= MIN_GUARD_SAMPLES}
         reading = GuardReading(engine.iteration_index, enough, subject=self.subject)
@@ -194,27 +201,27 @@ class Guard:
         return replace(reading, alarms=find_alarms(self.first, reading, self.settings.threshold, self.trained))
 
     def _values(self, engine: Engine, evaluation: Evaluation) -> dict[str, Sequence[float | None]]:
-        """The values of every measure, one per image or one per group."""
-        samples = evaluation.samples
-        texts = [prompt.text for prompt in samples.prompts]
-        values: dict[str, Sequence[float | None]] = {
+        """The values of every measure, one per image or one per group, over the images of all processes."""
+        trained: dict[str, Sequence[float | None]] = {
             f"reward/{name}": scores for name, scores in evaluation.scores.items() if name in self.trained
         }
+        processes = engine.processes
+        return trained | processes.join(processes.on_each(lambda: self._values_here(engine, evaluation)))
+
+    def _values_here(self, engine: Engine, evaluation: Evaluation) -> dict[str, Sequence[float | None]]:
+        """The values of the unrewarded measures, for the images of this process."""
+        samples, values = evaluation.samples, dict[str, Sequence[float | None]]()
+        teacher = self._teacher_histograms(engine, evaluation.prompts)
+        if not samples.prompts:
+            return {}
         if self.held_out_rewards is not None:
-            batch = RewardBatch(
-                images=samples.images,
-                prompts=texts,
-                metadata=[prompt.metadata for prompt in samples.prompts],
-                group_ids=samples.group_ids,
-                image_ids=list(range(len(texts))),
-                context=RewardContext(None, engine.iteration_index, engine.config.evaluation.seed),
-            )
+            first = samples.group_ids[0] * samples.group_ids.count(samples.group_ids[0])
             with self.held_out_rewards.preserving_states():
-                scored = self.held_out_rewards.score(batch)
-            values |= {f"held_out/{name}": scores for name, scores in scored.per_reward.items()}
+                scored = score_images(engine, self.held_out_rewards, samples, first, engine.config.evaluation.seed)
+            values |= {f"held_out/{name}": scores for name, scores in scored.items()}
         statistics = image_statistics(samples.images)
         statistics["diversity"] = diversity(samples.images, samples.group_ids)
-        teacher = self._teacher_histograms(engine, samples.prompts)
+        texts = [prompt.text for prompt in samples.prompts]
         statistics["similarity_to_teacher"] = similarity(samples.images, texts, teacher)
         return values | {f"picture/{name}": value.tolist() for name, value in statistics.items()}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import fingerprint
+from tdmr1_core.durable_files import write_results
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.loading import ModelFiles
@@ -25,6 +26,8 @@ from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
 from tdmr1_core.runs.output.model_card import model_card
 from tdmr1_core.versions import versions
+from tdmr1_rewards.errors import one_line
+from tdmr1_rewards.texts.redaction import redact, redact_texts
 
 COMPARED_PROMPTS, COMPARED_IMAGES = 4, 2
 CARD = "README.md"
@@ -65,7 +68,7 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     assert isinstance(backbone, PipelineBackbone)
     assert model_files is not None
     call = _call(engine, backbone)
-    building = folder.with_name(f".{folder.name}.tmp")
+    building, is_new = folder / ".export.tmp", not folder.exists()
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
@@ -83,19 +86,21 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
                 values={"difference": difference, "images": images},
             )
         card = model_card(model_files, metadata, call, engine.prompts[0].text, difference, images)
-        (building / CARD).write_text(card, encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            os.replace(building / name, folder / name)
+        written = {folder / name: (building / name).read_bytes() for name in names if name != CARD}
+        write_results({**written, folder / CARD: redact(card).encode()})
     except OSError as error:
+        reason = error.strerror or one_line(str(error))  # diffusers raises some without an error number
         raise Tdmr1Error(
-            f"{folder} cannot be written: {error.strerror}",
+            f"{folder} cannot be written: {reason}",
             "choose another --output",
             code="not-writable",
-            values={"path": str(folder), "reason": error.strerror},
+            values={"path": str(folder), "reason": reason},
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
     return Exported(folder / WEIGHT_FILE, folder / COMFY_FILE if comfy else None, difference, images, call)
 
 
@@ -141,11 +146,12 @@ def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> 
         "alpha": engine.roles.shape.alpha,
         "rewards": {reward.name: reward.weight for reward in config.rewards},
         "config_hash": fingerprint(config),
-        "started_from": None if model_files.lora is None else model_files.lora.record["sha256"],
+        "started_from": None if model_files.lora_record is None else model_files.lora_record["sha256"],
         "pipeline_call": call,
         "versions": versions(),
     }
-    return {f"tdmr1.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    shown = redact_texts(values)
+    return {f"tdmr1.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in shown.items()}
 
 
 def _compare(

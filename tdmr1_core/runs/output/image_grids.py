@@ -1,9 +1,9 @@
-"""Image grids of samples, written as PNG files."""
+"""Image grids of samples, as PNG files."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,15 +14,20 @@ MIN_CELL_SIZE = 72
 """Smaller images are enlarged by a whole factor to at least this height and width, in pixels."""
 
 
-def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
-    """Write images uint8 (N, height, width, 3) as a grid with `columns` images per row."""
-    _grid(images, columns).save(path)
+def png(image: Image.Image) -> bytes:
+    """The content of the PNG file of an image."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
-def save_before_after(
-    before: np.ndarray, after: np.ndarray, captions: Sequence[str], titles: tuple[str, str], path: Path
-) -> None:
-    """Write one row per caption: its images before on the left, its images after on the right.
+def grid(images: np.ndarray, columns: int) -> bytes:
+    """Images uint8 (N, height, width, 3) as a grid with `columns` images per row."""
+    return png(_grid(images, columns))
+
+
+def before_after(before: np.ndarray, after: np.ndarray, captions: Sequence[str], titles: tuple[str, str]) -> bytes:
+    """One row per caption: its images before on the left, its images after on the right.
 
     `before` and `after` are uint8 (captions, columns, height, width, 3); `titles` are the headings of the two sides.
     """
@@ -42,7 +47,7 @@ def save_before_after(
     for block in blocks:
         sheet.paste(block, (0, top))
         top += block.height + GAP
-    sheet.save(path)
+    return png(sheet)
 
 
 def _grid(images: np.ndarray, columns: int) -> Image.Image:

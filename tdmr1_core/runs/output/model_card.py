@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
+from tdmr1_rewards.texts.documents import parse_json
 
 
 def model_card(
@@ -21,14 +23,14 @@ def model_card(
     """A model card with the front matter of the Hugging Face hub and a script that samples as the run does."""
     entry = model_files.entry
     details = {name.removeprefix("tdmr1."): value for name, value in metadata.items()}
-    rewards = json.loads(details["rewards"])
+    rewards = parse_json(details["rewards"])
     trained = (
         f"reinforced with {', '.join(f'`{name}` (weight {weight:g})' for name, weight in rewards.items())}"
         if rewards
         else "distilled from its multi-step teacher, without any reward"
     )
     revision = f" at revision `{model_files.revision}`" if model_files.revision else ""
-    origin = f"the LoRA {model_files.lora.path.name}" if model_files.lora else "the base model"
+    origin = f"the LoRA {Path(model_files.lora_record['file']).name}" if model_files.lora_record else "the base model"
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["lora", "tdmr1", "few-step"]}
     if "/" in entry.base and not entry.base.startswith("/"):
         front |= {"base_model": entry.base}

@@ -6,6 +6,7 @@ They are read from the log files of the run folder, so a run that is not finishe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import dump
-from tdmr1_core.runs.checkpoints.fingerprints import read_header
-from tdmr1_core.runs.checkpoints.resume import RESUMES, find_changes, load_run_config
+from tdmr1_core.prompts.sets import short_names
+from tdmr1_core.runs.checkpoints.changes import find_changes
+from tdmr1_core.runs.checkpoints.resume import RESUMES
+from tdmr1_core.runs.checkpoints.run_config import load_run_config, read_header
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.evaluation.guard import Drift, GuardReading, drifts, first_reading, is_too_far
 from tdmr1_core.runs.jsonl import LARGEST_COUNT, Row, number, read_lines, step_of
@@ -123,10 +126,12 @@ def read_report(folder: Path) -> Report:
 def read_evaluations(folder: Path) -> list[Evaluated]:
     """Every reward on every prompt set in a run folder. Raises Tdmr1Error if the file cannot be read."""
     found: dict[tuple[str, str], list[tuple[int, Measure]]] = {}
-    for measured in read_lines(folder / EVALUATIONS, _measured):
+    lines = read_lines(folder / EVALUATIONS, _measured)
+    names = short_names([prompts for measured in lines for prompts, _, _, _ in measured if os.path.isabs(prompts)])
+    for measured in lines:
         for prompts, reward, step, value in measured:
             if math.isfinite(value.mean):
-                found.setdefault((prompts, reward), []).append((step, value))
+                found.setdefault((names.get(prompts, prompts), reward), []).append((step, value))
     return [Evaluated(prompts, reward, points) for (prompts, reward), points in found.items()]
 
 

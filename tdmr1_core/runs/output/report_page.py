@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import html
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.output.previews import BEFORE_AFTER
 from tdmr1_core.runs.output.report import Report
+from tdmr1_rewards.errors import printable
 
 Point = tuple[float, float, float]
 """Iteration, value and standard error."""
@@ -33,9 +34,9 @@ def report_page(report: Report) -> str:
     held_out = {f"{each.reward} on {each.prompts}": _points(each.points) for each in report.evaluations}
     training = {name: [(step, value, 0.0) for step, value in points] for name, points in report.curves.items()}
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{report.iterations} of {config.iterations} iterations, in <code>{escape(str(report.folder))}</code></p>",
-        *(f'<p class="alarm">Guard, iteration {step}: {escape(alarm)}</p>' for step, alarm in report.alarms),
+        f"<h1>{_as_html(title)}</h1>",
+        f"<p>{report.iterations} of {config.iterations} iterations, in <code>{_as_html(str(report.folder))}</code></p>",
+        *(f'<p class="alarm">Guard, iteration {step}: {_as_html(alarm)}</p>' for step, alarm in report.alarms),
         _section("Training", _chart(training, "training, by iteration")),
         _section("Evaluations (mean ± standard error)", _chart(held_out, "evaluations, by iteration")),
         _rows(
@@ -49,19 +50,19 @@ def report_page(report: Report) -> str:
         _section("Settings", _rows(["setting", "value"], [[k, str(v)] for k, v in report.settings.items()])),
         _section("Versions", _rows(["package", "version"], [list(pair) for pair in report.versions.items()])),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{_as_html(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n{content or '<p>None.</p>'}"
+    return f"<h2>{_as_html(title)}</h2>\n{content or '<p>None.</p>'}"
 
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    head = "".join(f"<th>{_as_html(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{_as_html(cell)}</td>" for cell in row) for row in rows]
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
@@ -131,7 +132,7 @@ def _chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
         return f"{x:.1f},{HEIGHT - MARGIN / 2 - (value - low) / span * (HEIGHT - MARGIN):.1f}"
 
     legend = []
-    drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
+    drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{_as_html(title)}</title>']
     for end in (low, high):
         x, y = place(0, end).split(",")
         drawn.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}" stroke="#ccc"/>')
@@ -144,5 +145,10 @@ def _chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
         for step, value, error in points if any(error for *_, error in points) else ():
             ends = " ".join(place(step, value + sign * error) for sign in (-1, 1))
             drawn.append(f'<polyline points="{ends}" stroke="{colour}" stroke-width="1"/>')
-        legend.append(f'<span style="color: {colour}">{escape(name)}</span>')
+        legend.append(f'<span style="color: {colour}">{_as_html(name)}</span>')
     return f"<p>{', '.join(legend)}</p>" + "".join(drawn) + "</svg>"
+
+
+def _as_html(text: str) -> str:
+    """A text from outside as HTML, without control characters."""
+    return html.escape(printable(text, lines=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from support.command_line import run_tdmr1, start_tdmr1
+from support.command_line import changed, run_tdmr1, start_tdmr1
 
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -25,7 +25,7 @@ SMALL += ("saving.checkpoint_every=1", "rewards.0.options.minutes=10", "timestep
 
 
 def training(folder, *settings, iterations=3):
-    sets = [part for item in (*SMALL, *settings) for part in ("--set", item)]
+    sets = changed(SMALL, *settings)
     where = ["--iterations", iterations, "--output", folder]
     return ["train", "--reward", "human", "--set", "rewards.0.options.mode=wait", *sets, *where]
 

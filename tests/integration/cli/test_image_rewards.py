@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from support.command_line import SMALL
+from support.command_line import small
+from support.pipelines import make_sd35
 
 pytestmark = pytest.mark.integration
 
@@ -14,7 +15,8 @@ def test_jpeg_size_and_ocr_match_train_together(tdmr1, packaged_model, tmp_path)
     reader = {"engine": "rapidocr", "detect": "false", "upscale": "2", "threads": "1"}
     options = [part for name, value in reader.items() for part in ("--set", f"rewards.1.options.{name}={value}")]
     rewards = ["--reward", "jpeg_size", "--reward", "ocr_match:0.5", "--prompts", prompts]
-    tdmr1("train", *rewards, *options, *SMALL, "--set", "batch.groups=3", "--iterations", 1, "--output", tmp_path / "r")
+    few = [*small("batch.groups=3"), "--iterations", 1]
+    tdmr1("train", *rewards, *options, *few, "--output", tmp_path / "r")
     (row,) = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert -5 < row["reward/jpeg_size/mean"] < -0.3
     assert 0 <= row["reward/ocr_match/mean"] <= 1
@@ -23,19 +25,6 @@ def test_jpeg_size_and_ocr_match_train_together(tdmr1, packaged_model, tmp_path)
 
 def test_ocr_match_needs_no_further_settings_on_a_photo_model(tdmr1, tmp_path):
     """The reward selects the preset and the prompts."""
-    shown = tdmr1("train", "--reward", "ocr_match", "--model", _photo_model(tmp_path), "--dry-run").stdout
+    shown = tdmr1("train", "--reward", "ocr_match", "--model", make_sd35(tmp_path / "model"), "--dry-run").stdout
     assert "tau_min: 0.3" in shown
     assert "name: ocr_match" in shown
-
-
-def _photo_model(folder):
-    """Write the configs of a pipeline directory; a dry run reads nothing else."""
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
-    for part, name, config in [
-        ("scheduler", "scheduler_config.json", {"shift": 3.0}),
-        ("transformer", "config.json", {"sample_size": 64}),
-        ("vae", "config.json", {"block_out_channels": [1, 1, 1, 1]}),
-    ]:
-        (folder / part).mkdir()
-        (folder / part / name).write_text(json.dumps(config))
-    return folder

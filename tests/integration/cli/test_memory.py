@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from support.command_line import SMALL
+from support.command_line import small
 
 from tdmr1_core.runs.load_run import load_trained
 
@@ -44,8 +44,8 @@ def test_a_quantized_run_is_exported_without_bitsandbytes_and_prompt_cache(
         folder.mkdir()
     memory = {"weights": "nf4", "optimizer": "8bit", "trajectories": "cpu", "text_encoders": "cpu"}
     sets = [part for name, value in memory.items() for part in ("--set", f"memory.{name}={value}")]
-    short = ["--set", "evaluation.images=1", "--set", "saving.samples_every=0", "--iterations", 1]
-    tdmr1("train", *SMALL, *sets, *short, "--set", "memory.prompt_cache=texts", "--output", "run", cwd=here)
+    short = [*small("evaluation.images=1", "saving.samples_every=0"), "--iterations", 1]
+    tdmr1("train", *short, *sets, "--set", "memory.prompt_cache=texts", "--output", "run", cwd=here)
     recorded = yaml.safe_load((here / "run" / "config.yaml").read_text())["memory"]
     assert recorded["prompt_cache"] == str(here / "texts")
     texts = sorted((here / "texts").rglob("*.safetensors"))

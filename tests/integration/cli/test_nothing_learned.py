@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import yaml
-from support.command_line import SMALL
+from support.command_line import small
 
 pytestmark = pytest.mark.integration
 
-FEW = (*SMALL, "--set", "evaluation.images=1", "--set", "saving.samples_every=0", "--set", "guard.enabled=false")
+FEW = small("evaluation.images=1", "saving.samples_every=0", "guard.enabled=false")
 REWARDS = """
 from tdmr1_rewards import RewardResult
 

@@ -1,18 +1,21 @@
 """Runs of several processes from the command line: one run folder, each message once, and all processes end."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
-from support.command_line import SMALL, environment, start_tdmr1
+from support.command_line import environment, small, start_tdmr1
 from support.paths import ROOT
 
 pytestmark = pytest.mark.integration
 
-FEW = (*SMALL, "--set", "evaluation.images=1", "--set", "saving.samples_every=0", "--seed", 3)
+FEW = (*small("evaluation.images=1", "saving.samples_every=0"), "--seed", 3)
 REWARD = '''
 import os
 from tdmr1_rewards import RewardBatch, RewardResult
@@ -72,6 +75,56 @@ def test_ctrl_c_stops_all_processes_and_the_run_is_saved(packaged_model, tmp_pat
     assert printed.count(f"hint: tdmr1 train --resume {folder}") == 1
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert checkpoints == [f"step-{steps(folder)[-1]:06d}"]
+
+
+def children_of(process):
+    """The process ids of the two processes of the run, in the order of their ranks."""
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    found = [int(pid) for pid in listed.stdout.split()]
+    ranks = [pid for pid in found if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    return sorted(ranks)
+
+
+def is_running(pid):
+    """Whether a process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_second_stop_request_ends_a_stopped_process_and_names_what_is_saved(packaged_model, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*FEW, "--set", "saving.checkpoint_every=1", "--iterations", 50, "--processes", 2, "--output", folder]
+    process = start_tdmr1("train", *arguments, stderr=subprocess.PIPE)
+    lines = until_first_iteration(process)
+    children = children_of(process)
+    os.kill(children[0], signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    printed = "".join(lines) + process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 10
+    assert process.returncode == 130, printed
+    assert printed.count("stopped at once") == 1
+    assert "resource_tracker" not in printed
+    assert not any(map(is_running, children))
+
+
+def test_a_killed_launcher_leaves_no_process(packaged_model, tmp_path):
+    arguments = [*FEW, "--iterations", 50, "--processes", 2, "--output", tmp_path / "run"]
+    process = start_tdmr1("train", *arguments, stderr=subprocess.PIPE)
+    until_first_iteration(process)
+    children = children_of(process)
+    os.kill(children[1], signal.SIGSTOP)
+    process.kill()
+    until = time.monotonic() + 5
+    while any(map(is_running, children)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_running, children))
+    assert "resource_tracker" not in process.communicate(timeout=60)[1]
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from support.command_line import SMALL, start_tdmr1
+from support.command_line import SMALL, small, start_tdmr1
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +40,7 @@ def test_the_recorded_config_can_be_trained_again(trained, tdmr1):
 
 def test_an_interrupted_run_is_saved_and_can_be_resumed(packaged_model, tdmr1, tmp_path):
     folder = tmp_path / "run"
-    arguments = [*SMALL, "--iterations", 4, "--set", "evaluation.images=1", "--output", folder]
+    arguments = [*small("evaluation.images=1"), "--iterations", 4, "--output", folder]
     process = start_tdmr1("train", *arguments, fresh=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     lines = []
     try:

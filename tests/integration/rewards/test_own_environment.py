@@ -75,8 +75,7 @@ def test_easyocr_is_used_only_with_local_weights_of_tensors(python, bar_reader, 
         ],
     )
     assert engines_elsewhere(python, bar_reader, {**without_weights, "engine": "auto"}) == ["easyocr", "rapidocr"]
-    # A worker does not send the code of an error in `setup`; only the messages differ.
-    assert missing["code"] == pickled["code"] == "reward-failed"
+    assert missing["code"] == pickled["code"] == "reward-weights"
     assert "downloads disabled" in missing["message"]
     assert "rapidocr" in missing["hint"]
     assert "must contain only tensors" in pickled["message"]
@@ -158,7 +157,7 @@ def test_open_clip_rewards_refuse_unsupported_heads_and_models(python, images, o
             job("clip_score", library="open_clip", model=f"local-dir:{tmp_path}"),
         ],
     )
-    assert {answer["code"] for answer in refused} == {"reward-failed"}
+    assert {answer["code"] for answer in refused} == {"reward-weights", "file-missing"}
     errors = [answer["message"] for answer in refused]
     assert "is not a supported aesthetic head" in errors[0]
     assert "takes embeddings of width 768" in errors[1]

@@ -46,15 +46,22 @@ class Job:
 
 def make_environment(folder: Path) -> Path:
     """Make the environment in `folder` and return its interpreter. torchvision works in it and in its subprocesses."""
+    python = layered_environment(folder, HERE / "requirements.txt")
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    shutil.copy(HERE / "torchvision_without_cuda.py", site)
+    (site / "torchvision.pth").write_text("import torchvision_without_cuda\n")
+    return python
+
+
+def layered_environment(folder: Path, requirements: Path) -> Path:
+    """Make an environment in `folder` with these packages, above those of the tests; returns its interpreter."""
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    run([*pip, "-r", str(HERE / "requirements.txt")])
+    run([*pip, "-r", str(requirements)])
     (site,) = (folder / "lib").glob("python*/site-packages")
-    shutil.copy(HERE / "torchvision_without_cuda.py", site)
-    below = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT)]
-    lines = [*dict.fromkeys(below), "import torchvision_without_cuda"]
-    (site / "layered.pth").write_text("\n".join(lines) + "\n")
+    below = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT)])
+    (site / "layered.pth").write_text("".join(f"{path}\n" for path in below))
     return python
 
 
@@ -70,9 +77,10 @@ def _score(python: Path, job: Job) -> dict[str, Any]:
     try:
         reference = reference_for(find_reward(load_plugins().rewards, job.reward), job.options, python)
         host = ProcessHost(reference, f"reward {job.reward!r}", "pil", python)
+        host.start()
         try:
             host.setup("cpu")
-            result = host.call(batch, 300.0)
+            result = host.call(batch)
         finally:
             host.close()
     except Tdmr1Error as error:

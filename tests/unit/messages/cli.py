@@ -41,10 +41,10 @@ def usage(tmp_path: Path) -> None:
 
 
 def unexpected(tmp_path: Path) -> None:
-    def fail() -> int:
-        raise ValueError("not a valid number")
+    from tdmr1_rewards.calling.import_file import load_from_file
 
-    raise _error_printed_by(fail)
+    (tmp_path / "observer.py").write_text("def observe():\n    raise ValueError('not a valid number')\n")
+    raise _error_printed_by(load_from_file(tmp_path / "observer.py", "observe"))
 
 
 def interrupted(tmp_path: Path) -> None:

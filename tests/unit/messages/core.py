@@ -138,9 +138,9 @@ def lora_mismatch(tmp_path: Path) -> None:
 
 
 def setting_invalid(tmp_path: Path) -> None:
-    from tdmr1_core.models.pipeline import shape_of_latents
+    from tdmr1_core.models.latent_shape import shape_of_latents
 
-    shape_of_latents(16, 8, 2, 512, 516)
+    shape_of_latents({"in_channels": 16}, 8, 2, 512, 516)
 
 
 def plan_unavailable(tmp_path: Path) -> None:

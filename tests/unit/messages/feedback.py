@@ -63,7 +63,7 @@ def file_missing(tmp_path: Path) -> None:
 
 
 def file_unreadable(tmp_path: Path) -> None:
-    from tdmr1_rewards.feedback.images import read_image
+    from tdmr1_rewards.calling.image_files import read_image
 
     (tmp_path / "notes.txt").write_text("not an image")
     read_image(tmp_path / "notes.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +46,15 @@ def _score(reward: Callable[[RewardBatch], Any], *prompts: str, **settings: Any)
         runner.states()
 
 
-def _fail_for_cats(batch: RewardBatch) -> RewardResult:
-    if "a cat" in batch.prompts:
-        raise OSError("no such word")
-    return RewardResult([1.0] * len(batch))
+def _failing_for_cats(folder: Path) -> Callable[[RewardBatch], RewardResult]:
+    (folder / "words.py").write_text(
+        "from tdmr1_rewards import RewardResult\n\n"
+        "def words(batch):\n"
+        "    if 'a cat' in batch.prompts:\n"
+        "        raise OSError('no such word')\n"
+        "    return RewardResult([1.0] * len(batch))\n"
+    )
+    return parse_source(f"{folder / 'words.py'}:words").load()
 
 
 def _remote() -> Any:
@@ -85,7 +91,7 @@ def reward_signature(tmp_path: Path) -> None:
 
 
 def reward_build(tmp_path: Path) -> None:
-    _create(factory="json:loads")
+    _create(factory="decimal:Decimal")
 
 
 def reward_options(tmp_path: Path) -> None:
@@ -99,15 +105,33 @@ def reward_environment(tmp_path: Path) -> None:
     from tdmr1_rewards.calling.process import ProcessHost
     from tdmr1_rewards.calling.reference import Reference
 
-    ProcessHost(Reference(factory="a:b"), "reward 'neatness'", "pil", tmp_path / "venv" / "bin" / "python")
+    ProcessHost(Reference(factory="a:b"), "reward 'neatness'", "pil", tmp_path / "venv" / "bin" / "python").start()
 
 
 def reward_failed(tmp_path: Path) -> None:
-    _score(_fail_for_cats, "a cat")
+    _score(_failing_for_cats(tmp_path), "a cat")
 
 
 def reward_skipped(tmp_path: Path) -> None:
-    _score(_fail_for_cats, "a cat", "a dog", on_failure="skip")
+    _score(_failing_for_cats(tmp_path), "a cat", "a dog", on_failure="skip")
+
+
+def reward_process_state(tmp_path: Path) -> None:
+    def move(batch: RewardBatch) -> RewardResult:
+        os.environ["PRECISION"] = "low"
+        return RewardResult([1.0] * len(batch))
+
+    with patch.dict(os.environ):
+        _score(move, "a cat")
+
+
+def reward_format(tmp_path: Path) -> None:
+    from tdmr1_rewards.sources.foreign import adapt
+
+    def brightness(images, prompts):
+        return [image.convert("L").getpixel((0, 0)) / 255 for image in images]
+
+    _score(adapt(brightness), "a cat")
 
 
 def reward_result(tmp_path: Path) -> None:
@@ -178,6 +202,8 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "reward-options": reward_options,
     "reward-environment": reward_environment,
     "reward-failed": reward_failed,
+    "reward-format": reward_format,
+    "reward-process-state": reward_process_state,
     "reward-skipped": reward_skipped,
     "reward-result": reward_result,
     "reward-metadata": reward_metadata,

@@ -21,7 +21,7 @@ def lora_unreadable(tmp_path: Path) -> None:
 def lora_keys(tmp_path: Path) -> None:
     from tdmr1_core.models.lora.matching import _parse_keys
 
-    _parse_keys({"blocks.0.weight": None}, tmp_path / "lora.safetensors")
+    _parse_keys({"blocks.0.to_q.lora": None}, tmp_path / "lora.safetensors")
 
 
 def lora_unsupported(tmp_path: Path) -> None:
@@ -31,9 +31,17 @@ def lora_unsupported(tmp_path: Path) -> None:
 
 
 def lora_alpha(tmp_path: Path) -> None:
-    from tdmr1_core.models.lora.matching import RawLora, _scaled
+    import torch
 
-    _scaled([], RawLora({}, {}), 4, None, tmp_path / "lora.safetensors")
+    from tdmr1_core.models.families import FAMILIES
+    from tdmr1_core.models.lora.matching import match_by_name
+    from tdmr1_core.models.lora.raw import RawLora
+    from tdmr1_core.models.meta_network import MetaNetwork
+
+    tensors = {"proj_out.lora_A.weight": torch.zeros(4, 16), "proj_out.lora_B.weight": torch.zeros(16, 4)}
+    sizes = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
+    network = MetaNetwork(FAMILIES["sd3"], sizes | {"out_channels": 4, "sample_size": 4, "pos_embed_max_size": 4})
+    match_by_name(RawLora(tensors, {}), network, (), None, tmp_path / "lora.safetensors")
 
 
 def processes_count(tmp_path: Path) -> None:
@@ -152,6 +160,7 @@ def evaluation_cut_off(tmp_path: Path) -> None:
 
     resolved = MagicMock()
     resolved.config.iterations = 3
+    resolved.config.saving.samples_every = 0
     run = Run(tmp_path / "run", resolved)
     run._stop = True
     evaluator = MagicMock(guard=None)

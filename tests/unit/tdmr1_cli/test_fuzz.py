@@ -143,7 +143,7 @@ def test_a_number_that_is_not_finite_is_refused(capsys, monkeypatch, name, value
 
 
 @search(30)
-@given(st.integers(1, 8), st.integers(1, 10**9), st.booleans())
+@given(st.integers(1, 8), st.integers(1, 900), st.booleans())
 def test_more_points_than_there_are_steps_are_refused(capsys, monkeypatch, steps, more, said):
     """Also if the number of steps is not set and comes from the model."""
     steps, sets = (steps, [f"rollout.steps={steps}"]) if said else (4, [])

@@ -54,10 +54,22 @@ def test_an_internal_error_names_the_variable_that_shows_the_traceback(raising, 
     raising(ValueError("a\nb"))
     assert main([]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith("error: internal error: ValueError: a b [unexpected]\n\nhint: set TDMR1_DEBUG=1")
+    assert printed.startswith("error: internal error: ValueError: a b (")
+    assert "test_main.py:" in printed
+    assert "[unexpected]\n\nhint: set TDMR1_DEBUG=1" in printed
     os.environ["TDMR1_DEBUG"] = "1"
     assert main([]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_traceback_has_no_secret(raising, capsys):
+    """Neither that of a URL nor one that the command line has named."""
+    error = Tdmr1Error("no", "yes")
+    error.__cause__ = ValueError("GET http://me:pass-word@host/?token=abc by swordfish failed")
+    raising(error)
+    os.environ["TDMR1_DEBUG"] = "1"
+    assert main(["train", "--set", "rewards.0.options.token=swordfish"]) == 2
+    assert "ValueError: GET http://me:***@host/?token=*** by *** failed" in capsys.readouterr().err
 
 
 def test_with_json_an_error_is_also_printed_as_json_on_stdout(raising, capsys):
@@ -72,8 +84,8 @@ def test_with_json_an_error_is_also_printed_as_json_on_stdout(raising, capsys):
 @pytest.mark.parametrize(
     ("line", "code", "values"),
     [
-        ("rewards info nosuch", "reward-unknown", {"reward": "nosuch"}),
-        ("rewards check nosuch", "reward-unknown", {"reward": "nosuch"}),
+        ("rewards info nosuch", "reward-unknown", {"reward": "nosuch", "broken_plugins": {}}),
+        ("rewards check nosuch", "reward-unknown", {"reward": "nosuch", "broken_plugins": {}}),
         ("rewards try nosuch image.png --prompt x", "file-missing", {"path": "image.png"}),
         ("models info nosuch", "model-unknown", {"model": "nosuch"}),
         ("plan --gpu x", "argument-invalid", {"gpu": "x"}),
@@ -125,8 +137,17 @@ def test_with_json_an_internal_error_keeps_exit_code_1(raising, capsys):
 
 def test_out_of_memory_names_the_setting_that_helps(raising, capsys):
     raising(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"))
-    assert main([]) == 1
+    assert main([]) == 2
     assert "batch.micro_batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_a_full_memory_of_the_machine_is_no_internal_error(raising, capsys, error):
+    raising(error)
+    assert main([]) == 2
+    assert "this machine is out of memory [out-of-memory]" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):

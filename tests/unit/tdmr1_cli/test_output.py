@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 from support.errors import raises
 
-from tdmr1_cli.output import emit_json, fields, number, table
+from tdmr1_cli.output import data, emit_json, fields, message, number, table, warning
 from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
 from tdmr1_core.durable_files import check_writable
+from tdmr1_rewards.errors import printable
 
 pytestmark = pytest.mark.unit
 
@@ -17,6 +18,43 @@ pytestmark = pytest.mark.unit
 def test_json_holds_no_nan(capsys):
     emit_json({"a": float("nan"), "b": (float("inf"), 1.5), "path": Path("x")})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "path": "x"}
+
+
+HOSTILE = "a\x1b[31m\r\n\x9b\u202e\u2028\udcff\x7fé—b"
+ESCAPED = "a\\x1b[31m\\r\\n\\x9b\\u202e\\u2028\\udcff\\x7fé—b"
+
+
+def test_messages_tables_and_results_escape_what_controls_a_terminal(capsys):
+    for write in (message, data, warning):
+        write(HOSTILE)
+    table([HOSTILE], [[HOSTILE]], title=HOSTILE)
+    fields([(HOSTILE, HOSTILE)])
+    Lines(Path("run")).waiting(HOSTILE)
+    out, err = capsys.readouterr()
+    assert (out.count(ESCAPED), err.count(ESCAPED)) == (6, 3)
+    assert not set(out + err) & set(HOSTILE.replace("\n", "")) - set(ESCAPED)
+    assert printable("a\nb\t", lines=True) == "a\nb\\t"
+
+
+def test_a_live_bar_escapes_what_controls_a_terminal():
+    console, screen = terminal()
+    with Bar(Path("run"), console) as bar:
+        bar.waiting(f"one {HOSTILE}")
+        bar.saved(Path("checkpoint"))
+        bar.evaluating("generator", f"two {HOSTILE}")
+        bar._say(f"three {HOSTILE}")
+    assert all(f"{word} {ESCAPED}" in screen.getvalue() for word in ("two", "three"))
+    assert "\x1b[31m" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_json_keeps_the_data_in_any_encoding(monkeypatch, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    emit_json({HOSTILE: [HOSTILE]})
+    written = stream.buffer.getvalue().decode(encoding)
+    assert json.loads(written) == {HOSTILE: [HOSTILE]}
+    assert written.replace("\n", "").isprintable()
 
 
 def test_tables_take_brackets_as_they_are(capsys):

@@ -35,7 +35,9 @@ def resumed(tmp_path, monkeypatch):
         resume_run(tmp_path, Flags(), None, dry_run=False, quiet=True)
 
     monkeypatch.setattr(
-        run_module, "find_resume_point", lambda folder, iterations: ResumePoint(load_run_config(folder), folder)
+        run_module,
+        "find_resume_point",
+        lambda folder, iterations, changes: ResumePoint(load_run_config(folder), folder),
     )
     monkeypatch.setattr(Run, "execute", reached)
     return resume

@@ -11,7 +11,7 @@ from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.registry import ModelRegistry
-from tdmr1_core.plugins import Extensions
+from tdmr1_core.plugins import Extensions, discover
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.registry import Provenance, RewardRegistry
@@ -106,27 +106,25 @@ def test_the_config_of_an_earlier_run_means_what_it_did(extensions, tmp_path):
     assert levels == ["scheduler", "euler", "scheduler"]
 
 
-@pytest.mark.parametrize("model", [None, "sd3.5-tdm"])
-def test_the_preset_of_a_reward_that_does_not_exist_yet_needs_a_reward(extensions, tmp_path, model):
-    flags = Flags(model=model, preset="imagereward")
-    with raises("reward-unknown", preset="imagereward", reward="imagereward") as caught:
-        resolve_settings(flags, "train", extensions)
-    assert "not part of tdmr1 yet" in caught.value.message
-    assert "--reward" in caught.value.hint
-    with raises("several-errors"):
-        resolve_settings(replace(flags, sets=["seed=x"]), "train", extensions)
+@pytest.mark.parametrize("preset", ["imagereward", None])
+def test_the_preset_imagereward_and_its_reward_name_each_other(photo_model, preset):
+    """With the built-in rewards and a model that has neither a default reward nor a default preset."""
+    flags = Flags(model=str(photo_model), preset=preset, rewards=[] if preset else ["imagereward"])
+    settings = resolve_settings(flags, "train", discover())
+    (trained,), config = settings.config.rewards, settings.config
+    assert (settings.preset, trained.name, trained.source, trained.options) == ("imagereward", "imagereward", None, {})
+    assert config.evaluation.rewards == ()  # evaluations use the trained reward
+    assert (config.batch.groups, config.surrogate.tau_min, config.generator.trunc_steps) == (24, 0.55, 2)
+    assert settings.prompts.name == "scenes"
 
+
+def test_another_reward_replaces_that_of_the_preset(extensions, tmp_path):
     (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return [0.0] * len(images)\n")
-    prompts = "ocr" if model else None
-    for rewards in (["legible"], [f"imagereward={tmp_path / 'mine.py'}:score"]):
-        settings = resolve_settings(replace(flags, rewards=rewards, prompts=prompts), "train", extensions)
-        assert (settings.preset, len(settings.config.rewards)) == ("imagereward", 1)
+    for reward in ("legible", f"imagereward={tmp_path / 'mine.py'}:score"):
+        settings = resolve_settings(Flags(preset="imagereward", rewards=[reward]), "train", extensions)
+        (trained,) = settings.config.rewards
+        assert (settings.preset, trained.name) == ("imagereward", reward.partition("=")[0])
         assert settings.config.surrogate.tau_min == 0.55
-    assert settings.config.rewards[0].name == "imagereward"
-    path = write(tmp_path, "rewards: [{name: legible}]\n")
-    settings = resolve_settings(replace(flags, config=path, prompts=prompts), "train", extensions)
-    assert settings.config.rewards[0].name == "legible"
-    resolve_settings(flags, None, extensions, needs_reward=False)  # `tdmr1 plan` calls no reward
 
 
 def test_the_reward_gives_the_preset_if_the_model_has_none(extensions, photo_model):

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from tdmr1_rewards.errors import CODES, UNSPECIFIED, Tdmr1Error, close_match_hint
-from tdmr1_rewards.scoring.failures import RewardFailed, RewardWarning
+from tdmr1_rewards.errors import CODES, UNSPECIFIED, RewardWarning, Tdmr1Error, close_match_hint
+from tdmr1_rewards.scoring.failures import RewardFailed
 
 pytestmark = pytest.mark.unit
 

@@ -60,3 +60,20 @@ def test_the_hint_for_a_reward_without_options():
     with raises("reward-options", options=["a"]) as caught:
         validate_options(NoOptions, {"a": 1}, "reward 'x'")
     assert caught.value.hint == "it takes no options"
+
+
+class Numbers(RewardOptions):
+    area: float = 1.0
+    count: int | None = None
+    anything: object = None
+    either: bool | int = 0
+    word: Literal["auto"] | float = "auto"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_boolean_is_not_a_number(value):
+    for name in ("area", "count", "word"):
+        with raises("reward-options", options=[name]):
+            validate_options(Numbers, {name: value}, "reward 'x'")
+    accepted = validate_options(Numbers, {"either": value, "anything": value}, "reward 'x'")
+    assert (accepted.either, accepted.anything) == (value, value)

@@ -9,10 +9,14 @@ import pytest
 from support.errors import raises
 from support.paths import ROOT
 from support.plugin_folder import registering, write_plugin
+from support.reward_batches import active, make_batch
 
 from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.calling.process import ProcessHost
+from tdmr1_rewards.calling.reference import check_options
 from tdmr1_rewards.registry import availability, load_plugins
-from tdmr1_rewards.sources.source import create_reward, find_reward
+from tdmr1_rewards.scoring.runner import RewardRunner
+from tdmr1_rewards.sources.source import create_reward, find_reward, reference_for
 
 pytestmark = pytest.mark.unit
 
@@ -126,9 +130,11 @@ def test_a_broken_plugin_gets_an_error_and_the_others_load(folder):
     def error(name):
         return record_of(plugins, name).error
 
-    assert error("aaa_mod") == "could not be loaded: ModuleNotFoundError: No module named 'no_such_thing'"
-    assert error("bbb_mod") == "could not be loaded: SystemExit: bye"
-    assert error("ccc_mod") == "tdmr1_register_rewards raised RuntimeError: first line second line"
+    missing = "ModuleNotFoundError: No module named 'no_such_thing'"
+    assert error("aaa_mod") == f"could not be loaded: {missing} ({folder / 'aaa_mod.py'}:1)"
+    assert error("bbb_mod") == f"could not be loaded: SystemExit: bye ({folder / 'bbb_mod.py'}:1)"
+    assert error("ccc_mod").startswith("tdmr1_register_rewards raised RuntimeError: first line second line (")
+    assert error("ccc_mod").endswith(", in tdmr1_register_rewards)")
     assert "'Not-Snake' is not in snake case" in error("ddd_mod")
     assert error("eee_mod") == "tdmr1_register_rewards registered a dict, but must register a RewardSpec"
     assert error("fff_mod") == "implements no hook (is its function marked @hookimpl?)"
@@ -272,6 +278,118 @@ def test_a_factory_is_called_with_its_options_or_without_an_argument(folder):
     rewards = load_plugins().rewards
     assert create_reward(find_reward(rewards, "with_options"), {"size": 3})(None).size == 3
     assert create_reward(find_reward(rewards, "without"), {})(None) is None
+
+
+FACTORIES = """
+from tdmr1_rewards import RewardOptions, RewardResult
+
+class Options(RewardOptions):
+    scale: float = 2.0
+
+def plain(batch):
+    return RewardResult([1.0] * len(batch))
+
+def flow(images, prompts, metadata, scale=1.0):
+    return [scale] * len(prompts), {}
+
+def one(prompt, image):
+    return 1.0
+
+async def later(prompts, completions, **columns):
+    return [1.0] * len(prompts)
+
+class Scorer:
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def score(self, pixels, prompts):
+        return [self.scale] * len(prompts)
+
+class Unusual:
+    def __call__(self, *args):
+        return RewardResult([1.0] * len(args[0]))
+
+class WithModel:
+    def __init__(self, options: Options):
+        self.scale = options.scale
+
+    def __call__(self, batch):
+        return RewardResult([self.scale] * len(batch))
+
+async def opened():
+    return flow
+
+def on_device(device):
+    assert device == "cpu"
+    return flow
+
+def from_options(options):
+    return Scorer(options.scale)
+
+INSTANCE = Scorer(1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("attribute", "model", "options", "score"),
+    [
+        ("plain", None, {}, 1.0),
+        ("flow", None, {}, 1.0),
+        ("flow", None, {"scale": 3.0, "image_format": "array"}, 3.0),
+        ("one", None, {}, 1.0),
+        ("later", None, {}, 1.0),
+        ("Scorer", None, {}, 1.0),
+        ("Scorer", None, {"scale": 3.0, "image_format": "array"}, 3.0),
+        ("INSTANCE", None, {}, 1.0),
+        ("Unusual", None, {}, 1.0),
+        ("WithModel", None, {}, 2.0),
+        ("WithModel", "Options", {"scale": 3.0}, 3.0),
+        ("opened", None, {}, 1.0),
+        ("on_device", None, {}, 1.0),
+        ("from_options", "Options", {}, 2.0),
+    ],
+)
+def test_a_registered_factory_may_be_whatever_another_source_may_be(folder, attribute, model, options, score):
+    (folder / "factories.py").write_text(FACTORIES)
+    model = model and f"factories:{model}"
+    write_plugin(folder, "foo", "foo_mod", registering("w", f"factories:{attribute}", model))
+    found = find_reward(load_plugins().rewards, "w")
+    check_options(found, options)
+    with RewardRunner([active(create_reward(found, options))], "weighted_sum", 1) as runner:
+        assert runner.score(make_batch("a", "b")).per_reward["x"] == [score, score]
+    host = ProcessHost(reference_for(found, options), "w", "pil")
+    host.start()
+    try:
+        host.setup("cpu")
+        assert host.call(make_batch("a", "b")).scores == [score, score]
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize("attribute", ["plain", "flow", "Scorer", "Unusual"])
+def test_an_option_that_a_registered_factory_does_not_know_is_refused_early(folder, attribute):
+    (folder / "factories.py").write_text(FACTORIES)
+    write_plugin(folder, "foo", "foo_mod", registering("w", f"factories:{attribute}"))
+    found = find_reward(load_plugins().rewards, "w")
+    for refuse in (check_options, create_reward, reference_for):
+        with raises("reward-options", options=["colour"], reward="reward 'w' (from foo 1.0)"):
+            refuse(found, {"colour": "red"})
+
+
+def test_the_default_prompts_are_optional():
+    assert RewardSpec(name="x", summary="", factory="a:b").default_prompts == ""
+
+
+def test_the_error_for_an_unknown_reward_names_the_plugins_that_failed(folder):
+    write_plugin(folder, "broken", "broken_mod", "raise TypeError('it needs 1 argument')")
+    write_plugin(folder, "fine", "fine_mod", registering("fine"))
+    for source in ("warm", "some.warm"):
+        with raises("reward-unknown", reward=source) as caught:
+            find_reward(load_plugins().rewards, source)
+        errors = caught.value.values["broken_plugins"]
+        place = f"{folder / 'broken_mod.py'}:1"
+        assert errors == {"broken 1.0": f"could not be loaded: TypeError: it needs 1 argument ({place})"}
+        assert all(text in caught.value.message for item in errors.items() for text in item)
 
 
 def needing(*requires, install=None):

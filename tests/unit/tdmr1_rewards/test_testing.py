@@ -127,6 +127,19 @@ def test_a_groupwise_reward_may_use_its_group():
     assert outcomes(examine(relative, spec=spec(), examples=CENTRED))["batch size"] == "failed"
 
 
+def test_a_groupwise_reward_gets_a_corrupted_image_in_place_of_the_original_in_its_group():
+    sizes = []
+
+    def relative(batch):
+        groups = list(batch.group_ids)
+        sizes.extend(groups.count(group) for group in set(groups))
+        return stands_out(batch)
+
+    found = outcomes(examine(relative, spec=spec(groupwise=True), examples=CENTRED[:3]))
+    assert (found["blank"], found["noise"]) == ("passed", "passed")
+    assert set(sizes) == {3}
+
+
 def test_random_scores_are_a_warning_if_small_and_a_failure_if_large():
     calls = itertools.count()
 
@@ -212,7 +225,13 @@ def test_any_convention_and_source_can_be_checked(tmp_path):
         "    return [scale * float(image.mean()) for image in images], {}\n"
     )
     assert check_reward(f"{path}:bright", options={"scale": 2.0}).reward == "bright"
-    assert check_reward(lambda images, prompts: images.mean((1, 2, 3))).fit
+    assert check_reward(lambda pixels, prompts: pixels.mean((1, 2, 3))).fit
+
+
+def test_a_function_whose_image_format_is_unclear_is_refused():
+    with pytest.raises(RewardUnfit, match="the formats give different scores"):
+        check_reward(lambda images, prompts: images.mean((1, 2, 3)))
+    assert check_reward(lambda images, prompts: images.mean((1, 2, 3)), options={"image_format": "tensor"}).fit
 
 
 def test_an_example_must_be_an_image():

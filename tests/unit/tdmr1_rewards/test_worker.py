@@ -7,12 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-import venv
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from support.environments import bare_environment, image_environment
 from support.errors import raises
 from support.paths import TESTS
 from support.reward_batches import FOO, active, faulty, make_batch
@@ -22,9 +22,10 @@ from tdmr1_rewards.calling import process as process_module
 from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.reference import Reference
 from tdmr1_rewards.calling.result_checks import CallFailed
-from tdmr1_rewards.registry import RegisteredReward
+from tdmr1_rewards.errors import Tdmr1Error
+from tdmr1_rewards.registry import RegisteredReward, RewardRegistry
 from tdmr1_rewards.scoring.runner import RewardRunner
-from tdmr1_rewards.sources.source import reference_for
+from tdmr1_rewards.sources.source import create_reward, find_reward, reference_for
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +33,9 @@ OWNER = "reward 'x' (from foo-dist 1.2)"
 
 
 def host(reference, image_format="array", python=None):
-    return ProcessHost(reference, OWNER, image_format, python)
+    built = ProcessHost(reference, OWNER, image_format, python)
+    built.start()
+    return built
 
 
 def build_error(code, *arguments, **keywords):
@@ -43,9 +46,9 @@ def build_error(code, *arguments, **keywords):
     return caught.value
 
 
-def call_failure(running, *prompts, seconds=60):
+def call_failure(running, *prompts):
     with pytest.raises(CallFailed) as caught:
-        running.call(make_batch(*prompts), seconds)
+        running.call(make_batch(*prompts))
     assert caught.value.code == "reward-failed"
     return caught.value
 
@@ -67,7 +70,7 @@ def wait_until(condition, seconds=30):
 def test_output_and_input_of_a_reward_do_not_disturb_the_protocol(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     running = host(faulty())
-    assert list(running.call(make_batch("print", "b"), 60).scores) == [0.0, 1.0]
+    assert list(running.call(make_batch("print", "b")).scores) == [0.0, 1.0]
     assert not (tmp_path / "notes").exists()
     running.close()
     assert (tmp_path / "notes").read_text() == "closed"
@@ -82,7 +85,7 @@ def test_images_have_the_format_of_the_spec(tmp_path):
         " [{'kind': type(i).__name__, 'size': i.size} for i in batch.images])\n"
     )
     running = host(Reference(factory={"file": str(tmp_path / "kinds.py"), "attr": "build"}), "pil")
-    assert running.call(make_batch("a"), 60).details == [{"kind": "Image", "size": [5, 4]}]
+    assert running.call(make_batch("a")).details == [{"kind": "Image", "size": [5, 4]}]
     running.close()
 
 
@@ -92,9 +95,9 @@ def test_a_worker_ends_with_its_parent(order, tmp_path):
     script = (
         "import sys, time; from support.reward_batches import *\n"
         "from tdmr1_rewards.calling.process import ProcessHost\n"
-        "host = ProcessHost(faulty(), 'x', 'array')\n"
+        "host = ProcessHost(faulty(), 'x', 'array'); host.start()\n"
         "print(host.pid, flush=True)\n"
-        f"host.call(make_batch({order!r}), None); print('done', flush=True); time.sleep(60)"
+        f"host.call(make_batch({order!r})); print('done', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
@@ -125,11 +128,12 @@ def test_child_processes_of_a_reward_are_killed_with_it(tmp_path):
         f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
         "    return lambda batch: time.sleep(60)\n"
     )
-    running = host(Reference(factory={"file": str(tmp_path / "mother.py"), "attr": "build"}))
-    assert call_failure(running, "a", seconds=1.0).values == {"seconds": 1.0}
-    pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not is_running(pid))
-    running.close()
+    reward = Reference(factory={"file": str(tmp_path / "mother.py"), "attr": "build"})
+    with RewardRunner([active(reward, timeout=1.0)], "weighted_sum", 1) as runner:
+        with raises("reward-failed", seconds=1.0):
+            runner.score(make_batch("a"))
+        pid = int((tmp_path / "pid").read_text())
+        wait_until(lambda: not is_running(pid))
 
 
 def test_another_protocol_version_is_rejected(monkeypatch):
@@ -184,16 +188,8 @@ def test_an_adapter_converts_a_foreign_function(tmp_path):
         paths=[str(tmp_path)],
     )
     running = host(reference)
-    assert list(running.call(make_batch("a", "b"), 60).scores) == [0.0, 10.0]
+    assert list(running.call(make_batch("a", "b")).scores) == [0.0, 10.0]
     running.close()
-
-
-def bare_environment(folder, *paths):
-    """An environment without packages, except those in the folders `paths`."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in paths))
-    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +200,7 @@ def bare(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """An environment with only numpy and Pillow, linked from this one: no pluggy, pydantic or torch."""
-    folder = tmp_path_factory.mktemp("borrowed")
-    site = Path(sysconfig.get_path("purelib"))
-    for name in ("numpy", "numpy.libs", "PIL", "pillow.libs"):
-        if (site / name).exists():
-            (folder / name).symlink_to(site / name)
-    return bare_environment(tmp_path_factory.mktemp("other"), folder)
+    return image_environment(tmp_path_factory.mktemp("other"))
 
 
 def test_an_environment_without_pillow_is_reported(bare):
@@ -254,7 +245,8 @@ OPTIONS = {"options": "tdmr1_rewards.builtin.object_count:ObjectCountOptions"}
 
 
 def test_options_are_validated_before_a_process_is_started():
-    for spec, python in ((OPTIONS, None), (OPTIONS, Path("/other/python")), ({}, None)):
+    plain = {"factory": "support.faulty_rewards:Faulty"}
+    for spec, python in ((OPTIONS, None), (OPTIONS, Path("/other/python")), (plain, None)):
         with raises("reward-options", options=["colour"]):
             reference_for(registered(**spec), {"colour": 1}, python)
 
@@ -295,7 +287,7 @@ def test_the_worker_follows_the_documented_protocol_and_exits(tmp_path):
     document = faulty().document()
     built = send(do="build", protocol=1, owner="it", image_format="array", reference=document)
     assert built == {"ok": {"python": "{}.{}.{}".format(*sys.version_info[:3])}}
-    assert send(do="setup", device="cpu") == {"ok": {}}
+    assert send(do="setup", device="cpu") == {"ok": {"note": None}}
     assert send(do="score", batch={})["failed"].startswith("failed: invalid message: context is missing")
     assert send(do="close") == {"ok": {}}
     worker.stdin.close()
@@ -309,5 +301,76 @@ def test_a_killed_worker_is_reported_with_its_signal():
     failure = call_failure(running, "a")
     assert failure.values == {"exit_code": -signal.SIGKILL}
     assert "SIGKILL" in failure.reason
-    assert np.array_equal(running.call(make_batch("a", "b"), 60).scores, [0.0, 1.0])
+    assert running.gone
+    running.start()
+    assert np.array_equal(running.call(make_batch("a", "b")).scores, [0.0, 1.0])
     running.close()
+
+
+FAULTS = """
+import sys
+from tdmr1_rewards import RewardResult, Tdmr1Error
+
+class Reward:
+    def __init__(self):
+        self.step = {step!r}
+        self.fail("build")
+
+    def fail(self, step):
+        if self.step == step:
+            raise KeyError(step)
+
+    def setup(self, device):
+        self.fail("setup")
+
+    async def __call__(self, batch):
+        self.fail("call")
+        if batch.prompts[0] == "hint":
+            raise Tdmr1Error("no lamp", "light it", code="reward-metadata", values={{"lamp": 1}})
+        return RewardResult([0.0] * len(batch))
+
+    def state_dict(self):
+        self.fail("state")
+        return {{}}
+
+    def load_state_dict(self, state):
+        self.fail("load")
+
+    def close(self):
+        self.fail("close")
+"""
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+@pytest.mark.parametrize("step", ["build", "setup", "call", "state", "load", "close"])
+def test_an_exception_in_any_step_has_the_file_and_line_of_the_reward(tmp_path, monkeypatch, kind, step):
+    monkeypatch.chdir(tmp_path)
+    text = FAULTS.format(step=step)
+    Path("faults.py").write_text(text)
+    line = text.split("\n").index("            raise KeyError(step)") + 1
+    found = find_reward(RewardRegistry([]), "faults.py:Reward")
+
+    def every_step():
+        reward = reference_for(found, {}) if kind == "process" else create_reward(found, {})
+        with RewardRunner([active(reward)], "weighted_sum", 1) as runner:
+            runner.score(make_batch("a"))
+            runner.load_states(runner.states())
+
+    with raises("reward-build" if step == "build" else "reward-failed", file="faults.py", line=line) as caught:
+        every_step()
+    assert f"KeyError: '{step}' (faults.py:{line}, in fail)" in caught.value.message
+    assert caught.value.hint.startswith(f"look at faults.py, line {line}; TDMR1_DEBUG=1 shows the whole traceback")
+    assert ("on_failure" in caught.value.hint) is (step == "call")
+
+
+def test_an_error_that_a_reward_raises_on_purpose_keeps_code_and_values_and_has_no_place(tmp_path):
+    (tmp_path / "faults.py").write_text(FAULTS.format(step=""))
+    running = host(Reference(factory={"file": str(tmp_path / "faults.py"), "attr": "Reward"}))
+    with pytest.raises(CallFailed) as caught:
+        running.call(make_batch("hint"))
+    running.close()
+    failure = caught.value
+    assert (failure.reason, failure.hint) == ("failed: no lamp", "light it")
+    assert (failure.code, failure.values) == ("reward-metadata", {"lamp": 1})
+    assert isinstance(failure.__cause__, Tdmr1Error)
+    assert "Traceback" in str(failure.__cause__.__cause__)

@@ -203,6 +203,9 @@ def test_options_are_read_as_yaml():
     assert parse_options(["a=1", "b=[x, y]", "c=", "d=e=f"]) == {"a": 1, "b": ["x", "y"], "c": None, "d": "e=f"}
     with raises("argument-invalid", argument="--option", value="a=["):
         parse_options(["a=["])
+    assert parse_options(["a=1", "a=1"]) == {"a": 1}
+    with raises("argument-invalid", value="a=2"):
+        parse_options(["a=1", "b=1", "a=2"])
 
 
 def test_boxes_are_drawn_at_their_coordinates():

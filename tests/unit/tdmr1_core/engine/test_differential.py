@@ -80,6 +80,7 @@ class Case:
             "generator": {
                 "loss": s.loss,
                 "huber_c": s.huber_c,
+                "joint_huber": s.joint_huber,
                 "guidance_scale": s.guidance,
                 "rl_cfg": s.rl_cfg,
                 "tau_min": 0.4,
@@ -226,6 +227,7 @@ def test_surrogate_step(case: Case) -> None:
         Case(Settings(loss="huber", guidance=1.0, rl_cfg=2.0, trunc_steps=0), micro_batch=3),
         Case(Settings(loss="huber", guidance=4.5, tdm_weight=0.6, trunc_steps=0), k_sharing="group"),
         Case(Settings(loss="huber", trunc_steps=3, reference=EMA), micro_batch=1),
+        Case(Settings(loss="huber", joint_huber=False, trunc_steps=1)),
         Case(Settings(trunc_steps=2, reward_scale=0.6, tdm_weight=0.8), micro_batch=3, surrogate_tau_sharing="sample"),
         Case(Settings(reward_scale=0.0, floor=1.3), k_sharing="group", tau_sharing="group"),
         Case(Settings(reference=EMA, rl_cfg=3.0), micro_batch=1),
@@ -240,6 +242,7 @@ def test_surrogate_step(case: Case) -> None:
         "huber-unguided-3",
         "huber-unrewarded",
         "huber-ema-1",
+        "huber-separate",
         "trunc-3",
         "no-reward",
         "ema-1",

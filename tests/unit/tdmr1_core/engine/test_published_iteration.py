@@ -119,7 +119,7 @@ def naive_iteration(config: RunConfig, recorder: Recorder) -> tuple[dict[str, We
         taus_reward = levels("tau-reward", (step,), block, above)
         eps, eps_reward = noises("generator", (step,), each), noises("reward", (step,), by_group)
         accumulate(GENERATOR, config.generator, world.generator(s, at, ks, taus, taus_reward, eps, eps_reward))
-    for average, role, decay in ((GENERATOR_EMA, GENERATOR, 2 / 11), (SURROGATE_EMA, SURROGATE, 0.001)):
+    for average, role, decay in ((GENERATOR_EMA, GENERATOR, 1 / 10), (SURROGATE_EMA, SURROGATE, 0.001)):
         former, now = world.loras[average], world.loras[role]
         world.loras[average] = {name: decay * old + (1 - decay) * now[name] for name, old in former.items()}
     return world.loras, {name: sum(parts) / 2 for name, parts in losses.items()}, latents

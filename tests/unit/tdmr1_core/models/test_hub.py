@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from safetensors.torch import save_file
 from support.errors import raises
 from support.paths import ROOT
 
+from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.models import pipeline_files
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.hub import hub_file, revision_of
 from tdmr1_core.models.loading import fetch_model, find_lora
 from tdmr1_core.models.pipeline_files import is_hub_id
 from tdmr1_core.models.registry import ModelRegistry
+from tdmr1_core.plugins import discover
 
 pytestmark = pytest.mark.unit
 
@@ -249,3 +252,21 @@ def test_loras_on_the_hub(cache, tmp_path):
 )
 def test_hub_ids(text, is_id):
     assert is_hub_id(text) is is_id
+
+
+@pytest.mark.parametrize("inside", ["folder/lora.safetensors", "folder/deeper/adapter_model.safetensors"])
+def test_a_lora_in_a_folder_of_a_repository(cache, inside):
+    name = inside.rpartition("/")[2]
+    beside = inside.replace(name, "adapter_config.json")
+    folder = cached(cache, "owner/loras", {inside: b"x", beside: b"{}"})
+    assert find_lora(f"owner/loras/{inside}") == folder / inside
+    assert find_lora(f"owner/loras/{inside.rpartition('/')[0]}") == (folder / inside).parent
+
+
+def test_a_lora_on_the_hub_can_be_named_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resolved = resolve_settings(Flags(model="tiny-tdm", lora=Path("owner/loras/a.safetensors")), "train", discover())
+    assert resolved.entry.lora == "owner/loras/a.safetensors"
+    (tmp_path / "student").mkdir()
+    resolved = resolve_settings(Flags(model="tiny-tdm", lora=Path("student")), "train", discover())
+    assert resolved.entry.lora == str(tmp_path / "student")

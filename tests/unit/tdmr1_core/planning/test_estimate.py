@@ -238,6 +238,9 @@ def test_a_size_that_does_not_fit_is_rejected():
     assert known.latent_shape(512, 1024) == (16, 64, 128)
     with raises("setting-invalid", width=516, height=512, multiple=16):
         known.latent_shape(512, 516)
+    assert known.latent_shape(6144, 512) == (16, 768, 64)
+    with raises("setting-invalid", width=512, height=6160, largest=6144):
+        known.latent_shape(6160, 512)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30)])

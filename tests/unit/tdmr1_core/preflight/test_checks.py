@@ -206,12 +206,12 @@ def test_a_missing_prompt_set_is_rejected_with_the_settings(place):
         resolve_run(config(f"prompts.{place}=nosuch"), FOUND, entry=ENTRY)
 
 
-def test_alpha_is_read_from_metadata_neighbouring_files_and_tensors(tmp_path):
+def test_alpha_is_read_from_tensors_and_neighbouring_files_but_not_from_kohyas_record(tmp_path):
     tensors = {"a.lora_A.weight": torch.zeros(2, 2)}
     save_file(tensors, tmp_path / "kohya.safetensors", metadata={"ss_network_alpha": "4"})
     save_file({**tensors, "a.alpha": torch.tensor(4.0)}, tmp_path / "own.safetensors")
     save_file(tensors, tmp_path / "silent.safetensors")
-    assert [has_alpha(tmp_path / f"{name}.safetensors") for name in ("kohya", "own", "silent")] == [True, True, False]
+    assert [has_alpha(tmp_path / f"{name}.safetensors") for name in ("kohya", "own", "silent")] == [False, True, False]
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
     assert has_alpha(tmp_path / "silent.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(b"no")

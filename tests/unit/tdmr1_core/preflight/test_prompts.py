@@ -18,7 +18,7 @@ from tdmr1_core.preflight.prompts import check_lengths, check_reward_names
 from tdmr1_core.preflight.resolved import resolve_run
 from tdmr1_core.preflight.rewards import RewardFinder
 from tdmr1_core.prompts.prompt import Prompt
-from tdmr1_core.prompts.sets import PromptSet
+from tdmr1_core.prompts.sets import PromptSet, load_prompt_set
 
 pytestmark = pytest.mark.unit
 
@@ -31,7 +31,8 @@ def resolved(folder: Path, texts, *assignments: str):
     path = folder / "prompts.txt"
     path.write_text("".join(f"{text}\n" for text in texts))
     prompts = (f"prompts.train={path}", f"prompts.evaluate={path}")
-    return resolve_run(resolve([{"rewards": [{"name": "x"}]}, parse_assignments([*WORDS, *prompts, *assignments])]))
+    changes = [parse_assignments([each]) for each in (*WORDS, *prompts, *assignments)]
+    return resolve_run(resolve([{"rewards": [{"name": "x"}]}, *changes]))
 
 
 def test_prompts_without_a_target_are_refused(tmp_path):
@@ -73,6 +74,56 @@ def test_a_reward_that_the_run_does_not_have_is_refused():
 def test_rewards_in_metadata_are_a_list_of_names(found):
     with raises("reward-metadata", key="rewards"):
         check_reward_names([PromptSet("cats", (Prompt("a cat", {"rewards": found}),))], ["jpeg_size"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "found", "hint"),
+    [
+        ("a.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog", "rewards": "jpeg_size"}\n', "line 2", "jpeg_size", '["'),
+        ("a.json", '["a cat", {"prompt": "a dog", "rewards": [5]}]', "item 2", [5], '["'),
+        ("a.csv", "prompt,rewards\na cat,jpeg_size\n", "line 2", "jpeg_size", ".jsonl"),
+    ],
+)
+def test_rewards_of_another_form_are_named_with_their_place(tmp_path, name, content, place, found, hint):
+    path = tmp_path / name
+    path.write_text(content)
+    with raises("reward-metadata", path=str(path), place=place, key="rewards", found=found) as caught:
+        check_reward_names([load_prompt_set(str(path), "tiny")], ["jpeg_size"])
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("named", ["[]", '["object_count"]'])
+def test_prompts_that_exclude_all_trained_rewards_are_refused(tmp_path, named):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f'{{"prompt": "a {word}", "rewards": {named}}}\n' for word in ("cat", "dog")))
+    settings = {"rewards": [{"name": "jpeg_size"}], "prompts": {"train": str(path)}}
+    settings |= {"evaluation": {"rewards": [{"name": "object_count"}]}}
+    with raises("nothing-scored", prompts=str(path), count=2, rewards=["jpeg_size"]):
+        resolve_run(resolve([settings]))
+    with path.open("a") as file:
+        file.write('{"prompt": "a cow", "rewards": ["jpeg_size"]}\n')
+    assert len(resolve_run(resolve([settings])).prompts.prompts) == 3
+
+
+def test_evaluation_prompts_that_exclude_all_rewards_are_only_reported(tmp_path):
+    path = tmp_path / "held-out.jsonl"
+    path.write_text('{"prompt": "two red circles", "rewards": []}\n')
+    run = resolve_run(resolve([{"rewards": [{"name": "jpeg_size"}], "prompts": {"evaluate": str(path)}}]))
+    (found,) = [warning for warning in run.warnings if warning.code == "images-unscored"]
+    assert found.values == {"prompts": str(path), "count": 1, "rewards": ["jpeg_size"]}
+
+
+@pytest.mark.parametrize("which", ["train", "evaluate"])
+def test_an_empty_name_is_no_prompt_set(tmp_path, monkeypatch, which):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.txt").write_text("a cat\n")
+    with raises("prompts-unknown", name=""):
+        resolve_run(resolve([{"rewards": [{"name": "jpeg_size"}], "prompts": {which: ""}}]))
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_prompt_set():
+    with raises("prompts-unknown", name="a" * 300):
+        resolve_run(resolve([{"rewards": [{"name": "jpeg_size"}], "prompts": {"train": "a" * 300}}]))
 
 
 def test_a_custom_reward_needs_prompts_unless_the_model_is_embedded(tmp_path):

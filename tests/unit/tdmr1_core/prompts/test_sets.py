@@ -1,12 +1,14 @@
 """Prompt sets: stable, distinct, without overlap of training and held-out prompts; folders of prompt files."""
 
 import hashlib
+import os
 
 import pytest
 from support.errors import raises
 
 from tdmr1_core.prompts.sets import PROMPT_SETS, held_out_companion, load_prompts
-from tdmr1_rewards.builtin.ocr_match import find_targets, normalize
+from tdmr1_rewards.builtin.ocr_match import find_targets
+from tdmr1_rewards.builtin.text_comparison import normalize
 
 pytestmark = pytest.mark.unit
 
@@ -91,3 +93,26 @@ def test_a_quarter_of_the_words_of_the_embedded_world_is_held_out():
 def test_unknown_prompt_sets(name):
     with raises("prompts-unknown", name=name, domain="tiny"):
         load_prompts(name, "tiny")
+
+
+def test_what_is_not_a_prompt_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "dangling.txt").symlink_to("nowhere.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "train.txt").write_text("not for an empty name\n")
+    expected = {
+        "": "an empty name",
+        "folder": "a folder with neither train_metadata.jsonl nor train.txt",
+        "loop.txt": "a link that leads back to itself",
+        "dangling.txt": "a link to 'nowhere.txt', which does not exist",
+        "pipe.txt": "a pipe, not a file",
+        os.devnull: "a device",
+        "a" * 300: None,
+        "a\0b": None,
+    }
+    for name, found in expected.items():
+        assert held_out_companion(name, "tiny") == name
+        with raises("prompts-unknown", name=name, domain="tiny", found=found):
+            load_prompts(name, "tiny")

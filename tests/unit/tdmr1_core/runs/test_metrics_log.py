@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import pytest
-from support.errors import warns
+from support.errors import raises, warns
 
 from tdmr1_core import durable_files
 from tdmr1_core.runs import jsonl
 from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS, Tracker
 
 pytestmark = pytest.mark.unit
+READING = {"alarms": ["an alarm"]}
 
 
 @pytest.fixture
@@ -29,11 +31,27 @@ def steps(folder, name: str) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / name).read_bytes().splitlines()]
 
 
-def test_metrics_and_evaluations_are_rolled_back_to_their_own_iterations(tracker, tmp_path):
+def test_a_repeated_evaluation_stays_until_a_new_one_replaces_it(tracker, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     tracker.go_back(2, evaluated=1)
-    assert steps(tmp_path, METRICS) == [1, 2]
-    assert steps(tmp_path, EVALUATIONS) == [1, 1]
-    assert steps(tmp_path, GUARD) == [1]
+    kept = {METRICS: [1, 2], EVALUATIONS: [1, 1, 2, 2], GUARD: [1, 2]}
+    assert {name: steps(tmp_path, name) for name in kept} == kept
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: tracker.evaluations(2, [{"prompts": "new", "n": 5}]), lambda: tracker.guard(2, READING)):
+        with raises("not-writable", path=str(tmp_path)):
+            write()
+    assert {name: steps(tmp_path, name) for name in kept} == kept
+    assert not list(tmp_path.glob(".*"))
+    monkeypatch.undo()
+    tracker.evaluations(2, [{"prompts": "new", "n": 5}])
+    tracker.guard(2, READING)
+    assert json.loads((tmp_path / EVALUATIONS).read_bytes().splitlines()[-1]) == {"step": 2, "prompts": "new", "n": 5}
+    assert json.loads((tmp_path / GUARD).read_bytes().splitlines()[-1]) == {"step": 2, **READING}
+    assert {name: steps(tmp_path, name) for name in kept} == {**kept, EVALUATIONS: [1, 1, 2]}
+    tracker.evaluations(3, [{"prompts": "new", "n": 5}])
+    assert steps(tmp_path, EVALUATIONS) == [1, 1, 2, 3]
 
 
 def test_a_truncated_line_is_deleted_and_does_not_merge_with_the_next(tracker, tmp_path):

@@ -12,7 +12,7 @@ from support.reward_batches import batch_of
 
 from tdmr1_rewards.api import RunPreview
 from tdmr1_rewards.builtin import ocr_match
-from tdmr1_rewards.builtin.ocr_engines import Line, open_engine
+from tdmr1_rewards.builtin.ocr_engines import Line, open_engine, recognized
 from tdmr1_rewards.builtin.ocr_match import (
     OcrMatch,
     OcrMatchOptions,
@@ -20,9 +20,9 @@ from tdmr1_rewards.builtin.ocr_match import (
     check_prompts,
     find_targets,
     match_score,
-    normalize,
     resolve_engine,
 )
+from tdmr1_rewards.builtin.text_comparison import normalize
 from tdmr1_rewards.calling.reference import validate_options
 
 pytestmark = pytest.mark.unit
@@ -43,7 +43,8 @@ pytestmark = pytest.mark.unit
         ("open", "xyz", 0.0),
         ("kitten", "sitting", 0.5),  # the textbook distance of 3
         ("ab", "ba", 0.0),
-        ("Straße", "strasse", 4 / 6),  # ß is not ss: lower case, not case folding
+        ("Straße", "STRASSE", 1.0),
+        ("Straße", "strase", 6 / 7),  # the normalized target has seven letters
         ("ÉCOLE", "école", 1.0),
         ("École", "ecole", 0.8),
         ("東京 駅", "東京駅", 1.0),
@@ -79,7 +80,7 @@ def test_scores_are_0_to_1_and_1_if_the_target_is_contained(target, before, afte
         ('mixed “quotes"', ("quotes",), ("quotes",)),
         ("an unclosed “quote", (), ()),
         ("English single ‘quotes’", ("quotes",), ("quotes",)),
-        ("‘Don’t stop’", ("don’tstop",), ("don’tstop",)),
+        ("‘Don’t stop’", ("don'tstop",), ("don'tstop",)),
         ("rock ‘n’ roll", (), ()),
         ("it’s the ’80s", (), ()),
         ("German „Katze“ and ‚Hund‘", ("katze",), ("katze", "hund")),
@@ -91,6 +92,14 @@ def test_scores_are_0_to_1_and_1_if_the_target_is_contained(target, before, afte
         ('two “A” and "B" and «C»', ("a",), ("a", "b", "c")),
         ('empty ""', (), ()),
         ('blank "  "', (), ()),
+        ('invisible "\u200b" and "\u3164"', (), ()),
+        ('marks "\ufeff\u200e\ufe0f" and "A\u200d"', (), ("a",)),
+        ('a 5" pipe and 6" hose', (), ()),
+        ("a 5” pipe and 6” hose", (), ()),
+        ('a 5" pipe with a sign "Open"', ("open",), ("open",)),
+        ('a sign "Route 66" and "Exit 7"', ("route66",), ("route66", "exit7")),
+        ('a sign ""HI""', (), ()),
+        ('"A""B""C"', ("a",), ("a", "b", "c")),
         ('a sign "東京"', ("東京",), ("東京",)),
         ('"World\'s Smallest Elephant"', ("world'ssmallestelephant",), ("world'ssmallestelephant",)),
     ],
@@ -103,7 +112,12 @@ def test_targets_in_prompts(prompt, first, every):
 def test_the_reason_distinguishes_an_empty_text_from_no_text():
     assert "no text between quotation marks" in find_targets("no quotes", {}).reason
     assert "empty" in find_targets('empty ""', {}).reason
-    assert find_targets('"open"', {"text": " "}) == Targets(reason="the metadata's `text` is empty")
+    assert "doubled" in find_targets('a sign ""HI""', {}).reason
+    assert "doubled" in find_targets("a sign ““HI””", {}).reason
+    assert "single straight quotes" in find_targets("a sign 'HI'", {}).reason
+    assert "single straight quotes" not in find_targets("the dogs' bed isn't here", {}).reason
+    for text in (" ", "\u200b", "\ufeff\u200f\u00ad\ufe0f"):
+        assert find_targets('"open"', {"text": text}) == Targets(reason="the metadata's `text` is empty")
 
 
 def test_metadata_take_precedence_over_the_prompt():
@@ -160,6 +174,27 @@ def test_exact_requires_the_target_and_nothing_else(reader):
     assert score('"Op en" and "Exit"', score="exact", target="all", min_confidence=0).scores == [1.0]
 
 
+@pytest.mark.parametrize("score_kind", ["graded", "exact"])
+def test_a_perfect_reading_scores_1_only_in_the_comparison_that_ignores_its_form(monkeypatch, score_kind):
+    """The engine returns NFC and ASCII quotes; the prompt is NFD with a typographic apostrophe and a soft hyphen."""
+    engine = Reader(Line("CAF\u00c9 D'", 0.9), Line("OR", 0.9))
+    monkeypatch.setattr(ocr_match, "open_engine", lambda options, device: engine)
+    prompt = 'a sign "Cafe\u0301 d\u2019\u00ador"'
+    (details,) = score(prompt, score=score_kind).details
+    assert (details["target"], details["read"]) == ("caf\u00e9d'or", "caf\u00e9d'or")
+    assert score(prompt, score=score_kind).scores == [1.0]
+    published = 0.0 if score_kind == "exact" else 1 - 4 / 10  # é costs 2, ’ and the hyphen 1 each
+    assert score(prompt, score=score_kind, comparison="published").scores == [pytest.approx(published)]
+
+
+def test_the_metadata_are_compared_in_the_same_form(monkeypatch):
+    monkeypatch.setattr(ocr_match, "open_engine", lambda options, device: Reader(Line("SALE", 0.9)))
+    metadata = {"text": "\uff33\uff21\uff2c\uff25"}
+    for comparison, expected in (("unicode", 1.0), ("published", 0.0)):
+        reward = OcrMatch(OcrMatchOptions(comparison=comparison))
+        assert reward(batch_of([IMAGE], ["a sign"], metadata=[metadata])).scores == [expected]
+
+
 def test_an_image_without_a_target_is_not_read(reader):
     result = score("an image")
     assert result.scores == [None]
@@ -200,9 +235,12 @@ def test_the_error_of_a_missing_engine_names_the_package_to_install(monkeypatch,
     assert "pip install" in caught.value.hint
 
 
-def test_rows_of_tesseract_without_a_word_are_ignored(monkeypatch):
-    """A fake module returns rows in the format of image_to_data: rows of pages and lines have no text and -1."""
-    rows = {"text": ["", "", "Open", " ", "24"], "conf": ["-1", -1, 91.5, 95, "40"]}
+def test_rows_of_tesseract_without_a_word_and_guesses_on_noise_are_ignored(monkeypatch):
+    """A fake module returns rows in the format of image_to_data.
+
+    Rows of pages and lines have no text and confidence -1, guesses on noise confidence 0.
+    """
+    rows = {"text": ["", "", "Open", " ", "24", "~|", ";"], "conf": ["-1", -1, 91.5, 95, "40", 0, "0.0"]}
     passed = {}
 
     def image_to_data(image, **arguments):
@@ -215,9 +253,22 @@ def test_rows_of_tesseract_without_a_word_are_ignored(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytesseract", module)
     assert score('"Open 24"', engine="tesseract", tesseract_language="deu").details[0]["read"] == "open24"
     assert passed == {"lang": "deu", "config": "--psm 11", "output_type": "dict"}
+    assert score('"Open 24"', engine="tesseract", min_confidence=0).details[0]["read"] == "open24"
     assert score('"Open 24"', engine="tesseract", min_confidence=0.5).details[0]["read"] == "open"
     score('"Open 24"', engine="tesseract", detect=False)
     assert passed["config"] == "--psm 7"
+
+
+def test_lines_with_confidence_0_are_no_lines():
+    found = recognized([("Open", 0.9), ("~", 0.0), ("|", -1.0), (" ", 0.9), ("", 0.5), ("a", 1e-6)])
+    assert found == [Line("Open", 0.9), Line("a", 1e-6)]
+
+
+def test_lines_of_rapidocr_with_confidence_0_are_ignored(monkeypatch):
+    answer = SimpleNamespace(txts=("Open", "~"), scores=(0.9, 0.0))
+    monkeypatch.setattr("rapidocr.RapidOCR", lambda params: lambda image, **options: answer)
+    for detect in (True, False):
+        assert score('"Open"', engine="rapidocr", detect=detect, min_confidence=0).details[0]["read"] == "open"
 
 
 def test_a_missing_tesseract_program_is_an_error(monkeypatch):
@@ -254,5 +305,7 @@ def test_prompts_are_checked_before_a_run():
     prompts, metadata = ['a sign "A"', "a sign", "a sign"], [{}, {}, {"text": "B"}]
     preview = RunPreview(prompts=prompts, metadata=metadata, options=OcrMatchOptions())
     assert check_prompts(preview) == [None, "the prompt has no text between quotation marks", None]
+    invisible = RunPreview(prompts=['"\u200d"', "a"], metadata=[{}, {"text": "\ufe0f"}], options=OcrMatchOptions())
+    assert check_prompts(invisible) == ["the quoted text is empty", "the metadata's `text` is empty"]
     with raises("reward-metadata", key="text", found=5):
         check_prompts(RunPreview(prompts=["a"], metadata=[{"text": 5}], options=OcrMatchOptions()))

@@ -4,10 +4,12 @@ import sys
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import save_file
 from support.errors import raises
 
-from tdmr1_rewards.builtin.optional import find_file, first_line, import_optional
+from tdmr1_rewards.builtin.optional import find_file, first_line, import_optional, read_state_dict
 
 pytestmark = pytest.mark.unit
 
@@ -59,3 +61,23 @@ def test_a_missing_module_is_an_error_with_the_package_to_install(monkeypatch):
 
 def test_the_first_line_of_an_error_without_a_message_is_its_type():
     assert first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(("suffix", "save"), [("pt", torch.save), ("safetensors", save_file)])
+def test_a_state_dict_is_read(tmp_path, suffix, save):
+    path = tmp_path / f"head.{suffix}"
+    save({"weight": torch.ones(2)}, path)
+    assert {name: value.tolist() for name, value in read_state_dict(path, "the head").items()} == {"weight": [1, 1]}
+
+
+def test_a_file_that_holds_no_state_dict_is_an_empty_one(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    assert read_state_dict(tmp_path / "list.pt", "the head") == {}
+
+
+def test_an_unreadable_state_dict_is_an_error(tmp_path):
+    path = tmp_path / "head.pt"
+    path.write_bytes(b"not weights")
+    with raises("reward-weights", path=str(path)) as caught:
+        read_state_dict(path, "the head")
+    assert caught.value.message.startswith(f"the head {path} cannot be read: ")

@@ -84,7 +84,7 @@ def test_a_state_of_an_unknown_reward_is_rejected(runner):
 def test_a_restarted_process_gets_the_last_state_that_was_read():
     with RewardRunner([active(faulty("Remembering"))], "weighted_sum", 1) as runner:
         score(runner), runner.states(), score(runner)
-        os.kill(runner._workers[0].host.pid, signal.SIGKILL)
+        os.kill(runner._supervisors["x"].host.pid, signal.SIGKILL)
         with pytest.raises(RewardFailed):
             score(runner)
         assert runner.states() == {"x": {"calls": 1}}
@@ -124,7 +124,7 @@ def test_a_state_cannot_be_restored_without_load_state_dict():
 def test_a_state_that_is_not_json_is_rejected_in_another_process():
     with RewardRunner([active(faulty("Unspeakable"))], "weighted_sum", 1) as runner:
         runner.set_up()
-        with raises("reward-failed", reward="x") as caught:
+        with raises("reward-state", reward="x") as caught:
             runner.states()
         assert "not plain JSON data" in caught.value.message
 

@@ -99,6 +99,7 @@ def changed(**fields):
         (changed(images=["iVBORw0KGgo=", ""]), "reward-images", {"index": 0}),
         (changed(prompts=["a", 1]), "server-protocol", {"field": "prompts[1]", "found": "a int"}),
         (changed(metadata=[{}, []]), "server-protocol", {"field": "metadata[1]", "found": "a list"}),
+        (changed(image_ids=[0, 0.5]), "server-protocol", {"field": "image_ids[1]", "found": "a float"}),
         (changed(group_ids=[0, True]), "server-protocol", {"field": "group_ids[1]", "found": "a bool"}),
         (
             changed(image_ids=[0]),
@@ -110,6 +111,15 @@ def changed(**fields):
 def test_an_invalid_batch_is_rejected(document, code, values):
     with raises(code, **values):
         decode_batch(document, "array")
+
+
+def test_integers_may_be_written_with_a_decimal_point():
+    context = {"iteration": 3.0, "seed": 1e3, "new": 1}
+    back = decode_batch(changed(group_ids=[0.0, -1.0], image_ids=[7.0, 8], context=context, new=[]), "array")
+    integers = [*back.group_ids, *back.image_ids, back.context.iteration, back.context.seed]
+    assert integers == [0, -1, 7, 8, 3, 1000]
+    assert all(type(value) is int for value in integers)
+    assert back.context.run_folder is None
 
 
 def test_images_of_different_sizes_are_not_an_array():
@@ -145,7 +155,7 @@ def test_a_token_must_fit_into_a_header(token, valid):
     assert not token or token not in caught.value.message
 
 
-@pytest.mark.parametrize("document", [None, {}, {"scores": 1.0}])
+@pytest.mark.parametrize("document", [None, {}, {"scores": 1.0}, {"scores": [], "details": {}}])
 def test_an_invalid_result_is_rejected(document):
     with raises("server-protocol"):
         decode_result(document)

@@ -13,19 +13,11 @@ from support.feedback_images import open_round, solid_image
 from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.hashing import image_hash
 from tdmr1_rewards.feedback.server import MAX_BODY, PAGE, build_app, names_this_server
-from tdmr1_rewards.feedback.store import FeedbackStore
 
 pytestmark = pytest.mark.unit
 
 TOKEN = "tok_en-1"
 HOME = "http://127.0.0.1:8000"
-
-
-@pytest.fixture
-def store(tmp_path):
-    made = FeedbackStore(tmp_path / "feedback")
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -242,7 +234,7 @@ def test_invalid_fields_are_named(client, store, opened, log, changes, words):
     assert store.answers() == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 30_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
 def test_a_body_that_is_not_json_is_refused(client, log, content):
     refused(client.post("/api/answers", content=content), 400, "JSON", log)
 

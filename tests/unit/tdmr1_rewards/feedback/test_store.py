@@ -18,13 +18,6 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def store(tmp_path):
-    made = FeedbackStore(tmp_path / "feedback")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def clock(monkeypatch):
     """The current time of the store, in a list that tests may change."""
     now = [1000.0]
@@ -94,7 +87,7 @@ def test_a_photo_is_rotated_according_to_its_exif_data(store, tmp_path):
     ("wrong", "code"),
     [
         (np.zeros((2, 2)), "feedback-item"),
-        ("no/such/file.png", "file-unreadable"),
+        ("no/such/file.png", "file-missing"),
         (b"bytes", "feedback-item"),
     ],
 )

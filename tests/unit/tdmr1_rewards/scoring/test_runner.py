@@ -1,6 +1,8 @@
+import dataclasses
 import reprlib
 import threading
 import time
+import warnings
 from concurrent.futures import CancelledError
 from fractions import Fraction
 
@@ -320,3 +322,16 @@ def test_images_of_another_type_or_shape_are_rejected(images, found):
 def test_invalid_arguments_of_a_runner_are_rejected(names, combine, code, values):
     with raises(code, **values):
         RewardRunner([active(first_pixels, name) for name in names], combine, workers=1)
+
+
+@pytest.mark.parametrize(("on_failure", "recommends"), [("stop", True), ("skip", False)])
+def test_the_hint_recommends_to_skip_only_where_that_is_not_set(on_failure, recommends):
+    def fails(batch):
+        raise OSError("no file")
+
+    entry = dataclasses.replace(active(fails), on_failure=on_failure)
+    with RewardRunner([entry], "weighted_sum", 1) as runner, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with raises("reward-failed") as caught:
+            runner.score(make_batch(1))
+    assert ("skip" in caught.value.hint) is recommends

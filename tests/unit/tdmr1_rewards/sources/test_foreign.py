@@ -1,6 +1,7 @@
 import asyncio
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from support.errors import raises
 
 from tdmr1_rewards.api import RewardBatch, RewardContext, RewardResult
 from tdmr1_rewards.options import RewardOptions
-from tdmr1_rewards.sources.foreign import adapt, read_answer
+from tdmr1_rewards.sources.answers import read_answer
+from tdmr1_rewards.sources.foreign import adapt
 from tdmr1_rewards.sources.signatures import recognise
 
 pytestmark = pytest.mark.unit
@@ -84,7 +86,7 @@ def test_the_form_of_the_images_can_be_chosen(form, kind):
 def test_images_are_arrays_if_torch_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    def fn(images, prompts):
+    def fn(images, prompts, metadata):
         assert images.dtype == np.uint8
         assert images.shape == (3, 2, 4, 3)
         return images[:, 0, 0, 0]
@@ -152,11 +154,32 @@ def test_info_per_image_becomes_details(info, details):
         (torch.tensor(3.0), 1, [3.0]),
         (0.5, 1, [0.5]),
         (["0.5"], 1, ["0.5"]),
-        ([[1, 2]], 1, [[1, 2]]),
     ],
 )
 def test_scores_in_any_container_are_read(answer, count, scores):
     assert read_answer(answer, count, "x") == (scores, None)
+
+
+@dataclass
+class Output:
+    """Like the answer of a reward model of Flow-Factory."""
+
+    rewards: object
+    extra_info: object = None
+
+
+@pytest.mark.parametrize(
+    ("answer", "details"),
+    [
+        (Output(torch.tensor([1.0, 2.0])), None),
+        (Output(np.array([[1.0], [2.0]]), {"a": [3, 4]}), [{"a": 3}, {"a": 4}]),
+        (RewardResult([1.0, 2.0], [{"b": 1}, {"b": 2}]), [{"b": 1}, {"b": 2}]),
+        ({"scores": [1.0, 2.0], "c": [5, 6]}, [{"c": 5}, {"c": 6}]),
+        ({"rewards": [1.0, 2.0], "avg": [1.0, 2.0]}, [{"rewards": 1.0}, {"rewards": 2.0}]),
+    ],
+)
+def test_scores_under_a_known_name_are_read(answer, details):
+    assert read_answer(answer, 2, "x") == ([1.0, 2.0], details)
 
 
 def test_an_answer_without_scores_is_rejected():
@@ -164,6 +187,42 @@ def test_an_answer_without_scores_is_rejected():
         read_answer(None, 1, "x")
     with raises("reward-result", reward="x", keys=["ocr"]):
         read_answer({"ocr": [1]}, 1, "x")
+
+
+ROWS = [torch.tensor([[1.0, 0.1], [2.0, 0.2]]), np.array([[1.0, 0.1], [2.0, 0.2]]), [[1.0, 0.1], [2.0, 0.2]]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_of_several_numbers_for_an_image_the_column_is_used(rows):
+    def score(images, prompts, metadata):
+        return rows
+
+    with raises("reward-result", reward="score", found=2, expected=1) as caught:
+        adapt(score)(make_batch(PIXELS[:2]))
+    assert "`column`" in caught.value.hint
+    assert adapt(score, {"column": 0})(make_batch(PIXELS[:2])).scores == [1.0, 2.0]
+    assert adapt(score, {"column": 1})(make_batch(PIXELS[:2])).scores == pytest.approx([0.1, 0.2])
+    with raises("reward-result", column=2):
+        adapt(score, {"column": 2})(make_batch(PIXELS[:2]))
+    for wrong in (-1, True, "mean"):
+        with raises("reward-options", options=["column"]):
+            adapt(score, {"column": wrong})
+
+
+def test_the_column_of_one_image_at_a_time():
+    def score(prompt, image):
+        return torch.tensor([[0.7, 0.1]])
+
+    assert adapt(score, {"column": 0})(make_batch()).scores == pytest.approx([0.7] * 3)
+    with raises("reward-result", found=2):
+        adapt(score)(make_batch())
+
+
+def test_an_own_parameter_named_column_is_not_taken_over():
+    def score(images, prompts, metadata, column="red"):
+        return [float(column == "blue")] * len(images)
+
+    assert adapt(score, {"column": "blue"})(make_batch()).scores == [1.0] * 3
 
 
 def test_gradients_are_disabled():
@@ -219,6 +278,42 @@ def test_an_asynchronous_function_runs_without_gradients():
         return [0.0] * len(prompts)
 
     assert adapt(reward, {})(make_batch()).scores == [0, 0, 0]
+
+
+def test_the_minus_ten_of_flow_grpo_is_a_reason():
+    result = adapt(lambda images, prompts, metadata: ([0.5, -10, None], {}))(make_batch())
+    assert result.scores == [0.5, None, None]
+    assert result.details == [{}, {"reason": "not scored (-10)"}, {}]
+    own = {"reason": ["a", "b", "c"]}
+    result = adapt(lambda images, prompts, metadata: ([0.5, -10, None], own))(make_batch())
+    assert [entry["reason"] for entry in result.details] == ["a", "b", "c"]
+
+
+class Table:
+    """Like a data frame: iterating gives the names of its columns."""
+
+    def keys(self):
+        return ["a", "b", "c"]
+
+    def __iter__(self):
+        return iter(self.keys())
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        ({0.1, 0.2, 0.3}, "set"),
+        (frozenset({0.1, 0.2, 0.3}), "frozenset"),
+        ({"a": 1, "b": 2}.keys(), "dict_keys"),
+        ({"a": 1, "b": 2}.values(), "dict_values"),
+        ("123", "str"),
+        (Table(), "Table"),
+    ],
+)
+def test_scores_without_an_order_are_refused(scores, kind):
+    for answer in (scores, (scores, {})):
+        with raises("reward-result", type=kind):
+            read_answer(answer, 3, "x")
 
 
 class Imscore:
@@ -335,11 +430,106 @@ def test_conventions_are_recognized_and_described(target, style, description):
 
 
 class NeedsMuch:
-    def __init__(self, path):
-        pass
+    def __init__(self, path, scale=1.0):
+        self.score = scale * len(path)
 
     def __call__(self, batch):
-        pass
+        return RewardResult([self.score] * len(batch))
+
+
+def multi_score(device, score_dict):
+    """Like the factory of flow_grpo."""
+
+    def fn(images, prompts, metadata, ref_images=None, only_strict=True):
+        return {
+            "avg": [sum(score_dict.values())] * len(images),
+            **{k: [v] * len(images) for k, v in score_dict.items()},
+        }, {}
+
+    return fn
+
+
+def make_declared(path: str, threshold: float):
+    return lambda images, prompts, metadata: [threshold + len(path)] * len(images)
+
+
+def make_undeclared(weights):
+    return lambda images, prompts, metadata: [float(weights)] * len(images)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "score"),
+    [
+        (NeedsMuch, {"path": "abc"}, 3),
+        (NeedsMuch, {"path": "abc", "scale": 2.0}, 6),
+        (multi_score, {"score_dict": {"ocr": 1, "clip": 4}}, 5),
+        (make_declared, {"path": "ab", "threshold": 0.5}, 2.5),
+        (make_undeclared, {"weights": 7}, 7),
+    ],
+)
+def test_required_parameters_of_a_factory_are_options(target, options, score):
+    reward = adapt(target, options)
+    if hasattr(reward, "setup"):
+        reward.setup("cpu")
+    assert reward(make_batch()).scores == [score] * 3
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "missing"),
+    [
+        (NeedsMuch, {}, ["path"]),
+        (multi_score, {}, ["score_dict"]),
+        (make_declared, {"path": "a"}, ["threshold"]),
+        (make_declared, {}, ["path", "threshold"]),
+    ],
+)
+def test_a_missing_required_option_is_named(target, options, missing):
+    with raises("reward-options", options=missing) as caught:
+        adapt(target, options)
+    assert all(repr(name) in caught.value.message for name in missing)
+
+
+class Forward(torch.nn.Module):
+    def forward(self, pixels, prompts):
+        return pixels.mean((1, 2, 3))
+
+
+class ForwardAndScore(torch.nn.Module):
+    def forward(self, images):
+        raise AssertionError("the forward of a module with a score is not the reward")
+
+    def score(self, pixels, prompts):
+        return pixels.mean((1, 2, 3))
+
+
+class ForwardBatch(torch.nn.Module):
+    def forward(self, batch: RewardBatch):
+        return RewardResult([0.5] * len(batch))
+
+
+class ForwardFeatures(torch.nn.Module):
+    def forward(self, features):
+        return features
+
+
+@pytest.mark.parametrize(
+    ("kind", "scores", "description"),
+    [
+        (Forward, [0, 0.2, 1], "a torch module, forward(pixels, prompts)"),
+        (ForwardAndScore, [0, 0.2, 1], "a scorer object, .score(pixels, prompts)"),
+        (ForwardBatch, [0.5] * 3, "a tdmr1 reward, forward(batch)"),
+    ],
+)
+def test_a_torch_module_may_have_only_a_forward(kind, scores, description):
+    assert recognise(kind(), "x").description == description
+    for target in (kind, kind()):
+        assert adapt(target)(make_batch()).scores == pytest.approx(scores)
+
+
+def test_hooks_of_a_torch_module_run():
+    module = Forward()
+    module.register_forward_hook(lambda module, inputs, output: output + 1)
+    assert adapt(module)(make_batch()).scores == pytest.approx([1, 1.2, 2])
 
 
 @pytest.mark.parametrize(
@@ -350,7 +540,8 @@ class NeedsMuch:
         (lambda prompts: 0, "<lambda>(prompts)"),
         (lambda images, prompts, threshold: 0, "<lambda>(images, prompts, threshold)"),
         (3, "a int"),
-        (NeedsMuch, "NeedsMuch(path)"),
+        (ForwardFeatures(), "forward(features)"),
+        (ForwardFeatures, "the objects of x"),
         (type("Empty", (), {}), "the objects of x"),
     ],
 )

@@ -34,12 +34,12 @@ def answering(monkeypatch, answer):
 
 
 def test_without_a_function_every_prompt_can_be_scored():
-    assert preflight(registered(), {}, ["a", "b"], [{}, {}]) == [None, None]
+    assert preflight(registered(), None, ["a", "b"], [{}, {}]) == [None, None]
 
 
 def test_the_function_gets_prompts_and_metadata(monkeypatch):
     reward, previews = answering(monkeypatch, [None, "it is red"])
-    assert preflight(reward, {}, ["a", "b"], [{}, {"n": 1}]) == [None, "it is red"]
+    assert preflight(reward, None, ["a", "b"], [{}, {"n": 1}]) == [None, "it is red"]
     (preview,) = previews
     assert (preview.prompts, preview.metadata, preview.options) == (["a", "b"], [{}, {"n": 1}], None)
 
@@ -50,15 +50,15 @@ def test_the_function_gets_prompts_and_metadata(monkeypatch):
 def test_another_answer_is_refused(monkeypatch, answer, found):
     reward, _ = answering(monkeypatch, answer)
     with raises("reward-spec", field="preflight", found=found, prompts=2):
-        preflight(reward, {}, ["a", "b"], [{}, {}])
+        preflight(reward, None, ["a", "b"], [{}, {}])
 
 
 def test_errors_of_the_function(monkeypatch):
     reward, _ = answering(monkeypatch, OSError("no disk"))
     with raises("reward-failed", error="OSError: no disk"):
-        preflight(reward, {}, ["a"], [{}])
+        preflight(reward, None, ["a"], [{}])
     reward, _ = answering(monkeypatch, Tdmr1Error("too few", code="feedback-empty"))
     with raises("feedback-empty"):
-        preflight(reward, {}, ["a"], [{}])
+        preflight(reward, None, ["a"], [{}])
     with raises("reward-import"):
-        preflight(registered(preflight="no_module_of_this_name:f"), {}, ["a"], [{}])
+        preflight(registered(preflight="no_module_of_this_name:f"), None, ["a"], [{}])

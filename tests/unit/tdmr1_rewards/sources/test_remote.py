@@ -1,25 +1,27 @@
 """The reward server and its client, over real sockets."""
 
+import asyncio
 import base64
 import json
 import threading
 import time
-from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
-import uvicorn
 from support.errors import raises
+from support.event_loops import run_async
 from support.faulty_rewards import Faulty
 from support.reward_batches import FOO, active, make_batch
+from support.reward_server import serving
 
 from tdmr1_rewards.api import RewardResult, RewardSpec
 from tdmr1_rewards.calling.wire import PROTOCOL, encode_batch
 from tdmr1_rewards.scoring.runner import RewardRunner
-from tdmr1_rewards.serving.addresses import listen
 from tdmr1_rewards.serving.server import RequestBatcher, build_app
 from tdmr1_rewards.sources import remote as remote_module
+from tdmr1_rewards.sources import server_info
 from tdmr1_rewards.sources.remote import RemoteOptions, RemoteReward
 
 pytestmark = pytest.mark.unit
@@ -28,21 +30,6 @@ TOKEN = "tok_en-1"
 SPEC = RewardSpec(
     name="faulty", summary="s", factory="a:b", default_prompts="count", image_format="array", batch_size=8
 )
-
-
-@contextmanager
-def serving(app, port=0):
-    """Run a real server for the app; yields its address."""
-    listening = listen("127.0.0.1", port)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listening.close()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +113,7 @@ def test_scores_nones_and_details_are_returned(server):
     [
         (b"", 400, "is not JSON"),
         (b"\xff\xfe", 400, "is not JSON"),
-        (b"[" * 50_000, 400, "is not JSON"),
+        (b"[" * 50_000, 400, "more than 32 lists and objects in each other"),
         ([1], 400, "is a JSON list, not an object"),
         ({"protocol": 2, "batch": {}}, 400, "protocol version 2; this server needs version 1"),
         ({"protocol": 1}, 422, "the batch is missing"),
@@ -153,7 +140,10 @@ def test_the_size_of_a_body_without_a_content_length_is_checked(server):
 def test_a_failure_of_the_reward_is_answered_with_500_and_its_message(server):
     response = post(server, request_for("raise"))
     assert response.status_code == 500
-    assert response.json()["error"] == "reward 'faulty' (from foo-dist 1.2) raised ValueError: no such word"
+    message, values = response.json()["error"], response.json()["values"]
+    assert message.startswith("reward 'faulty' (from foo-dist 1.2) raised ValueError: no such word (")
+    assert message.endswith(f"({values['file']}:{values['line']}, in do_raise)")
+    assert Path(values["file"]).name == "faulty_rewards.py"
 
 
 def test_the_server_does_not_write_to_the_run_folder_of_a_client(server, tmp_path):
@@ -167,56 +157,92 @@ def test_metadata_selects_the_rewards_on_the_server_too(server):
     assert answer["scores"] == [0.0, 1.0]
 
 
-def test_waiting_requests_share_a_call_and_get_their_own_scores():
-    calls, begun, release = [], threading.Event(), threading.Event()
-
-    def slow(batch):
-        calls.append(list(batch.prompts))
-        begun.set()
-        release.wait(20)
-        if "bad" in batch.prompts:
-            raise OSError("bad")
-        return RewardResult([float(prompt) for prompt in batch.prompts], [{"n": len(batch)}] * len(batch))
-
-    batcher = RequestBatcher(slow, SPEC, FOO, "cpu")
-    first = batcher.submit(make_batch("0", first_id=0))
-    assert begun.wait(10)
-    together = [
-        batcher.submit(make_batch("1", "2", first_id=10, group_ids=[1, 1])),
-        batcher.submit(make_batch("3", first_id=10, group_ids=[2])),  # the same image id as the request before
-        batcher.submit(make_batch("4", first_id=20, group_ids=[1])),  # the same group id
-        batcher.submit(make_batch("5", first_id=30, group_ids=[3], iteration=1)),  # another context
-        batcher.submit(make_batch("6", first_id=40, group_ids=[4])),
-        batcher.submit(make_batch(*"7" * 6, first_id=50, group_ids=[5] * 6)),  # too many
-    ]
-    release.set()
-    assert first.result(20).scores == [0.0]
-    assert [future.result(20).scores for future in together] == [[1.0, 2.0], [3.0], [4.0], [5.0], [6.0], [7.0] * 6]
-    assert calls == [["0"], ["1", "2", "6"], ["3", "4", *"777777"], ["5"]]
-    assert together[4].result().details == [{"n": 3}]
-    batcher.close()
-
-
-def test_a_failing_request_of_a_shared_call_does_not_affect_the_others():
+def score_during_a_call(reward, *batches):
+    """The results or errors of the batches, from a batcher that gets all others while the first one is scored."""
     begun, release = threading.Event(), threading.Event()
 
     def slow(batch):
         begun.set()
         release.wait(20)
+        return reward(batch)
+
+    async def score():
+        batcher = RequestBatcher(slow, SPEC, FOO, "cpu")
+        requests = [asyncio.create_task(batcher.score(batches[0]))]
+        assert await asyncio.to_thread(begun.wait, 10)
+        requests += [asyncio.create_task(batcher.score(batch)) for batch in batches[1:]]
+        await asyncio.sleep(0)
+        release.set()
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        await batcher.close()
+        return results
+
+    return run_async(score())
+
+
+def test_waiting_requests_share_a_call_and_get_their_own_scores():
+    calls = []
+
+    def reward(batch):
+        calls.append(list(batch.prompts))
+        return RewardResult([float(prompt) for prompt in batch.prompts], [{"n": len(batch)}] * len(batch))
+
+    results = score_during_a_call(
+        reward,
+        make_batch("0", first_id=0),
+        make_batch("1", "2", first_id=10, group_ids=[1, 1]),
+        make_batch("3", first_id=10, group_ids=[2]),  # the same image id as the request before
+        make_batch("4", first_id=20, group_ids=[1]),  # the same group id
+        make_batch("5", first_id=30, group_ids=[3], iteration=1),  # another context
+        make_batch("6", first_id=40, group_ids=[4]),
+        make_batch(*"7" * 6, first_id=50, group_ids=[5] * 6),  # too many
+    )
+    assert [result.scores for result in results] == [[0.0], [1.0, 2.0], [3.0], [4.0], [5.0], [6.0], [7.0] * 6]
+    assert calls == [["0"], ["1", "2", "6"], ["3", "4", *"777777"], ["5"]]
+    assert results[5].details == [{"n": 3}]
+
+
+def test_a_failing_request_of_a_shared_call_does_not_affect_the_others():
+    def reward(batch):
         if "bad" in batch.prompts:
             raise OSError("spoilt")
         return RewardResult([1.0] * len(batch))
 
-    batcher = RequestBatcher(slow, SPEC, FOO, "cpu")
-    batcher.submit(make_batch("0", first_id=0))
-    assert begun.wait(10)
-    good = batcher.submit(make_batch("a", first_id=10, group_ids=[1]))
-    bad = batcher.submit(make_batch("bad", first_id=20, group_ids=[2]))
-    release.set()
-    assert good.result(20).scores == [1.0]
-    with raises("reward-failed", error="OSError: spoilt"):
-        bad.result(20)
-    batcher.close()
+    good, bad = make_batch("a", first_id=10, group_ids=[1]), make_batch("bad", first_id=20, group_ids=[2])
+    _, result, error = score_during_a_call(reward, make_batch("0", first_id=0), good, bad)
+    assert result.scores == [1.0]
+    assert (error.code, error.values["error"]) == ("reward-failed", "OSError: spoilt")
+
+
+def test_a_closing_batcher_refuses_waiting_and_new_requests_and_finishes_the_call(monkeypatch):
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(batch):
+        begun.set()
+        release.wait(20)
+        return RewardResult([1.0] * len(batch))
+
+    async def score():
+        batcher = RequestBatcher(slow, SPEC, FOO, "cpu")
+        first = asyncio.create_task(batcher.score(make_batch("a")))
+        assert await asyncio.to_thread(begun.wait, 10)
+        monkeypatch.setattr("tdmr1_rewards.serving.server.MAX_WAITING", 1)
+        second, third = (asyncio.create_task(batcher.score(make_batch("b"))) for _ in range(2))
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        fourth = asyncio.create_task(batcher.score(make_batch("c")))
+        await asyncio.wait([second, third, fourth])
+        release.set()
+        await closing
+        return await asyncio.gather(first, second, third, fourth, return_exceptions=True)
+
+    first, *refused = run_async(score())
+    assert first.scores == [1.0]
+    assert [(each.status, each.error) for each in refused] == [
+        (503, "the server is stopping"),
+        (503, "too many requests are waiting"),
+        (503, "too many requests are waiting"),
+    ]
 
 
 def test_concurrent_requests_over_http(server):
@@ -278,7 +304,8 @@ def test_the_error_of_a_missing_or_wrong_token(server, monkeypatch):
 def test_another_reward_or_protocol_version_is_rejected(server, monkeypatch):
     other = RemoteReward(f"{server}/other", RemoteOptions(token=TOKEN, patience=0))
     failure_of(lambda: other.setup("cpu"), "reward-unknown", server=server, reward="other", found="faulty")
-    monkeypatch.setattr(remote_module, "PROTOCOL", 7)
+    for module in (remote_module, server_info):
+        monkeypatch.setattr(module, "PROTOCOL", 7)
     failure_of(lambda: client(server).setup("cpu"), "server-protocol", server=server, found=1, expected=7)
     refusal = failure_of(lambda: client(server)(make_batch("a")), "server-refused", server=server, status=400)
     assert "version 7" in refusal.message
@@ -344,6 +371,85 @@ def test_a_request_with_a_slow_answer_is_not_repeated(server):
     began = time.monotonic()
     failure_of(lambda: slow(make_batch("hang 1")), "server-unreachable", server=server, seconds=0.3)
     assert time.monotonic() - began < 20
+
+
+class Pairwise:
+    """The share of the others of its group that an image beats."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, batch):
+        light = batch.images.mean((1, 2, 3))
+        self.calls.append(len(batch))
+        scores = []
+        for i, group in enumerate(batch.group_ids):
+            others = [j for j, other in enumerate(batch.group_ids) if other == group and j != i]
+            scores.append(sum(light[i] > light[j] for j in others) / len(others) if others else None)
+        return RewardResult(scores)
+
+
+PAIRWISE = {"name": "faulty", "groupwise": True, "batch_size": 64, "timeout": 77.0}
+
+
+@pytest.mark.parametrize("size", [3, 12, 40, 70])
+def test_local_and_remote_scores_of_whole_groups_are_equal(size):
+    groups = [number % 4 for number in range(4 * size)]
+    batch = make_batch(*["a"] * len(groups), group_ids=groups)
+    spec = RewardSpec(summary="", factory="a:b", image_format="array", **PAIRWISE)
+    with RewardRunner([active(Pairwise(), spec=PAIRWISE)], "weighted_sum", 1) as runner:
+        local = runner.score(batch).per_reward["x"]
+    with (
+        serving(build_app(Pairwise(), spec, TOKEN)) as address,
+        RewardRunner([active(client(address))], "weighted_sum", 1) as runner,
+    ):
+        assert runner.score(batch).per_reward["x"] == local
+
+
+def test_a_client_takes_the_limits_of_the_server_and_settings_win():
+    spec = RewardSpec(summary="", factory="a:b", image_format="array", **PAIRWISE)
+    pairwise = Pairwise()
+    with serving(build_app(pairwise, spec, TOKEN)) as address:
+        for settings, size, seconds in (({}, 3, 77.0), ({"batch_size": 1, "timeout": 5.0}, 1, 5.0)):
+            reward = client(address)
+            entry = active(reward, spec={"image_format": "pil"}, **settings)
+            with RewardRunner([entry], "weighted_sum", 1) as runner:
+                runner.set_up()
+                found = runner.specs()["x"]
+                fields = (found.groupwise, found.batch_size, found.timeout, found.image_format)
+                assert fields == (True, 64, 77.0, "array")
+                pairwise.calls.clear()
+                runner.score(make_batch("a", "b", "c", group_ids=[0, 1, 2]))
+                assert pairwise.calls == [size] * (3 // size)
+                (worker,) = runner._supervisors.values()
+                assert worker.entry.seconds == seconds
+
+
+@pytest.mark.parametrize(("served", "field"), [({"batch_size": "many"}, "batch_size"), ({"groupwise": 1}, "groupwise")])
+def test_limits_of_another_type_are_refused(served, field):
+    info = {"protocol": PROTOCOL, "name": "faulty", **served}
+    with serving(answering(200, json.dumps(info).encode())) as address:
+        failure_of(lambda: client(address).setup("cpu"), "server-protocol", server=address, field=field)
+
+
+def test_servers_that_differ_in_whole_groups_are_refused_and_other_limits_are_the_smallest():
+    own = RewardSpec(name="x", summary="", factory="a:b")
+
+    def spec_of(first, second):
+        bodies = [{"protocol": PROTOCOL, "name": "faulty", **served} for served in (first, second)]
+        with (
+            serving(answering(200, json.dumps(bodies[0]).encode())) as one,
+            serving(answering(200, json.dumps(bodies[1]).encode())) as two,
+        ):
+            reward = RemoteReward(f"{one}/faulty,{two}/faulty", RemoteOptions(token=TOKEN, patience=0))
+            reward.setup("cpu")
+            return reward.served_spec(own)
+
+    found = spec_of({"batch_size": 16, "timeout": None}, {"batch_size": 8, "timeout": 20})
+    assert (found.batch_size, found.timeout, found.groupwise) == (8, 20, False)
+    assert vars(spec_of({}, {})) == vars(own)
+    with raises("reward-spec", reward="faulty", field="groupwise"):
+        spec_of({"groupwise": True}, {"groupwise": False})
 
 
 def answering(status, body, **headers):

@@ -15,6 +15,7 @@ from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.calling.reference import build
 from tdmr1_rewards.registry import Provenance, RewardRegistry, load_plugins
 from tdmr1_rewards.sources import source as sources
+from tdmr1_rewards.sources.description import load_examples
 
 pytestmark = pytest.mark.unit
 
@@ -292,7 +293,7 @@ def test_the_hint_for_a_missing_file_is_a_file_next_to_it(registry, mine):
         ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
         ("raise RuntimeError('a\\nb')", "RuntimeError: a b"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("def f(:", "line 1, cannot be imported: SyntaxError"),
+        ("def f(:", "broken.py cannot be imported: SyntaxError: invalid syntax ("),
     ],
 )
 def test_the_error_of_a_file_that_cannot_be_imported_is_one_sentence(registry, tmp_path, text, quoted):
@@ -355,3 +356,73 @@ def test_a_found_reward_is_not_looked_up_again(registry, mine, monkeypatch):
         {},
         {"factor": 2},
     ]
+
+
+HOOKS = """from tdmr1_rewards import RewardOptions, RewardResult, RewardSpec
+from pydantic import field_validator
+
+class Options(RewardOptions):
+    size: int = 1
+
+    @field_validator("size")
+    @classmethod
+    def check(cls, value):
+        return [0, 1][value]
+
+SPEC = RewardSpec(name="hooked", summary="", factory="hooks:build", options="hooks:Options",
+                  freeze="hooks:freeze", preflight="hooks:preflight", examples="hooks:examples")
+
+def build(options): return lambda batch: RewardResult([0.0] * len(batch))
+def freeze(options): return {}["freeze"]
+def preflight(preview): return {}["preflight"]
+def examples(): raise SystemExit("examples")
+"""
+
+
+def test_an_exception_in_each_function_of_a_spec_has_the_file_and_line(registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hooks.py").write_text(HOOKS)
+    found = sources.find_reward(registry, "hooks.py:SPEC")
+    steps = {
+        "freeze": lambda: sources.freeze_options(found, {}),
+        "preflight": lambda: sources.preflight(found, {}, ["a"], [{}]),
+        "examples": lambda: load_examples(found),
+    }
+    for name, step in steps.items():
+        line = next(number for number, text in enumerate(HOOKS.split("\n"), 1) if text.startswith(f"def {name}"))
+        with raises("reward-failed", file="hooks.py", line=line) as caught:
+            step()
+        assert f"(hooks.py:{line}, in {name})" in caught.value.message
+        assert f"`{name}`" in caught.value.hint
+    with raises("reward-options", file="hooks.py", line=10):
+        sources.create_reward(found, {"size": 5})
+
+
+def test_an_answer_of_freeze_that_is_no_options_is_refused(registry, tmp_path):
+    (tmp_path / "hooks.py").write_text(HOOKS.replace('return {}["freeze"]', "return None"))
+    found = sources.find_reward(registry, f"{tmp_path / 'hooks.py'}:SPEC")
+    with raises("reward-spec", field="freeze", found="NoneType"):
+        sources.freeze_options(found, {})
+
+
+def test_an_attribute_that_raises_is_an_error_of_the_import(registry, tmp_path):
+    path = tmp_path / "raising.py"
+    path.write_text("def __getattr__(name):\n    raise ValueError(name)\n")
+    with raises("reward-import", file=str(path), line=2):
+        sources.find_reward(registry, f"{path}:fn")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "receives a float tensor (N, 3, H, W) in [0, 1]"),
+        ({"image_format": "pil"}, "receives PIL images"),
+        ({"image_format": "jpeg"}, "receives a float tensor (N, 3, H, W) in [0, 1]"),
+        ({"image_format": ["pil"]}, "receives a float tensor (N, 3, H, W) in [0, 1]"),
+    ],
+)
+def test_the_usage_of_a_function_has_its_image_format(registry, tmp_path, options, expected):
+    """An invalid option is refused later, when the reward is built."""
+    (tmp_path / "peers.py").write_text("def peers(images, prompts, metadata): ...\n")
+    found = sources.find_reward(registry, f"{tmp_path}/peers.py:peers")
+    assert sources.usage(found, options).endswith(expected)

@@ -10,7 +10,15 @@ import pytest
 import yaml
 from support.errors import raises
 
-from tdmr1_core.config_loading import FORMER_DEFAULTS, Tree, dump, merge, parse_assignments, resolve
+from tdmr1_core.config_loading import (
+    FORMER_DEFAULTS,
+    FORMER_DEFAULTS_ONLY_WITH,
+    Tree,
+    dump,
+    merge,
+    parse_assignments,
+    resolve,
+)
 from tdmr1_core.runs.checkpoints.checkpoint import FILES, SETTINGS
 from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
 from tdmr1_core.runs.checkpoints.resume import find_resume_point, load_run_config
@@ -18,7 +26,8 @@ from tdmr1_core.runs.checkpoints.resume import find_resume_point, load_run_confi
 pytestmark = pytest.mark.unit
 
 REWARD = {"rewards": [{"name": "object_count"}]}
-DPM = ("rollout.sampler=dpm-solver++",)
+OTHER = ("rollout.sampler=dpm-solver++", "generator.loss=huber")
+"""Settings with which every former default has an effect."""
 
 
 def settings(*assignments: str, without: tuple[str, ...] = ()) -> Tree:
@@ -52,16 +61,18 @@ NEW = tuple(FORMER_DEFAULTS)
 FORMER = [f"{name}={json.dumps(former)}" for name, former in FORMER_DEFAULTS.items()]
 
 
-def test_every_former_default_is_a_setting_and_not_its_default() -> None:
+def test_every_former_default_is_a_setting() -> None:
     current = settings()
-    assert all(value(current, name) != former for name, former in FORMER_DEFAULTS.items())
+    assert all(type(value(current, name)) is type(former) for name, former in FORMER_DEFAULTS.items())
     resolve([REWARD, parse_assignments(FORMER)])
 
 
-@pytest.mark.parametrize("saved", [settings(*DPM, without=NEW), settings(*DPM, *FORMER)], ids=["earlier", "resumed"])
+@pytest.mark.parametrize(
+    "saved", [settings(*OTHER, without=NEW), settings(*OTHER, *FORMER)], ids=["earlier", "resumed"]
+)
 def test_a_run_of_an_earlier_version_keeps_its_behavior(tmp_path: Path, saved: Tree) -> None:
     """Its last checkpoint was written by that version, or by this one after a resume."""
-    write_run(tmp_path, settings(*DPM, without=NEW), saved)
+    write_run(tmp_path, settings(*OTHER, without=NEW), saved)
     point = find_resume_point(tmp_path)
     for name, former in FORMER_DEFAULTS.items():
         assert value(dump(point.config), name) == former
@@ -69,31 +80,31 @@ def test_a_run_of_an_earlier_version_keeps_its_behavior(tmp_path: Path, saved: T
     assert point.changes == {}
 
 
-def test_a_run_without_dpm_solver_needs_no_former_levels(tmp_path: Path) -> None:
-    """Otherwise its resume would report a setting without effect that nobody set."""
-    others = [name for name in NEW if name != "rollout.dpm_levels"]
-    saved = merge(settings(*FORMER), {"rollout": {"dpm_levels": "scheduler"}})
-    write_run(tmp_path, settings(without=NEW), saved)
+def test_former_values_without_effect_are_not_used(tmp_path: Path) -> None:
+    """Otherwise a resume would report a setting without effect that nobody set."""
+    others = [name for name in NEW if name not in FORMER_DEFAULTS_ONLY_WITH]
+    current = {"rollout": {"dpm_levels": "scheduler"}, "generator": {"joint_huber": True}}
+    write_run(tmp_path, settings(without=NEW), merge(settings(*FORMER), current))
     point = find_resume_point(tmp_path)
-    assert point.config.rollout.dpm_levels == "scheduler"
+    assert (point.config.rollout.dpm_levels, point.config.generator.joint_huber) == ("scheduler", True)
     assert all(value(dump(point.config), name) == FORMER_DEFAULTS[name] for name in others)
 
 
 def test_a_new_run_whose_config_lacks_a_new_setting_is_refused(tmp_path: Path) -> None:
     """The checkpoint shows that the run had the setting: the file was cut."""
-    write_run(tmp_path, settings(*DPM, without=("rollout.dpm_levels",)), settings(*DPM))
+    write_run(tmp_path, settings(*OTHER, without=("rollout.dpm_levels",)), settings(*OTHER))
     with raises("config-incomplete", missing=["rollout.dpm_levels"]):
         find_resume_point(tmp_path)
 
 
 def test_other_missing_settings_are_still_refused(tmp_path: Path) -> None:
-    write_run(tmp_path, settings(*DPM, without=("rollout", "seed")), settings(*DPM, without=NEW))
+    write_run(tmp_path, settings(*OTHER, without=("rollout", "seed")), settings(*OTHER, without=NEW))
     with raises("config-incomplete", missing=["seed", "rollout"]):
         find_resume_point(tmp_path)
 
 
 def test_a_former_default_may_not_be_changed(tmp_path: Path) -> None:
-    write_run(tmp_path, settings(*DPM), settings(*DPM, *FORMER))
+    write_run(tmp_path, settings(*OTHER), settings(*OTHER, *FORMER))
     changes = {"rollout.dpm_levels": ["euler", "scheduler"]}
     with raises("resume-settings") as caught:
         find_resume_point(tmp_path)

@@ -12,6 +12,7 @@ from support.errors import warns
 
 from tdmr1_core.config import GuardConfig
 from tdmr1_core.config_loading import resolve
+from tdmr1_core.distributed import ALONE
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.rewards import RewardFinder, trained_directions
 from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints, subject_fingerprint
@@ -163,6 +164,8 @@ def test_only_readings_of_the_same_subject_are_compared():
         ({"evaluation": {"every": 3}, "guard": {"threshold": 2}, "saving": {"keep": 9}}, True),
         ({"evaluation": {"seed": 5}}, False),
         ({"evaluation": {"images": 5}}, False),
+        ({"evaluation": {"images_per_prompt": 2}}, False),
+        ({"evaluation": {"images_per_prompt": None}}, True),
         ({"evaluation": {"rewards": [{"name": "geneval"}]}}, False),
         ({"guard": {"rewards": [{"name": "geneval"}]}}, False),
     ],
@@ -203,10 +206,10 @@ def test_the_first_reading_warns_of_measures_with_too_few_values(monkeypatch):
     guard = Guard(GuardConfig(), {"a": 1}, None, "subject")
     few = {"picture/entropy": 7, "picture/similarity_to_teacher": 0}
     with warns("guard-limited", counts=few, needed=8):
-        first = guard.read(SimpleNamespace(iteration_index=0), [None])
+        first = guard.read(SimpleNamespace(iteration_index=0, processes=ALONE), [None])
     assert list(first.measures) == ["reward/a"]
     with warnings.catch_warnings(action="error"):
-        guard.read(SimpleNamespace(iteration_index=1), [None])
+        guard.read(SimpleNamespace(iteration_index=1, processes=ALONE), [None])
 
 
 @pytest.mark.parametrize("line", ['{"step": 0}', "[]", '{"step": 0, "n": [], "alarms": []}', "[" * 100_000])
@@ -216,13 +219,25 @@ def test_the_first_reading_is_found_after_unreadable_lines(tmp_path, line):
     (tmp_path / "guard.jsonl").write_text(f'{line}\n{row}\n{{"step": 1, "n')
     guard = Guard(GuardConfig(), {}, None, "these")
     with warns("record-damaged", path=str(tmp_path / "guard.jsonl"), lines=[1]):
-        guard.recall(tmp_path)
+        guard.recall(tmp_path, 0)
     assert guard.first == first
+
+
+def test_a_reading_that_a_resume_repeats_is_not_compared_with_itself(tmp_path):
+    readings = [GuardReading(step, {}, subject="these") for step in (0, 2)]
+    (tmp_path / "guard.jsonl").write_text(
+        "".join(json.dumps({"step": each.step, **each.row()}) + "\n" for each in readings)
+    )
+    guard = Guard(GuardConfig(), {}, None, "these")
+    guard.recall(tmp_path, -1)
+    assert guard.first is None
+    guard.recall(tmp_path, 1)
+    assert guard.first == readings[0]
 
 
 def test_a_resume_with_another_subject_warns_and_starts_again(tmp_path):
     (tmp_path / "guard.jsonl").write_text(json.dumps({"step": 0, **GuardReading(0, {}, subject="other").row()}) + "\n")
     guard = Guard(GuardConfig(), {}, None, "subject")
     with warns("guard-limited", subject="subject"):
-        guard.recall(tmp_path)
+        guard.recall(tmp_path, 0)
     assert guard.first is None

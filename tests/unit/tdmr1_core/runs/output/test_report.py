@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import warnings
@@ -253,3 +254,15 @@ def test_an_output_that_is_a_folder_is_refused(folder, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "[not-writable]" in printed
     assert f"hint: move {tmp_path}/there to another place" in printed
+
+
+def test_a_full_disk_keeps_the_former_report(folder, tmp_path_factory, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = tmp_path_factory.mktemp("out") / "report.html"
+    file.write_text("former")
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["report", str(folder), "--output", str(file)]) == 2
+    assert f"error: {file} cannot be written: No space left on device" in capsys.readouterr().err
+    assert [path.read_text() for path in file.parent.iterdir()] == ["former"]

@@ -8,9 +8,9 @@ import os
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, ZImageTransformer2DModel
 from safetensors.torch import save_file
 from support.errors import raises
+from support.lora_networks import KINDS, SD3
 from support.pipelines import SD3_TARGETS, ZIMAGE_TARGETS, published_checkpoint
 
 from tdmr1_core.models.families import ATTENTION, FAMILIES, JOINT_ATTENTION
@@ -20,35 +20,9 @@ from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
 pytestmark = pytest.mark.unit
 
 RANK = 4
-SD3 = {
-    "sample_size": 4,
-    "patch_size": 2,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 2,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 12,
-    "caption_projection_dim": 16,
-    "pooled_projection_dim": 10,
-    "pos_embed_max_size": 8,
-    "dual_attention_layers": (0,),
-    "qk_norm": "rms_norm",
-}
-ZIMAGE = {
-    "in_channels": 4,
-    "dim": 16,
-    "n_layers": 1,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "cap_feat_dim": 12,
-    "axes_dims": [4, 2, 2],
-    "axes_lens": [16, 8, 8],
-}
-KINDS = {
-    "sd3": (SD3Transformer2DModel, SD3, SD3_TARGETS, JOINT_ATTENTION),
-    "zimage": (ZImageTransformer2DModel, ZIMAGE, ZIMAGE_TARGETS, ATTENTION),
+TARGETS = {
+    "sd3": (SD3_TARGETS, JOINT_ATTENTION),
+    "zimage": (ZIMAGE_TARGETS, ATTENTION),
 }
 
 
@@ -56,7 +30,8 @@ class Case:
     """A tiny network of a family, and a random LoRA for it in the published layout."""
 
     def __init__(self, family, folder):
-        kind, config, published_targets, targets = KINDS[family]
+        kind, config = KINDS[family]
+        published_targets, targets = TARGETS[family]
         self.network = MetaNetwork(FAMILIES[family], config)
         self.expected = LoraShape(RANK, 2.0 * RANK, targets)
         self.file = folder / f"{family}.ckpt"
@@ -246,10 +221,14 @@ OTHER = "lora_unet_double_blocks_0_img.lora_up.weight"
 WRONG_KEYS = {
     "unknown module": ("lora-mismatch", {"unknown": 1}, {OTHER: torch.zeros(2, 2)}),
     "half of a LoRA": ("lora-keys", {"module": MODULE}, {f"{FIRST}.lora_up.weight": None}),
-    "different ranks": ("lora-unsupported", {"ranks": [2, 4]}, {f"{FIRST}.lora_down.weight": torch.zeros(2, 16)}),
+    "different ranks": (
+        "lora-unsupported",
+        {"shapes": [[2, 16], [16, 4]]},
+        {f"{FIRST}.lora_down.weight": torch.zeros(2, 16)},
+    ),
     "wider": (
         "lora-mismatch",
-        {"parameter": f"{MODULE}.lora_A.weight", "shape": [4, 17], "expected": [4, 16]},
+        {"module": MODULE, "shape": [16, 17], "expected": [16, 16]},
         {f"{FIRST}.lora_down.weight": torch.zeros(RANK, 17)},
     ),
     "not linear": (
