@@ -89,7 +89,7 @@ def script(model_files: ModelFiles, call: SamplingCall, prompt: str) -> str:
         f'pipeline.load_lora_weights(".", weight_name="{WEIGHT_FILE}")\n'
         f"{scheduler if changes else ''}"
         f"image = pipeline(\n"
-        f"    {prompt!r},\n"
+        f"    prompt={prompt!r},\n"
         f"{arguments}"
         f"    generator=torch.Generator().manual_seed(0),\n"
         f").images[0]\n"
