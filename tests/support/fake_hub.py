@@ -42,7 +42,7 @@ class FakeHub:
     requests: list[str] = field(default_factory=list)
 
     def environment(self, home, **changes: str) -> dict[str, str]:
-        """The variables of a process that uses this hub with its token. LFS replaces Xet, which has a server of its own."""
+        """The variables of a process that uses this hub with its token, and LFS in place of Xet."""
         hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
         return {**hub, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", **changes}
 
@@ -168,7 +168,7 @@ def serving() -> Iterator[FakeHub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.hub = FakeHub(f"http://127.0.0.1:{server.server_port}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server.hub
     finally:

@@ -20,18 +20,19 @@ def check_repository(repository: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    cause = None
     try:
         validate_repo_id(repository)
-        reason = "" if repository.count("/") == 1 else "it has no owner"
+        if repository.count("/") == 1:
+            return
     except HFValidationError as error:
-        reason = one_line(str(error)).rstrip(".")
-    if reason:
-        raise Tdmr1Error(
-            f"{repository!r} is not a repository id of the hub, expected OWNER/NAME: {reason}",
-            "letters, digits, `-`, `_` and `.` are allowed, as in --push me/my-lora",
-            code="argument-invalid",
-            values={"repository": repository},
-        )
+        cause = error
+    raise Tdmr1Error(
+        f"{repository!r} is not a repository id of the hub, expected OWNER/NAME",
+        "use at most 96 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends of OWNER and NAME",
+        code="argument-invalid",
+        values={"repository": repository},
+    ) from cause
 
 
 def check_access(repository: str) -> None:
@@ -84,8 +85,8 @@ def _translate_push_errors(repository: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # the hub client and its Xet library raise errors of any type
         response = _response_of(error)
         if response is not None:
-            raise _refused(repository, response, again) from error
-        if isinstance(error, errors.HTTPError | ConnectionError | TimeoutError):
+            raise _refused(repository, error, response, again) from error
+        if isinstance(error, errors.HTTPError):
             message, hint = f"the hub cannot be reached: {repository} was not uploaded", "check the network"
         else:
             message, hint = f"the upload to {repository} failed: {one_line(str(error))}", "try again later"
@@ -103,7 +104,7 @@ def _response_of(error: BaseException | None) -> Any:
     return None
 
 
-def _refused(repository: str, response: Any, again: str) -> Tdmr1Error:
+def _refused(repository: str, error: Exception, response: Any, again: str) -> Tdmr1Error:
     """The error for a response with an HTTP error status."""
     status = response.status_code
     denials = {
@@ -113,10 +114,11 @@ def _refused(repository: str, response: Any, again: str) -> Tdmr1Error:
     }
     if status in denials:
         return _denied(f"{denials[status]} (HTTP status {status})", f"{LOG_IN}; {again}", repository, status=status)
-    reason = one_line(response.headers.get("X-Error-Message", ""))
+    reason = response.headers.get("X-Error-Message") or (str(error) if isinstance(error, ValueError) else "")
     message = f"the hub refused the upload to {repository} with HTTP status {status}"
-    hint = f"try again later; {again}"
-    return _unavailable(f"{message}: {reason}" if reason else message, hint, repository, status=status)
+    message = f"{message}: {one_line(reason)}" if reason else message
+    hint = "correct the files" if status == 400 else "try again later"
+    return _unavailable(message, f"{hint}; {again}", repository, status=status)
 
 
 def _offline(repository: str) -> Tdmr1Error:
