@@ -51,7 +51,7 @@ CODES = {
     "model-incomplete": "A pipeline directory lacks files.",
     "model-unsupported": "No family supports this pipeline, or the family does not support this use.",
     "teacher-mismatch": "The teacher does not have the text encoders or the decoder of the few-step model.",
-    "hub-unavailable": "The hub cannot be reached, for an upload or a file that is not in the local cache, or an upload failed.",
+    "hub-unavailable": "The hub cannot be reached and a file is not in the local cache, or an upload failed.",
     "hub-denied": "The hub refused access: the repository is gated, private or missing, or the token may not write.",
     "device-unavailable": "The device does not exist here, or the processes cannot share it.",
     "out-of-memory": "The device is out of memory, even with the smallest micro-batch.",
