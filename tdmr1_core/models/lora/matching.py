@@ -123,7 +123,7 @@ def match_by_name(
         weights[f"{name}.lora_A.weight"] = functional.pad(module.down, (0, 0, 0, missing))  # (rank, in)
         weights[f"{name}.lora_B.weight"] = functional.pad(up, (0, missing))  # (out, rank)
     shape = find_shape(weights, network, LoraShape(rank, common, ()), (raw.config.get("target_modules"), targets))
-    flat = any("." not in key.module for key in keys.values())
+    flat = all("." not in key.module for key in keys.values())
     translated = any(name != source.modules[0] for source, (name, _) in parts.items())
     layout = "names of the original code" if translated else "diffusers' or PEFT's names"
     layout = "kohya's names" if flat or raw.network_alpha else layout
