@@ -23,18 +23,6 @@ from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
 Updates = dict[str, Tensor]
 """The change of the weight of each module of diffusers, in float64."""
 
-
-def _temporary(name):
-    pipelines = {"flux1": "FluxPipeline", "flux2_klein": "Flux2KleinPipeline", "qwen_image": "QwenImagePipeline"}
-    pipelines |= {"krea2": "Krea2Pipeline", "ernie_image": "ErnieImagePipeline"}
-    from dataclasses import replace
-
-    if name in FAMILIES:
-        return FAMILIES[name]
-    return replace(FAMILIES["sd3"], name=name, pipeline=pipelines[name], transformer=ALL_KINDS[name][0].__name__)
-
-
-FAMILIES = {name: _temporary(name) for name in ALL_KINDS}
 NETWORKS = {name: MetaNetwork(FAMILIES[name], config) for name, (_, config) in ALL_KINDS.items()}
 
 

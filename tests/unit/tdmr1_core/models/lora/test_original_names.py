@@ -354,7 +354,7 @@ def test_alphas_beside_the_names_of_diffusers_are_applied(pipelines, tmp_path, f
     if (family, parts) == ("flux2_klein", KOHYA):
         assert loaded_updates(pipelines[family], path) == {}
     else:
-        with pytest.raises(ValueError, match="Invalid|not found"):
+        with pytest.raises(ValueError, match=r"Invalid|not found"):
             loaded_updates(pipelines[family], path)
     assert_same(read_updates(read(family, path)), {module: lora.update})
 
