@@ -32,6 +32,14 @@ def hub_snapshot(repo: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=NOT_NEEDED))
 
 
+def is_cached(repo: str, pattern: str) -> bool:
+    """Whether the local cache has a file of a repository that matches the pattern. The hub is not asked."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
+    return any(folder.glob(f"*/{pattern}"))
+
+
 def revision_of(path: Path) -> str | None:
     """The commit of a path in the hub cache; None for other paths."""
     parts = path.parts

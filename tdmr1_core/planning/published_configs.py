@@ -1,6 +1,6 @@
 """Configs of the published models, so that a run can be planned without a download.
 
-They hold the values that affect sizes and noise levels; all other values are the defaults of diffusers and transformers.
+They hold the values that affect sizes and noise levels; other values are the defaults of diffusers and transformers.
 """
 
 from __future__ import annotations
