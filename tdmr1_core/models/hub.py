@@ -32,12 +32,17 @@ def hub_snapshot(repo: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=NOT_NEEDED))
 
 
-def is_cached(repo: str, pattern: str) -> bool:
-    """Whether the local cache has a file of a repository that matches the pattern. The hub is not asked."""
-    from huggingface_hub import constants
+def cached_snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
+    """The local folder of the matching files if the cache has the repository; None otherwise. Never downloads."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
-    return any(folder.glob(f"*/{pattern}"))
+    try:
+        return Path(
+            snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=NOT_NEEDED, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
 
 
 def revision_of(path: Path) -> str | None:

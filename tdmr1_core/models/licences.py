@@ -45,6 +45,8 @@ def license_warnings(entry: ModelEntry) -> Iterator[RunWarning]:
 
 
 def _is_downloaded(repo: str) -> bool:
-    from tdmr1_core.models.hub import is_cached
+    from tdmr1_core.models.hub import cached_snapshot
 
-    return is_cached(repo, "transformer/*.safetensors")
+    weights = "transformer/*.safetensors"
+    folder = cached_snapshot(repo, [weights])
+    return folder is not None and any(folder.glob(weights))

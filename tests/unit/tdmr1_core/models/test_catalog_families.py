@@ -1,4 +1,4 @@
-"""The catalog entries of the few-step families: LoRA modules, parameters, noise levels, teachers, plans and licenses."""
+"""The catalog entries of the few-step families: LoRA modules, sizes, noise levels, teachers, plans and licenses."""
 
 from __future__ import annotations
 
@@ -206,8 +206,11 @@ def test_restricted_licenses_are_named_before_a_download(cache, name, repositori
 
 def test_downloaded_and_local_weights_are_not_named(cache):
     entry = ENTRIES["flux1-schnell"]
-    weights = cache / "models--black-forest-labs--FLUX.1-schnell" / "snapshots" / "0" / "transformer"
+    repo = cache / "models--black-forest-labs--FLUX.1-schnell"
+    weights = repo / "snapshots" / ("a" * 40) / "transformer"
     weights.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
     (weights / "config.json").touch()
     assert len(next(license_warnings(entry)).values["repositories"]) == 2
     (weights / "one.safetensors").touch()
