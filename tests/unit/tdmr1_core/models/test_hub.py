@@ -227,7 +227,7 @@ def test_wrong_pipeline_classes(cache, tmp_path):
 def test_a_scheduler_that_shifts_by_resolution(cache, tmp_path):
     changed = {"scheduler/scheduler_config.json": {"use_dynamic_shifting": True}}
     cached(cache, "owner/name", zimage(tmp_path, **changed))
-    with raises("model-unsupported", source="owner/name", setting="use_dynamic_shifting"):
+    with raises("model-unsupported", pipeline="ZImagePipeline", setting="use_dynamic_shifting"):
         ModelRegistry(BUILTIN_MODELS).get("owner/name")
 
 
