@@ -232,7 +232,8 @@ def test_a_license_without_a_gate_can_forbid_commercial_use(cache):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.timeout(600)  # the 60 blocks of Qwen-Image take minutes on a busy machine
+@pytest.mark.parametrize("name", [name for name in NEW if name != "qwen-image-2512-lightning"])  # the same network
 def test_a_plan_from_the_published_configs(name):
     entry = ENTRIES[name]
     config = small_config(f"model.name={name}", "model.precision=bf16", "model.device=cpu", "batch.micro_batch=1")
