@@ -13,6 +13,7 @@ from tdmr1_cli.settings import Flags, resolve_settings, run_changes
 from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.licences import license_warnings
+from tdmr1_core.models.registry import SAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,10 @@ class FoundTarget:
 
     def load(self) -> Target:
         """Load the trained weights of the run, or the model. Raises Tdmr1Error for what cannot be loaded."""
-        print_warnings(license_warnings(self.resolved.entry))
+        entry = self.resolved.entry
+        if self.needed is not None and not self.needed.teacher:
+            entry = replace(entry, teacher=SAME)  # its weights are not downloaded
+        print_warnings(license_warnings(entry))
         message(f"loading {self.target} …")
         from tdmr1_core.distributed import set_threads
 

@@ -239,9 +239,9 @@ def test_a_plan_from_the_published_configs(name):
     config = small_config(f"model.name={name}", "model.precision=bf16", "model.device=cpu", "batch.micro_batch=1")
     planned = plan(config, entry)
     denoiser = PUBLISHED[entry.base]["transformer/config.json"]
-    count = count_parameters(denoiser["_class_name"], denoiser) * (1 if entry.teacher == SAME else 2)
-    assert planned.parts["denoiser"] == pytest.approx(2 * count, rel=1e-3)
+    count = count_parameters(denoiser["_class_name"], denoiser)
+    assert planned.parts["denoiser"] == pytest.approx(2 * count * (1 if entry.teacher == SAME else 2), rel=1e-3)
     assert planned.rank == entry.rank
-    # a forward pass needs at least two operations per parameter and token
-    grid = read_architecture(entry).latent_grid
-    assert planned.operations > planned.passes * 2 * 0.8 * count / 2 * grid.tokens(entry.height, entry.width)
+    # Two FLOPs per weight and token, fewer where weights are for one kind of token or modulate all, more for attention.
+    tokens = read_architecture(entry).latent_grid.tokens(entry.height, entry.width)
+    assert 0.4 < planned.operations / planned.passes / (2 * count * tokens) < 2
