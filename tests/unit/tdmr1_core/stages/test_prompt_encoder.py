@@ -45,19 +45,19 @@ class RecordingBackbone(SD3Backbone):
 
 def test_a_text_is_encoded_once_in_all_runs(tmp_path: Path):
     first = RecordingBackbone()
-    encoder = PromptEncoder(first, make="sd3", cache=tmp_path)
+    encoder = PromptEncoder(first, make="sd3", cache=tmp_path, budget=1e9)
     expected = encoder([*TEXTS, TEXTS[0]])
     assert first.encoded == list(TEXTS)
     second = RecordingBackbone()
-    found = PromptEncoder(second, make="sd3", cache=tmp_path)([*TEXTS, TEXTS[0]])
+    found = PromptEncoder(second, make="sd3", cache=tmp_path, budget=1e9)([*TEXTS, TEXTS[0]])
     assert second.encoded == []
     assert torch.equal(found.embeddings, expected.embeddings)
     assert torch.equal(found.pooled, expected.pooled)
     next(tmp_path.rglob("*.safetensors")).write_bytes(b"cut short")
-    PromptEncoder(second, make="sd3", cache=tmp_path)(TEXTS)
+    PromptEncoder(second, make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
     assert len(second.encoded) == 1
     other = RecordingBackbone(scale=2.0)
-    PromptEncoder(other, make="sd3", cache=tmp_path)(TEXTS)
+    PromptEncoder(other, make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
     assert other.encoded == list(TEXTS), "other text encoders need other cache files"
 
 
@@ -82,17 +82,17 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_cache_file_is_written_again(tmp_path, damage):
-    expected = PromptEncoder(RecordingBackbone(), make="sd3", cache=tmp_path)(TEXTS)
+    expected = PromptEncoder(RecordingBackbone(), make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
     damaged = next(tmp_path.rglob("*.safetensors"))
     damage(damaged)
     again = RecordingBackbone()
     if damaged.is_dir():
         with raises("not-writable", path=str(tmp_path)):
-            PromptEncoder(again, make="sd3", cache=tmp_path)(TEXTS)
+            PromptEncoder(again, make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
         return
     for encoded in (1, 0):
         again.encoded.clear()
-        found = PromptEncoder(again, make="sd3", cache=tmp_path)(TEXTS)
+        found = PromptEncoder(again, make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
         assert len(again.encoded) == encoded, "the file must be written again"
         assert torch.equal(found.embeddings, expected.embeddings)
 
@@ -103,7 +103,7 @@ def test_a_cache_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with raises("not-writable", path=str(tmp_path)):
-        PromptEncoder(RecordingBackbone(), make="sd3", cache=tmp_path)(TEXTS)
+        PromptEncoder(RecordingBackbone(), make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -114,7 +114,7 @@ def test_another_tokenizer_or_version_needs_another_cache_file(tmp_path, monkeyp
     def encoded_with(template: str) -> list[str]:
         backbone = RecordingBackbone()
         backbone.pipeline.tokenizer = tokenizer(template)
-        PromptEncoder(backbone, make="sd3", cache=tmp_path)(TEXTS)
+        PromptEncoder(backbone, make="sd3", cache=tmp_path, budget=1e9)(TEXTS)
         return backbone.encoded
 
     assert encoded_with("one") == list(TEXTS)
@@ -151,7 +151,7 @@ def test_the_most_recently_used_texts_are_kept_in_memory():
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "texts").write_text("a file, not a folder")
     with raises("not-writable", path=str(tmp_path / "texts")) as caught:
-        PromptEncoder(RecordingBackbone(), make="sd3", cache=tmp_path / "texts")(TEXTS)
+        PromptEncoder(RecordingBackbone(), make="sd3", cache=tmp_path / "texts", budget=1e9)(TEXTS)
     assert "memory.prompt_cache" in caught.value.hint
 
 
