@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from tdmr1_core.models.lora.files import read_lora
 from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
-from tdmr1_core.planning.dry_update import Update, dry_update
+from tdmr1_core.planning.dry_update import Update, dry_update, text_widths
 from tdmr1_core.planning.published_configs import PUBLISHED, config_of
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
@@ -90,6 +90,8 @@ class Plan:
     """Forward passes of the denoiser per image and iteration; a backward pass counts as one."""
     operations: float
     """FLOPs per image and iteration."""
+    prompt_bytes: int
+    """Bytes of the longest encoded prompt, in host memory."""
 
     @property
     def constant(self) -> float:
@@ -143,13 +145,17 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     if config.kind == "train":
         decoding = DECODER_COPIES * architecture.decoder_width * height * width * _latent_bytes(config)
     setting = config.batch.micro_batch
+    width, pooled = text_widths(architecture.denoiser)
+    prompt_bytes = (architecture.tokens * width + pooled) * BYTES[config.model.precision]
 
     def with_micro_batch(size: int) -> Plan:
         decoded = size if config.memory.decoder == "none" else 1
         parts = {**constant, "activations": size * update.bytes, "decoding": decoding * decoded}
         passes = passes_an_image(config, entry, size)
         operations = passes * update.operations
-        return Plan(groups, images, processes, size, setting == "auto", lora.rank, parts, passes, operations)
+        return Plan(
+            groups, images, processes, size, setting == "auto", lora.rank, parts, passes, operations, prompt_bytes
+        )
 
     if setting != "auto":
         return with_micro_batch(min(setting or local, local))
@@ -158,6 +164,12 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     while size > most:
         size //= 2
     return with_micro_batch(size)
+
+
+def encoder_placement(config: RunConfig) -> Literal["auto", "device", "cpu"]:
+    """Where the text encoders are: `memory.text_encoders`, in which auto is the device if that is the CPU."""
+    setting = config.memory.text_encoders
+    return "device" if setting == "auto" and config.model.device == "cpu" else setting
 
 
 def _latent_bytes(config: RunConfig) -> int:
@@ -174,7 +186,7 @@ def _constant_parts(
     denoiser = (update.parameters * frozen - update.linear * saved) * (1 if entry.teacher == SAME else 2)
     moments = 8 if memory.optimizer == "none" else 2.03
     roles, averages = (3, 2) if config.kind == "train" else (2, 1)
-    encoders, offloaded = architecture.encoders * frozen, memory.text_encoders == "cpu"
+    encoders, offloaded = architecture.encoders * frozen, encoder_placement(config) != "device"
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
     return {
         "denoiser": denoiser,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -57,40 +56,39 @@ class PromptEncoder:
 
         Raises Tdmr1Error if the cache cannot be written, or if released encoders cannot be loaded again.
         """
-        known = {text: self._find(text) for text in dict.fromkeys(texts)}
-        if None in known.values() or not (self._can_guide or self.encoders is None):
-            with nullcontext() if self.encoders is None else self.encoders.on_device():
-                self._encode_missing(known)
-        parts = [known[text] for text in texts]
-        whole = Conditioning.cat([part for part in parts if part is not None])
-        return whole.to(self.backbone.device)
+        found = {text: self._find(text) for text in dict.fromkeys(texts)}
+        known = {text: each for text, each in found.items() if each is not None}
+        missing = [text for text in found if text not in known]
+        if self.encoders is None:
+            self._encode_missing(missing, known)
+        elif missing or not self._can_guide:
+            with self.encoders.on_device():
+                _ = self.backbone.unconditional
+                self._can_guide = True
+                self._encode_missing(missing, known)
+                if self.upcoming is not None and self._encode_ahead(known, self.upcoming()):
+                    self.encoders.release()
+        return Conditioning.cat([known[text] for text in texts]).to(self.backbone.device)
 
-    def _encode_missing(self, known: dict[str, Conditioning | None]) -> None:
-        """Replace None in `known` by the encoded text. Offloaded encoders encode the upcoming texts too."""
-        if self.encoders is not None and not self._can_guide:
-            _ = self.backbone.unconditional
-            self._can_guide = True
-        for text in [text for text, found in known.items() if found is None]:
+    def _encode_missing(self, missing: Iterable[str], known: dict[str, Conditioning]) -> None:
+        """Encode the missing texts, and add them to the known ones."""
+        for text in missing:
             known[text] = self._encode(text)
             self._keep(text, known[text])
-        if self.encoders is not None and self.upcoming is not None:
-            needed = {text: size_of(found) for text, found in known.items() if found is not None}
-            if self._encode_ahead(needed, self.upcoming()):
-                self.encoders.release()
 
-    def _encode_ahead(self, sizes: dict[str, int], upcoming: Iterable[str]) -> bool:
-        """Keep the upcoming texts that the budget holds beside those in `sizes` (bytes). Whether it holds all."""
-        total = sum(sizes.values())
+    def _encode_ahead(self, known: Mapping[str, Conditioning], upcoming: Iterable[str]) -> bool:
+        """Keep the upcoming texts that the budget holds beside the known ones. Whether it holds all."""
+        total, seen = sum(map(size_of, known.values())), set(known)
         for text in upcoming:
-            if text in sizes:
+            if text in seen:
                 continue
             if total >= self.budget:
                 return False
             found = self._find(text)
             if found is None:
                 found = self._encode(text)
-            sizes[text] = size_of(found)
-            total += sizes[text]
+            seen.add(text)
+            total += size_of(found)
             if total > self.budget:
                 return False
             self._keep(text, found)
