@@ -132,7 +132,7 @@ def test_a_plan_states_where_the_text_encoders_are():
     assert "exceed memory.prompt_cache_gb=1e-05; 3 at a time are encoded ahead" in too_many
 
 
-def test_the_prompts_of_a_plan_are_those_that_a_run_encodes(monkeypatch):
+def test_the_prompts_of_a_plan_are_those_that_a_run_encodes():
     """One per group of all iterations, at most, and those of evaluations. The bytes are those of the longest prompt."""
     counted = [described("evaluation.images=4", f"iterations={number}", "batch.groups=2")[1] for number in (1, 2, 500)]
     resolved = resolve_run(small_config("evaluation.images=4"))
