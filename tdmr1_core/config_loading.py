@@ -28,6 +28,7 @@ FORMER_DEFAULTS: Tree = {
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
     "rollout.dpm_levels": "euler",
+    "rollout.sigmas": None,
     "generator.ema_warmup": False,
     "generator.joint_huber": False,
     "evaluation.images_per_prompt": None,

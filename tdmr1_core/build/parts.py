@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.flow import Levels
@@ -18,6 +19,7 @@ from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
 from tdmr1_core.models.meta_network import LoraShape
+from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.offloaded_encoders import OffloadedEncoders
 from tdmr1_core.models.quantization import bitsandbytes, quantize
 from tdmr1_core.models.registry import ModelEntry
@@ -145,12 +147,12 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
         compile_blocks(roles)
 
 
-def build_stages(config: RunConfig, parts: Parts, steps: int, shift: float, size: tuple[int, int]) -> Stages:
+def build_stages(config: RunConfig, parts: Parts, steps: int, schedule: NoiseSchedule, size: tuple[int, int]) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
     roles = parts.roles
-    levels, trained, start = noise_levels(config.rollout), build_trained(config, roles), roles.weights(GENERATOR)
+    trained, start = build_trained(config, roles), roles.weights(GENERATOR)
     latent_shape = roles.backbone.latent_shape(*size)
-    sigmas = roles.backbone.schedule(steps, shift, levels)
+    sigmas = fixed_levels(config.rollout, roles.backbone, steps, schedule)
     return Stages(
         trained=trained,
         start=start,
@@ -178,8 +180,15 @@ def build_stages(config: RunConfig, parts: Parts, steps: int, shift: float, size
     )
 
 
-def noise_levels(rollout: RolloutConfig) -> Levels:
-    """The noise levels that a run samples and trains at (`sigma_schedule`)."""
+def fixed_levels(rollout: RolloutConfig, backbone: Backbone, steps: int, schedule: NoiseSchedule) -> Tensor:
+    """The noise levels that a run samples and trains at, float64 (K+1,): those of its settings, or of the schedule."""
+    if rollout.sigmas is not None:
+        return torch.tensor(rollout.sigmas, dtype=torch.float64)
+    return backbone.schedule(steps, schedule, kind_of_levels(rollout))
+
+
+def kind_of_levels(rollout: RolloutConfig) -> Levels:
+    """The kind of the noise levels of a run without stored levels (`sigma_schedule`)."""
     return rollout.dpm_levels if rollout.sampler == "dpm-solver++" else "euler"
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tdmr1_core.models.pipeline import PipelineBackbone
 
 TEACHER_PART = "transformer"
-"""The only part of a second backbone that is loaded. Text encoders and autoencoder are those of the base."""
+"""The only part with weights of a second backbone that is loaded. The others are those of the base."""
 DECODER_PART = "vae"
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
 NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
@@ -112,7 +112,7 @@ def fetch_model(
         )
         shape, record = lora.shape, lora.record
     folder = fetch(entry.base, parts_of(entry.base, absent))
-    teacher = fetch(entry.teacher, [TEACHER_PART]) if entry.teacher != SAME else None
+    teacher = fetch(entry.teacher, [TEACHER_PART, "scheduler"]) if entry.teacher != SAME else None
     return ModelFiles(entry, folder, teacher, absent, lora, record, shape)
 
 
@@ -241,17 +241,20 @@ def load_encoders(model_files: ModelFiles, precision: torch.dtype) -> dict[str, 
 
     Raises Tdmr1Error if diffusers cannot load them, such as from a directory that was moved.
     """
+    import torch
     from torch import nn
 
-    from tdmr1_core.models.pipeline import load_pipeline
+    from tdmr1_core.models.pipeline import _freeze, load_pipeline
 
     family, absent = model_files.family, (*model_files.absent, TEACHER_PART, DECODER_PART)
     try:
         pipeline = load_pipeline(family, model_files.folder, precision, absent)
     except Exception as error:  # for a damaged config or tokenizer, the libraries raise errors of any type
         raise _not_loaded(model_files.entry, model_files.folder, error) from error
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    return {name: part.requires_grad_(False).eval().to(dtype=precision) for name, part in parts.items()}
+    encoders = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    for encoder in encoders.values():
+        _freeze(encoder, torch.device("cpu"), precision)
+    return encoders
 
 
 def _not_loaded(entry: ModelEntry, folder: Path, error: Exception) -> Tdmr1Error:

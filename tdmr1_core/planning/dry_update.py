@@ -34,6 +34,7 @@ from tdmr1_core.models.meta_network import LoraShape, build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
+from tdmr1_core.stages.prompt_encoder import size_of
 from tdmr1_rewards.errors import one_line
 
 
@@ -131,6 +132,8 @@ class Update:
     """FLOPs of one forward pass for one image."""
     bytes: int
     """Peak bytes beside the weights and the states that are kept between updates."""
+    prompt_bytes: int
+    """Bytes of the longest encoded prompt."""
 
 
 def dry_update(
@@ -163,7 +166,7 @@ def dry_update(
     with _translate_errors(), FakeTensorMode(), kernels.patched():
         _to_fake_cpu(network)
         roles.refresh()
-        backbone.unconditional = _text_conditioning(denoiser, tokens, next(network.parameters()).dtype)
+        backbone.unconditional = _text_conditioning(backbone, tokens, next(network.parameters()).dtype)
         role = build_trained(config, roles)[GENERATOR]
         stage = build_generator(config, roles, role)
         trajectory = _trajectory(backbone, images, latent_shape)
@@ -177,7 +180,8 @@ def dry_update(
         with LiveBytes(network) as held:
             terms = stage.losses(trajectory, rows, rows, level, level, noise, noise)
             role.accumulate(terms.total.sum())
-    return Update(parameters, linear, sum(map(Tensor.numel, role.parameters.values())), operations, held.peak)
+    lora_parameters = sum(map(Tensor.numel, role.parameters.values()))
+    return Update(parameters, linear, lora_parameters, operations, held.peak, size_of(backbone.unconditional))
 
 
 @contextmanager
@@ -198,7 +202,7 @@ def _translate_errors() -> Iterator[None]:
 def _bare_backbone(config: RunConfig, family: Family, denoiser: Mapping[str, Any], tokens: int) -> PipelineBackbone:
     """The backbone of a family with a denoiser on the meta device and no other part."""
     precision = PRECISIONS[config.model.precision]
-    network = build_network(family.transformer, denoiser, "meta")
+    network = build_network(family.find_class(family.transformer), denoiser, "meta")
     nn.Module.to(network, dtype=precision)  # the `to` of diffusers warns about parts kept in float32
     network.to = lambda *_, **__: network  # type: ignore[method-assign]
     encoders = dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"))
@@ -216,13 +220,8 @@ def _to_fake_cpu(network: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
-def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
-    """The widths D and P of the token and pooled embeddings that a denoiser takes, from its config."""
-    return denoiser.get("joint_attention_dim") or denoiser["cap_feat_dim"], denoiser.get("pooled_projection_dim", 0)
-
-
-def _text_conditioning(denoiser: Mapping[str, Any], tokens: int, dtype: torch.dtype) -> Conditioning:
-    width, pooled = text_widths(denoiser)
+def _text_conditioning(backbone: PipelineBackbone, tokens: int, dtype: torch.dtype) -> Conditioning:
+    width, pooled = backbone.text_widths(dict(backbone.pipeline.transformer.config))
     return Conditioning(torch.empty(1, tokens, width, dtype=dtype), torch.empty(1, pooled, dtype=dtype))
 
 

@@ -18,14 +18,14 @@ from torch import nn
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import check_split, named_device
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.latent_shape import patch_size, pixels_per_latent, shape_of_latents
+from tdmr1_core.models.families import FAMILIES, Family
+from tdmr1_core.models.latent_shape import LatentGrid, has_levels, latent_grid, pixels_per_latent
 from tdmr1_core.models.loading import check_entry
 from tdmr1_core.models.lora.files import read_lora
 from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
-from tdmr1_core.planning.dry_update import Update, dry_update, text_widths
+from tdmr1_core.planning.dry_update import Update, dry_update
 from tdmr1_core.planning.published_configs import PUBLISHED, config_of
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
@@ -45,6 +45,7 @@ IN_TURN = ("activations", "decoding", "text encoders in turn")
 class Architecture:
     """The sizes of a model, from its configs."""
 
+    family: Family
     denoiser: Mapping[str, Any]
     """The config of the denoiser."""
     autoencoder: Mapping[str, Any]
@@ -57,17 +58,20 @@ class Architecture:
     @property
     def decoder_width(self) -> int:
         """Channels of the second level of the autoencoder, the widest at image resolution."""
-        levels = self.autoencoder["block_out_channels"]
+        autoencoder = self.autoencoder
+        if "block_out_channels" not in autoencoder:  # that of Qwen-Image
+            return int(autoencoder["base_dim"] * autoencoder["dim_mult"][0])
+        levels = autoencoder["block_out_channels"]
         return int(levels[min(1, len(levels) - 1)])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
-        return shape_of_latents(self.denoiser, self.latent_pixels, patch_size(self.denoiser), height, width)
+        return self.latent_grid.shape(height, width)
 
     @property
-    def latent_pixels(self) -> int:
-        """Pixels per latent, along each axis."""
-        return pixels_per_latent(self.autoencoder)
+    def latent_grid(self) -> LatentGrid:
+        """Channels, pixels and patches of the latents."""
+        return latent_grid(self.family, self.denoiser, pixels_per_latent(self.autoencoder))
 
 
 @dataclass(frozen=True)
@@ -139,23 +143,20 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     groups, images = config.batch.groups, config.batch.groups * config.batch.group_size
     local = images // processes
     stored = local if config.memory.trajectories == "device" else 0
-    latents = stored * ((config.rollout.steps or entry.steps) + 1) * math.prod(latent_shape)
+    latents = stored * ((config.rollout.step_count or entry.steps) + 1) * math.prod(latent_shape)
     constant = _constant_parts(config, entry, architecture, update, latents)
     decoding: float = 0
     if config.kind == "train":
         decoding = DECODER_COPIES * architecture.decoder_width * height * width * _latent_bytes(config)
     setting = config.batch.micro_batch
-    width, pooled = text_widths(architecture.denoiser)
-    prompt_bytes = (architecture.tokens * width + pooled) * BYTES[config.model.precision]
 
     def with_micro_batch(size: int) -> Plan:
         decoded = size if config.memory.decoder == "none" else 1
         parts = {**constant, "activations": size * update.bytes, "decoding": decoding * decoded}
         passes = passes_an_image(config, entry, size)
         operations = passes * update.operations
-        return Plan(
-            groups, images, processes, size, setting == "auto", lora.rank, parts, passes, operations, prompt_bytes
-        )
+        halves, encoded = setting == "auto", update.prompt_bytes
+        return Plan(groups, images, processes, size, halves, lora.rank, parts, passes, operations, encoded)
 
     if setting != "auto":
         return with_micro_batch(min(setting or local, local))
@@ -190,7 +191,7 @@ def _constant_parts(
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
     return {
         "denoiser": denoiser,
-        "autoencoder": count_parameters("AutoencoderKL", architecture.autoencoder) * single,
+        "autoencoder": count_parameters(architecture.family.autoencoder, architecture.autoencoder) * single,
         "text encoders": 0 if offloaded else encoders,
         "LoRAs": update.lora_parameters * single * (roles + averages),
         "gradients": update.lora_parameters * single * roles,
@@ -240,7 +241,7 @@ def passes_an_image(config: RunConfig, entry: ModelEntry, micro_batch: int) -> f
     guided = 1 + (config.generator.guidance_scale != 1)
     fake = config.fake.updates * (1 + trained + stale_fraction(config))
     generator: float = trained + guided + 1
-    surrogate, steps = 0.0, config.rollout.steps or entry.steps
+    surrogate, steps = 0.0, config.rollout.step_count or entry.steps
     if config.kind == "train" and config.generator.reward_scale > 0:
         old = config.surrogate.trust_region is not None and config.surrogate.reference != "ema"
         group_weights = 2 * (micro_batch < config.batch.group_size)
@@ -274,14 +275,15 @@ def read_architecture(entry: ModelEntry) -> Architecture:
     if entry.family == "sd3":
         tokens += config("text_encoder/config.json").get("max_position_embeddings", CLIP_TOKENS)
     denoiser, autoencoder = config("transformer/config.json"), config("vae/config.json")
-    if "in_channels" not in denoiser or "block_out_channels" not in autoencoder:
+    if "in_channels" not in denoiser or not has_levels(autoencoder):
         raise Tdmr1Error(
-            f"the configs in {entry.base} do not contain the shape of latents (in_channels, block_out_channels)",
+            f"the configs in {entry.base} do not contain the shape of latents: in_channels, and block_out_channels or "
+            "temperal_downsample",
             COPY_AGAIN,
             code="plan-unavailable",
             values={"source": entry.base},
         )
-    return Architecture(denoiser, autoencoder, encoders, tokens)
+    return Architecture(FAMILIES[entry.family], denoiser, autoencoder, encoders, tokens)
 
 
 def count_parameters(kind: str, config: Mapping[str, Any]) -> int:

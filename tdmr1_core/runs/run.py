@@ -208,6 +208,9 @@ class Run:
         if point is not None:
             self.processes.on_each(lambda: load_checkpoint(engine, point.checkpoint, with_rewards=True))
             self._saved_at = engine.iteration_index
+        else:
+            engine.fix_noise_levels()
+            self.config = engine.config
         engine.encode_ahead([*self.resolved.evaluated_prompts, *shown(self._shown_prompts)])
         return engine
 
