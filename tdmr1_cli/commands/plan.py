@@ -20,7 +20,7 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import emit_json, message, print_warnings, table
-from tdmr1_cli.run_summary import GB, TFLOPS, print_estimate
+from tdmr1_cli.run_summary import GB, TFLOPS, print_encoding, print_estimate
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.licences import license_warnings
@@ -78,6 +78,7 @@ def command(
         return 1 if fits is False else 0
     table(["part", "GB"], [[name, f"{size / GB:.2f}"] for name, size in planned.parts.items()])
     print_estimate(planned, tflops)
+    print_encoding(planned, resolved)
     if most is not None:
         message(f"{gpu}: {'fits' if fits else 'does not fit'}; {_advice(planned, most)}")
     return 1 if fits is False else 0
