@@ -1,4 +1,6 @@
-"""The hooks of the training engine: plugins add model families and models, observe the stages and veto updates (entry points `tdmr1`).
+"""The hooks of the training engine (entry points `tdmr1`).
+
+Plugins add model families and models, observe the stages and veto updates.
 
 A hook named `tdmr1_before_…_update` may return a reason as text: the update is then skipped and the reason is logged.
 It returns None to allow the update. In a run with several processes, each process calls its own plugins with its own

@@ -1,5 +1,7 @@
 """Tests of the family: samples through the Backbone are those of the pipeline, and its network learns."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def sample(backbone: DotsBackbone, noise: torch.Tensor, steps: int, guidance_sca
     """Euler steps from noise (B, C, H, W) with the Backbone, one image for each prompt: uint8 (B, 32, 32, 3)."""
     conditioning, latents = backbone.encode(PROMPTS), noise
     sigmas = backbone.schedule(steps)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         level = sigma.float().expand(len(latents))
         velocity = backbone.velocity(latents, level, conditioning, guidance_scale, as_pipeline=True)
         latents = latents - (sigma - following).float() * velocity

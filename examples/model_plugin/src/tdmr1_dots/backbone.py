@@ -12,7 +12,7 @@ from tdmr1_dots import FAMILY
 
 
 class DotsBackbone(PipelineBackbone):
-    """A DotsPipeline. Its network returns v = eps - x_0 at timestep 1000 sigma. There are no pooled embeddings (P = 0)."""
+    """A DotsPipeline. Its network returns v = eps - x_0 at timestep 1000 sigma; pooled embeddings are empty (P = 0)."""
 
     family = FAMILY
 

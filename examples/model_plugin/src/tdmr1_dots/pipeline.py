@@ -1,7 +1,7 @@
 """The network and the pipeline of the family: a rectified flow, v = eps - x_0, in the latents of an autoencoder.
 
-Both are ordinary classes of diffusers. A directory names the network by this module and its class, and diffusers looks up
-`ModelMixin` in the same module; so this file must import it by that name.
+Both are ordinary classes of diffusers. A pipeline directory names the network by this module and its class. To load it,
+diffusers looks up its base class `ModelMixin` in the same module, so this file must import it by that name.
 """
 
 import math
@@ -153,12 +153,9 @@ class DotsPipeline(DiffusionPipeline):
             prompt_embeds = self.encode_prompt([prompt] if isinstance(prompt, str) else prompt, device)
         texts = prompt_embeds.repeat_interleave(num_images_per_prompt, 0)
         if latents is None:
-            shape = (
-                self.transformer.config.in_channels,
-                height // self.vae_scale_factor,
-                width // self.vae_scale_factor,
-            )
-            latents = torch.randn(len(texts), *shape, generator=generator, dtype=texts.dtype).to(device)
+            size = height // self.vae_scale_factor, width // self.vae_scale_factor
+            shape = len(texts), self.transformer.config.in_channels, *size
+            latents = torch.randn(shape, generator=generator, dtype=texts.dtype).to(device)
         empty = self.encode_prompt([""], device).expand(len(texts), -1, -1) if guidance_scale > 1 else None
         self.scheduler.set_timesteps(None if sigmas else num_inference_steps, sigmas=sigmas, device=device)
         for time in self.scheduler.timesteps:
