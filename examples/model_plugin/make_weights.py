@@ -2,7 +2,7 @@
 
     python examples/model_plugin/make_weights.py
 
-trains on drawn dots for about three minutes on two cores, and writes src/tdmr1_dots/weights, a DotsPipeline directory.
+trains on drawn dots for about a minute on two cores, and writes src/tdmr1_dots/weights, a DotsPipeline directory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SIDE, RADIUS = 32, 3.5
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
 BRIGHTNESS = {"bright": 1.0, "dim": 0.4}
 SHIFT = 3.0
+BATCH = 32
 
 
 def draw(prompt: str, random: np.random.Generator) -> np.ndarray:
@@ -74,7 +75,7 @@ def train(parameters: list[torch.nn.Parameter], steps: int, loss_of_step) -> Non
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 200 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"step {step}: loss {loss.item():.4f}", flush=True)
 
 
@@ -94,7 +95,7 @@ def train_autoencoder(images: torch.Tensor, steps: int) -> AutoencoderKL:
     )
 
     def loss_of_step() -> torch.Tensor:
-        batch = images[torch.randint(len(images), (32,))]
+        batch = images[torch.randint(len(images), (BATCH // 2,))]
         posterior = autoencoder.encode(batch).latent_dist
         decoded = autoencoder.decode(posterior.sample()).sample
         return (decoded - batch).abs().mean() + 1e-4 * posterior.kl().mean() / batch[0].numel()
@@ -117,11 +118,11 @@ def train_network(pipeline: DotsPipeline, images: torch.Tensor, prompts: list[st
         texts = pipeline.encode_prompt([*prompts, ""], device)
 
     def loss_of_step() -> torch.Tensor:
-        rows = torch.randint(len(latents), (64,))
-        clean, noise, uniform = latents[rows], torch.randn(64, *latents.shape[1:]), torch.rand(64)
+        rows = torch.randint(len(latents), (BATCH,))
+        clean, noise, uniform = latents[rows], torch.randn(BATCH, *latents.shape[1:]), torch.rand(BATCH)
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         level = sigma.view(-1, 1, 1, 1)
-        named = torch.where(torch.rand(64) < 0.1, len(prompts), rows % len(prompts))
+        named = torch.where(torch.rand(BATCH) < 0.1, len(prompts), rows % len(prompts))
         found = pipeline.transformer((1 - level) * clean + level * noise, 1000 * sigma, texts[named])
         return (found - (noise - clean)).square().mean()
 
@@ -132,9 +133,9 @@ def main() -> None:
     """Make everything and write the directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=HERE / "src" / "tdmr1_dots" / "weights")
-    parser.add_argument("--images", type=int, default=4096)
-    parser.add_argument("--autoencoder-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--autoencoder-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1200)
     options = parser.parse_args()
     torch.manual_seed(0)
     random = np.random.default_rng(0)
