@@ -24,7 +24,8 @@ GUIDE = (ROOT / "docs" / "adding_a_model.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
 
 
 INSTALL, *COMMANDS, REMOVE = [line for block in blocks("sh") for line in block.splitlines()]
@@ -97,7 +98,8 @@ def test_the_tests_of_the_package_pass(installed, tmp_path):
 
 
 def test_the_family_passes_the_conformance_checks(printed):
-    assert "6 of 8 checks passed, 0 failed, 2 do not apply" in printed["models check"]
+    shown = printed["models check"]
+    assert [shown.count(f"  {word}  ") for word in ("pass", "fail", "-   ")] == [6, 0, 2], shown
 
 
 def test_a_run_trains_resumes_and_samples(installed, printed):
@@ -116,7 +118,9 @@ def test_an_export_is_loaded_by_the_script_of_its_card(installed, printed):
     assert "The export was checked: a new diffusers pipeline with this LoRA reproduced 8 images" in card
     script = card.split("```python\n")[1].split("```")[0]
     assert "from tdmr1_dots.pipeline import DotsPipeline" in script
-    (installed.folder / "script.py").write_text(script)
+    weights = installed.models()["dots"]["base"]
+    assert "'path/to/weights'" in script  # a card has no path of this machine
+    (installed.folder / "script.py").write_text(script.replace("path/to/weights", weights))
     run_script(installed.folder / "script.py", cwd=exported, PYTHONPATH=installed.path)
     assert Image.open(exported / "image.png").size == (32, 32)
 
@@ -134,7 +138,6 @@ def test_without_the_package_its_run_names_it(installed, printed):
     (shown,) = [block for block in blocks("") if block.startswith("error:")]
     for command in (["train", "--resume", run], ["sample", run, "--prompt", "a dot", "--output", run / "images"]):
         done = installed.tdmr1(*command, code=2)
-        print(done.stderr)
-        assert " ".join(shown.split()) in " ".join(done.stderr.split())
+        assert shown.split() == [word for word in done.stderr.split() if word != "[file-missing]"]
     stderr = installed.tdmr1("models", "info", weights, code=2).stderr
     assert "holds a DotsPipeline, which is not supported" in " ".join(stderr.split())
