@@ -209,10 +209,14 @@ class MemoryConfig(Section):
     """Recompute each block in the backward pass instead of storing its activations. Takes about a third more time."""
     decoder: Literal["none", "sliced", "tiled"] = "none"
     """none decodes all images of a micro-batch at once, sliced one by one, tiled in tiles (seams may be visible)."""
-    text_encoders: Literal["device", "cpu"] = "device"
-    """cpu: the text encoders are on the device only while prompts are encoded; the denoiser leaves it meanwhile."""
+    text_encoders: Literal["auto", "device", "cpu"] = "auto"
+    """device: they stay there. cpu: they are on the GPU only while new prompts are encoded; the denoiser leaves it
+    meanwhile. auto: as cpu, but the prompts of the next iterations are encoded too, as many as prompt_cache_gb holds;
+    if it holds all prompts of the run, the encoders are released. On a CPU, there is no difference."""
     prompt_cache: Path | None = None
-    """Folder for encoded prompts, shared by runs (default: they stay in memory)."""
+    """Folder for encoded prompts, shared by runs (default: they are kept in host memory only)."""
+    prompt_cache_gb: NotNegative = 8.0
+    """Host memory for encoded prompts in each process, in units of 10^9 bytes. The least recently used are removed."""
     weights: Literal["none", "8bit", "nf4"] = "none"
     """Quantize the frozen linear layers of the denoiser with bitsandbytes. Teacher outputs change slightly."""
     optimizer: Literal["none", "8bit"] = "none"
@@ -257,17 +261,21 @@ class RolloutConfig(Section):
     eta: Fraction = 0.0
     """Fraction of fresh noise at each step. Above 0, trajectories are stochastic (slower in the paper's ablation)."""
 
-    @model_validator(mode="after")
-    def _levels(self) -> RolloutConfig:
-        levels = self.sigmas
+    @field_validator("sigmas")
+    @classmethod
+    def _decreasing(cls, levels: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if levels is None:
-            return self
+            return levels
         if not 2 <= len(levels) <= MOST_STEPS + 1 or levels[-1] != 0 or any(a <= b for a, b in pairwise(levels)):
             raise ValueError(
-                f"rollout.sigmas has the {len(levels)} levels {', '.join(f'{level:g}' for level in levels[:6])}…; "
-                "expected at least two noise levels that decrease to 0, such as 1, 0.9, 0.75, 0.5, 0"
+                "rollout.sigmas must hold at least two noise levels that decrease to 0, such as [1, 0.9, 0.75, 0.5, 0]"
             )
-        if self.steps is not None and self.steps != len(levels) - 1:
+        return levels
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RolloutConfig:
+        levels = self.sigmas
+        if levels is not None and self.steps is not None and self.steps != len(levels) - 1:
             raise ValueError(
                 f"rollout.steps is {self.steps}, but rollout.sigmas has {len(levels)} levels, which make "
                 f"{len(levels) - 1} steps; set only one of them"

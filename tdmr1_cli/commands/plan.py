@@ -19,10 +19,11 @@ from tdmr1_cli.options import (
     RewardOption,
     SetOption,
 )
-from tdmr1_cli.output import emit_json, message, table
-from tdmr1_cli.run_summary import GB, TFLOPS, print_estimate
+from tdmr1_cli.output import emit_json, message, print_warnings, table
+from tdmr1_cli.run_summary import GB, TFLOPS, print_encoding, print_estimate
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.settings.bounds import LARGEST_NUMBER
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def command(
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
     resolved = resolve_settings(flags, None, discover(), needs_reward=False, previews=True)
     room = parse_memory(gpu) if gpu else None
+    print_warnings(license_warnings(resolved.entry))
     message("estimating memory and time …")
     from tdmr1_core.planning.estimate import fitting_micro_batch, plan
 
@@ -76,6 +78,7 @@ def command(
         return 1 if fits is False else 0
     table(["part", "GB"], [[name, f"{size / GB:.2f}"] for name, size in planned.parts.items()])
     print_estimate(planned, tflops)
+    print_encoding(planned, resolved)
     if most is not None:
         message(f"{gpu}: {'fits' if fits else 'does not fit'}; {_advice(planned, most)}")
     return 1 if fits is False else 0

@@ -34,6 +34,7 @@ from tdmr1_core.models.meta_network import LoraShape, build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
+from tdmr1_core.stages.prompt_encoder import size_of
 from tdmr1_rewards.errors import one_line
 
 
@@ -131,6 +132,8 @@ class Update:
     """FLOPs of one forward pass for one image."""
     bytes: int
     """Peak bytes beside the weights and the states that are kept between updates."""
+    prompt_bytes: int
+    """Bytes of the longest encoded prompt."""
 
 
 def dry_update(
@@ -177,7 +180,8 @@ def dry_update(
         with LiveBytes(network) as held:
             terms = stage.losses(trajectory, rows, rows, level, level, noise, noise)
             role.accumulate(terms.total.sum())
-    return Update(parameters, linear, sum(map(Tensor.numel, role.parameters.values())), operations, held.peak)
+    lora_parameters = sum(map(Tensor.numel, role.parameters.values()))
+    return Update(parameters, linear, lora_parameters, operations, held.peak, size_of(backbone.unconditional))
 
 
 @contextmanager
@@ -214,6 +218,9 @@ def _to_fake_cpu(network: nn.Module) -> None:
             setattr(module, name, nn.Parameter(fake, weight.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
+        for name, table in list(vars(module).items()):  # the positions of Qwen-Image are neither
+            if isinstance(table, Tensor):
+                setattr(module, name, torch.empty(table.shape, dtype=table.dtype, device="cpu"))
 
 
 def _text_conditioning(backbone: PipelineBackbone, tokens: int, dtype: torch.dtype) -> Conditioning:

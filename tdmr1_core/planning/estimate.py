@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -94,6 +94,8 @@ class Plan:
     """Forward passes of the denoiser per image and iteration; a backward pass counts as one."""
     operations: float
     """FLOPs per image and iteration."""
+    prompt_bytes: int
+    """Bytes of the longest encoded prompt, in host memory."""
 
     @property
     def constant(self) -> float:
@@ -153,7 +155,8 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
         parts = {**constant, "activations": size * update.bytes, "decoding": decoding * decoded}
         passes = passes_an_image(config, entry, size)
         operations = passes * update.operations
-        return Plan(groups, images, processes, size, setting == "auto", lora.rank, parts, passes, operations)
+        halves, encoded = setting == "auto", update.prompt_bytes
+        return Plan(groups, images, processes, size, halves, lora.rank, parts, passes, operations, encoded)
 
     if setting != "auto":
         return with_micro_batch(min(setting or local, local))
@@ -162,6 +165,12 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float |
     while size > most:
         size //= 2
     return with_micro_batch(size)
+
+
+def encoder_placement(config: RunConfig) -> Literal["auto", "device", "cpu"]:
+    """Where the text encoders are: `memory.text_encoders`, in which auto is the device if that is the CPU."""
+    setting = config.memory.text_encoders
+    return "device" if setting == "auto" and config.model.device == "cpu" else setting
 
 
 def _latent_bytes(config: RunConfig) -> int:
@@ -178,7 +187,7 @@ def _constant_parts(
     denoiser = (update.parameters * frozen - update.linear * saved) * (1 if entry.teacher == SAME else 2)
     moments = 8 if memory.optimizer == "none" else 2.03
     roles, averages = (3, 2) if config.kind == "train" else (2, 1)
-    encoders, offloaded = architecture.encoders * frozen, memory.text_encoders == "cpu"
+    encoders, offloaded = architecture.encoders * frozen, encoder_placement(config) != "device"
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
     return {
         "denoiser": denoiser,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
+from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
@@ -20,7 +21,15 @@ from tdmr1_core.preflight.checks import CheckedSettings, check_settings
 from tdmr1_core.preflight.group_sizes import check_evaluation_groups
 from tdmr1_core.preflight.prompts import check_prompts
 from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder, specs_of
-from tdmr1_core.prompts.sets import EMBEDDED_DOMAINS, PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.sets import (
+    EMBEDDED_DOMAINS,
+    PROMPT_SETS,
+    PromptSet,
+    held_out_companion,
+    load_prompt_set,
+    spread,
+)
 from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.sources.source import freeze_options
 
@@ -46,8 +55,8 @@ class ResolvedRun(ResolvedEngine):
 
     `evaluation_prompts` are the prompt sets of evaluations: the training prompts, and last the held-out ones.
     `evaluation_rewards` score evaluations; `held_out_rewards` are additional rewards that only the guard uses.
-    `warnings` name settings without effect, prompts that rewards cannot score, and a missing few-step LoRA. `preset` is
-    the preset that the settings started from.
+    `warnings` name settings without effect, prompts that rewards cannot score, a missing few-step LoRA, and restricted
+    licenses. `preset` is the preset that the settings started from.
     """
 
     evaluation_prompts: tuple[PromptSet, ...]
@@ -60,6 +69,14 @@ class ResolvedRun(ResolvedEngine):
     def human_rewards(self) -> list[str]:
         """The names of trained rewards that ask people."""
         return [reward.config.name for reward in self.rewards if not reward.registered.spec.evaluates]
+
+    @property
+    def evaluated_prompts(self) -> list[Prompt]:
+        """The prompts that evaluations sample; none if no reward scores them."""
+        if not self.evaluation_rewards:
+            return []
+        images, per_prompt = self.config.evaluation.images, self.config.evaluation.images_per_prompt
+        return [prompt for each in self.evaluation_prompts for prompt in spread(each.prompts, images, per_prompt)[0]]
 
     def with_reward_options(self, config: RunConfig) -> ResolvedRun:
         """The same run with other options of its rewards: those of `config`, which differs in nothing else.
@@ -136,7 +153,12 @@ def resolve_run(
         evaluation_prompts=sets,
         evaluation_rewards=rewards.evaluation,
         held_out_rewards=rewards.held_out,
-        warnings=(*check_settings(checked), *unscored, *_check_few_step(config, entry, extensions)),
+        warnings=(
+            *check_settings(checked),
+            *unscored,
+            *_check_few_step(config, entry, extensions),
+            *license_warnings(entry),
+        ),
         preset=preset,
     )
 

@@ -22,6 +22,7 @@ from tdmr1_core.conformance.subject import Subject
 from tdmr1_core.conformance.tiny_pipelines import MAKERS, make_tiny_pipeline
 from tdmr1_core.distributed import join_processes
 from tdmr1_core.engine import Engine
+from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.qwen_image import QwenImageBackbone
 from tdmr1_core.models.registry import entry_of_pipeline
@@ -238,6 +239,12 @@ def test_a_size_off_the_grid_of_a_packed_family_is_refused(folders):
         Engine.from_config(settings(folders("flux1"), model={"name": str(folders("flux1")), "height": 64, "width": 72}))
 
 
+@pytest.mark.parametrize("rollout", [{"sigmas": [1, 0.8, 0.7, 0.2, 0]}, {"sampler": "dpm-solver++"}])
+def test_levels_that_the_pipeline_of_ernie_image_cannot_take_are_refused(folders, rollout):
+    with raises("setting-conflict", pipeline="ErnieImagePipeline"):
+        Engine.from_config(settings(folders("ernie_image"), rollout=rollout))
+
+
 def test_a_lora_of_another_family_is_refused_with_both_sides_named(folders, tmp_path):
     from tdmr1_core.models.lora.files import read_lora
     from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
@@ -246,19 +253,19 @@ def test_a_lora_of_another_family_is_refused_with_both_sides_named(folders, tmp_
     def network(family):
         entry = entry_of_pipeline(str(folders(family)))
         return MetaNetwork(
-            checks.FAMILIES[family], read_config(str(folders(family)), "transformer/config.json")
+            FAMILIES[family], read_config(str(folders(family)), "transformer/config.json")
         ), entry.targets
 
     flux, targets = network("flux1")
     weights = {f"transformer.{name}": torch.ones(size) for name, size in flux.lora(LoraShape(4, 4, targets)).items()}
     save_file(weights, tmp_path / "flux.safetensors")
     qwen, own = network("qwen_image")
-    with raises("lora-mismatch"):
+    with raises("lora-mismatch", model="FLUX.1"):
         read_lora(tmp_path / "flux.safetensors", qwen, LoraShape(4, 4, own), alpha=4.0)
 
 
 def test_the_check_command_prints_a_result_per_check(folders):
-    found = json.loads(run_tdmr1("models", "check", str(folders("zimage")), "--json").stdout)
+    found = json.loads(run_tdmr1("models", "check", str(folders("sd3")), "--json").stdout)
     assert [each["check"] for each in found] == list(CHECKS)
     assert {each["check"]: each["passed"] for each in found}["images"] is True
 

@@ -17,7 +17,7 @@ def test_planning_a_published_model_needs_no_reward_and_no_download(tdmr1, tmp_p
     done = tdmr1("plan", "--model", "sd3.5-tdm", "--gpu", "24GB", HF_HOME=str(tmp_path))
     assert "denoiser                4.94" in done.stdout
     assert "iteration: 48 groups × 24 images = 1152 images; 1 process," in done.stderr
-    assert "24GB: fits; auto selects 1; the largest micro-batch that fits is batch.micro_batch=1" in done.stderr
+    assert "24GB: fits; auto selects 4; the largest micro-batch that fits is batch.micro_batch=5" in done.stderr
 
 
 def test_a_plan_that_does_not_fit_fails(tdmr1):
