@@ -15,8 +15,8 @@ from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
-from tdmr1_core.models.meta_network import LoraShape
 from tdmr1_core.models.quantization import bitsandbytes, quantize
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.models.roles import (
@@ -135,9 +135,9 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Apply the settings of `memory` that change how the networks run."""
-    if settings.gradient_checkpointing:
+    if settings.recomputes:
         enable_gradient_checkpointing(roles)
-    if settings.decoder != "none":
+    if settings.decoder == "sliced" or settings.decoder == "tiled":
         save_vae_memory(roles.backbone, settings.decoder)
     if settings.compile:
         compile_blocks(roles)

@@ -61,10 +61,10 @@ class ResolvedRun(ResolvedEngine):
         """The names of trained rewards that ask people."""
         return [reward.config.name for reward in self.rewards if not reward.registered.spec.evaluates]
 
-    def with_reward_options(self, config: RunConfig) -> ResolvedRun:
-        """The same run with other options of its rewards: those of `config`, which differs in nothing else.
+    def with_choices(self, config: RunConfig) -> ResolvedRun:
+        """The same run with what was chosen for this machine: options of rewards, and settings of batch and memory.
 
-        `config` comes from `freeze_rewards`. Raises Tdmr1Error for an option that this process does not accept.
+        `config` differs in nothing else. Raises Tdmr1Error for an option that this process does not accept.
         """
         rewards = self.finder.resolve_run(config, self.entry.domain)
         return replace(

@@ -20,7 +20,8 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.planning.estimate import count_parameters, fitting_micro_batch, passes_an_image, plan, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED
