@@ -101,17 +101,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changed", action="store_true", help="measure only models that the file lacks")
     kept = read_known_sizes()["models"] if parser.parse_args().changed else {}
-    measured: dict[str, Mapping[str, Any]] = {each["inputs"]: each for each in kept.values()}
+    models: dict[str, Any] = {each["inputs"]: each for each in kept.values()}
     for entry in ENTRIES.values():
-        inputs = inputs_hash(entry)
-        assert inputs is not None, "the configs of this model are built in"
-        if inputs not in measured:
-            measured[inputs] = measure(entry)
-    models = {}
-    for name, entry in ENTRIES.items():
         inputs = str(inputs_hash(entry))
-        if inputs in measured:
-            models[name] = measured.pop(inputs)
+        if inputs not in models:
+            models[inputs] = measure(entry)
+            write(models)
+    write(models)
+
+
+def write(measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the file. `measured` are the entries by the hash of their inputs; each gets the name of its first model."""
+    names: dict[str, str] = {}
+    for name, entry in ENTRIES.items():
+        names.setdefault(str(inputs_hash(entry)), name)
+    models = {name: measured[inputs] for inputs, name in names.items() if inputs in measured}
     found = {name: number for name, number in versions().items() if name in MEASURED_WITH}
     FILE.write_text(json.dumps({"versions": found, "models": models}, indent=1) + "\n")
 
