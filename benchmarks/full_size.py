@@ -30,12 +30,13 @@ from tdmr1_core.distributed import ALONE
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.latent_shape import pixels_per_latent
 from tdmr1_core.models.loading import backbone_class
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.registry import ModelEntry
-from tdmr1_core.planning.dry_update import dry_update, text_widths
+from tdmr1_core.planning.dry_update import dry_update
 from tdmr1_core.planning.estimate import Architecture, read_architecture
 from tdmr1_core.planning.passes import passes_an_image
 from tdmr1_core.planning.published_configs import PUBLISHED
@@ -49,9 +50,10 @@ ENTRIES = {entry.name: entry for entry in BUILTIN_MODELS if entry.base in PUBLIS
 
 def random_backbone(family: str, architecture: Architecture) -> type[PipelineBackbone]:
     """The backbone class of a family without text encoders: every prompt gets random embeddings of maximum length."""
-    width, pooled = text_widths(architecture.denoiser)
+    kind = backbone_class(FAMILIES[family])
+    width, pooled = kind.text_widths(architecture.denoiser)
 
-    class Random(backbone_class(FAMILIES[family])):  # type: ignore[misc]
+    class Random(kind):  # type: ignore[misc,valid-type]
         def encode(self, prompts: Sequence[str]) -> Conditioning:
             count = len(prompts)
             texts = Conditioning(torch.randn(count, architecture.tokens, width), torch.randn(count, pooled))
@@ -62,6 +64,7 @@ def random_backbone(family: str, architecture: Architecture) -> type[PipelineBac
 
 def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> Engine:
     """An engine with random weights."""
+    from diffusers.configuration_utils import FrozenDict
     from diffusers.image_processor import VaeImageProcessor
 
     device, precision = ALONE.device(config.model.device), PRECISIONS[config.model.precision]
@@ -71,14 +74,16 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
         denoiser = build_network(FAMILIES[entry.family].transformer, architecture.denoiser, str(device))
     finally:
         torch.set_default_dtype(before)
+    no_shift = {"shift_factor": 0.0} if entry.family in ("sd3", "zimage", "flux1") else {}
+    autoencoder = {**no_shift, **architecture.autoencoder}
     pipeline = SimpleNamespace(
         transformer=denoiser,
-        vae=build_network("AutoencoderKL", {"shift_factor": 0.0, **architecture.autoencoder}, str(device)),
-        vae_scale_factor=architecture.latent_pixels,
+        vae=build_network(architecture.family.autoencoder, autoencoder, str(device)),
+        vae_scale_factor=pixels_per_latent(architecture.autoencoder) * (2 if entry.family == "ernie_image" else 1),
         text_encoder=None,
         text_encoder_2=None,
         text_encoder_3=None,
-        scheduler=SimpleNamespace(config=SimpleNamespace(shift=entry.shift)),
+        scheduler=SimpleNamespace(config=FrozenDict(shift=entry.shift or 3.0)),
         image_processor=VaeImageProcessor(),
     )
     kind = random_backbone(entry.family, architecture)

@@ -46,7 +46,7 @@ ENTRIES = {entry.name: entry for entry in BUILTIN_MODELS if entry.base in PUBLIS
 def measure_parameters(entry: ModelEntry, architecture: Architecture) -> Parameters:
     """The parameters of the networks of a model."""
     family = FAMILIES[entry.family]
-    network = build_network(family.transformer, architecture.denoiser, "meta")
+    network = build_network(family.find_class(family.transformer), architecture.denoiser, "meta")
     shapes = MetaNetwork(family, architecture.denoiser).lora(LoraShape(1, 1.0, entry.targets))
     return Parameters(
         denoiser=sum(weight.numel() for weight in (*network.parameters(), *network.buffers())),

@@ -20,7 +20,7 @@ GB = 1e9
 MATMUL_TFLOPS = 774.0
 """TFLOP/s of a product of two large bf16 matrices on an H100 80GB HBM3 (torch 2.11; docs/performance.md)."""
 SUSTAINED = 0.18
-"""The fraction of it that a run sustains. Measured on that card for SD3.5-medium at 512 px: 142 TFLOP/s (micro-batch 12,
+"""The fraction of it that a run sustains. Measured on that card for SD3.5-medium, 512 px: 142 TFLOP/s (micro-batch 12,
 no recomputation) and 137 TFLOP/s (micro-batch 24, recomputation)."""
 TFLOPS = float(round(SUSTAINED * MATMUL_TFLOPS))
 """Assumed sustained TFLOP/s of one GPU."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -251,6 +252,8 @@ class RolloutConfig(Section):
     """K, the number of sampling steps (default: that of the model entry; published: 4)."""
     shift: Positive | None = None
     """s of the noise schedule S(u) = s u / (1 + (s - 1) u) (default: that of the model entry; SD3: 3)."""
+    sigmas: tuple[Fraction, ...] | None = None
+    """The K + 1 noise levels, decreasing to 0 (default: those of steps and shift). A new run stores its levels here."""
     sampler: Literal["euler", "dpm-solver++"] = "euler"
     """The losses assume Euler steps. The authors' trainer samples with second-order DPM-Solver++."""
     dpm_levels: Literal["scheduler", "euler"] = "scheduler"
@@ -259,6 +262,28 @@ class RolloutConfig(Section):
     1 .9 .75 .5 0."""
     eta: Fraction = 0.0
     """Fraction of fresh noise at each step. Above 0, trajectories are stochastic (slower in the paper's ablation)."""
+
+    @model_validator(mode="after")
+    def _levels(self) -> RolloutConfig:
+        levels = self.sigmas
+        if levels is None:
+            return self
+        if not 2 <= len(levels) <= MOST_STEPS + 1 or levels[-1] != 0 or any(a <= b for a, b in pairwise(levels)):
+            raise ValueError(
+                f"rollout.sigmas has the {len(levels)} levels {', '.join(f'{level:g}' for level in levels[:6])}…; "
+                "expected at least two noise levels that decrease to 0, such as 1, 0.9, 0.75, 0.5, 0"
+            )
+        if self.steps is not None and self.steps != len(levels) - 1:
+            raise ValueError(
+                f"rollout.steps is {self.steps}, but rollout.sigmas has {len(levels)} levels, which make "
+                f"{len(levels) - 1} steps; set only one of them"
+            )
+        return self
+
+    @property
+    def step_count(self) -> int | None:
+        """K, if it is set here."""
+        return self.steps if self.sigmas is None else len(self.sigmas) - 1
 
 
 class AdvantageConfig(Section):
@@ -482,7 +507,7 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.kind == "train" and not self.rewards:
             raise ValueError("a training run needs at least one reward")
-        steps, points = self.rollout.steps, self.timesteps.per_iteration
+        steps, points = self.rollout.step_count, self.timesteps.per_iteration
         if steps is not None and points > steps:
             raise ValueError(f"timesteps.per_iteration is {points}, but there are only {steps} steps")
         if self.memory.weights != "none" and self.model.precision == "fp64":

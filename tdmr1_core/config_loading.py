@@ -26,6 +26,7 @@ FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
     "model.ignore_text_encoder_lora": False,
     "rollout.dpm_levels": "euler",
+    "rollout.sigmas": None,
     "generator.ema_warmup": False,
     "generator.joint_huber": False,
     "evaluation.images_per_prompt": None,

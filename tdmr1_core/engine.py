@@ -24,6 +24,7 @@ from tdmr1_core.build.parts import Parts, build_stages, load_parts
 from tdmr1_core.config import RunConfig, lr_iterations
 from tdmr1_core.distributed import ALONE, Processes, check_split
 from tdmr1_core.errors import Tdmr1Error, warn
+from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.resolved import ResolvedEngine, resolve_engine
@@ -75,7 +76,7 @@ class Engine:
         self.iteration_index = 0
         self.is_complete = True
         self.last_report: IterationReport | None = None
-        stages = build_stages(config, parts.entry, parts.roles, self.steps, self.shift, self.size)
+        stages = build_stages(config, parts.entry, parts.roles, self.steps, self.noise_schedule(self.steps), self.size)
         self.trained = stages.trained
         self.start = stages.start
         self.sigmas = stages.rollout.sigmas
@@ -306,12 +307,23 @@ class Engine:
     @property
     def steps(self) -> int:
         """K, the number of sampling steps."""
-        return self.config.rollout.steps or self.entry.steps
+        return self.config.rollout.step_count or self.entry.steps
 
     @property
     def shift(self) -> float:
         """s of the noise schedule."""
-        return self.config.rollout.shift or self.entry.shift
+        return self.noise_schedule(self.steps).shift
+
+    def noise_schedule(self, steps: int) -> NoiseSchedule:
+        """The schedule for a number of steps: that of the settings or the model entry, otherwise of the pipeline."""
+        shift = self.config.rollout.shift or self.entry.shift
+        return self.roles.backbone.noise_schedule(self.size, steps) if shift is None else NoiseSchedule(shift)
+
+    def fix_noise_levels(self) -> None:
+        """Store the noise levels in the settings, so that a resumed run has them whatever its pipeline says then."""
+        shift = self.config.rollout.shift if self.entry.shift is not None else self.shift
+        changed = {"sigmas": tuple(self.sigmas.tolist()), "shift": shift}
+        self.config = self.config.model_copy(update={"rollout": self.config.rollout.model_copy(update=changed)})
 
     @property
     def size(self) -> tuple[int, int]:

@@ -20,15 +20,17 @@ from tdmr1_core.prompts.prompt import Prompt
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts, one row each: token embeddings (B, L, D), pooled embeddings (B, P), and token counts.
+    """Encoded prompts, one row each: token embeddings (B, L, D), pooled embeddings (B, P), and which tokens count.
 
     `lengths` int64 (B,), on the CPU, is the number of tokens of each row; the rest of the row is padding. It is None
-    where no row has padding.
+    where no row has padding. `mask` bool (B, L), on the CPU, is given instead where the padding is in the middle: it is
+    False for padding.
     """
 
     embeddings: Tensor
     pooled: Tensor
     lengths: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -37,7 +39,8 @@ class Conditioning:
         """The given rows, in that order. A row may be repeated."""
         index = torch.as_tensor(rows, device=self.embeddings.device)
         lengths = None if self.lengths is None else self.lengths[index.cpu()]
-        return Conditioning(self.embeddings[index], self.pooled[index], lengths)
+        mask = None if self.mask is None else self.mask[index.cpu()]
+        return Conditioning(self.embeddings[index], self.pooled[index], lengths, mask)
 
     def to(self, device: torch.device) -> Conditioning:
         """The same conditioning with its embeddings on another device."""
@@ -46,7 +49,33 @@ class Conditioning:
     def expand(self, size: int) -> Conditioning:
         """A single row, repeated `size` times."""
         lengths = None if self.lengths is None else self.lengths.expand(size)
-        return Conditioning(self.embeddings.expand(size, -1, -1), self.pooled.expand(size, -1), lengths)
+        mask = None if self.mask is None else self.mask.expand(size, -1)
+        return Conditioning(self.embeddings.expand(size, -1, -1), self.pooled.expand(size, -1), lengths, mask)
+
+    @property
+    def texts(self) -> list[Tensor]:
+        """The token embeddings of each row without padding at its end, (length, D) each."""
+        if self.lengths is None:
+            return list(self.embeddings)
+        rows = zip(self.embeddings, self.lengths.tolist(), strict=True)
+        return [embeddings[:length] for embeddings, length in rows]
+
+    @property
+    def token_counts(self) -> Tensor:
+        """The number of tokens of each row without padding at its end, int64 (B,), on the device of the embeddings."""
+        if self.lengths is None:
+            return torch.full((len(self),), self.embeddings.shape[1], device=self.embeddings.device)
+        return self.lengths.to(self.embeddings.device)
+
+    @property
+    def token_mask(self) -> Tensor | None:
+        """bool (B, L), on the device of the embeddings: False for padding. None where no row has padding."""
+        if self.mask is not None:
+            return None if bool(self.mask.all()) else self.mask.to(self.embeddings.device)
+        longest = self.embeddings.shape[1]
+        if self.lengths is None or bool((self.lengths == longest).all()):
+            return None
+        return torch.arange(longest, device=self.embeddings.device) < self.token_counts.unsqueeze(1)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
@@ -54,7 +83,9 @@ class Conditioning:
         pooled = torch.cat([part.pooled for part in parts])
         lengths = [part.lengths for part in parts if part.lengths is not None]
         if not lengths:
-            return Conditioning(torch.cat([part.embeddings for part in parts]), pooled)
+            masks = [part.mask for part in parts if part.mask is not None]
+            mask = torch.cat(masks) if masks else None
+            return Conditioning(torch.cat([part.embeddings for part in parts]), pooled, mask=mask)
         longest = max(part.embeddings.shape[1] for part in parts)  # tokens
         padded = [
             torch.nn.functional.pad(part.embeddings, (0, 0, 0, longest - part.embeddings.shape[1])) for part in parts

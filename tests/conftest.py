@@ -1,10 +1,12 @@
 """Settings of every test: one thread, no access to a hub, and Ctrl-C enabled in the processes that tests start."""
 
+import math
 import os
 import signal
 
 import pytest
 
+from tdmr1_rewards.calling import process_state
 from tdmr1_rewards.texts import redaction
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,6 +22,13 @@ def secrets_forgotten():
     """Secrets of one test are not redacted in the messages of the next ones."""
     yield
     redaction.forget()
+
+
+@pytest.fixture(autouse=True)
+def hanging_rewards_forgotten():
+    """A reward that still hangs in a thread after its test does not hide changes by the rewards of the next tests."""
+    yield
+    process_state._active.update(dict.fromkeys(list(process_state._active), -math.inf))
 
 
 @pytest.fixture(scope="session", autouse=True)

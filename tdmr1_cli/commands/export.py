@@ -48,7 +48,8 @@ def command(
                 "base": engine.entry.base,
                 "iteration": engine.iteration_index,
                 "noise_levels": engine.sigmas[:-1].tolist(),
-                "call": exported.call,
+                "call": exported.call.arguments,
+                "scheduler": exported.call.scheduler,
                 "largest_difference": exported.largest_difference,
                 "images_compared": exported.images,
             }

@@ -75,6 +75,7 @@ def _facts(entry: ModelEntry) -> list[tuple[str, str]]:
     )
     if entry.lora and entry.adapter_scale != 1:
         lora += f", adapter scale {entry.adapter_scale:g}"
+    shift = "the shift of the pipeline" if entry.shift is None else f"shift {entry.shift:g}"
     guidance = "no guidance" if entry.teacher_guidance == 1 else f"guidance {entry.teacher_guidance:g}"
     return [
         ("model", f"{entry.name}: {entry.summary}"),
@@ -84,8 +85,8 @@ def _facts(entry: ModelEntry) -> list[tuple[str, str]]:
         ("few-step LoRA", lora),
         ("teacher", "the base itself" if entry.teacher == SAME else entry.teacher),
         ("images", f"{entry.width}×{entry.height} pixels"),
-        ("sampling", f"{entry.steps} steps, shift {entry.shift:g}, no guidance"),
-        ("diffusers call", f"guidance_scale={family.no_guidance:g}, max_sequence_length={entry.max_sequence_length}"),
+        ("sampling", f"{entry.steps} steps, {shift}, no guidance"),
+        ("diffusers call", _call(entry)),
         ("teacher sampling", f"{entry.teacher_steps} steps, {guidance}"),
         ("trained LoRAs", f"rank {entry.rank}, alpha {entry.alpha:g}, on {', '.join(entry.targets)}"),
         ("precision", entry.precision),
@@ -95,6 +96,13 @@ def _facts(entry: ModelEntry) -> list[tuple[str, str]]:
         ("default reward", entry.default_reward or "none: choose one with --reward"),
         ("default preset", entry.default_preset or "the default preset of the reward"),
     ]
+
+
+def _call(entry: ModelEntry) -> str:
+    """The arguments of the pipeline that disable guidance and limit prompts."""
+    family = FAMILIES[entry.family]
+    length = f", max_sequence_length={entry.max_sequence_length}" if family.takes_length else ""
+    return f"{family.guidance_argument}={family.no_guidance:g}{length}"
 
 
 def _size(gigabytes: float) -> str:

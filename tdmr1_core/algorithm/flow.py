@@ -47,6 +47,15 @@ def sigma_schedule(steps: int, shift: float, levels: Levels = "euler") -> Tensor
     return shift_sigma(1 - alphas, shift).flip(0)
 
 
+def stretch(sigmas: Tensor, terminal: float) -> Tensor:
+    """Stretch noise levels (K+1,) that decrease to 0, so that the last one before 0 is `terminal`; K >= 2.
+
+    As stretch_shift_to_terminal of diffusers: 1 - (1 - sigma) (1 - terminal) / (1 - sigma_{K-1}).
+    """
+    stretched = 1 - (1 - sigmas[:-1]) * ((1 - terminal) / (1 - sigmas[-2]))
+    return torch.cat([stretched, sigmas[-1:]])
+
+
 def predict_clean(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """x_0 = x_sigma - sigma v."""
     return latents - expand(sigma, latents) * velocity

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.flow import Levels
@@ -17,6 +18,7 @@ from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
+from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.quantization import bitsandbytes, quantize
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.models.roles import (
@@ -144,12 +146,12 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
 
 
 def build_stages(
-    config: RunConfig, entry: ModelEntry, roles: Roles, steps: int, shift: float, size: tuple[int, int]
+    config: RunConfig, entry: ModelEntry, roles: Roles, steps: int, schedule: NoiseSchedule, size: tuple[int, int]
 ) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
-    levels, trained, start = noise_levels(config.rollout), build_trained(config, roles), roles.weights(GENERATOR)
+    trained, start = build_trained(config, roles), roles.weights(GENERATOR)
     latent_shape = roles.backbone.latent_shape(*size)
-    sigmas = roles.backbone.schedule(steps, shift, levels)
+    sigmas = fixed_levels(config.rollout, roles.backbone, steps, schedule)
     return Stages(
         trained=trained,
         start=start,
@@ -177,8 +179,15 @@ def build_stages(
     )
 
 
-def noise_levels(rollout: RolloutConfig) -> Levels:
-    """The noise levels that a run samples and trains at (`sigma_schedule`)."""
+def fixed_levels(rollout: RolloutConfig, backbone: Backbone, steps: int, schedule: NoiseSchedule) -> Tensor:
+    """The noise levels that a run samples and trains at, float64 (K+1,): those of its settings, or of the schedule."""
+    if rollout.sigmas is not None:
+        return torch.tensor(rollout.sigmas, dtype=torch.float64)
+    return backbone.schedule(steps, schedule, kind_of_levels(rollout))
+
+
+def kind_of_levels(rollout: RolloutConfig) -> Levels:
+    """The kind of the noise levels of a run without stored levels (`sigma_schedule`)."""
     return rollout.dpm_levels if rollout.sampler == "dpm-solver++" else "euler"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdmr1_core.algorithm.flow import Levels
+from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.prompt_lengths import Reader
 from tdmr1_core.records import Conditioning
 
@@ -40,11 +41,18 @@ class Backbone(Protocol):
         """The conditioning of the empty prompt, one row."""
 
     def velocity(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float = 1.0,
+        *,
+        as_pipeline: bool = False,
     ) -> Tensor:
         """v (B, C, H, W) of latents (B, C, H, W) at noise levels `sigma` (B,).
 
-        A guidance scale other than 1 applies classifier-free guidance with the empty prompt.
+        A guidance scale other than 1 applies classifier-free guidance with the empty prompt, uncond + s (cond -
+        uncond). With `as_pipeline` it is applied as the pipeline does, for samples that equal those of the pipeline.
         """
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -53,7 +61,14 @@ class Backbone(Protocol):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, H, W) of the latents of an image of this size in pixels."""
 
-    def schedule(self, steps: int, shift: float | None = None, levels: Levels = "euler") -> Tensor:
+    @property
+    def has_static_levels(self) -> bool:
+        """Whether the noise levels of the pipeline depend on a shift only, not on the image size."""
+
+    def noise_schedule(self, size: tuple[int, int], steps: int) -> NoiseSchedule:
+        """The schedule of the pipeline for images of `size` (height, width) in pixels and a number of steps."""
+
+    def schedule(self, steps: int, shift: float | NoiseSchedule | None = None, levels: Levels = "euler") -> Tensor:
         """Noise levels of a K-step schedule (`sigma_schedule`), float64 (K+1,), decreasing to 0."""
 
 

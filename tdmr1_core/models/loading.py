@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tdmr1_core.models.pipeline import PipelineBackbone
 
 TEACHER_PART = "transformer"
-"""The only part of a second backbone that is loaded. Text encoders and autoencoder are those of the base."""
+"""The only part with weights of a second backbone that is loaded. The others are those of the base."""
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
 NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
 """Prefixes of config keys that do not affect what a network computes."""
@@ -111,7 +111,7 @@ def fetch_model(
         )
         shape, record = lora.shape, lora.record
     folder = fetch(entry.base, parts_of(entry.base, absent))
-    teacher = fetch(entry.teacher, [TEACHER_PART]) if entry.teacher != SAME else None
+    teacher = fetch(entry.teacher, [TEACHER_PART, "scheduler"]) if entry.teacher != SAME else None
     return ModelFiles(entry, folder, teacher, absent, lora, record, shape)
 
 

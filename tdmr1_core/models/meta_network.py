@@ -22,7 +22,7 @@ class MetaNetwork:
 
     def __init__(self, family: Family, config: Mapping[str, Any]) -> None:
         self.family = family
-        self._network = build_network(family.transformer, config, "meta")
+        self._network = build_network(family.find_class(family.transformer), config, "meta")
         self.linears = {
             name: (module.out_features, module.in_features)
             for name, module in self._network.named_modules()
@@ -54,10 +54,13 @@ class MetaNetwork:
             getattr(network, "peft_config", {}).pop(_ADAPTER, None)
 
 
-def build_network(kind: str, config: Mapping[str, Any], device: str) -> nn.Module:
-    """Build a network of diffusers from its config, with random weights or, on the meta device, without."""
+def build_network(kind: Any, config: Mapping[str, Any], device: str) -> nn.Module:
+    """Build a network from its config, with random weights or, on the meta device, without.
+
+    `kind` is its class, or the name of a class of diffusers.
+    """
     import diffusers
 
     with torch.device(device):
-        network: nn.Module = getattr(diffusers, kind).from_config(dict(config))
+        network: nn.Module = (getattr(diffusers, kind) if isinstance(kind, str) else kind).from_config(dict(config))
     return network

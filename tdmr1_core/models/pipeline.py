@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdmr1_core.algorithm.flow import Levels, guide, sigma_schedule
+from tdmr1_core.algorithm.flow import Levels, guide, sigma_schedule, stretch, unshift_sigma
 from tdmr1_core.models.families import Family
-from tdmr1_core.models.latent_shape import shape_of_latents
+from tdmr1_core.models.latent_shape import LatentGrid, latent_grid
+from tdmr1_core.models.noise_levels import NoiseSchedule, is_static, pipeline_schedule
+from tdmr1_core.models.pipeline_files import INDEX, read_config
 from tdmr1_core.models.prompt_lengths import Reader, readers_of
 from tdmr1_core.records import Conditioning
 
 TIMESTEP_SCALE = 1000
 """The timestep of diffusers is 1000 sigma."""
+EXACT_LEVELS = {"use_dynamic_shifting": False, "shift": 1.0, "shift_terminal": None}
+"""Settings of a scheduler that uses the noise levels that it gets without a change."""
+
+
+class SamplingCall(NamedTuple):
+    """How a pipeline of diffusers samples: the arguments of its call, and changes of its scheduler's config."""
+
+    arguments: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    def prepare(self, pipeline: Any) -> None:
+        """Change the scheduler of a pipeline."""
+        if self.scheduler:
+            kind = type(pipeline.scheduler)
+            pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **self.scheduler)
 
 
 class PipelineBackbone(ABC):
@@ -67,7 +84,7 @@ class PipelineBackbone(ABC):
 
     def readers(self) -> tuple[Reader, ...]:
         """How much of a prompt each text encoder reads."""
-        return readers_of(self.family.name, self._named("tokenizer"), self._max_sequence_length)
+        return readers_of(self.family, self._named("tokenizer"), self._max_sequence_length)
 
     def _named(self, kind: str) -> dict[str, Any]:
         """The parts of the pipeline named `kind`, `kind`_2 and `kind`_3 that are loaded, by name."""
@@ -82,6 +99,11 @@ class PipelineBackbone(ABC):
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         """The conditioning as arguments of a call of the pipeline, in the dtype of latents."""
 
+    @staticmethod
+    @abstractmethod
+    def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
+        """The widths D and P of the token and pooled embeddings that a denoiser takes, from its config."""
+
     @abstractmethod
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """v (B, C, H, W) from one forward pass of the network."""
@@ -92,14 +114,25 @@ class PipelineBackbone(ABC):
         return self.encode([""]) if self._base is None else self._base.unconditional
 
     def velocity(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float = 1.0,
+        *,
+        as_pipeline: bool = False,
     ) -> Tensor:
         """v (B, C, H, W). With guidance, both branches are evaluated in one batch (2B, C, H, W)."""
         if guidance_scale == 1.0:
             return self._forward(latents, sigma, conditioning)
         both = Conditioning.cat([self.unconditional.expand(len(latents)), conditioning])
         unconditional, conditional = self._forward(latents.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-        return guide(conditional, unconditional, guidance_scale)
+        combine = self._pipeline_guide if as_pipeline else guide
+        return combine(conditional, unconditional, guidance_scale)
+
+    def _pipeline_guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """The guided velocity (B, C, H, W) with which the pipeline samples."""
+        return guide(conditional, unconditional, scale)
 
     def _forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         with torch.autocast(self.device.type, self._precision, enabled=self._precision == torch.bfloat16):
@@ -108,24 +141,69 @@ class PipelineBackbone(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode clean latents (B, C, H, W) to images, uint8 (B, height, width, 3), exactly as the pipeline does."""
-        config = self.pipeline.vae.config
-        pixels = self.pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+        pixels = self._decode(latents)
         images = self.pipeline.image_processor.postprocess(pixels, output_type="np")  # (B, height, width, 3) in [0, 1]
         return (images * 255).round().astype(np.uint8)
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
-        config, pixels = self.pipeline.transformer.config, self.pipeline.vae_scale_factor
-        return shape_of_latents(config, pixels, self._patch_size, height, width)
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) to pixels (B, 3, height, width) in [-1, 1]."""
+        config = self.pipeline.vae.config
+        pixels: Tensor = self.pipeline.vae.decode(
+            latents / config.scaling_factor + config.shift_factor, return_dict=False
+        )[0]
+        return pixels
+
+    def pipeline_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) as the argument `latents` of the pipeline."""
+        return latents
 
     @property
-    def _patch_size(self) -> int:
-        """The patch size of the network, in latents."""
-        return int(self.pipeline.transformer.config.patch_size)
+    def latent_grid(self) -> LatentGrid:
+        """Channels, pixels and patches of the latents."""
+        return latent_grid(self.family, self.pipeline.transformer.config, self._latent_pixels)
 
-    def schedule(self, steps: int, shift: float | None = None, levels: Levels = "euler") -> Tensor:
+    @property
+    def _latent_pixels(self) -> int:
+        """Pixels in a latent of the autoencoder, along each axis."""
+        return int(self.pipeline.vae_scale_factor)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
+        return self.latent_grid.shape(height, width)
+
+    @property
+    def has_static_levels(self) -> bool:
+        """Whether the noise levels of the scheduler depend on its shift only."""
+        return is_static(self.pipeline.scheduler.config)
+
+    def noise_schedule(self, size: tuple[int, int], steps: int) -> NoiseSchedule:
+        """The schedule of the pipeline for images of `size` (height, width) in pixels and a number of steps."""
+        pipeline = self.pipeline
+        distilled = bool(getattr(pipeline.config, "is_distilled", False))
+        scheduler = dict(pipeline.scheduler.config)
+        return pipeline_schedule(self.family, scheduler, self.latent_grid.tokens(*size), steps, distilled=distilled)
+
+    def schedule(self, steps: int, shift: float | NoiseSchedule | None = None, levels: Levels = "euler") -> Tensor:
         """Noise levels (`sigma_schedule`), float64 (K+1,). The default shift is that of the scheduler."""
-        return sigma_schedule(steps, shift or self.pipeline.scheduler.config.shift, levels)
+        found = (
+            shift if isinstance(shift, NoiseSchedule) else NoiseSchedule(shift or self.pipeline.scheduler.config.shift)
+        )
+        sigmas = sigma_schedule(steps, found.shift, levels)
+        return sigmas if found.terminal is None else stretch(sigmas, found.terminal)
+
+    def sampling_call(self, sigmas: Tensor, size: tuple[int, int], max_sequence_length: int) -> SamplingCall:
+        """How the pipeline samples along `sigmas` (K+1,), without guidance, images of `size` (height, width)."""
+        arguments: dict[str, Any] = {
+            self.family.guidance_argument: self.family.no_guidance,
+            "height": size[0],
+            "width": size[1],
+        }
+        if self.family.takes_length:
+            arguments["max_sequence_length"] = max_sequence_length
+        scheduler = self.pipeline.scheduler.config
+        if self.has_static_levels:  # the scheduler applies its shift to the levels that it gets
+            return SamplingCall({"sigmas": unshift_sigma(sigmas[:-1], scheduler.shift).tolist(), **arguments}, {})
+        return SamplingCall({"sigmas": sigmas[:-1].tolist(), **arguments}, EXACT_LEVELS)
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -145,7 +223,10 @@ class PipelineBackbone(ABC):
                 weight.data = weight.data.to(former)
 
     def with_other_denoiser(self, folder: Path) -> Self:
-        """A second backbone: the denoiser of the pipeline in `folder`, with all other parts of this one."""
+        """A second backbone: denoiser, scheduler and settings of the pipeline in `folder`.
+
+        All other parts, such as text encoders and autoencoder, are those of this one.
+        """
         other = type(self)(
             self.pipeline_with_denoiser(folder),
             device=self.device,
@@ -158,14 +239,21 @@ class PipelineBackbone(ABC):
         return other
 
     def pipeline_with_denoiser(self, folder: Path) -> Any:
-        """A pipeline with the denoiser loaded from the pipeline in `folder`, and all other parts of this one."""
-        import diffusers
-
-        kind = getattr(diffusers, self.family.transformer)
+        """A pipeline with denoiser, scheduler and settings of the pipeline in `folder`, and all other parts of this."""
+        kind = self.family.find_class(self.family.transformer)
         fresh = kind.from_pretrained(folder / "transformer", torch_dtype=self._precision, use_safetensors=True)
-        pipeline = type(self.pipeline)(**{**self.pipeline.components, "transformer": fresh.to(self._denoiser_device)})
+        scheduler = type(self.pipeline.scheduler).from_pretrained(folder / "scheduler")
+        index = read_config(str(folder), INDEX)
+        settings = {name: value for name, value in index.items() if not name.startswith("_") and not _is_part(value)}
+        changed = {"transformer": fresh.to(self._denoiser_device), "scheduler": scheduler}
+        pipeline = type(self.pipeline)(**{**self.pipeline.components, **settings, **changed})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a value of model_index.json names the library and the class of a part."""
+    return isinstance(value, list) and len(value) == 2 and all(each is None or isinstance(each, str) for each in value)
 
 
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -180,10 +268,8 @@ def load_pipeline(family: Family, folder: Path, precision: torch.dtype, absent: 
 
     Weights are read in `precision`, those of the autoencoder at least in float32.
     """
-    import diffusers
-
     dtypes = {"default": precision, "vae": torch.promote_types(precision, torch.float32)}
-    pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+    pipeline = family.find_class(family.pipeline).from_pretrained(
         folder, torch_dtype=dtypes, use_safetensors=True, **dict.fromkeys(absent)
     )
     pipeline.set_progress_bar_config(disable=True)

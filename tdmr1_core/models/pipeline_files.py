@@ -208,8 +208,10 @@ def _incomplete(folder: Path, name: str, problem: str, hint: str) -> Tdmr1Error:
 
 
 def absent_parts(source: str, family: Family, *, with_t5: bool) -> tuple[str, ...]:
-    """The parts of a pipeline that a model does not use: T5, if it is not wanted or not there."""
-    return T5 if family.name == "sd3" and not (with_t5 and has_t5(source)) else ()
+    """The parts of a pipeline that are not loaded: those that sampling does not need, and T5 of SD3 without T5."""
+    if family.name == "sd3":
+        return () if with_t5 and has_t5(source) else T5
+    return tuple(part for part in parts_of(source) if part in family.not_loaded)
 
 
 def has_t5(source: str) -> bool:

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, absent_parts, is_hub_id, parts_of
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_rewards.builtin.optional import first_line
 
-CLIP_LIMIT = 77
-"""Tokens of CLIP, if a pipeline has no first tokenizer."""
+NO_LIMIT = 2**31
+"""The limit of a tokenizer without a limit."""
+DESCRIPTION = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+"""What Qwen-Image and Krea 2 put before a prompt."""
+DESCRIPTION_TOKENS = 34
+"""Tokens of DESCRIPTION, which are not limited and are dropped after encoding."""
 SPECIAL_TOKENS = 8
 """At most this many tokens are added to a text."""
 
@@ -25,8 +33,8 @@ class Reader:
     name: str
     tokenizer: Any
     limit: int
-    chat: bool = False
-    """Whether the prompt is put into a chat template first."""
+    template: str = "none"
+    """What surrounds the prompt (`Reads.template`)."""
 
     def characters(self, text: str) -> int:
         """How many characters at the start of a prompt the encoder reads: 0 to len(text)."""
@@ -46,23 +54,34 @@ class Reader:
 
     def _input(self, text: str) -> tuple[str, int]:
         """What is tokenized for a prompt, and where the prompt starts in it."""
-        if not self.chat:
+        if self.template == "none":
             return text, 0
-        messages = [{"role": "user", "content": text}]
+        if self.template == "description":
+            return DESCRIPTION + text, len(DESCRIPTION)
         whole = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=self.template == "chat",
         )
         return whole, max(whole.find(text), 0)
 
 
-def readers_of(family: str, tokenizers: dict[str, Any], max_sequence_length: int) -> tuple[Reader, ...]:
+def readers_of(family: Family, tokenizers: dict[str, Any], max_sequence_length: int) -> tuple[Reader, ...]:
     """The readers of a pipeline, from its tokenizers by part name."""
-    if family == "zimage":
-        return tuple(Reader("the text encoder", each, max_sequence_length, chat=True) for each in tokenizers.values())
-    first = tokenizers.get("tokenizer")
-    limit = first.model_max_length if first is not None else CLIP_LIMIT
-    limits = {"tokenizer": ("CLIP", limit), "tokenizer_2": ("CLIP", limit), "tokenizer_3": ("T5", max_sequence_length)}
-    return tuple(Reader(limits[name][0], each, limits[name][1]) for name, each in tokenizers.items())
+    found = []
+    for part, tokenizer in tokenizers.items():
+        reads = family.readers[part]
+        limit = max_sequence_length - reads.reserved if reads.limit == "length" else _tokenizer_limit(tokenizer)
+        if reads.template == "description":
+            limit += DESCRIPTION_TOKENS
+        found.append(Reader(reads.name, tokenizer, limit, reads.template))
+    return tuple(found)
+
+
+def _tokenizer_limit(tokenizer: Any) -> int:
+    """The tokens that a tokenizer reads; transformers has a huge number for a tokenizer without limit."""
+    return int(min(tokenizer.model_max_length, NO_LIMIT))
 
 
 def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
@@ -74,9 +93,8 @@ def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
         return ()
     from transformers import AutoTokenizer
 
-    from tdmr1_core.models.families import FAMILIES
-
-    absent = absent_parts(entry.base, FAMILIES[entry.family], with_t5=entry.with_t5)
+    family = FAMILIES[entry.family]
+    absent = absent_parts(entry.base, family, with_t5=entry.with_t5)
     names = [name for name in parts_of(entry.base, absent) if name.startswith("tokenizer")]
     try:
         found = {name: AutoTokenizer.from_pretrained(Path(entry.base) / name) for name in names}
@@ -88,7 +106,7 @@ def load_readers(entry: ModelEntry) -> tuple[Reader, ...]:
             code="model-incomplete",
             values={"source": entry.base, "reason": reason},
         ) from error
-    return readers_of(entry.family, found, entry.max_sequence_length)
+    return readers_of(family, found, entry.max_sequence_length)
 
 
 def characters_read(readers: Sequence[Reader], text: str) -> int:

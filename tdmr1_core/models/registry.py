@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tdmr1_core.errors import Tdmr1Error, close_match_hint
-from tdmr1_core.models.families import FAMILIES, JOINT_ATTENTION, positions
-from tdmr1_core.models.latent_shape import patch_size
-from tdmr1_core.models.pipeline_files import check_family, family_of, has_t5, is_hub_id, read_config
+from tdmr1_core.models.families import FAMILIES, JOINT_ATTENTION
+from tdmr1_core.models.latent_shape import has_levels, latent_grid, pixels_per_latent
+from tdmr1_core.models.noise_levels import check_scheduler, is_static
+from tdmr1_core.models.pipeline_files import INDEX, check_family, family_of, has_t5, is_hub_id, read_config
 
 SAME = "same"
 """The value of `ModelEntry.teacher` when the base is its own teacher."""
+
+SAMPLE_SIZE = 128
+"""Latents of an image of the default size along each axis, if the config does not contain it."""
+PIXELS = 8
+"""Pixels in a latent, if the config of the autoencoder lacks its levels."""
+SCHNELL_LENGTH = 256
+"""Tokens of a prompt of FLUX.1-schnell."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,16 @@ class ModelEntry:
     """In pixels, as `width`."""
     width: int
     steps: int = 4
-    shift: float = 3.0
-    """s of the noise schedule."""
+    shift: float | None = 3.0
+    """s of the noise schedule. None: that of the pipeline, which depends on the image size and the number of steps."""
     teacher: str = SAME
     """Directory or hub id of a second frozen backbone, used by every role but the generator; or `same`."""
     teacher_steps: int = 28
     teacher_guidance: float = 4.5
-    """Guidance scale when the teacher samples images: v_uncond + guidance (v_cond - v_uncond); 1 means none."""
+    """Guidance scale when the teacher samples images: v_uncond + guidance (v_cond - v_uncond); 1 means none.
+
+    A pipeline that combines them in another way does so for samples.
+    """
     max_sequence_length: int = 256
     """Tokens of a prompt for T5 (SD3) or for the text encoder (Z-Image)."""
     with_t5: bool = True
@@ -58,7 +69,10 @@ class ModelEntry:
     needs_lora: bool = False
     """True if the user must provide the LoRA for training, because none is published."""
     guidance_distilled: bool = False
-    """True if guidance is distilled into the base. It is then not guided again as its own teacher."""
+    """True if guidance is distilled into the base. It is then not guided again as its own teacher.
+
+    The same holds for a teacher with `teacher_guidance` 1.
+    """
     precision: str = "fp32"
     """Default precision of the frozen weights."""
     default_reward: str | None = None
@@ -81,7 +95,7 @@ class ModelEntry:
     def settings(self) -> dict[str, Any]:
         """The settings that this model overrides in every preset."""
         changed: dict[str, Any] = {"model": {"precision": self.precision}}
-        if self.guidance_distilled and self.teacher == SAME:
+        if self.guidance_distilled and (self.teacher == SAME or self.teacher_guidance == 1.0):
             changed["generator"] = {"guidance_scale": 1.0, "rl_cfg": 1.0}
         return changed
 
@@ -102,7 +116,7 @@ class ModelEntry:
             self,
             teacher=teacher,
             teacher_steps=ModelEntry.teacher_steps,
-            teacher_guidance=ModelEntry.teacher_guidance,
+            teacher_guidance=1.0 if self.family == "flux1" else ModelEntry.teacher_guidance,
         )
 
 
@@ -167,18 +181,16 @@ def entry_of_pipeline(source: str) -> ModelEntry:
     """
     family = family_of(source)
     scheduler = read_config(source, "scheduler/scheduler_config.json")
-    if scheduler.get("use_dynamic_shifting"):
-        raise Tdmr1Error(
-            f"the scheduler of {source} has use_dynamic_shifting, a shift by resolution, which is not supported",
-            "in scheduler_config.json set use_dynamic_shifting to false, and shift to the value of the distillation",
-            code="model-unsupported",
-            values={"source": source, "setting": "use_dynamic_shifting"},
-        )
-    denoiser = read_config(source, "transformer/config.json")
-    levels = read_config(source, "vae/config.json").get("block_out_channels", [0] * 4)
-    largest = positions(denoiser) * patch_size(denoiser)
-    pixels = min(denoiser.get("sample_size", 128), largest) * 2 ** (len(levels) - 1)
-    with_t5 = has_t5(source)
+    check_scheduler(family, scheduler)
+    denoiser, autoencoder = (read_config(source, f"{part}/config.json") for part in ("transformer", "vae"))
+    pixels = pixels_per_latent(autoencoder) if has_levels(autoencoder) else PIXELS
+    side = int(min(denoiser.get("sample_size", SAMPLE_SIZE) * pixels, latent_grid(family, denoiser, pixels).largest))
+    distilled = bool(read_config(source, INDEX).get("is_distilled")) or family.name == "flux1"
+    length = family.max_sequence_length
+    if family.name == "sd3" and not has_t5(source):
+        length = 0
+    elif family.name == "flux1" and not denoiser.get("guidance_embeds"):
+        length = SCHNELL_LENGTH
     return ModelEntry(
         name=Path(source).name,
         summary=f"the pipeline in {source}",
@@ -186,10 +198,12 @@ def entry_of_pipeline(source: str) -> ModelEntry:
         base=source,
         lora=None,
         domain="photo",
-        height=pixels,
-        width=pixels,
-        shift=scheduler.get("shift", 3.0),
-        with_t5=with_t5,
-        max_sequence_length=family.max_sequence_length if with_t5 or family.name != "sd3" else 0,
+        height=side,
+        width=side,
+        shift=scheduler.get("shift", 3.0) if is_static(scheduler) else None,
+        with_t5=family.name == "sd3" and has_t5(source),
+        max_sequence_length=length,
         targets=family.targets,
+        guidance_distilled=distilled,
+        teacher_guidance=1.0 if distilled else ModelEntry.teacher_guidance,
     )

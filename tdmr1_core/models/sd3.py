@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class SD3Backbone(PipelineBackbone):
             "prompt_embeds": conditioning.embeddings.to(self.dtype),
             "pooled_prompt_embeds": conditioning.pooled.to(self.dtype),
         }
+
+    @staticmethod
+    def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
+        """D and P, from the config of the denoiser."""
+        return denoiser["joint_attention_dim"], denoiser["pooled_projection_dim"]
 
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         velocity: Tensor = self.network(

@@ -6,7 +6,7 @@ output is x_0 - eps = -v.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,23 +36,16 @@ class ZImageBackbone(PipelineBackbone):
 
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         """The embeddings as arguments of the pipeline."""
-        return {"prompt_embeds": [text.to(self.dtype) for text in _texts(conditioning)]}
+        return {"prompt_embeds": [text.to(self.dtype) for text in conditioning.texts]}
+
+    @staticmethod
+    def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
+        """D and P = 0, from the config of the denoiser."""
+        return denoiser["cap_feat_dim"], 0
 
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         images = list(latents.to(self._precision).unsqueeze(2).unbind())  # (C, 1, H, W) each
         time = (TIMESTEP_SCALE - (sigma * TIMESTEP_SCALE).to(latents)) / TIMESTEP_SCALE
-        texts = [text.to(self._precision) for text in _texts(conditioning)]
+        texts = [text.to(self._precision) for text in conditioning.texts]
         outputs = self.network(images, time, texts, return_dict=False)[0]  # (C, 1, H, W) each
         return -torch.stack([output.to(self.dtype) for output in outputs]).squeeze(2)  # (B, C, H, W)
-
-    @property
-    def _patch_size(self) -> int:
-        return 2
-
-
-def _texts(conditioning: Conditioning) -> list[Tensor]:
-    """The token embeddings of each prompt without padding, (length, D) each."""
-    if conditioning.lengths is None:
-        return list(conditioning.embeddings)
-    rows = zip(conditioning.embeddings, conditioning.lengths.tolist(), strict=True)
-    return [embeddings[:length] for embeddings, length in rows]

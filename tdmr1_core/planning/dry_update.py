@@ -148,7 +148,7 @@ def dry_update(
     with _translate_errors(), FakeTensorMode(), kernels.patched():
         _to_fake_cpu(network)
         roles.refresh()
-        backbone.unconditional = _text_conditioning(denoiser, tokens, next(network.parameters()).dtype)
+        backbone.unconditional = _text_conditioning(backbone, tokens, next(network.parameters()).dtype)
         role = build_trained(config, roles)[GENERATOR]
         stage = build_generator(config, roles, role)
         trajectory = _trajectory(backbone, images, latent_shape)
@@ -183,7 +183,7 @@ def _translate_errors() -> Iterator[None]:
 def _bare_backbone(config: RunConfig, family: Family, denoiser: Mapping[str, Any], tokens: int) -> PipelineBackbone:
     """The backbone of a family with a denoiser on the meta device and no other part."""
     precision = PRECISIONS[config.model.precision]
-    network = build_network(family.transformer, denoiser, "meta")
+    network = build_network(family.find_class(family.transformer), denoiser, "meta")
     nn.Module.to(network, dtype=precision)  # the `to` of diffusers warns about parts kept in float32
     network.to = lambda *_, **__: network  # type: ignore[method-assign]
     encoders = dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"))
@@ -201,13 +201,8 @@ def _to_fake_cpu(network: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
-def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
-    """The widths D and P of the token and pooled embeddings that a denoiser takes, from its config."""
-    return denoiser.get("joint_attention_dim") or denoiser["cap_feat_dim"], denoiser.get("pooled_projection_dim", 0)
-
-
-def _text_conditioning(denoiser: Mapping[str, Any], tokens: int, dtype: torch.dtype) -> Conditioning:
-    width, pooled = text_widths(denoiser)
+def _text_conditioning(backbone: PipelineBackbone, tokens: int, dtype: torch.dtype) -> Conditioning:
+    width, pooled = backbone.text_widths(dict(backbone.pipeline.transformer.config))
     return Conditioning(torch.empty(1, tokens, width, dtype=dtype), torch.empty(1, pooled, dtype=dtype))
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import check_split, named_device
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.families import FAMILIES
-from tdmr1_core.models.latent_shape import patch_size, pixels_per_latent, shape_of_latents
+from tdmr1_core.models.families import FAMILIES, Family
+from tdmr1_core.models.latent_shape import LatentGrid, has_levels, latent_grid, pixels_per_latent
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
@@ -46,6 +46,7 @@ IN_TURN = ("activations", "decoding", "text encoders in turn")
 class Architecture:
     """The sizes of a model, from its configs."""
 
+    family: Family
     denoiser: Mapping[str, Any]
     """The config of the denoiser."""
     autoencoder: Mapping[str, Any]
@@ -60,17 +61,20 @@ class Architecture:
     @property
     def decoder_width(self) -> int:
         """Channels of the second level of the autoencoder, the widest at image resolution."""
-        levels = self.autoencoder["block_out_channels"]
+        autoencoder = self.autoencoder
+        if "block_out_channels" not in autoencoder:  # that of Qwen-Image
+            return int(autoencoder["base_dim"] * autoencoder["dim_mult"][0])
+        levels = autoencoder["block_out_channels"]
         return int(levels[min(1, len(levels) - 1)])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, H, W) of the latents of an image in pixels. Raises Tdmr1Error for a size that does not fit."""
-        return shape_of_latents(self.denoiser, self.latent_pixels, patch_size(self.denoiser), height, width)
+        return self.latent_grid.shape(height, width)
 
     @property
-    def latent_pixels(self) -> int:
-        """Pixels per latent, along each axis."""
-        return pixels_per_latent(self.autoencoder)
+    def latent_grid(self) -> LatentGrid:
+        """Channels, pixels and patches of the latents."""
+        return latent_grid(self.family, self.denoiser, pixels_per_latent(self.autoencoder))
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Planner:
         local, setting = images // self.processes, config.batch.micro_batch
         size = min(setting, local) if isinstance(setting, int) else local
         stored = 0 if memory.trajectories == "cpu" else local
-        latents = stored * ((config.rollout.steps or entry.steps) + 1) * math.prod(latent_shape)
+        latents = stored * ((config.rollout.step_count or entry.steps) + 1) * math.prod(latent_shape)
         decoding: float = 0
         if config.kind == "train":
             at_once = size if memory.decodes_at_once else 1
@@ -284,20 +288,23 @@ def read_architecture(entry: ModelEntry, *, use_known: bool = True) -> Architect
     if entry.family == "sd3":
         tokens += config("text_encoder/config.json").get("max_position_embeddings", CLIP_TOKENS)
     denoiser, autoencoder = config("transformer/config.json"), config("vae/config.json")
-    if "in_channels" not in denoiser or "block_out_channels" not in autoencoder:
+    if "in_channels" not in denoiser or not has_levels(autoencoder):
         raise Tdmr1Error(
-            f"the configs in {entry.base} do not contain the shape of latents (in_channels, block_out_channels)",
+            f"the configs in {entry.base} do not contain the shape of latents: in_channels, and block_out_channels or "
+            "temperal_downsample",
             COPY_AGAIN,
             code="plan-unavailable",
             values={"source": entry.base},
         )
+    family = FAMILIES[entry.family]
     known = known_parameters(entry) if use_known else None
     if known is not None:
-        return Architecture(denoiser, autoencoder, known.text_encoders, known.autoencoder, tokens)
+        return Architecture(family, denoiser, autoencoder, known.text_encoders, known.autoencoder, tokens)
     from tdmr1_core.planning.counting import count_parameters
 
     kinds = {name: kind for name, kind in config("model_index.json").items() if name.startswith("text_encoder")}
     if not entry.with_t5:
         kinds.pop("text_encoder_3", None)
     encoders = sum(count_parameters(kind[1], config(f"{name}/config.json")) for name, kind in kinds.items() if kind[1])
-    return Architecture(denoiser, autoencoder, encoders, count_parameters("AutoencoderKL", autoencoder), tokens)
+    decoder = count_parameters(family.autoencoder, autoencoder)
+    return Architecture(family, denoiser, autoencoder, encoders, decoder, tokens)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import named_device
-from tdmr1_core.models.latent_shape import check_image_size, patch_size, pixels_per_latent
+from tdmr1_core.models.families import FAMILIES
+from tdmr1_core.models.latent_shape import has_levels, latent_grid, pixels_per_latent
 from tdmr1_core.models.pipeline_files import is_hub_id
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.planning.published_configs import PUBLISHED, config_of
@@ -27,6 +28,6 @@ def check_model_settings(config: RunConfig, entry: ModelEntry) -> None:
 def _check_size(config: RunConfig, entry: ModelEntry) -> None:
     """Raise Tdmr1Error for an unsupported size. A config without the levels of the autoencoder is refused later."""
     denoiser, autoencoder = (config_of(entry.base, f"{part}/config.json") for part in ("transformer", "vae"))
-    if autoencoder.get("block_out_channels"):
+    if has_levels(autoencoder):
         height, width = config.model.height or entry.height, config.model.width or entry.width
-        check_image_size(denoiser, pixels_per_latent(autoencoder), patch_size(denoiser), height, width)
+        latent_grid(FAMILIES[entry.family], denoiser, pixels_per_latent(autoencoder)).check(height, width)

@@ -18,7 +18,7 @@ def passes_an_image(config: RunConfig, entry: ModelEntry, micro_batch: int) -> f
     guided = 1 + (config.generator.guidance_scale != 1)
     fake = config.fake.updates * (1 + trained + stale_fraction(config))
     generator: float = trained + guided + 1
-    surrogate, steps = 0.0, config.rollout.steps or entry.steps
+    surrogate, steps = 0.0, config.rollout.step_count or entry.steps
     if is_rewarded(config):
         old = config.surrogate.trust_region is not None and config.surrogate.reference != "ema"
         group_weights = 2 * (micro_batch < config.batch.group_size)

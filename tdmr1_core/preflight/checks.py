@@ -42,7 +42,7 @@ class CheckedSettings:
     @property
     def steps(self) -> int:
         """K, the number of sampling steps."""
-        return self.config.rollout.steps or self.entry.steps
+        return self.config.rollout.step_count or self.entry.steps
 
     @property
     def images(self) -> int:

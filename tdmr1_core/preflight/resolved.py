@@ -160,7 +160,7 @@ def _check_few_step(config: RunConfig, entry: ModelEntry, extensions: Extensions
     """
     registered = config.model.name in extensions.models.names
     if config.kind == "train" and not registered and entry.lora is None and config.model.teacher is None:
-        steps = config.rollout.steps or entry.steps
+        steps = config.rollout.step_count or entry.steps
         yield RunWarning(
             f"{entry.base} is trained without a few-step LoRA, so it is sampled in {steps} steps without guidance; "
             "give --lora, or make a LoRA with `tdmr1 distill`; if it is itself a few-step model, set model.teacher",

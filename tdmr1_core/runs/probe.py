@@ -101,7 +101,7 @@ def _sample_along(engine: Engine, strength: float, steps: int, images: int) -> n
     shape = backbone.latent_shape(*engine.size)
     # (prompts * size, C, H, W)
     noise = torch.cat([evaluation_noise([p], size, row, shape) for row, p in enumerate(prompts)])
-    sigmas, conditioning = backbone.schedule(steps, engine.shift), engine.conditioning(prompts)
+    sigmas, conditioning = backbone.schedule(steps, engine.noise_schedule(steps)), engine.conditioning(prompts)
     decoded: list[np.ndarray] = []
 
     def sample_rows(rows: Tensor) -> None:

@@ -221,6 +221,9 @@ class Run:
         if point is not None:
             self.processes.on_each(lambda: load_checkpoint(engine, point.checkpoint, with_rewards=True))
             self._saved_at = engine.iteration_index
+        else:
+            engine.fix_noise_levels()
+            self.config = engine.config
         return engine
 
     def _check_prompt_lengths(self, engine: Engine) -> None:

@@ -37,7 +37,7 @@ def sample(
     clean_previous: Tensor | None = None
     for k in range(len(sigmas) - 1):
         now, after = levels[k], levels[k + 1]
-        velocity = backbone.velocity(latents[-1], now, conditioning, guidance_scale)
+        velocity = backbone.velocity(latents[-1], now, conditioning, guidance_scale, as_pipeline=True)
         if sampler == "dpm-solver++":
             clean = predict_clean(latents[-1], velocity, now)
             previous = levels[k - 1] if k else None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pluggy
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from support.naive import PROMPTS, Weights, encoded, random_lora, tiny_transformer
@@ -54,7 +55,7 @@ class TinyPipeline:
         self.transformer = tiny_transformer()
         self.vae = TinyVae()
         self.text_encoder, self.text_encoder_2, self.text_encoder_3 = nn.Identity(), nn.Identity(), None
-        self.scheduler = SimpleNamespace(config=SimpleNamespace(shift=3.0))
+        self.scheduler = SimpleNamespace(config=FrozenDict(shift=3.0))
         self.image_processor = self
         self.vae_scale_factor = 2
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tdmr1_core.algorithm import seeds
-from tdmr1_core.build.parts import noise_levels
+from tdmr1_core.build.parts import kind_of_levels
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import TEACHER
 from tdmr1_core.prompts.sets import spread
@@ -78,6 +78,20 @@ class Evaluation:
         ]
 
 
+def _levels(engine: Engine, role: str, steps: int) -> Tensor:
+    """The noise levels (K+1,) of a role: those of training, or those of the schedule for another number of steps.
+
+    The teacher has those of Euler. If the scheduler of its pipeline depends on the image size, they are its own.
+    """
+    backbone = engine.roles.backbone_of(role)
+    if role == TEACHER:
+        own = backbone.has_static_levels is False
+        return backbone.schedule(steps, backbone.noise_schedule(engine.size, steps) if own else engine.shift)
+    if steps == engine.steps:
+        return engine.sigmas
+    return backbone.schedule(steps, engine.noise_schedule(steps), kind_of_levels(engine.config.rollout))
+
+
 @torch.no_grad()
 def sample_images(
     engine: Engine,
@@ -95,8 +109,7 @@ def sample_images(
     """Sample `per_prompt` images of every prompt in `part`; the noises depend only on the seed and the prompt.
 
     By default, the teacher uses the steps and guidance scale of the model entry and Euler steps; every other role uses
-    K steps, no guidance and the sampler of training. The teacher uses the noise levels of Euler, every other role those
-    of training. `progress` is called with the number of finished images and the total.
+    K steps, no guidance and the sampler of training. `progress` is called with the number of finished images and the total.
     """
     first, last, _ = part.indices(len(prompts))
     if first == last:
@@ -107,7 +120,7 @@ def sample_images(
         guidance_scale = engine.entry.teacher_guidance if is_teacher else 1.0
     backbone = engine.roles.backbone
     rollout = engine.config.rollout
-    sigmas = backbone.schedule(steps, engine.shift, "euler" if is_teacher else noise_levels(rollout))
+    sigmas = _levels(engine, role, steps)
     noise = evaluation_noise(prompts, per_prompt, seed, backbone.latent_shape(*engine.size))
     noise = noise[first * per_prompt : last * per_prompt]  # (N, C, H, W)
     conditioning = engine.conditioning(prompts[part])

@@ -7,13 +7,11 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tdmr1_core.algorithm.flow import unshift_sigma
 from tdmr1_core.config_loading import fingerprint
 from tdmr1_core.durable_files import write_results
 from tdmr1_core.engine import Engine
@@ -21,7 +19,7 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.files import COMFY_FILE, write_comfy_lora, write_lora
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
-from tdmr1_core.models.pipeline import PipelineBackbone
+from tdmr1_core.models.pipeline import PipelineBackbone, SamplingCall
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
 from tdmr1_core.runs.output.model_card import model_card
@@ -40,20 +38,21 @@ class Exported:
     """The written files and the result of the check.
 
     `largest_difference` is the largest difference of a pixel (0 to 255) over the `images` compared. `call` holds the
-    arguments that the pipeline needs beside the prompt.
+    arguments that the pipeline needs beside the prompt, and changes of its scheduler.
     """
 
     file: Path
     comfy_file: Path | None
     largest_difference: int
     images: int
-    call: dict[str, Any]
+    call: SamplingCall
 
 
 def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exported:
     """Write `folder/pytorch_lora_weights.safetensors`, a model card and, with `comfy`, a LoRA file for ComfyUI.
 
-    Raises Tdmr1Error if a file already exists, if the LoRA does not reproduce the images, or if writing fails.
+    Raises Tdmr1Error if a file already exists, if the LoRA does not reproduce the images, if ComfyUI has no names for
+    the family, or if writing fails.
     """
     names = [WEIGHT_FILE, CARD, *([COMFY_FILE] if comfy else [])]
     for name in names:
@@ -67,7 +66,14 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     backbone, model_files = engine.roles.backbone, engine.model_files
     assert isinstance(backbone, PipelineBackbone)
     assert model_files is not None
-    call = _call(engine, backbone)
+    if comfy and model_files.family.comfy_prefix is None:
+        raise Tdmr1Error(
+            f"ComfyUI has no names for LoRA files of the family {model_files.family.name}",
+            "export without --comfy",
+            code="setting-conflict",
+            values={"family": model_files.family.name},
+        )
+    call = backbone.sampling_call(engine.sigmas, engine.size, engine.entry.max_sequence_length)
     building, is_new = folder / ".export.tmp", not folder.exists()
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -115,20 +121,7 @@ def exported_of(folder: Path, iteration: int) -> Path | None:
     return file if metadata.get("tdmr1.iteration") == str(iteration) else None
 
 
-def _call(engine: Engine, backbone: PipelineBackbone) -> dict[str, Any]:
-    """The arguments with which the pipeline samples as the engine does. Its scheduler applies the shift to `sigmas`."""
-    height, width = engine.size
-    shift = backbone.pipeline.scheduler.config.shift
-    return {
-        "sigmas": unshift_sigma(engine.sigmas[:-1], shift).tolist(),
-        "guidance_scale": backbone.family.no_guidance,
-        "height": height,
-        "width": width,
-        "max_sequence_length": engine.entry.max_sequence_length,
-    }
-
-
-def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> dict[str, str]:
+def _metadata(engine: Engine, model_files: ModelFiles, call: SamplingCall) -> dict[str, str]:
     """The metadata of the LoRA file, as text, without the adapter config that diffusers reads."""
     config = engine.config
     values = {
@@ -147,7 +140,8 @@ def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> 
         "rewards": {reward.name: reward.weight for reward in config.rewards},
         "config_hash": fingerprint(config),
         "started_from": None if model_files.lora_record is None else model_files.lora_record["sha256"],
-        "pipeline_call": call,
+        "pipeline_call": call.arguments,
+        **({"scheduler": call.scheduler} if call.scheduler else {}),
         "versions": versions(),
     }
     shown = redact_texts(values)
@@ -155,7 +149,7 @@ def _metadata(engine: Engine, model_files: ModelFiles, call: dict[str, Any]) -> 
 
 
 def _compare(
-    engine: Engine, backbone: PipelineBackbone, model_files: ModelFiles, lora: Path, call: dict[str, Any]
+    engine: Engine, backbone: PipelineBackbone, model_files: ModelFiles, lora: Path, call: SamplingCall
 ) -> tuple[int, int]:
     """Compare the engine's images with those of a diffusers pipeline that loaded the exported file.
 
@@ -166,6 +160,7 @@ def _compare(
     pipeline = backbone.pipeline_with_denoiser(model_files.folder)
     pipeline.load_lora_weights(lora, weight_name=WEIGHT_FILE)
     pipeline.transformer.to(dtype=backbone.dtype)
+    call.prepare(pipeline)
     shape = backbone.latent_shape(*engine.size)
     largest = 0
     for prompt in prompts:
@@ -175,9 +170,9 @@ def _compare(
         with torch.no_grad():
             theirs = pipeline(
                 **backbone.call_arguments(engine.conditioning([prompt])),
-                **call,
+                **call.arguments,
                 num_images_per_prompt=COMPARED_IMAGES,
-                latents=noise.to(device=backbone.device, dtype=backbone.dtype),
+                latents=backbone.pipeline_latents(noise.to(device=backbone.device, dtype=backbone.dtype)),
                 output_type="np",
             ).images
         largest = max(largest, int(np.abs((theirs * 255).round().astype(int) - ours.astype(int)).max()))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
+from tdmr1_core.models.pipeline import SamplingCall
 from tdmr1_rewards.texts.documents import parse_json
 
 
 def model_card(
     model_files: ModelFiles,
     metadata: Mapping[str, str],
-    call: Mapping[str, Any],
+    call: SamplingCall,
     prompt: str,
     largest_difference: int,
     images: int,
@@ -57,7 +57,11 @@ def model_card(
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | `{value}` |" for name, value in details.items() if name not in ("versions", "pipeline_call")),
+        *(
+            f"| {name} | `{value}` |"
+            for name, value in details.items()
+            if name not in ("versions", "pipeline_call", "scheduler")
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -69,16 +73,21 @@ def _other_sampler(sampler: str) -> list[str]:
     return [f"The run sampled with {sampler}; the script above uses Euler steps on the same noise levels.", ""]
 
 
-def script(model_files: ModelFiles, call: Mapping[str, Any], prompt: str) -> str:
+def script(model_files: ModelFiles, call: SamplingCall, prompt: str) -> str:
     """A Python script without tdmr1 that samples an image with the LoRA file in the same folder."""
     absent = "".join(f", {name}=None" for name in model_files.absent)
-    arguments = "".join(f"    {name}={value!r},\n" for name, value in call.items())
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in call.arguments.items())
+    changes = "".join(f", {name}={value!r}" for name, value in call.scheduler.items())
+    scheduler = (
+        f"kind = type(pipeline.scheduler)\npipeline.scheduler = kind.from_config(pipeline.scheduler.config{changes})\n"
+    )
     return (
         f"import torch\n"
         f"from diffusers import {model_files.family.pipeline}\n"
         f"\n"
         f"pipeline = {model_files.family.pipeline}.from_pretrained({model_files.entry.base!r}{absent})\n"
         f'pipeline.load_lora_weights(".", weight_name="{WEIGHT_FILE}")\n'
+        f"{scheduler if changes else ''}"
         f"image = pipeline(\n"
         f"    {prompt!r},\n"
         f"{arguments}"

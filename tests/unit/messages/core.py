@@ -138,9 +138,10 @@ def lora_mismatch(tmp_path: Path) -> None:
 
 
 def setting_invalid(tmp_path: Path) -> None:
-    from tdmr1_core.models.latent_shape import shape_of_latents
+    from tdmr1_core.models.families import FAMILIES
+    from tdmr1_core.models.latent_shape import latent_grid
 
-    shape_of_latents({"in_channels": 16}, 8, 2, 512, 516)
+    latent_grid(FAMILIES["sd3"], {"in_channels": 16, "patch_size": 2}, 8).check(512, 516)
 
 
 def plan_unavailable(tmp_path: Path) -> None:

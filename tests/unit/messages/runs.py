@@ -202,9 +202,8 @@ def export_mismatch(tmp_path: Path) -> None:
     from tdmr1_core.runs.output import export
 
     roles = SimpleNamespace(backbone=MagicMock(spec=PipelineBackbone))
-    engine = SimpleNamespace(roles=roles, model_files=SimpleNamespace())
+    engine = SimpleNamespace(roles=roles, model_files=SimpleNamespace(), sigmas=None, size=None, entry=MagicMock())
     with (
-        patch.object(export, "_call", return_value={}),
         patch.object(export, "_metadata", return_value={}),
         patch.object(export, "write_lora"),
         patch.object(export, "_compare", return_value=(57, 8)),

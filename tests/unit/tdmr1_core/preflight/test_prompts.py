@@ -181,7 +181,7 @@ def test_the_characters_that_a_slow_tokenizer_reads(text, read):
 @pytest.mark.parametrize(("length", "read"), [(3, 3), (4, 4), (20, 12)])
 def test_a_chat_template_takes_a_part_of_the_limit(length, read):
     # "user: " has 6 letters, " assistant:" has 11; with two special tokens, 1 letter of 20 is left for a short prompt.
-    assert Reader("letters", Letters(), 20 if length == 20 else 23, chat=True).characters("a" * length) == read
+    assert Reader("letters", Letters(), 20 if length == 20 else 23, template="chat").characters("a" * length) == read
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path):
