@@ -145,7 +145,7 @@ def setting_invalid(tmp_path: Path) -> None:
 
 
 def plan_unavailable(tmp_path: Path) -> None:
-    from tdmr1_core.planning.estimate import count_parameters
+    from tdmr1_core.planning.counting import count_parameters
 
     count_parameters("NoSuchNetwork", {})
 
