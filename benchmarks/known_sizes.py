@@ -1,7 +1,7 @@
 """Measures the sizes of the published models and writes `tdmr1_core/planning/known_sizes.json`.
 
     python benchmarks/known_sizes.py            # all models: about a minute each on one core, no GPU and no weights
-    python benchmarks/known_sizes.py --changed  # models whose configs or targets changed; others keep their entry
+    python benchmarks/known_sizes.py --changed  # parameters, and updates of models whose configs or targets changed
 
 For every registered model with built-in configs, the parameters are counted, and dry updates of one image are run: of a
 training at its default size and at 512 and 1024 pixels, and of a distillation at its default size, with the default
@@ -78,9 +78,8 @@ def measure_update(entry: ModelEntry, architecture: Architecture, config: RunCon
     )
 
 
-def measure(entry: ModelEntry) -> dict[str, Any]:
-    """The entry of a model in the file."""
-    architecture = read_architecture(entry, use_known=False)
+def measure_updates(entry: ModelEntry, architecture: Architecture) -> list[dict[str, Any]]:
+    """The updates of a model in the file."""
     updates = []
     for config in settings_of(entry):
         point: Point = point_of(config, entry, entry.rank)
@@ -92,22 +91,24 @@ def measure(entry: ModelEntry) -> dict[str, Any]:
             continue
         updates.append({"point": asdict(point), "operations": update.operations, "bytes": update.bytes})
         print(entry.name, point, f"{update.bytes / 1e9:.3f} GB", file=sys.stderr, flush=True)
-    parameters = asdict(measure_parameters(entry, architecture))
-    return {"inputs": inputs_hash(entry), "parameters": parameters, "updates": updates}
+    return updates
 
 
 def main() -> None:
     """Measure and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--changed", action="store_true", help="measure only models that the file lacks")
-    kept = read_known_sizes()["models"] if parser.parse_args().changed else {}
-    models: dict[str, Any] = {each["inputs"]: each for each in kept.values()}
+    parser.add_argument("--changed", action="store_true", help="keep the updates of models whose inputs are the same")
+    kept = read_known_sizes()["models"].values() if parser.parse_args().changed else ()
+    updates = {each["inputs"]: each["updates"] for each in kept}
+    models: dict[str, Mapping[str, Any]] = {}
     for entry in ENTRIES.values():
         inputs = str(inputs_hash(entry))
         if inputs not in models:
-            models[inputs] = measure(entry)
+            architecture = read_architecture(entry, use_known=False)
+            parameters = asdict(measure_parameters(entry, architecture))
+            measured = updates.get(inputs) or measure_updates(entry, architecture)
+            models[inputs] = {"inputs": inputs, "parameters": parameters, "updates": measured}
             write(models)
-    write(models)
 
 
 def write(measured: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import pytest
-from support.paths import ROOT
+from known_sizes import measure_parameters, measure_update, settings_of
 
 from tdmr1_core.config_loading import resolve
 from tdmr1_core.models.catalog import BUILTIN_MODELS
@@ -19,9 +18,6 @@ from tdmr1_core.planning.known_sizes import (
     read_known_sizes,
 )
 from tdmr1_core.planning.published_configs import PUBLISHED
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from known_sizes import measure_parameters, measure_update, settings_of
 
 pytestmark = pytest.mark.unit
 
