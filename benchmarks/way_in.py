@@ -76,6 +76,7 @@ LAYERS = {
         "engine distill",
         "planning plan dry_update",
         "runs probe",
+        "conformance",
     ),
     "tdmr1_rewards": (
         "texts errors api",

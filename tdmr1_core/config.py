@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -79,6 +79,13 @@ class Section(BaseModel):
         An integer is accepted for a float, and so is a text such as 1e-4, which YAML does not read as a number.
         """
         wanted = set(annotations_in(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, list | tuple) and any(get_origin(each) is tuple for each in wanted):
+            return [cls._read_one(item, wanted) for item in value]
+        return cls._read_one(value, wanted)
+
+    @staticmethod
+    def _read_one(value: Any, wanted: set[Any]) -> Any:
+        """A number, or a value that is no number where none is wanted."""
         numbers = wanted & {int, float}
         if not numbers or value is None:
             return value

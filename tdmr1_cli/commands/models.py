@@ -1,4 +1,4 @@
-"""`tdmr1 models`: lists the models and describes one."""
+"""`tdmr1 models`: lists the models, describes one, and checks families against diffusers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tdmr1_cli.options import JsonOption
-from tdmr1_cli.output import emit_json, fields, table, with_own_stdout
+from tdmr1_cli.output import emit_json, fields, message, table, with_own_stdout
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.registry import SAME
 
 if TYPE_CHECKING:
     from tdmr1_core.models.registry import ModelEntry
 
-app = typer.Typer(name="models", help="List the models, or describe one.", rich_markup_mode=None)
+app = typer.Typer(name="models", help="List, describe or check models.", rich_markup_mode=None)
 
 
 @app.command("list")
@@ -58,6 +58,42 @@ def info(
         emit_json(_document(entry))
     else:
         fields(_facts(entry))
+
+
+@app.command()
+@with_own_stdout
+def check(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME|DIR]", help="A model, or a pipeline directory (default: all families)."),
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Also train real weights for two iterations.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compare a model family with the pipeline of diffusers.
+
+    Without a name, every family is checked on a tiny pipeline with random weights, which is made for it. A model whose
+    weights are on this machine is checked with them; nothing is downloaded. Ends with 1 if a check fails.
+    """
+    from tdmr1_cli.conformance import show
+    from tdmr1_core.plugins import discover
+
+    models = discover().models
+    from tdmr1_core.conformance.table import check_directory, check_families, local_folder, require_family
+
+    if name is None:
+        found = check_families()
+    else:
+        entry = models.get(name)
+        folder = local_folder(entry)
+        if folder is None:
+            require_family(entry.family)
+            message(f"the weights of {entry.base} are not on this machine: a tiny pipeline of the family is checked")
+            found = check_families([entry.family])
+        else:
+            found = ((entry.name, result) for result in check_directory(entry, folder, training=train))
+    if not show(found, json=json):
+        raise typer.Exit(1)
 
 
 def _document(entry: ModelEntry) -> dict[str, Any]:

@@ -54,20 +54,23 @@ SCHEDULERS: dict[str, Mapping[str, Any]] = {
 
 
 @torch.no_grad()
-def randomize(network: Network, seed: int) -> Network:
+def randomize(network: Network, seed: int, gain: float = 1.0) -> Network:
     """Replace every parameter by seeded normal draws that keep the scale of activations. Returns the network.
 
-    Matrices, kernels and tables have a standard deviation of 1 / sqrt(inputs). Norm weights that are 1 stay near 1.
-    No parameter stays zero, as diffusers leaves some, so that the output depends on every block.
+    Matrices, kernels and tables have a standard deviation of gain / sqrt(inputs), embeddings of 1. Norm weights that
+    are 1 stay near 1. No parameter stays zero, as diffusers leaves some, so that the output depends on every block.
     """
     generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     for parameter in network.parameters():
         draws = torch.randn(parameter.shape, generator=generator)
         ones = bool((parameter == 1).all())
         if ones or parameter.ndim < 2:
             parameter.copy_(PERTURBATION * draws + float(ones))
+        elif id(parameter) in embeddings:
+            parameter.copy_(draws)
         else:
-            parameter.copy_(draws / parameter[0].numel() ** 0.5)
+            parameter.copy_(draws * gain / parameter[0].numel() ** 0.5)
     return network.eval()
 
 
@@ -183,7 +186,7 @@ def autoencoder_kl(scaling_factor: float, shift_factor: float) -> AutoencoderKL:
         scaling_factor=scaling_factor,
         shift_factor=shift_factor,
     )
-    return _soften(randomize(network, seed=9))
+    return _set_contrast(randomize(network, seed=9), 0.5)
 
 
 def autoencoder_flux2() -> nn.Module:
@@ -193,7 +196,7 @@ def autoencoder_flux2() -> nn.Module:
     """
     from diffusers import AutoencoderKLFlux2
 
-    network = _soften(randomize(AutoencoderKLFlux2(**_convolutions(), latent_channels=32), seed=10))
+    network = _set_contrast(randomize(AutoencoderKLFlux2(**_convolutions(), latent_channels=32), seed=10), 0.5)
     generator = torch.Generator().manual_seed(11)
     network.bn.running_mean.copy_(torch.randn(128, generator=generator))
     network.bn.running_var.copy_(0.5 + 2.5 * torch.rand(128, generator=generator))
@@ -201,16 +204,18 @@ def autoencoder_flux2() -> nn.Module:
 
 
 def autoencoder_qwen() -> nn.Module:
-    """The autoencoder of Qwen-Image and Krea 2: 3D convolutions, 16 channels with the published means and deviations."""
+    """The autoencoder of Qwen-Image and Krea 2: 3D convolutions, 16 channels, published means and deviations."""
     from diffusers import AutoencoderKLQwenImage
 
-    return _soften(randomize(AutoencoderKLQwenImage(base_dim=4, num_res_blocks=1), seed=12))
+    return _set_contrast(randomize(AutoencoderKLQwenImage(base_dim=4, num_res_blocks=1), seed=12), 1.0)
 
 
 @torch.no_grad()
-def _soften(autoencoder: Network) -> Network:
-    """Halve the decoder's output, so that few pixels are outside [-1, 1]."""
-    autoencoder.decoder.conv_out.weight.mul_(0.5)
+def _set_contrast(autoencoder: Network, contrast: float) -> Network:
+    """Center the decoder's output and scale it by `contrast`, so that few pixels are outside [-1, 1]."""
+    weight = autoencoder.get_parameter("decoder.conv_out.weight")
+    outputs = weight.flatten(1)  # (3, inputs), a view
+    outputs.sub_(outputs.mean(1, keepdim=True)).mul_(contrast)
     return autoencoder
 
 
@@ -241,7 +246,8 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> dic
 
 
 def _ministral3(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> Ministral3Config:
-    return Ministral3Config(**_decoder(tokenizer, width, layers), head_dim=width // 2)
+    config = _decoder(tokenizer, width, layers) | {"max_position_embeddings": 262144}
+    return Ministral3Config(**config, head_dim=width // 2)
 
 
 def _vision(width: int) -> dict[str, Any]:

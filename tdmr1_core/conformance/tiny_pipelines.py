@@ -41,6 +41,8 @@ T5_WIDTH = 80
 KREA_TAPS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
 """Hidden states that Krea 2's pipeline reads. The published network has 36 layers and a tap at every third."""
 ENHANCER_TOKENS = 16
+GAIN = 1.5
+"""Gain of the transformers' matrices: at 1, another prompt changes some images by less than one level of 255."""
 
 
 def make_sd3(folder: Path, *, seed: int = 0) -> None:
@@ -64,7 +66,7 @@ def make_sd3(folder: Path, *, seed: int = 0) -> None:
     )
     tokenizers = clip_tokenizer(), clip_tokenizer(pad_token="!"), t5_tokenizer()
     StableDiffusion3Pipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("sd3"),
         vae=autoencoder_kl(scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=clip_encoder(CLIPTextModelWithProjection, tokenizers[0], CLIP_WIDTHS[0]),
@@ -93,7 +95,7 @@ def make_zimage(folder: Path, *, seed: int = 0) -> None:
     )
     tokenizer = qwen_tokenizer()
     ZImagePipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("zimage"),
         vae=autoencoder_kl(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=qwen3(Qwen3Model, tokenizer, TEXT_WIDTH, layers=3),
@@ -120,7 +122,7 @@ def make_flux2_klein(folder: Path, *, seed: int = 0, distilled: bool = True) -> 
     )
     tokenizer = qwen_tokenizer()
     Flux2KleinPipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("flux2_klein"),
         vae=autoencoder_flux2(),
         text_encoder=qwen3(Qwen3ForCausalLM, tokenizer, TEXT_WIDTH, layers=28),
@@ -130,7 +132,7 @@ def make_flux2_klein(folder: Path, *, seed: int = 0, distilled: bool = True) -> 
 
 
 def make_krea2(folder: Path, *, seed: int = 0, distilled: bool = True) -> None:
-    """Write a pipeline like Krea 2 Turbo, or Raw if not `distilled`: twelve tapped layers of Qwen3-VL, gated attention."""
+    """Write a pipeline like Krea 2 Turbo, or Raw if not `distilled`: gated attention, twelve tapped text layers."""
     from diffusers import Krea2Pipeline, Krea2Transformer2DModel
 
     transformer = Krea2Transformer2DModel(
@@ -152,7 +154,7 @@ def make_krea2(folder: Path, *, seed: int = 0, distilled: bool = True) -> None:
     )
     tokenizer = qwen_tokenizer()
     Krea2Pipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("krea2"),
         vae=autoencoder_qwen(),
         text_encoder=qwen3_vl(tokenizer, TEXT_WIDTH, layers=max(KREA_TAPS) + 1),
@@ -175,7 +177,7 @@ def make_qwen_image(folder: Path, *, seed: int = 0) -> None:
     )
     tokenizer = qwen_tokenizer()
     QwenImagePipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("qwen_image"),
         vae=autoencoder_qwen(),
         text_encoder=qwen25_vl(tokenizer, 2 * TEXT_WIDTH, layers=2),
@@ -200,7 +202,7 @@ def make_flux1(folder: Path, *, seed: int = 0) -> None:
     )
     tokenizers = clip_tokenizer(), t5_tokenizer()
     FluxPipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("flux1"),
         vae=autoencoder_kl(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=clip_encoder(CLIPTextModel, tokenizers[0], CLIP_WIDTHS[0]),
@@ -224,7 +226,7 @@ def make_ernie_image(folder: Path, *, seed: int = 0) -> None:
     )
     tokenizer, enhancer_tokenizer = mistral_tokenizer(), mistral_tokenizer(max_length=ENHANCER_TOKENS)
     ErnieImagePipeline(
-        transformer=randomize(transformer, seed),
+        transformer=randomize(transformer, seed, GAIN),
         scheduler=scheduler("ernie_image"),
         vae=autoencoder_flux2(),
         text_encoder=mistral3(tokenizer, TEXT_WIDTH, layers=3),
@@ -243,7 +245,7 @@ MAKERS: dict[str, Callable[..., None]] = {
     "flux1": make_flux1,
     "ernie_image": make_ernie_image,
 }
-"""Writers of a pipeline directory by family, called with the folder and optionally `seed`; `distilled` where it has a base.
+"""Writers of a pipeline directory by family. They take the folder, a seed, and `distilled` where there is a base.
 
 The seed is that of the transformer. All other parts are equal, as those of a few-step checkpoint and its base.
 """

@@ -136,8 +136,7 @@ def _train_bpe(
     """
     learner = Tokenizer(models.BPE())
     learner.normalizer, learner.pre_tokenizer = untrained.normalizer, untrained.pre_tokenizer
-    ending = {"end_of_word_suffix": word_end} if word_end else {}
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=2, show_progress=False, **ending)
+    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=2, show_progress=False, end_of_word_suffix=word_end)
     learner.train_from_iterator([TEMPLATE_TEXT + PROMPT_TEXT] * REPEATS, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -32,6 +32,19 @@ def hub_snapshot(repo: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=NOT_NEEDED))
 
 
+def cached_snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
+    """The local folder of the matching files if the cache has the repository; None otherwise. Never downloads."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=NOT_NEEDED, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+
+
 def revision_of(path: Path) -> str | None:
     """The commit of a path in the hub cache; None for other paths."""
     parts = path.parts

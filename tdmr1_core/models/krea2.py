@@ -25,7 +25,7 @@ class Krea2Backbone(VideoAutoencoderBackbone):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts to the tapped hidden layers of Qwen3-VL side by side, (B, L, layers x D), with a mask (B, L)."""
+        """Encode prompts to the tapped hidden layers of Qwen3-VL, (B, L, layers x D), with a mask (B, L)."""
         embeddings, mask = self.pipeline.encode_prompt(
             list(prompts), device=self.device, max_sequence_length=self._max_sequence_length
         )  # (B, L, layers, D), (B, L)

@@ -66,7 +66,7 @@ def check_scheduler(family: Family, scheduler: Mapping[str, Any]) -> None:
     if problem is not None:
         raise Tdmr1Error(
             f"the scheduler of the model has {problem}, which is not supported for {family.pipeline}",
-            f"in scheduler_config.json set {problem} to false, and shift to the value that the model was distilled with",
+            f"in scheduler_config.json set {problem} to false, and shift to the value of the distillation",
             code="model-unsupported",
             values={"pipeline": family.pipeline, "setting": problem},
         )

@@ -257,10 +257,16 @@ def _is_part(value: Any) -> bool:
 
 
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Disable gradients, switch to evaluation mode, and move a network to a device and dtype."""
+    """Disable gradients, switch to evaluation mode, and move a network to a device and dtype.
+
+    Layers that diffusers keeps in float32, such as the norms of Krea 2, stay in float32 if the dtype is lower.
+    """
     part.requires_grad_(False).eval().to(device)
-    if any(weight.dtype != dtype for weight in part.parameters()):
-        part.to(dtype=dtype)
+    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    for name, weight in (*part.named_parameters(), *part.named_buffers()):
+        wanted = torch.promote_types(dtype, torch.float32) if kept & set(name.split(".")) else dtype
+        if weight.is_floating_point() and weight.dtype != wanted:
+            weight.data = weight.data.to(wanted)
 
 
 def load_pipeline(family: Family, folder: Path, precision: torch.dtype, absent: Sequence[str] = ()) -> Any:

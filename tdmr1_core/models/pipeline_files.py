@@ -52,6 +52,22 @@ def is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
+def hub_id_of(source: str) -> str | None:
+    """The hub id owner/name of a pipeline: the source itself, or that of a snapshot in the hub cache; else None."""
+    if is_hub_id(source):
+        return source
+    parts = Path(source).parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    owner, _, name = parts[-3].removeprefix("models--").partition("--")
+    return f"{owner}/{name}" if name else None
+
+
+def public_name(source: str) -> str:
+    """The hub id of a pipeline, or `path/to/NAME` for a local directory, whose path is private."""
+    return hub_id_of(source) or f"path/to/{Path(source).name}"
+
+
 def is_on_hub(source: str) -> bool:
     """True if the text has the form owner/name[/folder][/file] and no local path has this name."""
     repo = "/".join(source.split("/")[:2])

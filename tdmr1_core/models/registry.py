@@ -184,7 +184,8 @@ def entry_of_pipeline(source: str) -> ModelEntry:
     check_scheduler(family, scheduler)
     denoiser, autoencoder = (read_config(source, f"{part}/config.json") for part in ("transformer", "vae"))
     pixels = pixels_per_latent(autoencoder) if has_levels(autoencoder) else PIXELS
-    side = int(min(denoiser.get("sample_size", SAMPLE_SIZE) * pixels, latent_grid(family, denoiser, pixels).largest))
+    largest = latent_grid(family, {"in_channels": 0, **denoiser}, pixels).largest
+    side = int(min(denoiser.get("sample_size", SAMPLE_SIZE) * pixels, largest))
     distilled = bool(read_config(source, INDEX).get("is_distilled")) or family.name == "flux1"
     length = family.max_sequence_length
     if family.name == "sd3" and not has_t5(source):

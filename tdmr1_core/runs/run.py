@@ -186,6 +186,10 @@ class Run:
             failing.pop_all()
             return run
 
+    def request_stop(self) -> None:
+        """Ask for a stop after the current iteration, which is saved, as the first Ctrl-C does."""
+        self._stop = True
+
     def execute(self, observer: Observer) -> RunResult:
         """Load, evaluate, iterate, save.
 
@@ -432,7 +436,7 @@ class Run:
         def request_stop(number: int, frame: FrameType | None) -> None:
             if self._stop:
                 raise KeyboardInterrupt
-            self._stop = True
+            self.request_stop()
             interrupts.interrupt(STOPPING_LIMIT if self.processes.count == 1 else None)
             observer.stopping()
 

@@ -200,6 +200,8 @@ def _words(annotation: Any, bounds: Sequence[Any]) -> Iterator[str]:
         yield from _words(inner, [*bounds, *(bound for extra in extras for bound in extra.metadata)])
     elif origin is Literal:
         yield from map(str, get_args(annotation))
+    elif origin is tuple:
+        yield f"a list, each item {' or '.join(_words(get_args(annotation)[0], bounds))}"
     elif origin is dict:
         yield "a table whose keys are texts"
     else:

@@ -109,7 +109,8 @@ def sample_images(
     """Sample `per_prompt` images of every prompt in `part`; the noises depend only on the seed and the prompt.
 
     By default, the teacher uses the steps and guidance scale of the model entry and Euler steps; every other role uses
-    K steps, no guidance and the sampler of training. `progress` is called with the number of finished images and the total.
+    K steps, no guidance and the sampler of training. `progress` is called with the number of finished images and the
+    total.
     """
     first, last, _ = part.indices(len(prompts))
     if first == last:

@@ -20,6 +20,7 @@ from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.files import COMFY_FILE, write_comfy_lora, write_lora
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 from tdmr1_core.models.pipeline import PipelineBackbone, SamplingCall
+from tdmr1_core.models.pipeline_files import public_name
 from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.runs.evaluation.evaluate import evaluation_noise, sample_images
 from tdmr1_core.runs.output.model_card import model_card
@@ -54,7 +55,7 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     Raises Tdmr1Error if a file already exists, if the LoRA does not reproduce the images, if ComfyUI has no names for
     the family, or if writing fails.
     """
-    names = [WEIGHT_FILE, CARD, *([COMFY_FILE] if comfy else [])]
+    names = file_names(comfy=comfy)
     for name in names:
         if (folder / name).exists():
             raise Tdmr1Error(
@@ -110,22 +111,31 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     return Exported(folder / WEIGHT_FILE, folder / COMFY_FILE if comfy else None, difference, images, call)
 
 
-def exported_of(folder: Path, iteration: int) -> Path | None:
-    """The exported LoRA in a folder, if its metadata names this iteration; otherwise None."""
+def file_names(*, comfy: bool) -> list[str]:
+    """The names of the files that an export writes."""
+    return [WEIGHT_FILE, CARD, *([COMFY_FILE] if comfy else [])]
+
+
+def exported_of(folder: Path, iteration: int, config_hash: str | None = None) -> Path | None:
+    """The exported LoRA in a folder, if its metadata names this iteration and these settings; otherwise None.
+
+    Without `config_hash`, the settings are not compared.
+    """
     file = folder / WEIGHT_FILE
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError):
         return None
-    return file if metadata.get("tdmr1.iteration") == str(iteration) else None
+    same_settings = config_hash is None or metadata.get("tdmr1.config_hash") == config_hash
+    return file if metadata.get("tdmr1.iteration") == str(iteration) and same_settings else None
 
 
 def _metadata(engine: Engine, model_files: ModelFiles, call: SamplingCall) -> dict[str, str]:
     """The metadata of the LoRA file, as text, without the adapter config that diffusers reads."""
     config = engine.config
     values = {
-        "base_model": engine.entry.base,
+        "base_model": public_name(engine.entry.base),
         "base_revision": model_files.revision or "",
         "family": model_files.family.name,
         "iteration": engine.iteration_index,

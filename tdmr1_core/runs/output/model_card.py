@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+
+import yaml
 
 from tdmr1_core.models.loading import ModelFiles
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
 from tdmr1_core.models.pipeline import SamplingCall
+from tdmr1_core.models.pipeline_files import hub_id_of, public_name
+from tdmr1_core.models.registry import ModelEntry
+from tdmr1_core.runs.output.front_matter import UNKNOWN, front_matter
 from tdmr1_rewards.texts.documents import parse_json
 
 
@@ -31,19 +35,19 @@ def model_card(
     )
     revision = f" at revision `{model_files.revision}`" if model_files.revision else ""
     origin = f"the LoRA {Path(model_files.lora_record['file']).name}" if model_files.lora_record else "the base model"
-    front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["lora", "tdmr1", "few-step"]}
-    if "/" in entry.base and not entry.base.startswith("/"):
-        front |= {"base_model": entry.base}
+    base = public_name(entry.base)
+    licence = "" if entry.licence == UNKNOWN else f" ({entry.licence})"
     lines = [
         "---",
-        *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
+        *yaml.safe_dump(front_matter(entry), sort_keys=False, allow_unicode=True).splitlines(),
         "---",
         "",
         f"# {entry.name}, {trained}",
         "",
-        f"A LoRA for `{entry.base}`{revision}. It samples in {details['steps']} steps without guidance. It was trained",
+        f"A LoRA for `{base}`{revision}. It samples in {details['steps']} steps without guidance. It was trained",
         f"from {origin} for {details['iteration']} iterations of tdmr1 (settings {details['config_hash']}).",
         "Use it with an adapter scale of 1.",
+        *_local_base(entry, base),
         "",
         "```python",
         *script(model_files, call, prompt).splitlines(),
@@ -53,7 +57,7 @@ def model_card(
         f"largest difference of a pixel value was {largest_difference} (of 0 to 255).",
         "",
         *_other_sampler(details["sampler"]),
-        f"The license of the base model ({entry.licence}) applies to this LoRA and to its images.",
+        f"The license of the base model{licence} applies to this LoRA and to its images.",
         "",
         "| | |",
         "|---|---|",
@@ -66,6 +70,11 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
+def _local_base(entry: ModelEntry, base: str) -> list[str]:
+    """A note if the script has a placeholder in place of a local directory."""
+    return [] if hub_id_of(entry.base) else [f"Replace `{base}` with the directory of the base model."]
+
+
 def _other_sampler(sampler: str) -> list[str]:
     """A note if the run used another sampler than the script."""
     if sampler == "euler":
@@ -74,7 +83,10 @@ def _other_sampler(sampler: str) -> list[str]:
 
 
 def script(model_files: ModelFiles, call: SamplingCall, prompt: str) -> str:
-    """A Python script without tdmr1 that samples an image with the LoRA file in the same folder."""
+    """A Python script without tdmr1 that samples an image with the LoRA file in the same folder.
+
+    The local directory of a base that is not on the hub is replaced by `path/to/NAME`.
+    """
     absent = "".join(f", {name}=None" for name in model_files.absent)
     arguments = "".join(f"    {name}={value!r},\n" for name, value in call.arguments.items())
     changes = "".join(f", {name}={value!r}" for name, value in call.scheduler.items())
@@ -85,11 +97,11 @@ def script(model_files: ModelFiles, call: SamplingCall, prompt: str) -> str:
         f"import torch\n"
         f"from diffusers import {model_files.family.pipeline}\n"
         f"\n"
-        f"pipeline = {model_files.family.pipeline}.from_pretrained({model_files.entry.base!r}{absent})\n"
+        f"pipeline = {model_files.family.pipeline}.from_pretrained({public_name(model_files.entry.base)!r}{absent})\n"
         f'pipeline.load_lora_weights(".", weight_name="{WEIGHT_FILE}")\n'
         f"{scheduler if changes else ''}"
         f"image = pipeline(\n"
-        f"    {prompt!r},\n"
+        f"    prompt={prompt!r},\n"
         f"{arguments}"
         f"    generator=torch.Generator().manual_seed(0),\n"
         f").images[0]\n"

@@ -78,11 +78,13 @@ def test_the_loaded_lora_is_printed_and_recorded(trained, hub):
     assert {(row["prompts"], row["n"]) for row in evaluations} == {("ocr", 2), ("ocr-held-out", 2)}
 
 
-def test_the_exported_script_samples_the_same_image_without_tdmr1(trained, hub, monkeypatch):
+def test_the_exported_script_samples_the_same_image_without_tdmr1(trained, pipeline, hub, monkeypatch):
     run, _ = trained
     card = (run / "export" / "README.md").read_text()
     script = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1]
     assert "tdmr1" not in script
+    assert str(pipeline) not in card
+    script = script.replace(f"path/to/{pipeline.name}", str(pipeline))
     subprocess.run([sys.executable, "-c", script], cwd=run / "export", env=environment(), check=True)
     sampled = np.asarray(Image.open(run / "export" / "image.png")).astype(int)
 
@@ -106,7 +108,7 @@ def test_the_exported_script_samples_the_same_image_without_tdmr1(trained, hub, 
 def test_the_exported_lora_records_its_origin(trained, pipeline, hub):
     with safe_open(trained[0] / "export" / "pytorch_lora_weights.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["tdmr1.base_model"] == str(pipeline)
+    assert metadata["tdmr1.base_model"] == f"path/to/{pipeline.name}"
     assert json.loads(metadata["tdmr1.rewards"]) == {"ocr_match": 1.0, "jpeg_size": 1.0}
     assert metadata["tdmr1.started_from"] == hashlib.sha256(hub[1].read_bytes()).hexdigest()
     assert (trained[0] / "export" / "comfyui_lora.safetensors").is_file()

@@ -42,8 +42,10 @@ from support.lora_updates import (
     tensors,
     trained,
 )
-from support.pipelines import TINY_TOKENIZER, clip_encoder
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModelWithProjection
+
+from tdmr1_core.conformance.tiny_parts import clip_encoder
+from tdmr1_core.conformance.tiny_tokenizers import clip_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -58,7 +60,7 @@ def pipelines():
     """A pipeline of diffusers with a tiny network for each family. SD3 has one text encoder."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
-    encoder = clip_encoder(16, CLIPTokenizer.from_pretrained(TINY_TOKENIZER))
+    encoder = clip_encoder(CLIPTextModelWithProjection, clip_tokenizer(), 16)
     yield {"sd3": pipeline("sd3", text_encoder=encoder), "zimage": pipeline("zimage")}
     logging.set_verbosity(before)
 
