@@ -250,7 +250,7 @@ for each in (
         targets=SELF_ATTENTION,
         max_sequence_length=512,
         no_guidance=1.0,
-        comfy_prefix=None,
+        comfy_prefix="diffusion_model.",
         readers={"tokenizer": Reads("the text encoder", "tokenizer")},
         autoencoder="AutoencoderKLFlux2",
         layout=Layout.PATCHIFIED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from support.lora_networks import KINDS
+from support.lora_networks import ALL_KINDS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import LoraFile, read_lora
 from tdmr1_core.models.lora.shape import LoraShape
@@ -22,7 +23,8 @@ from tdmr1_core.models.meta_network import MetaNetwork
 
 Updates = dict[str, Tensor]
 """The change of the weight of each module of diffusers, in float64."""
-NETWORKS = {name: MetaNetwork(FAMILIES[name], config) for name, (_, config) in KINDS.items()}
+
+NETWORKS = {name: MetaNetwork(FAMILIES[name], config) for name, (_, config) in ALL_KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,12 @@ def read_updates(lora: LoraFile) -> Updates:
 
 def pipeline(family: str, **components: nn.Module) -> Any:
     """A pipeline of diffusers with a tiny network. All other components but those given are None."""
-    kind, config = KINDS[family]
-    names = {"sd3": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")}
-    missing = dict.fromkeys(("vae", *names.get(family, ("text_encoder", "tokenizer"))))
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    kind, config = ALL_KINDS[family]
     created = getattr(diffusers, FAMILIES[family].pipeline)
-    return created(**missing | components, transformer=kind(**config), scheduler=scheduler)
+    parameters = inspect.signature(created).parameters.values()
+    missing = {each.name: None for each in parameters if each.default is each.empty}
+    given = {"transformer": kind(**config), "scheduler": diffusers.FlowMatchEulerDiscreteScheduler()}
+    return created(**missing | given | components)
 
 
 def loaded_updates(pipe: Any, path: Path) -> Updates:

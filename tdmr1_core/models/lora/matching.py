@@ -21,9 +21,9 @@ from tdmr1_core.models.lora.key_names import (
     WHOLE_WEIGHT,
     Key,
     ModuleNames,
-    Source,
     parse_key,
 )
+from tdmr1_core.models.lora.original_names import Source
 from tdmr1_core.models.lora.raw import RawLora, widen
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.meta_network import MetaNetwork
@@ -124,9 +124,12 @@ def match_by_name(
         weights[f"{name}.lora_A.weight"] = functional.pad(module.down, (0, 0, 0, missing))  # (rank, in)
         weights[f"{name}.lora_B.weight"] = functional.pad(up, (0, missing))  # (out, rank)
     shape = find_shape(weights, network, LoraShape(rank, common, ()), (raw.config.get("target_modules"), targets))
-    flat = any("." not in key.module for key in keys.values())
-    layout = "kohya's names" if flat or raw.network_alpha else "diffusers' or PEFT's names"
-    return layout, shape, {name: weights[name] for name in network.lora(shape)}
+    flat = all("." not in key.module for key in keys.values())
+    translated = any(name != source.modules[0] for source, (name, _) in parts.items())
+    layout = "names of the original code" if translated else "diffusers' or PEFT's names"
+    layout = "kohya's names" if flat or raw.network_alpha else layout
+    # PEFT also selects modules whose names end with the name of one outside of blocks: zeros, which training keeps
+    return layout, shape, {name: weights.get(name, torch.zeros(size)) for name, size in network.lora(shape).items()}
 
 
 def _parse_keys(tensors: Mapping[str, Tensor], path: Path, *, ignore_text_encoder: bool = False) -> dict[str, Key]:
@@ -193,7 +196,7 @@ def _find_modules(
 
     Raises Tdmr1Error for modules that are not known, for two sources of one module, and for half of a LoRA.
     """
-    names = ModuleNames(network.family, network.linears)
+    names = ModuleNames(network.family.transformer, network.linears)
     grouped: dict[Source, tuple[str, dict[str, str]]] = {}
     users: dict[tuple[str, str], str] = {}
     unknown = []
@@ -214,7 +217,8 @@ def _find_modules(
                 )
         grouped.setdefault(source, (name, {}))[1][parsed.part] = key
     if unknown:
-        raise _unknown_modules(sorted(set(unknown)), network, path)
+        unknown = sorted(set(unknown))
+        raise _unknown_modules(unknown, names.other_model(unknown), network, path)
     for source, (_, parts) in grouped.items():
         if not {"down", "up"} <= parts.keys():
             raise Tdmr1Error(
@@ -226,10 +230,11 @@ def _find_modules(
     return grouped
 
 
-def _unknown_modules(unknown: Sequence[str], network: MetaNetwork, path: Path) -> Tdmr1Error:
+def _unknown_modules(unknown: Sequence[str], model: str | None, network: MetaNetwork, path: Path) -> Tdmr1Error:
+    of_model = "" if model is None else f" (the names are those of {model})"
     return Tdmr1Error(
-        f"{path} has LoRAs for modules ({len(unknown)}) that are no linear layers of the {network.family.transformer}, "
-        f"such as {unknown[0]}",
+        f"{path} has LoRAs for modules ({len(unknown)}) that are no linear layers of the {network.family.transformer}"
+        f"{of_model}, such as {unknown[0]}",
         "convert the file to the names of diffusers, or remove these keys; if the names are those of another network, "
         + RIGHT_BASE,
         code="lora-mismatch",
@@ -238,6 +243,7 @@ def _unknown_modules(unknown: Sequence[str], network: MetaNetwork, path: Path) -
             "unknown": len(unknown),
             "module": unknown[0],
             "network": network.family.transformer,
+            "model": model,
         },
     )
 

@@ -70,7 +70,7 @@ def export_lora(engine: Engine, folder: Path, *, comfy: bool = False) -> Exporte
     if comfy and model_files.family.comfy_prefix is None:
         raise Tdmr1Error(
             f"ComfyUI has no names for LoRA files of the family {model_files.family.name}",
-            "export without --comfy",
+            "export without --comfyui",
             code="setting-conflict",
             values={"family": model_files.family.name},
         )
