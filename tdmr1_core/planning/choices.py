@@ -148,12 +148,11 @@ def _micro_batch(config: RunConfig, best: _Option) -> int | None:
 def even_size(most: int, images: int, group_size: int) -> int:
     """The size of micro-batches of at most `most` images, into which the images of a process are divided evenly.
 
-    They are whole groups if a group fits, else equal parts of a group.
+    They are whole groups if a group fits: a surrogate update with parts of groups takes two more passes per image.
     """
     unit = group_size if most >= group_size else 1
-    units = images // group_size if most >= group_size else group_size
-    count = math.ceil(units / (most // unit))
-    return math.ceil(units / count) * unit
+    count = math.ceil(images / unit / (most // unit))
+    return math.ceil(images / unit / count) * unit
 
 
 def _with(config: RunConfig, section: str, **values: Any) -> RunConfig:
@@ -172,8 +171,8 @@ def _explain_micro_batch(config: RunConfig, planned: Plan, most: int, room: floa
     elif planned.micro_batches == 1:
         reason = f"all images fit in {limit}"
     else:
-        parts = "whole groups" if planned.micro_batch >= config.batch.group_size else "equal parts of a group"
-        reason = f"{parts}; up to {_images(most)} in {limit}"
+        groups = "whole groups; " if planned.micro_batch >= config.batch.group_size else ""
+        reason = f"{groups}up to {_images(most)} in {limit}"
     return f"batch.micro_batch={planned.micro_batch} ({reason})"
 
 
@@ -196,7 +195,7 @@ def _explain_placement(config: RunConfig, chosen: RunConfig, plan: Callable[[Run
     reasons = {
         "trajectories": f"sampled latents are {on_device:.2g} GB",
         "decoder": f"a micro-batch at once needs {at_once:.2g} GB",
-        "text_encoders": AS_SET,
+        "text_encoders": "on the GPU only while they encode",
     }
     return ", ".join(
         f"memory.{name}={getattr(chosen.memory, name)} ({reason if getattr(config.memory, name) == 'auto' else AS_SET})"

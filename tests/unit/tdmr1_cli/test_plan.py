@@ -98,4 +98,4 @@ def test_the_card_of_this_machine_is_used(capsys, tmp_path):
     tool.chmod(0o755)
     lines = planned(capsys).err.splitlines()
     assert lines[-1] == "80 GB free: fits"
-    assert lines[0].startswith("batch.micro_batch=12 (")
+    assert lines[0].startswith("batch.micro_batch=")

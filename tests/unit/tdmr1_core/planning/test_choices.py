@@ -64,14 +64,14 @@ def chosen(config: RunConfig) -> tuple:
     [
         # 13 GB are constant. 27 GB hold 13 images, of which a whole group of 12 is used.
         (40, Model(), (12, False, "device", "none"), 13),
-        # 14 GB hold 7 images: half a group.
-        (27, Model(), (6, False, "device", "none"), 7),
-        # 7 GB hold 3 images, fewer than 4; with the latents on the CPU 10 GB hold 5, of which 4 are a third of a group.
-        (20, Model(), (4, False, "cpu", "none"), 5),
+        # 14 GB hold 7 images.
+        (27, Model(), (7, False, "device", "none"), 7),
+        # 7 GB hold 3 images, fewer than 4; with the latents on the CPU 10 GB hold 5.
+        (20, Model(), (5, False, "cpu", "none"), 5),
         # 2 GB hold 1 image, or 2 with the latents on the CPU. Recomputed, 2 GB hold 4.
         (15, Model(), (4, True, "device", "sliced"), 4),
-        # Recomputed, 1 GB holds 2 images; with the latents on the CPU 4 GB hold 8, of which 6 are half a group.
-        (14, Model(), (6, True, "cpu", "sliced"), 8),
+        # Recomputed, 1 GB holds 2 images; with the latents on the CPU 4 GB hold 8.
+        (14, Model(), (8, True, "cpu", "sliced"), 8),
         # 200 GB hold all 96 images, also decoded at once.
         (213, Model(), (96, False, "device", "none"), 96),
         # 96 images in micro-batches of up to 65: 8 groups in 2 equal parts of 4 groups.
@@ -128,7 +128,7 @@ def test_what_is_set_is_not_chosen(sets, usable, expected):
 def test_the_three_lines():
     found = choose(settings(), 24 * GB, Model().plan)
     assert found.lines == (
-        "batch.micro_batch=4 (equal parts of a group; up to 4 images fit in 22.1 GB, which is 24 GB less 8%)",
+        "batch.micro_batch=4 (up to 4 images fit in 22.1 GB, which is 24 GB less 8%)",
         "memory.gradient_checkpointing=false (without recomputation 4 images fit, which is enough)",
         "memory.trajectories=device (sampled latents are 3 GB), "
         "memory.decoder=none (a micro-batch at once needs 4 GB), memory.text_encoders=device (as set)",
@@ -141,7 +141,7 @@ def test_the_three_lines():
 
 
 @pytest.mark.parametrize(
-    ("most", "expected"), [(1, 1), (2, 2), (3, 3), (5, 4), (11, 6), (12, 12), (23, 12), (25, 24), (95, 48), (96, 96)]
+    ("most", "expected"), [(1, 1), (5, 5), (7, 7), (10, 10), (11, 11), (12, 12), (23, 12), (25, 24), (95, 48), (96, 96)]
 )
 def test_micro_batches_divide_an_iteration_evenly(most, expected):
     """8 groups of 12 images."""
