@@ -152,6 +152,7 @@ def build_stages(
     trained, start = build_trained(config, roles), roles.weights(GENERATOR)
     latent_shape = roles.backbone.latent_shape(*size)
     sigmas = fixed_levels(config.rollout, roles.backbone, steps, schedule)
+    roles.backbone.check_levels(sigmas)
     return Stages(
         trained=trained,
         start=start,

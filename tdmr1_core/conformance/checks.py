@@ -201,14 +201,17 @@ def _velocity(subject: Subject, backbone: Backbone) -> Tensor:
 
 def _write_layouts(subject: Subject, weights: Mapping[str, Tensor], folder: Path) -> dict[str, Path]:
     """Write the same LoRA in the layouts that are published for the family. Returns the files by layout."""
-    config = {"r": RANK, "lora_alpha": ALPHA, "target_modules": sorted({n.rsplit(".lora_", 1)[0] for n in weights})}
+    modules = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+    config = {"r": RANK, "lora_alpha": ALPHA, "target_modules": modules}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in config.items()})}
-    files = {DIFFUSERS: ({f"transformer.{name}": weight for name, weight in weights.items()}, header)}
+    files: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {
+        DIFFUSERS: ({f"transformer.{name}": weight for name, weight in weights.items()}, header)
+    }
     prefix = subject.family.comfy_prefix
     if prefix is not None:
         parts = {".lora_A.": ".lora_down.", ".lora_B.": ".lora_up."}
         kohya = {f"{prefix}{_replaced(name, parts)}": weight for name, weight in weights.items()}
-        kohya |= {f"{prefix}{module}.alpha": torch.tensor(ALPHA) for module in config["target_modules"]}
+        kohya |= {f"{prefix}{module}.alpha": torch.tensor(ALPHA) for module in modules}
         files["ComfyUI"] = (kohya, {})
     paths = {}
     for layout, (tensors, metadata) in files.items():

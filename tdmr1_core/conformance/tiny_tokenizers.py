@@ -136,10 +136,16 @@ def _train_bpe(
     """
     learner = Tokenizer(models.BPE())
     learner.normalizer, learner.pre_tokenizer = untrained.normalizer, untrained.pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=2, show_progress=False, end_of_word_suffix=word_end)
-    learner.train_from_iterator([TEMPLATE_TEXT + PROMPT_TEXT] * REPEATS, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [letter + word_end for letter in alphabet] if word_end else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=ends,  # the trainer numbers them in the order of a hash map otherwise, which decides ties
+        end_of_word_suffix=word_end,
+    )
+    learner.train_from_iterator([TEMPLATE_TEXT + PROMPT_TEXT] * REPEATS, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     tokens = dict.fromkeys([*special_first, *alphabet, *ends, *map("".join, merges), *special_last])
     return ByteVocabulary(merges, {token: number for number, token in enumerate(tokens)})

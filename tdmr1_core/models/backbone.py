@@ -68,6 +68,9 @@ class Backbone(Protocol):
     def noise_schedule(self, size: tuple[int, int], steps: int) -> NoiseSchedule:
         """The schedule of the pipeline for images of `size` (height, width) in pixels and a number of steps."""
 
+    def check_levels(self, sigmas: Tensor) -> None:
+        """Raise Tdmr1Error if the pipeline cannot sample along these noise levels (K+1,)."""
+
     def schedule(self, steps: int, shift: float | NoiseSchedule | None = None, levels: Levels = "euler") -> Tensor:
         """Noise levels of a K-step schedule (`sigma_schedule`), float64 (K+1,), decreasing to 0."""
 

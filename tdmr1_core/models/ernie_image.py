@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tdmr1_core.algorithm.flow import sigma_schedule
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.patchified import PatchifiedBackbone
 from tdmr1_core.models.pipeline import EXACT_LEVELS, TIMESTEP_SCALE, SamplingCall
 from tdmr1_core.records import Conditioning
 
+SAME_LEVEL = 1e-6
 NORM_EPSILON = 1e-5
 """epsilon of the batch norm, which the pipeline has in its code; the published config has another value."""
 
@@ -51,14 +54,22 @@ class ErnieImageBackbone(PatchifiedBackbone):
 
     def sampling_call(self, sigmas: Tensor, size: tuple[int, int], max_sequence_length: int) -> SamplingCall:
         """As for other pipelines; this one takes a number of steps and no levels, so its scheduler gets the shift."""
-        steps = len(sigmas) - 1
         call = super().sampling_call(sigmas, size, max_sequence_length)
         arguments = {name: value for name, value in call.arguments.items() if name != "sigmas"}
-        u, sigma = 1 - 1 / steps, float(sigmas[1])  # sigma = s u / (1 + (s - 1) u)
-        shift = sigma * (1 - u) / (u * (1 - sigma)) if steps > 1 else 1.0
-        return SamplingCall(
-            {"num_inference_steps": steps, **arguments, "use_pe": False}, {**EXACT_LEVELS, "shift": shift}
-        )
+        steps = {"num_inference_steps": len(sigmas) - 1}
+        return SamplingCall({**steps, **arguments, "use_pe": False}, {**EXACT_LEVELS, "shift": _shift_of(sigmas)})
+
+    def check_levels(self, sigmas: Tensor) -> None:
+        """Raise Tdmr1Error unless the levels are S(1 - k / K): the pipeline takes a number of steps only."""
+        possible = sigma_schedule(len(sigmas) - 1, _shift_of(sigmas))
+        if not torch.allclose(sigmas.to(possible), possible, rtol=0, atol=SAME_LEVEL):
+            raise Tdmr1Error(
+                f"the noise levels {', '.join(f'{level:.4g}' for level in sigmas.tolist())} cannot be given to the "
+                "pipeline of ERNIE-Image, which takes a number of steps only",
+                "set rollout.shift instead of rollout.sigmas, and rollout.dpm_levels to euler",
+                code="setting-conflict",
+                values={"sigmas": sigmas.tolist(), "pipeline": self.family.pipeline},
+            )
 
     def _network_velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         velocity: Tensor = self.network(
@@ -69,3 +80,12 @@ class ErnieImageBackbone(PatchifiedBackbone):
             return_dict=False,
         )[0]
         return velocity
+
+
+def _shift_of(sigmas: Tensor) -> float:
+    """s of levels (K+1,) that are S(u) = s u / (1 + (s - 1) u) at u = 1 - k / K, from the level of the first step."""
+    steps = len(sigmas) - 1
+    if steps == 1:
+        return 1.0
+    u, sigma = 1 - 1 / steps, float(sigmas[1])
+    return sigma * (1 - u) / (u * (1 - sigma))

@@ -191,6 +191,9 @@ class PipelineBackbone(ABC):
         sigmas = sigma_schedule(steps, found.shift, levels)
         return sigmas if found.terminal is None else stretch(sigmas, found.terminal)
 
+    def check_levels(self, sigmas: Tensor) -> None:  # noqa: B027
+        """Raise Tdmr1Error if the pipeline cannot sample along these noise levels (K+1,). Most take any."""
+
     def sampling_call(self, sigmas: Tensor, size: tuple[int, int], max_sequence_length: int) -> SamplingCall:
         """How the pipeline samples along `sigmas` (K+1,), without guidance, images of `size` (height, width)."""
         arguments: dict[str, Any] = {

@@ -238,6 +238,12 @@ def test_a_size_off_the_grid_of_a_packed_family_is_refused(folders):
         Engine.from_config(settings(folders("flux1"), model={"name": str(folders("flux1")), "height": 64, "width": 72}))
 
 
+@pytest.mark.parametrize("rollout", [{"sigmas": [1, 0.8, 0.7, 0.2, 0]}, {"sampler": "dpm-solver++"}])
+def test_levels_that_the_pipeline_of_ernie_image_cannot_take_are_refused(folders, rollout):
+    with raises("setting-conflict", pipeline="ErnieImagePipeline"):
+        Engine.from_config(settings(folders("ernie_image"), rollout=rollout))
+
+
 def test_a_lora_of_another_family_is_refused_with_both_sides_named(folders, tmp_path):
     from tdmr1_core.models.lora.files import read_lora
     from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
