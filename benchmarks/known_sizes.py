@@ -89,7 +89,8 @@ def measure_updates(entry: ModelEntry, architecture: Architecture) -> list[dict[
             if error.code != "setting-invalid":
                 raise
             continue
-        updates.append({"point": asdict(point), "operations": update.operations, "bytes": update.bytes})
+        sizes = {"operations": update.operations, "bytes": update.bytes, "prompt_bytes": update.prompt_bytes}
+        updates.append({"point": asdict(point), **sizes})
         print(entry.name, point, f"{update.bytes / 1e9:.3f} GB", file=sys.stderr, flush=True)
     return updates
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from tdmr1_cli.multiprocess import launch
 from tdmr1_cli.output import data, message, print_warnings
-from tdmr1_cli.run_summary import print_choices, print_distillation, print_estimate, print_training
+from tdmr1_cli.run_summary import (
+    print_choices,
+    print_distillation,
+    print_encoding,
+    print_estimate,
+    print_training,
+)
 from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.streams import losses_recorded
@@ -186,6 +192,7 @@ def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
         message(f"memory and time cannot be estimated: {reason}")
     else:
         print_estimate(planned)
+        print_encoding(planned, resolved)
 
 
 def _execute(run: Run, quiet: bool) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tdmr1_core.planning.choices import Choices
     from tdmr1_core.planning.estimate import Plan
     from tdmr1_core.plugins import Extensions
+    from tdmr1_core.preflight.resolved import ResolvedRun
     from tdmr1_core.runs.evaluation.evaluate import Evaluation
     from tdmr1_core.runs.run import RunResult
 
@@ -51,6 +52,13 @@ def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
         f"time: {planned.passes:g} network passes per image, {planned.seconds(tflops):.3g} s per iteration at "
         f"{tflops:g} TFLOP/s, without rewards"
     )
+
+
+def print_encoding(planned: Plan, resolved: ResolvedRun) -> None:
+    """Where the text encoders are during the run, and why."""
+    from tdmr1_core.planning.prompt_encoding import describe_encoding
+
+    message(f"text encoders: {describe_encoding(planned, resolved)}")
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -212,10 +212,14 @@ class MemoryConfig(Section):
     """Recompute each block in the backward pass instead of storing its activations. Takes about a third more time."""
     decoder: Literal["auto", "none", "sliced", "tiled"] = "auto"
     """none decodes all images of a micro-batch at once, sliced one by one, tiled in tiles (seams may be visible)."""
-    text_encoders: Literal["device", "cpu"] = "device"
-    """cpu: the text encoders are on the device only while prompts are encoded; the denoiser leaves it meanwhile."""
+    text_encoders: Literal["auto", "device", "cpu"] = "auto"
+    """device: they stay there. cpu: they are on the GPU only while new prompts are encoded; the denoiser leaves it
+    meanwhile. auto: as cpu, but the prompts of the next iterations are encoded too, as many as prompt_cache_gb holds;
+    if it holds all prompts of the run, the encoders are released. On a CPU, there is no difference."""
     prompt_cache: Path | None = None
-    """Folder for encoded prompts, shared by runs (default: they stay in memory)."""
+    """Folder for encoded prompts, shared by runs (default: they are kept in host memory only)."""
+    prompt_cache_gb: NotNegative = 8.0
+    """Host memory for encoded prompts in each process, in units of 10^9 bytes. The least recently used are removed."""
     weights: Literal["none", "8bit", "nf4"] = "none"
     """Quantize the frozen linear layers of the denoiser with bitsandbytes. Teacher outputs change slightly."""
     optimizer: Literal["none", "8bit"] = "none"

@@ -20,7 +20,7 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import emit_json, message, table
-from tdmr1_cli.run_summary import GB, TFLOPS, print_choices, print_estimate
+from tdmr1_cli.run_summary import GB, TFLOPS, print_choices, print_encoding, print_estimate
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.settings.bounds import LARGEST_NUMBER
@@ -81,6 +81,7 @@ def command(
         table(["part", "GB"], [[name, f"{size / GB:.2f}"] for name, size in planned.parts.items()])
         print_choices(choices)
         print_estimate(planned, tflops)
+        print_encoding(planned, resolved)
         if choices is not None and room is not None:
             message(_verdict(choices, gpu or f"{room / GB:.3g} GB free"))
     return 0 if choices is None or choices.fits else 1

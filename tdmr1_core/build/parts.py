@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones
+from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
 from tdmr1_core.models.noise_levels import NoiseSchedule
+from tdmr1_core.models.offloaded_encoders import OffloadedEncoders
 from tdmr1_core.models.quantization import bitsandbytes, quantize
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.models.roles import (
@@ -103,7 +105,7 @@ def load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device)
         model_files,
         device,
         PRECISIONS[config.model.precision],
-        encoders_on_cpu=settings.text_encoders == "cpu",
+        encoders_on_cpu=offloads_encoders(config, device),
         denoiser_on_cpu=settings.weights != "none",
     )
     if settings.weights != "none":
@@ -145,10 +147,9 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
         compile_blocks(roles)
 
 
-def build_stages(
-    config: RunConfig, entry: ModelEntry, roles: Roles, steps: int, schedule: NoiseSchedule, size: tuple[int, int]
-) -> Stages:
+def build_stages(config: RunConfig, parts: Parts, steps: int, schedule: NoiseSchedule, size: tuple[int, int]) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
+    roles = parts.roles
     trained, start = build_trained(config, roles), roles.weights(GENERATOR)
     latent_shape = roles.backbone.latent_shape(*size)
     sigmas = fixed_levels(config.rollout, roles.backbone, steps, schedule)
@@ -156,7 +157,7 @@ def build_stages(
     return Stages(
         trained=trained,
         start=start,
-        encoder=_build_encoder(config, entry, roles),
+        encoder=_build_encoder(config, parts),
         rollout=RolloutStage(
             roles,
             sigmas,
@@ -219,15 +220,29 @@ def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
     }
 
 
-def _build_encoder(config: RunConfig, entry: ModelEntry, roles: Roles) -> PromptEncoder:
+def offloads_encoders(config: RunConfig, device: torch.device) -> bool:
+    """Whether the text encoders are on the device only while they encode."""
+    return config.memory.text_encoders != "device" and device.type != "cpu"
+
+
+def _build_encoder(config: RunConfig, parts: Parts) -> PromptEncoder:
     """The prompt encoder, with its cache."""
-    make = f"{entry.family}, {entry.max_sequence_length} tokens"
-    if config.memory.text_encoders != "cpu":
-        return PromptEncoder(roles.backbone, make=make, cache=config.memory.prompt_cache)
-    denoisers = [backbone.network for backbone in roles.backbones]
-    encoder = PromptEncoder(roles.backbone, make=make, cache=config.memory.prompt_cache, instead_of=denoisers)
-    encoder.encode_unconditional()
-    return encoder
+    entry, memory, backbone = parts.entry, config.memory, parts.roles.backbone
+    offloads = offloads_encoders(config, backbone.device) and bool(backbone.text_encoders())
+    return PromptEncoder(
+        backbone,
+        make=f"{entry.family}, {entry.max_sequence_length} tokens",
+        cache=memory.prompt_cache,
+        budget=memory.prompt_cache_gb * 1e9,
+        encoders=_offload(config, parts) if offloads else None,
+    )
+
+
+def _offload(config: RunConfig, parts: Parts) -> OffloadedEncoders:
+    """The text encoders, which can be released if they can be loaded again."""
+    files, precision = parts.model_files, PRECISIONS[config.model.precision]
+    load = None if files is None else partial(load_encoders, files, precision)
+    return OffloadedEncoders(parts.roles.backbones, load)
 
 
 def _build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:

@@ -32,11 +32,13 @@ from tdmr1_rewards.builtin.optional import first_line
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from tdmr1_core.models.pipeline import PipelineBackbone
 
 TEACHER_PART = "transformer"
 """The only part with weights of a second backbone that is loaded. The others are those of the base."""
+DECODER_PART = "vae"
 SHARED_CONFIGS = ("text_encoder/config.json", "vae/config.json")
 NOT_COMPARED = ("_", "transformers_version", "dtype", "torch_dtype")
 """Prefixes of config keys that do not affect what a network computes."""
@@ -233,6 +235,27 @@ def load_backbones(
         raise
     except Exception as error:  # for a damaged config or tokenizer, the libraries raise errors of any type
         raise _not_loaded(entry, model_files.teacher, error) from error
+
+
+def load_encoders(model_files: ModelFiles, precision: torch.dtype) -> dict[str, nn.Module]:
+    """The frozen text encoders of the base, on the CPU, by the names of their parts.
+
+    Raises Tdmr1Error if diffusers cannot load them, such as from a directory that was moved.
+    """
+    import torch
+    from torch import nn
+
+    from tdmr1_core.models.pipeline import _freeze, load_pipeline
+
+    family, absent = model_files.family, (*model_files.absent, TEACHER_PART, DECODER_PART)
+    try:
+        pipeline = load_pipeline(family, model_files.folder, precision, absent)
+    except Exception as error:  # for a damaged config or tokenizer, the libraries raise errors of any type
+        raise _not_loaded(model_files.entry, model_files.folder, error) from error
+    encoders = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    for encoder in encoders.values():
+        _freeze(encoder, torch.device("cpu"), precision)
+    return encoders
 
 
 def _not_loaded(entry: ModelEntry, folder: Path, error: Exception) -> Tdmr1Error:

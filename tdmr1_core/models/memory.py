@@ -1,4 +1,4 @@
-"""Reduces memory at the cost of time: gradient checkpointing, decoding in parts, offloaded text encoders, compilation.
+"""Reduces memory at the cost of time: gradient checkpointing, decoding in parts, compilation.
 
 Results change only by rounding, except with tiled decoding, which can show seams in the images.
 """
@@ -6,8 +6,7 @@ Results change only by rounding, except with tiled decoding, which can show seam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.quantization import is_quantized
 from tdmr1_core.models.roles import Roles
 from tdmr1_core.versions import versions
 
@@ -79,29 +77,6 @@ def compile_blocks(roles: Roles) -> None:
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, variants)
     for block in blocks:
         block.compile()
-
-
-@contextmanager
-def encoders_on_device(backbone: Backbone, denoisers: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the context the text encoders are on the device and the denoisers on the CPU; afterwards the reverse.
-
-    Quantized denoisers are not moved: they are small, and their layers are not designed to be moved.
-    """
-    encoders, movable = backbone.text_encoders(), [network for network in denoisers if not is_quantized(network)]
-    try:
-        _move(movable, "cpu")
-        _move(encoders, backbone.device)
-        yield
-    finally:
-        _move(encoders, "cpu")
-        _move(movable, backbone.device)
-
-
-def _move(networks: Sequence[nn.Module], where: torch.device | str) -> None:
-    for network in networks:
-        network.to(where)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def encoder_identity(backbone: Backbone) -> list[str]:

@@ -35,6 +35,7 @@ from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR
 from tdmr1_core.planning.sizes import Update
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
+from tdmr1_core.stages.prompt_encoder import size_of
 from tdmr1_rewards.errors import one_line
 
 
@@ -162,7 +163,8 @@ def dry_update(
         with LiveBytes(network) as held:
             terms = stage.losses(trajectory, rows, rows, level, level, noise, noise)
             role.accumulate(terms.total.sum())
-    return Update(parameters, linear, sum(map(Tensor.numel, role.parameters.values())), operations, held.peak)
+    lora_parameters = sum(map(Tensor.numel, role.parameters.values()))
+    return Update(parameters, linear, lora_parameters, operations, held.peak, size_of(backbone.unconditional))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import check_split, named_device
@@ -97,6 +97,8 @@ class Plan:
     """Forward passes of the denoiser per image and iteration; a backward pass counts as one."""
     operations: float
     """FLOPs per image and iteration."""
+    prompt_bytes: int
+    """Bytes of the longest encoded prompt, in host memory."""
 
     @property
     def constant(self) -> float:
@@ -174,8 +176,9 @@ class Planner:
             "decoding": decoding,
         }
         passes = passes_an_image(config, entry, size)
-        auto = setting == "auto"
-        return Plan(groups, images, self.processes, size, auto, lora.rank, parts, passes, passes * update.operations)
+        halves, operations = setting == "auto", passes * update.operations
+        encoded = update.prompt_bytes
+        return Plan(groups, images, self.processes, size, halves, lora.rank, parts, passes, operations, encoded)
 
     def _read_architecture(self) -> Architecture:
         if self._architecture is None:
@@ -212,6 +215,12 @@ def plan(config: RunConfig, entry: ModelEntry, processes: int = 1) -> Plan:
     return Planner(entry, processes).plan(config)
 
 
+def encoder_placement(config: RunConfig) -> Literal["auto", "device", "cpu"]:
+    """Where the text encoders are: `memory.text_encoders`, in which auto is the device if that is the CPU."""
+    setting = config.memory.text_encoders
+    return "device" if setting == "auto" and config.model.device == "cpu" else setting
+
+
 def _latent_bytes(config: RunConfig) -> int:
     """Bytes per number of latents, LoRAs and the autoencoder: at least float32."""
     return max(4, BYTES[config.model.precision])
@@ -226,7 +235,7 @@ def _constant_parts(
     denoiser = (update.parameters * frozen - update.linear * saved) * (1 if entry.teacher == SAME else 2)
     moments = 8 if memory.optimizer == "none" else 2.03
     roles, averages = (3, 2) if config.kind == "train" else (2, 1)
-    encoders, offloaded = architecture.encoders * frozen, memory.text_encoders == "cpu"
+    encoders, offloaded = architecture.encoders * frozen, encoder_placement(config) != "device"
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
     return {
         "denoiser": denoiser,

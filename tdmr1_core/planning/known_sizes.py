@@ -85,6 +85,7 @@ def known_update(entry: ModelEntry, point: Point) -> Update | None:
                 parameters.lora_per_rank * point.rank,
                 row["operations"],
                 row["bytes"],
+                row["prompt_bytes"],
             )
     return None
 

@@ -33,3 +33,5 @@ class Update:
     """FLOPs of one forward pass for one image."""
     bytes: int
     """Peak bytes beside the weights and the states that are kept between updates."""
+    prompt_bytes: int
+    """Bytes of the longest encoded prompt."""

@@ -288,7 +288,11 @@ INEFFECTIVE = (
     ),
     Ineffective("rewards.0.weight", lambda s: _single(s) and s.config.rewards[0].weight > 0, SINGLE),
     # Device
-    Ineffective("memory.text_encoders", lambda s: s.config.model.device == "cpu", "model.device is cpu"),
+    Ineffective(
+        "memory.text_encoders",
+        lambda s: s.config.model.device == "cpu" and s.config.memory.text_encoders == "cpu",
+        "model.device is cpu",
+    ),
     Ineffective(
         "memory.trajectories",
         lambda s: s.config.model.device == "cpu" and s.config.memory.trajectories == "cpu",

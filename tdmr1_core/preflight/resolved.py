@@ -20,7 +20,15 @@ from tdmr1_core.preflight.checks import CheckedSettings, check_settings
 from tdmr1_core.preflight.group_sizes import check_evaluation_groups
 from tdmr1_core.preflight.prompts import check_prompts
 from tdmr1_core.preflight.rewards import ResolvedReward, RewardFinder, specs_of
-from tdmr1_core.prompts.sets import EMBEDDED_DOMAINS, PROMPT_SETS, PromptSet, held_out_companion, load_prompt_set
+from tdmr1_core.prompts.prompt import Prompt
+from tdmr1_core.prompts.sets import (
+    EMBEDDED_DOMAINS,
+    PROMPT_SETS,
+    PromptSet,
+    held_out_companion,
+    load_prompt_set,
+    spread,
+)
 from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.sources.source import freeze_options
 
@@ -60,6 +68,14 @@ class ResolvedRun(ResolvedEngine):
     def human_rewards(self) -> list[str]:
         """The names of trained rewards that ask people."""
         return [reward.config.name for reward in self.rewards if not reward.registered.spec.evaluates]
+
+    @property
+    def evaluated_prompts(self) -> list[Prompt]:
+        """The prompts that evaluations sample; none if no reward scores them."""
+        if not self.evaluation_rewards:
+            return []
+        images, per_prompt = self.config.evaluation.images, self.config.evaluation.images_per_prompt
+        return [prompt for each in self.evaluation_prompts for prompt in spread(each.prompts, images, per_prompt)[0]]
 
     def with_choices(self, config: RunConfig) -> ResolvedRun:
         """The same run with what was chosen for this machine: options of rewards, and settings of batch and memory.

@@ -57,7 +57,7 @@ from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped
 from tdmr1_core.runs.metrics_log import Tracker
 from tdmr1_core.runs.missing_inputs import check_inputs, needed_by_resume
 from tdmr1_core.runs.observer import Observer
-from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview
+from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview, shown
 from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import describe_error
 
@@ -228,6 +228,7 @@ class Run:
         else:
             engine.fix_noise_levels()
             self.config = engine.config
+        engine.encode_ahead([*self.resolved.evaluated_prompts, *shown(self._shown_prompts)])
         return engine
 
     def _check_prompt_lengths(self, engine: Engine) -> None:

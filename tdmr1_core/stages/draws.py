@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,27 @@ from tdmr1_core.records import Groups, Prompt, Trajectory
 
 def next_groups(prompts: Sequence[Prompt], iteration: int, groups: int, group_size: int, seed: int) -> Groups:
     """The groups of an iteration, counted from 0. The prompt set is used up in random order, then shuffled again."""
-    chosen = []
+    chosen, orders = [], dict[int, list[int]]()
     for position in range(iteration * groups, (iteration + 1) * groups):
         epoch, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=seeds.stream(seed, "prompts", epoch))
-        chosen.append(prompts[int(order[place])])
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(len(prompts), generator=seeds.stream(seed, "prompts", epoch)).tolist()
+        chosen.append(prompts[orders[epoch][place]])
     return Groups(iteration, tuple(chosen), group_size)
+
+
+def upcoming_texts(
+    prompts: Sequence[Prompt], iterations: Iterable[int], draw: Callable[[int], Groups]
+) -> Iterator[str]:
+    """The texts of the prompts that `draw` returns for these iterations, in the order of their first use."""
+    left = {prompt.text for prompt in prompts}
+    for iteration in iterations:
+        for text in dict.fromkeys(prompt.text for prompt in draw(iteration).prompts):
+            if text in left:
+                left.remove(text)
+                yield text
+        if not left:
+            return
 
 
 def sharing_ids(groups: Groups, sharing: Sharing) -> list[int]:

@@ -1,11 +1,10 @@
-"""Encodes prompts, with a cache in memory or on disk."""
+"""Encodes prompts, with a cache in memory and on disk, and encodes the prompts of the next iterations ahead."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,89 +12,124 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
+from tdmr1_core import heartbeat
 from tdmr1_core.durable_files import write_durable
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.memory import encoder_identity, encoders_on_device
+from tdmr1_core.models.memory import encoder_identity
+from tdmr1_core.models.offloaded_encoders import OffloadedEncoders
 from tdmr1_core.records import Conditioning
 
 DIGEST = "sha256"
 """The metadata key of the digest in a cache file."""
-KEPT = 1024
-"""The number of encoded texts kept in memory: 1.7 GB for SD3.5-medium in bf16, with 205 tokens each."""
 
 
 @dataclass(eq=False)
 class PromptEncoder:
     """Encodes each text separately, so that the result does not depend on the other texts of a batch.
 
-    With a `cache` folder, encoded texts are stored there. The name of a file is a hash of the text, of the tokenizers
-    and text encoders, of the package versions, and of `make`, which describes how the encoders are used. Without a
-    folder, the `most` recently used texts are kept in memory, on the CPU.
+    The most recently used texts are kept in host memory, up to `budget` bytes. With a `cache` folder, encoded texts are
+    also stored there. The name of a file is a hash of the text, of the tokenizers and text encoders, of the package
+    versions, and of `make`, which describes how the encoders are used.
 
-    With `instead_of`, the text encoders are on the device only while they encode; these denoisers are on the CPU then.
+    With `encoders`, the text encoders are on the device only while they encode. With `upcoming` too, which returns the
+    texts that will be needed, in this order, the encoders then also encode as many of these as the budget holds. If it
+    holds all of them, the encoders are released.
     """
 
     backbone: Backbone
     _: KW_ONLY
     make: str
     cache: Path | None
-    instead_of: Sequence[nn.Module] | None = None
-    most: int = KEPT
+    budget: float
+    encoders: OffloadedEncoders | None = None
+    upcoming: Callable[[], Iterable[str]] | None = None
     _kept: dict[str, Conditioning] = field(default_factory=dict, init=False)
-
-    def encode_unconditional(self) -> None:
-        """Encode the empty prompt now, because guidance needs it while the text encoders are not on the device."""
-        with self._encoders():
-            _ = self.backbone.unconditional
+    _kept_bytes: int = field(default=0, init=False)
+    _can_guide: bool = field(default=False, init=False)
+    """Whether the empty prompt is encoded. Guidance needs it while the text encoders are not on the device."""
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """The conditioning on the device, one row per text. Raises Tdmr1Error if the cache cannot be written."""
-        known = {text: self._find(text) for text in dict.fromkeys(texts)}
-        missing = [text for text, found in known.items() if found is None]
-        if missing:
-            with self._encoders():
-                for text in missing:
-                    known[text] = self._keep(text, self.backbone.encode([text]))
-        parts = [known[text] for text in texts]
-        whole = Conditioning.cat([part for part in parts if part is not None])
-        return whole.to(self.backbone.device)
+        """The conditioning on the device, one row per text.
 
-    def _encoders(self) -> AbstractContextManager[None]:
-        """A context in which the text encoders are on the device."""
-        if self.instead_of is None:
-            return nullcontext()
-        return encoders_on_device(self.backbone, self.instead_of)
+        Raises Tdmr1Error if the cache cannot be written, or if released encoders cannot be loaded again.
+        """
+        found = {text: self._find(text) for text in dict.fromkeys(texts)}
+        known = {text: each for text, each in found.items() if each is not None}
+        missing = [text for text in found if text not in known]
+        if self.encoders is None:
+            self._encode_missing(missing, known)
+        elif missing or not self._can_guide:
+            with self.encoders.on_device():
+                _ = self.backbone.unconditional
+                self._can_guide = True
+                self._encode_missing(missing, known)
+                if self.upcoming is not None and self._encode_ahead(known, self.upcoming()):
+                    self.encoders.release()
+        return Conditioning.cat([known[text] for text in texts]).to(self.backbone.device)
+
+    def _encode_missing(self, missing: Iterable[str], known: dict[str, Conditioning]) -> None:
+        """Encode the missing texts, and add them to the known ones."""
+        for text in missing:
+            known[text] = self._encode(text)
+            self._keep(text, known[text])
+
+    def _encode_ahead(self, known: Mapping[str, Conditioning], upcoming: Iterable[str]) -> bool:
+        """Keep the upcoming texts that the budget holds beside the known ones. Whether it holds all."""
+        total, seen = sum(map(size_of, known.values())), set(known)
+        for text in upcoming:
+            if text in seen:
+                continue
+            if total >= self.budget:
+                return False
+            found = self._find(text)
+            if found is None:
+                found = self._encode(text)
+            seen.add(text)
+            total += size_of(found)
+            if total > self.budget:
+                return False
+            self._keep(text, found)
+        return total <= self.budget
 
     @cached_property
     def _identity(self) -> str:
         return "\n".join([self.make, *encoder_identity(self.backbone)])
 
     def _find(self, text: str) -> Conditioning | None:
-        if self.cache is None:
-            return self._recall(text)
-        return _read(self._path(text))
-
-    def _recall(self, text: str) -> Conditioning | None:
+        """The encoded text from memory, where it becomes the most recently used one, or from the cache folder."""
         kept = self._kept.pop(text, None)
         if kept is not None:
             self._kept[text] = kept  # moved to the end: most recently used
-        return kept
-
-    def _keep(self, text: str, conditioning: Conditioning) -> Conditioning:
-        kept = conditioning.to(torch.device("cpu"))
-        if self.cache is None:
-            self._kept[text] = kept
-            if len(self._kept) > self.most:
-                del self._kept[next(iter(self._kept))]
             return kept
+        found = None if self.cache is None else _read(self._path(text))
+        if found is not None:
+            self._keep(text, found)
+        return found
+
+    def _keep(self, text: str, conditioning: Conditioning) -> None:
+        """Keep an encoded text in memory, instead of the least recently used ones if there is no room for all."""
+        size = size_of(conditioning)
+        if text in self._kept or size > self.budget:
+            return
+        while self._kept_bytes + size > self.budget:
+            self._kept_bytes -= size_of(self._kept.pop(next(iter(self._kept))))
+        self._kept[text] = conditioning
+        self._kept_bytes += size
+
+    def _encode(self, text: str) -> Conditioning:
+        """Encode a text, and store it in the cache folder. The result is on the CPU."""
+        heartbeat.step()
+        encoded = self.backbone.encode([text]).to(torch.device("cpu"))
+        if self.cache is None:
+            return encoded
         path = self._path(text)
         building = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durable(building, _pack(kept, path.stem))
+            write_durable(building, _pack(encoded, path.stem))
             building.replace(path)
         except (OSError, SafetensorError) as error:
             raise Tdmr1Error(
@@ -104,12 +138,17 @@ class PromptEncoder:
                 code="not-writable",
                 values={"path": str(self.cache)},
             ) from error
-        return kept
+        return encoded
 
     def _path(self, text: str) -> Path:
         assert self.cache is not None
         digest = hashlib.sha256(f"{self._identity}\n{text}".encode()).hexdigest()
         return self.cache / digest[:2] / f"{digest}.safetensors"
+
+
+def size_of(conditioning: Conditioning) -> int:
+    """The bytes of the tensors of a conditioning."""
+    return sum(value.nbytes for value in vars(conditioning).values() if isinstance(value, Tensor))
 
 
 def _pack(conditioning: Conditioning, key: str) -> bytes:

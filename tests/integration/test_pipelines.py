@@ -262,7 +262,7 @@ def test_memory_settings_do_not_change_the_weights(folders, second, tmp_path, tw
 
 @pytest.mark.parametrize("family", MAKERS)
 def test_a_plan_counts_the_parameters_of_the_loaded_model(folders, second, family):
-    config = settings(folders, family)
+    config = settings(folders, family, memory={"text_encoders": "device"})
     engine = Engine.from_config(config)
     pipeline, roles = engine.roles.backbone.pipeline, engine.roles
 

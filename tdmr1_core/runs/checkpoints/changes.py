@@ -22,6 +22,7 @@ HARMLESS = (
     "memory.gradient_checkpointing",
     "memory.text_encoders",
     "memory.prompt_cache",
+    "memory.prompt_cache_gb",
     "memory.trajectories",
     "memory.compile",
     "scoring.workers",

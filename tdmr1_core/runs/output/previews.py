@@ -46,6 +46,10 @@ def save_comparison(engine: Engine, prompts: Sequence[Prompt], folder: Path) -> 
     return path
 
 
+def shown(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts of a grid, spread over these prompts."""
+    return prompts[:: max(1, len(prompts) // PROMPTS)][:PROMPTS]
+
+
 def _sample(engine: Engine, prompts: Sequence[Prompt]) -> EvaluationImages:
-    step = max(1, len(prompts) // PROMPTS)
-    return sample_images(engine, GENERATOR_EMA, prompts[::step][:PROMPTS], COLUMNS, engine.config.evaluation.seed)
+    return sample_images(engine, GENERATOR_EMA, shown(prompts), COLUMNS, engine.config.evaluation.seed)

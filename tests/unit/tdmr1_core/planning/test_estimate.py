@@ -26,8 +26,11 @@ from tdmr1_core.planning.counting import count_parameters
 from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.planning.estimate import fitting_micro_batch, plan, read_architecture
 from tdmr1_core.planning.passes import passes_an_image
+from tdmr1_core.planning.prompt_encoding import count_prompts, describe_encoding
 from tdmr1_core.planning.published_configs import PUBLISHED
+from tdmr1_core.preflight.resolved import resolve_run
 from tdmr1_core.records import Groups, Trajectory
+from tdmr1_core.stages.prompt_encoder import size_of
 
 pytestmark = pytest.mark.unit
 
@@ -94,6 +97,53 @@ def test_memory_follows_the_settings(whole, entry):
     assert (recomputed.images, recomputed.micro_batch) == (8, 4)
     with raises("processes-count"):
         plan(small_config(), entry, processes=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "always"),
+    [
+        ("auto", "cuda", False),
+        ("auto", "auto", False),
+        ("auto", "cpu", True),
+        ("device", "cuda", True),
+        ("device", "cpu", True),
+        ("cpu", "cuda", False),
+    ],
+)
+def test_text_encoders_count_always_or_in_turn_with_the_denoisers(monkeypatch, entry, setting, device, always):
+    large = replace(read_architecture(entry), encoders=10_000_000)
+    monkeypatch.setattr("tdmr1_core.planning.estimate.read_architecture", lambda entry: large)
+    planned = plan(small_config(f"model.device={device}", f"memory.text_encoders={setting}"), entry)
+    found = planned.parts["text encoders"], planned.parts["text encoders in turn"]
+    assert found == ((4e7, 0) if always else (0, 4e7 - planned.parts["denoiser"]))
+
+
+def described(*settings):
+    """What a plan prints of the text encoders, and the number of prompts that it counts."""
+    resolved = resolve_run(small_config(*settings))
+    return describe_encoding(plan(resolved.config, resolved.entry), resolved), count_prompts(resolved)
+
+
+def test_a_plan_states_where_the_text_encoders_are():
+    assert described("model.device=cpu")[0] == "they stay on the device"
+    assert described("memory.text_encoders=cpu")[0].startswith("they stay on the CPU; for new prompts")
+    assert described("memory.prompt_cache_gb=0")[0].startswith("they stay on the CPU; for new prompts")
+    all_fit, prompts = described()
+    assert all_fit.startswith(f"all {prompts} prompts of the run (")
+    assert all_fit.endswith("then the encoders are released")
+    too_many, _ = described("memory.prompt_cache_gb=1e-5")
+    assert "exceed memory.prompt_cache_gb=1e-05; 3 at a time are encoded ahead" in too_many
+
+
+def test_the_prompts_of_a_plan_are_those_that_a_run_encodes():
+    """One per group of all iterations, at most, and those of evaluations. The bytes are those of the longest prompt."""
+    counted = [described("evaluation.images=4", f"iterations={number}", "batch.groups=2")[1] for number in (1, 2, 500)]
+    resolved = resolve_run(small_config("evaluation.images=4"))
+    evaluated = {prompt.text for prompt in resolved.evaluated_prompts}
+    every = evaluated | {prompt.text for prompt in resolved.prompts.prompts}
+    assert counted == [len(evaluated) + 2, len(evaluated) + 4, len(every)]
+    engine = Engine.from_resolved(resolved)
+    assert size_of(engine.conditioning(engine.prompts[:1])) == plan(resolved.config, TINY).prompt_bytes
 
 
 def test_a_quantized_denoiser_stays_on_the_device_while_prompts_are_encoded(monkeypatch, entry):

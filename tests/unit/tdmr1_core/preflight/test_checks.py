@@ -167,6 +167,7 @@ def test_rank_and_alpha_are_effective_for_a_lora_file_that_does_not_store_them(t
         ["batch.groups=2", "batch.group_size=9", "advantages.clip=3.9"],
         ["timesteps.optimizer_step=each", "timesteps.per_iteration=1", "fake.updates=2"],
         ["memory.trajectories=cpu", "memory.text_encoders=cpu"],
+        ["model.device=cpu", "memory.text_encoders=device"],
         [*DISTILL, "model.rank=8", "model.alpha=8", "evaluation.seed=3"],
         [*DISTILL, "evaluation.rewards=[{name: object_count}]", "evaluation.every=5", "evaluation.images=5"],
         [*PEOPLE, "evaluation.rewards=[{name: object_count}]", "evaluation.every=5", "guard.threshold=2"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tdmr1_core.algorithm import seeds
 from tdmr1_core.config import Sharing
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
 from tdmr1_core.stages.draws import (
@@ -12,8 +13,10 @@ from tdmr1_core.stages.draws import (
     draw_levels,
     draw_steps,
     latents_at,
+    next_groups,
     noise_for,
     sharing_ids,
+    upcoming_texts,
 )
 
 pytestmark = pytest.mark.unit
@@ -176,3 +179,25 @@ def test_conditioning_rows() -> None:
     assert rows.select([1]).expand(4).pooled.flatten().tolist() == [1] * 4
     assert rows.select([1]).expand(4).embeddings.shape == (4, 1, 1)
     assert Conditioning.cat([rows, rows.select([1])]).pooled.flatten().tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("iterations", [3, 20])
+def test_upcoming_texts_are_those_of_the_next_iterations_in_the_order_of_their_first_use(iterations: int) -> None:
+    prompts = [Prompt(str(i % 7), {}) for i in range(10)]
+    drawn: list[int] = []
+
+    def draw(iteration: int) -> Groups:
+        drawn.append(iteration)
+        return next_groups(prompts, iteration, 4, 2, seed=5)
+
+    found = list(upcoming_texts(prompts, range(1, iterations), draw))
+    texts = [prompt.text for number in range(1, iterations) for prompt in next_groups(prompts, number, 4, 2, 5).prompts]
+    assert found == list(dict.fromkeys(texts))
+    assert len(drawn) < 10, "the draws end with the last new text"
+
+
+def test_prompts_of_an_iteration_that_spans_several_epochs() -> None:
+    prompts = [Prompt(str(i), {}) for i in range(3)]
+    groups = [prompt.text for number in range(3) for prompt in next_groups(prompts, number, 7, 2, seed=1).prompts]
+    orders = [torch.randperm(3, generator=seeds.stream(1, "prompts", epoch)).tolist() for epoch in range(7)]
+    assert groups == [str(place) for order in orders for place in order]
