@@ -46,7 +46,7 @@ class Model:
             "activations": size * (self.recomputed if memory.recomputes else self.stored) * GB,
             "decoding": (size if memory.decodes_at_once else 1) * self.decoding * GB,
         }
-        return Plan(config.batch.groups, images, 1, size, False, 32, parts, 1.0, 1.0)
+        return Plan(config.batch.groups, images, 1, size, False, 32, parts, 1.0, 1.0, 1)
 
 
 def settings(*assignments: str) -> RunConfig:
@@ -131,7 +131,7 @@ def test_the_three_lines():
         "batch.micro_batch=4 (up to 4 images fit in 22.1 GB, which is 24 GB less 8%)",
         "memory.gradient_checkpointing=false (without recomputation 4 images fit, which is enough)",
         "memory.trajectories=device (sampled latents are 3 GB), "
-        "memory.decoder=none (a micro-batch at once needs 4 GB), memory.text_encoders=device (as set)",
+        "memory.decoder=none (a micro-batch at once needs 4 GB), memory.text_encoders=auto (on the GPU only while they encode)",
     )
     small = choose(settings("memory.decoder=sliced"), 16 * GB, Model().plan)
     assert small.lines[1] == "memory.gradient_checkpointing=true (without recomputation only 2 images fit)"
