@@ -131,7 +131,8 @@ def test_the_three_lines():
         "batch.micro_batch=4 (up to 4 images fit in 22.1 GB, which is 24 GB less 8%)",
         "memory.gradient_checkpointing=false (without recomputation 4 images fit, which is enough)",
         "memory.trajectories=device (sampled latents are 3 GB), "
-        "memory.decoder=none (a micro-batch at once needs 4 GB), memory.text_encoders=auto (on the GPU only while they encode)",
+        "memory.decoder=none (a micro-batch at once needs 4 GB), "
+        "memory.text_encoders=auto (on the GPU only while they encode)",
     )
     small = choose(settings("memory.decoder=sliced"), 16 * GB, Model().plan)
     assert small.lines[1] == "memory.gradient_checkpointing=true (without recomputation only 2 images fit)"
