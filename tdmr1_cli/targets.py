@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tdmr1_cli.output import message
+from tdmr1_cli.output import message, print_warnings
 from tdmr1_cli.settings import Flags, resolve_settings, run_changes
 from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.licences import license_warnings
+from tdmr1_core.models.registry import SAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +65,10 @@ class FoundTarget:
 
     def load(self) -> Target:
         """Load the trained weights of the run, or the model. Raises Tdmr1Error for what cannot be loaded."""
+        entry = self.resolved.entry
+        if self.needed is not None and not self.needed.teacher:
+            entry = replace(entry, teacher=SAME)  # its weights are not downloaded
+        print_warnings(license_warnings(entry))
         message(f"loading {self.target} …")
         from tdmr1_core.distributed import set_threads
 

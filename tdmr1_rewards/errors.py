@@ -50,6 +50,7 @@ CODES = {
     "model-invalid": "A model entry or pipeline directory has parts that do not fit, or two plugins register its name.",
     "model-incomplete": "A pipeline directory lacks files.",
     "model-unsupported": "No family supports this pipeline, or the family does not support this use.",
+    "model-license": "Warning: weights that a run needs are gated on the hub, or not for commercial use.",
     "teacher-mismatch": "The teacher does not have the text encoders or the decoder of the few-step model.",
     "hub-unavailable": "The hub cannot be reached and a file is not in the local cache, or an upload failed.",
     "hub-denied": "The hub refused access: the repository is gated, private or missing, or the token may not write.",

@@ -15,6 +15,8 @@ from tdmr1_core.models.registry import SAME
 if TYPE_CHECKING:
     from tdmr1_core.models.registry import ModelEntry
 
+GATED = " (gated: you must accept its license on the hub)"
+
 app = typer.Typer(name="models", help="List, describe or check models.", rich_markup_mode=None)
 
 
@@ -117,16 +119,22 @@ def _facts(entry: ModelEntry) -> list[tuple[str, str]]:
         ("model", f"{entry.name}: {entry.summary}"),
         ("registered by", entry.distribution),
         ("family", f"{entry.family} ({family.pipeline})"),
-        ("base", entry.base + (" (gated: you must accept its license on the hub)" if entry.gated else "")),
+        ("base", entry.base + (GATED if entry.gated else "")),
         ("few-step LoRA", lora),
-        ("teacher", "the base itself" if entry.teacher == SAME else entry.teacher),
+        (
+            "teacher",
+            "the base itself" if entry.teacher == SAME else entry.teacher + (GATED if entry.teacher_gated else ""),
+        ),
         ("images", f"{entry.width}×{entry.height} pixels"),
         ("sampling", f"{entry.steps} steps, {shift}, no guidance"),
         ("diffusers call", _call(entry)),
         ("teacher sampling", f"{entry.teacher_steps} steps, {guidance}"),
         ("trained LoRAs", f"rank {entry.rank}, alpha {entry.alpha:g}, on {', '.join(entry.targets)}"),
         ("precision", entry.precision),
-        ("license", entry.licence),
+        (
+            "license",
+            entry.licence if entry.teacher == SAME else f"{entry.licence}; of the teacher: {entry.teacher_licence}",
+        ),
         ("download", f"about {_size(entry.download_gb)}" if entry.download_gb else "none"),
         ("memory", f"frozen weights: about {_size(entry.weights_gb)} in bf16; training needs more"),
         ("default reward", entry.default_reward or "none: choose one with --reward"),

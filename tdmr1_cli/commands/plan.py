@@ -19,10 +19,11 @@ from tdmr1_cli.options import (
     RewardOption,
     SetOption,
 )
-from tdmr1_cli.output import emit_json, message, table
+from tdmr1_cli.output import emit_json, message, print_warnings, table
 from tdmr1_cli.run_summary import GB, TFLOPS, print_choices, print_encoding, print_estimate
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.settings.bounds import LARGEST_NUMBER
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def command(
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
     resolved = resolve_settings(flags, None, discover(), needs_reward=False, previews=True)
     room = parse_memory(gpu) if gpu else _found_room(resolved.config, processes or 1)
+    print_warnings(license_warnings(resolved.entry))
     from tdmr1_core.planning.choices import choose
     from tdmr1_core.planning.estimate import Planner
 

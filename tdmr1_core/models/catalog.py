@@ -8,10 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import resources
 
-from tdmr1_core.models.families import ATTENTION, JOINT_ATTENTION
-from tdmr1_core.models.registry import ModelEntry
+from tdmr1_core.models.families import ATTENTION, GATED_ATTENTION, JOINT_ATTENTION, KLEIN, SELF_ATTENTION
+from tdmr1_core.models.registry import SCHNELL_LENGTH, ModelEntry
 
+APACHE = "Apache-2.0"
+FLUX2 = "FLUX Non-Commercial License"
+KREA = "Krea 2 Community License"
 STABILITY = "Stability AI Community License"
+LIGHTNING = (*JOINT_ATTENTION, "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+"""The modules of the published Lightning LoRAs: attention and both feed-forward networks of each block."""
 
 
 _TINY = resources.files("tdmr1_core") / "tiny"
@@ -31,7 +36,7 @@ _SHAPES = ModelEntry(
     default_reward="object_count",
     default_preset="tiny",
     distill_preset="distill-tiny",
-    licence="Apache-2.0",
+    licence=APACHE,
     weights_gb=0.01,
 )
 _WORDS = replace(
@@ -56,6 +61,49 @@ _PAIRS = replace(
     default_reward="geneval",
     default_preset="tiny-pairs",
     distill_preset="distill-tiny-pairs",
+)
+_KLEIN_4B = ModelEntry(
+    name="flux2-klein-4b",
+    summary="FLUX.2-klein (4B) in 4 steps; its teacher is FLUX.2-klein-base",
+    family="flux2_klein",
+    base="black-forest-labs/FLUX.2-klein-4B",
+    lora=None,
+    domain="photo",
+    height=1024,
+    width=1024,
+    shift=None,
+    teacher="black-forest-labs/FLUX.2-klein-base-4B",
+    teacher_steps=50,
+    teacher_guidance=4.0,
+    max_sequence_length=512,
+    targets=KLEIN,
+    guidance_distilled=True,
+    precision="bf16",
+    licence=APACHE,
+    teacher_licence=APACHE,
+    download_gb=23.7,
+    weights_gb=23.9,
+)
+_QWEN_IMAGE = ModelEntry(
+    name="qwen-image-lightning",
+    summary="Qwen-Image (20B) with the 4-step LoRA Lightning",
+    family="qwen_image",
+    base="Qwen/Qwen-Image",
+    lora="lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-4steps-V2.0-bf16.safetensors",
+    domain="photo",
+    height=1024,
+    width=1024,
+    shift=3.0,  # base_shift and max_shift of the published example are log 3, without shift_terminal
+    teacher_steps=50,
+    teacher_guidance=4.0,
+    max_sequence_length=512,
+    targets=LIGHTNING,
+    rank=64,
+    alpha=64.0,
+    precision="bf16",
+    licence=APACHE,
+    download_gb=58.5,
+    weights_gb=58.0,
 )
 BUILTIN_MODELS = (
     _SHAPES,
@@ -128,9 +176,122 @@ BUILTIN_MODELS = (
         targets=ATTENTION,
         guidance_distilled=True,
         precision="bf16",
-        licence="Apache-2.0",
+        licence=APACHE,
         download_gb=32.8,
         weights_gb=20.7,
+    ),
+    ModelEntry(
+        name="z-image-tdmr1",
+        summary="Z-Image-Turbo (6B) with the published LoRA of TDM-R1, in 4 steps",
+        family="zimage",
+        base="Tongyi-MAI/Z-Image-Turbo",
+        lora="Luo-Yihong/TDM-R1/tdmr1_zimage_ema.ckpt",
+        domain="photo",
+        height=1024,
+        width=1024,
+        teacher_steps=8,
+        teacher_guidance=1.0,
+        max_sequence_length=512,
+        targets=ATTENTION,
+        guidance_distilled=True,
+        precision="bf16",
+        licence=APACHE,
+        download_gb=32.9,
+        weights_gb=20.7,
+    ),
+    _KLEIN_4B,
+    replace(
+        _KLEIN_4B,
+        name="flux2-klein-9b",
+        summary="FLUX.2-klein (9B) in 4 steps; its teacher is FLUX.2-klein-base",
+        base="black-forest-labs/FLUX.2-klein-9B",
+        teacher="black-forest-labs/FLUX.2-klein-base-9B",
+        licence=FLUX2,
+        gated=True,
+        teacher_licence=FLUX2,
+        teacher_gated=True,
+        download_gb=52.9,
+        weights_gb=53.0,
+    ),
+    ModelEntry(
+        name="krea2-turbo",
+        summary="Krea 2 Turbo (13B) in 8 steps; its teacher is Krea 2 Raw",
+        family="krea2",
+        base="krea/Krea-2-Turbo",
+        lora=None,
+        domain="photo",
+        height=1024,
+        width=1024,
+        steps=8,
+        shift=None,
+        teacher="krea/Krea-2-Raw",
+        teacher_steps=52,
+        teacher_guidance=4.5,  # 3.5 in the model card, where 0 means no guidance
+        max_sequence_length=512,
+        targets=GATED_ATTENTION,
+        guidance_distilled=True,
+        precision="bf16",
+        licence=KREA,
+        gated=True,
+        teacher_licence=KREA,
+        teacher_gated=True,
+        download_gb=61.7,  # some weights of the denoisers are float32
+        weights_gb=60.7,
+    ),
+    _QWEN_IMAGE,
+    replace(
+        _QWEN_IMAGE,
+        name="qwen-image-2512-lightning",
+        summary="Qwen-Image-2512 (20B) with the 4-step LoRA Lightning",
+        base="Qwen/Qwen-Image-2512",
+        lora="lightx2v/Qwen-Image-2512-Lightning/Qwen-Image-2512-Lightning-4steps-V1.0-bf16.safetensors",
+    ),
+    ModelEntry(
+        name="flux1-schnell",
+        summary="FLUX.1-schnell (12B) in 4 steps; its teacher is FLUX.1-dev, which is guidance-distilled itself",
+        family="flux1",
+        base="black-forest-labs/FLUX.1-schnell",
+        lora=None,
+        domain="photo",
+        height=1024,
+        width=1024,
+        shift=None,
+        teacher="black-forest-labs/FLUX.1-dev",
+        teacher_steps=50,
+        teacher_guidance=1.0,
+        max_sequence_length=SCHNELL_LENGTH,
+        targets=JOINT_ATTENTION,
+        guidance_distilled=True,
+        precision="bf16",
+        licence=APACHE,
+        gated=True,
+        teacher_licence="FLUX.1 [dev] Non-Commercial License",
+        teacher_gated=True,
+        download_gb=57.5,
+        weights_gb=57.7,
+    ),
+    ModelEntry(
+        name="ernie-image-turbo",
+        summary="ERNIE-Image-Turbo (8B) in 8 steps; its teacher is ERNIE-Image",
+        family="ernie_image",
+        base="baidu/ERNIE-Image-Turbo",
+        lora=None,
+        domain="photo",
+        height=1024,
+        width=1024,
+        steps=8,
+        shift=None,
+        teacher="baidu/ERNIE-Image",
+        teacher_steps=50,
+        teacher_guidance=4.0,
+        max_sequence_length=512,
+        targets=SELF_ATTENTION,
+        guidance_distilled=True,
+        precision="bf16",
+        licence=APACHE,
+        teacher_licence=APACHE,
+        download_gb=40.0,
+        weights_gb=40.2,
     ),
 )
 """The entries of the built-in models."""

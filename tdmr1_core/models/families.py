@@ -109,8 +109,8 @@ class Family:
     """Whether a call of the pipeline takes max_sequence_length."""
     not_loaded: tuple[str, ...] = ()
     """Optional parts of the pipeline that text-to-image sampling does not need."""
-    diffusers: str = "0.35"
-    """The first release of diffusers that has the pipeline."""
+    diffusers: str = "0.30"
+    """The first release of diffusers that has the pipeline. The package needs 0.35 for all families."""
     module: str = "diffusers"
     """The module that has the classes of pipeline and denoiser."""
 
@@ -168,6 +168,7 @@ for each in (
         no_guidance=1.0,
         comfy_prefix="transformer.",
         readers={"tokenizer": CLIP, "tokenizer_2": CLIP, "tokenizer_3": T5},
+        diffusers="0.29",
     ),
     Family(
         name="zimage",
@@ -209,7 +210,7 @@ for each in (
         autoencoder="AutoencoderKLQwenImage",
         layout=Layout.PACKED,
         mu=Mu.FIXED_IF_DISTILLED,
-        diffusers="0.42",
+        diffusers="0.39",
     ),
     Family(
         name="qwen_image",

@@ -262,14 +262,18 @@ def _is_part(value: Any) -> bool:
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Disable gradients, switch to evaluation mode, and move a network to a device and dtype.
 
-    Layers that diffusers keeps in float32, such as the norms of Krea 2, stay in float32 if the dtype is lower.
+    Layers that diffusers keeps in float32, such as the norms of Krea 2, and buffers, such as rotary frequencies, are not
+    reduced to a lower precision.
     """
     part.requires_grad_(False).eval().to(device)
     kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
-    for name, weight in (*part.named_parameters(), *part.named_buffers()):
+    for name, weight in part.named_parameters():
         wanted = torch.promote_types(dtype, torch.float32) if kept & set(name.split(".")) else dtype
-        if weight.is_floating_point() and weight.dtype != wanted:
+        if weight.dtype != wanted:
             weight.data = weight.data.to(wanted)
+    for buffer in part.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, dtype))
 
 
 def load_pipeline(family: Family, folder: Path, precision: torch.dtype, absent: Sequence[str] = ()) -> Any:

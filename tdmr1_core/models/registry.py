@@ -84,6 +84,10 @@ class ModelEntry:
     """The license of the base's weights."""
     gated: bool = False
     """True if the hub requires that users accept the license before a download."""
+    teacher_licence: str = "unknown"
+    """The license of the teacher's weights, if the teacher is another model."""
+    teacher_gated: bool = False
+    """As `gated`, for the teacher."""
     download_gb: float = 0.0
     """Approximate size of the download, in 10^9 bytes."""
     weights_gb: float = 0.0
@@ -109,14 +113,20 @@ class ModelEntry:
         )
 
     def with_teacher(self, teacher: str) -> ModelEntry:
-        """The same few-step model with another frozen teacher, which samples with the default steps and guidance."""
-        if teacher == SAME:
+        """The same few-step model with another frozen teacher, which samples with the default steps and guidance.
+
+        A guidance-distilled model that becomes its own teacher samples as itself.
+        """
+        if teacher == self.teacher:
             return self
+        itself = teacher == SAME and self.guidance_distilled
         return replace(
             self,
             teacher=teacher,
-            teacher_steps=ModelEntry.teacher_steps,
-            teacher_guidance=1.0 if self.family == "flux1" else ModelEntry.teacher_guidance,
+            teacher_steps=self.steps if itself else ModelEntry.teacher_steps,
+            teacher_guidance=1.0 if itself or self.family == "flux1" else ModelEntry.teacher_guidance,
+            teacher_licence=ModelEntry.teacher_licence,
+            teacher_gated=False,
         )
 
 

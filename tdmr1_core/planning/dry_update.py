@@ -201,6 +201,9 @@ def _to_fake_cpu(network: nn.Module) -> None:
             setattr(module, name, nn.Parameter(fake, weight.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
+        for name, table in list(vars(module).items()):  # the positions of Qwen-Image are neither
+            if isinstance(table, Tensor):
+                setattr(module, name, torch.empty(table.shape, dtype=table.dtype, device="cpu"))
 
 
 def _text_conditioning(backbone: PipelineBackbone, tokens: int, dtype: torch.dtype) -> Conditioning:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.errors import RunWarning, Tdmr1Error
+from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
@@ -54,8 +55,8 @@ class ResolvedRun(ResolvedEngine):
 
     `evaluation_prompts` are the prompt sets of evaluations: the training prompts, and last the held-out ones.
     `evaluation_rewards` score evaluations; `held_out_rewards` are additional rewards that only the guard uses.
-    `warnings` name settings without effect, prompts that rewards cannot score, and a missing few-step LoRA. `preset` is
-    the preset that the settings started from.
+    `warnings` name settings without effect, prompts that rewards cannot score, a missing few-step LoRA, and restricted
+    licenses. `preset` is the preset that the settings started from.
     """
 
     evaluation_prompts: tuple[PromptSet, ...]
@@ -152,7 +153,12 @@ def resolve_run(
         evaluation_prompts=sets,
         evaluation_rewards=rewards.evaluation,
         held_out_rewards=rewards.held_out,
-        warnings=(*check_settings(checked), *unscored, *_check_few_step(config, entry, extensions)),
+        warnings=(
+            *check_settings(checked),
+            *unscored,
+            *_check_few_step(config, entry, extensions),
+            *license_warnings(entry),
+        ),
         preset=preset,
     )
 

@@ -167,6 +167,12 @@ def test_each_process_encodes_its_own_groups_ahead():
     assert texts[0] != texts[1]
 
 
+def kind_and_dtypes(encoder):
+    """The class of an encoder, and the dtypes of its weights and buffers."""
+    named = [*encoder.named_parameters(), *encoder.named_buffers()]
+    return type(encoder), {name: tensor.dtype for name, tensor in named}
+
+
 @pytest.mark.parametrize("family", MAKERS)
 def test_loaded_encoders_equal_those_of_the_pipeline(family, tmp_path):
     folder = make_tiny_pipeline(family, tmp_path / family)
@@ -179,14 +185,14 @@ def test_loaded_encoders_equal_those_of_the_pipeline(family, tmp_path):
     assert base.text_encoders() == []
     with encoders.on_device():
         found = base.encode(["two red circles"])
-    assert [type(each) for each in base.text_encoders()] == [type(each) for each in known]
+    assert [kind_and_dtypes(each) for each in base.text_encoders()] == [kind_and_dtypes(each) for each in known]
     for name, value in vars(expected).items():
         other = vars(found)[name]
         assert value is other is None or torch.equal(value, other), name
     assert len(base.text_encoders()) == len(loaded), "no other part is loaded"
     for encoder in loaded.values():
         assert not encoder.training
-        assert {(weight.dtype, weight.requires_grad) for weight in encoder.parameters()} == {(torch.bfloat16, False)}
+        assert not any(weight.requires_grad for weight in encoder.parameters())
 
 
 def test_a_model_directory_that_was_moved_is_named():

@@ -75,7 +75,7 @@ def model_incomplete(tmp_path: Path) -> None:
 def model_unsupported(tmp_path: Path) -> None:
     from tdmr1_core.models.pipeline_files import family_of
 
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     family_of(str(tmp_path))
 
 
@@ -92,6 +92,17 @@ def teacher_mismatch(tmp_path: Path) -> None:
     entry = ModelRegistry(BUILTIN_MODELS).get("tiny-tdm")
     entry = replace(entry, base=str(tmp_path / "base"), teacher=str(tmp_path / "teacher"))
     check_entry(entry, training=False)
+
+
+def model_license(tmp_path: Path) -> None:
+    from tdmr1_core.errors import warn
+    from tdmr1_core.models.catalog import BUILTIN_MODELS
+    from tdmr1_core.models.licences import license_warnings
+    from tdmr1_core.models.registry import ModelRegistry
+
+    with patch("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path)):
+        for found in license_warnings(ModelRegistry(BUILTIN_MODELS).get("flux1-schnell")):
+            warn(str(found), code=found.code, **found.values)
 
 
 def hub_unavailable(tmp_path: Path) -> None:
@@ -236,6 +247,7 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "model-invalid": model_invalid,
     "model-incomplete": model_incomplete,
     "model-unsupported": model_unsupported,
+    "model-license": model_license,
     "teacher-mismatch": teacher_mismatch,
     "hub-unavailable": hub_unavailable,
     "hub-denied": hub_denied,

@@ -217,17 +217,17 @@ def test_wrong_pipeline_classes(cache, tmp_path):
     folder = cached(cache, "owner/name", zimage(tmp_path))
     with raises("model-invalid", pipeline="ZImagePipeline", model="sd3.5-tdm", expected="StableDiffusion3Pipeline"):
         ModelRegistry(BUILTIN_MODELS).get("sd3.5-tdm", path=folder)
-    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     pipeline_files._hub_config.cache_clear()
     for source in ("owner/name", str(folder)):
-        with raises("model-unsupported", source=source, pipeline="FluxPipeline"):
+        with raises("model-unsupported", source=source, pipeline="StableDiffusionXLPipeline"):
             ModelRegistry(BUILTIN_MODELS).get(source)
 
 
 def test_a_scheduler_that_shifts_by_resolution(cache, tmp_path):
     changed = {"scheduler/scheduler_config.json": {"use_dynamic_shifting": True}}
     cached(cache, "owner/name", zimage(tmp_path, **changed))
-    with raises("model-unsupported", source="owner/name", setting="use_dynamic_shifting"):
+    with raises("model-unsupported", pipeline="ZImagePipeline", setting="use_dynamic_shifting"):
         ModelRegistry(BUILTIN_MODELS).get("owner/name")
 
 

@@ -80,8 +80,10 @@ def test_text_encoders_are_counted_from_their_configs(whole, tmp_path):
 )
 def test_a_published_model_is_planned_without_any_file(published):
     known = read_architecture(published, use_known=False)
-    numbers = known.encoders + count_parameters(known.denoiser["_class_name"], known.denoiser)
-    autoencoder = count_parameters("AutoencoderKL", known.autoencoder)
+    teacher = [] if published.teacher == SAME else [PUBLISHED[published.teacher]["transformer/config.json"]]
+    denoisers = [known.denoiser, *teacher]
+    numbers = known.encoders + sum(count_parameters(each["_class_name"], each) for each in denoisers)
+    autoencoder = count_parameters(known.family.autoencoder, known.autoencoder)
     assert 2 * (numbers + 2 * autoencoder) == pytest.approx(published.weights_gb * 1e9, rel=0.01)
 
 
