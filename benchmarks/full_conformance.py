@@ -38,8 +38,6 @@ def build(entry: ModelEntry, device: torch.device) -> Any:
     import diffusers
 
     family = FAMILIES[entry.family]
-    index = config_of(entry.base, "model_index.json")
-    settings = {name: value for name, value in index.items() if name == "is_distilled"}
     autoencoder = dict(config_of(entry.base, "vae/config.json"))
     if family.autoencoder == "AutoencoderKL":
         autoencoder = {"shift_factor": 0.0, **autoencoder}
@@ -52,9 +50,15 @@ def build(entry: ModelEntry, device: torch.device) -> Any:
     }
     kind = family.find_class(family.pipeline)
     absent = set(kind._get_signature_keys(kind)[0]) - parts.keys()
-    pipeline = kind(**parts, **dict.fromkeys(absent), **settings)
+    pipeline = kind(**parts, **dict.fromkeys(absent), **pipeline_settings(entry))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def pipeline_settings(entry: ModelEntry) -> dict[str, Any]:
+    """The published settings of the pipeline itself."""
+    index = config_of(entry.base, "model_index.json")
+    return {name: value for name, value in index.items() if name == "is_distilled"}
 
 
 def scheduler_config(entry: ModelEntry) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import pluggy
 import torch
+from full_conformance import pipeline_settings, scheduler_config
 
 from tdmr1_core import hookspecs
 from tdmr1_core.build.parts import PRECISIONS, Parts, apply_memory_settings, build_roles
@@ -64,6 +65,7 @@ def random_backbone(family: str, architecture: Architecture) -> type[PipelineBac
 
 def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> Engine:
     """An engine with random weights."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.configuration_utils import FrozenDict
     from diffusers.image_processor import VaeImageProcessor
 
@@ -83,7 +85,8 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
         text_encoder=None,
         text_encoder_2=None,
         text_encoder_3=None,
-        scheduler=SimpleNamespace(config=FrozenDict(shift=entry.shift or 3.0)),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(entry)),
+        config=FrozenDict(pipeline_settings(entry)),
         image_processor=VaeImageProcessor(),
     )
     kind = random_backbone(entry.family, architecture)

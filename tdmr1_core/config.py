@@ -274,17 +274,21 @@ class RolloutConfig(Section):
     eta: Fraction = 0.0
     """Fraction of fresh noise at each step. Above 0, trajectories are stochastic (slower in the paper's ablation)."""
 
-    @model_validator(mode="after")
-    def _levels(self) -> RolloutConfig:
-        levels = self.sigmas
+    @field_validator("sigmas")
+    @classmethod
+    def _decreasing(cls, levels: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if levels is None:
-            return self
+            return levels
         if not 2 <= len(levels) <= MOST_STEPS + 1 or levels[-1] != 0 or any(a <= b for a, b in pairwise(levels)):
             raise ValueError(
-                f"rollout.sigmas has the {len(levels)} levels {', '.join(f'{level:g}' for level in levels[:6])}…; "
-                "expected at least two noise levels that decrease to 0, such as 1, 0.9, 0.75, 0.5, 0"
+                "rollout.sigmas must hold at least two noise levels that decrease to 0, such as [1, 0.9, 0.75, 0.5, 0]"
             )
-        if self.steps is not None and self.steps != len(levels) - 1:
+        return levels
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RolloutConfig:
+        levels = self.sigmas
+        if levels is not None and self.steps is not None and self.steps != len(levels) - 1:
             raise ValueError(
                 f"rollout.steps is {self.steps}, but rollout.sigmas has {len(levels)} levels, which make "
                 f"{len(levels) - 1} steps; set only one of them"

@@ -1,4 +1,6 @@
-"""The hooks of the training engine: plugins add models, observe the stages and veto updates (entry points `tdmr1`).
+"""The hooks of the training engine (entry points `tdmr1`).
+
+Plugins add model families and models, observe the stages and veto updates.
 
 A hook named `tdmr1_before_…_update` may return a reason as text: the update is then skipped and the reason is logged.
 It returns None to allow the update. In a run with several processes, each process calls its own plugins with its own
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tdmr1_core.config import RunConfig
+    from tdmr1_core.models.families import Family
     from tdmr1_core.models.registry import ModelEntry
     from tdmr1_core.models.roles import LoraWeights, Roles
     from tdmr1_core.records import Advantages, Groups, IterationReport, Prompt, Scores, Trajectory, UpdateStats
@@ -51,6 +54,11 @@ class EngineView(Protocol):
     @property
     def start(self) -> LoraWeights:
         """The generator's LoRA weights at the start of the run."""
+
+
+@hookspec
+def tdmr1_register_families(register: Callable[[Family], None]) -> None:
+    """Add model families: call `register(Family(...))` for each. Called before models are registered."""
 
 
 @hookspec

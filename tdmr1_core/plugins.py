@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pluggy
@@ -12,6 +12,7 @@ import tdmr1_core.hookspecs as hookspecs
 from tdmr1_core.config import ModelConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.catalog import BUILTIN_MODELS
+from tdmr1_core.models.plugin_models import collect_models
 from tdmr1_core.models.registry import ModelEntry, ModelRegistry
 from tdmr1_rewards.registry import Plugins, load_plugins
 
@@ -31,9 +32,7 @@ class Extensions:
 def discover() -> Extensions:
     """Find plugins and what they register. A plugin that fails gets a line in its record; no exception is raised."""
     plugins = load_plugins(extra_hookspecs=[hookspecs])
-    added = plugins.collect("tdmr1_register_models", ModelEntry)
-    models = [replace(entry, distribution=str(provenance)) for entry, provenance in added]
-    return Extensions(plugins, ModelRegistry([*BUILTIN_MODELS, *models]))
+    return Extensions(plugins, ModelRegistry([*BUILTIN_MODELS, *collect_models(plugins)]))
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,10 @@ class Plugins:
     rewards: RewardRegistry
     unmatched: tuple[str, ...]
 
+    def record_of(self, provenance: Provenance) -> PluginRecord:
+        """The record of a plugin. Raises StopIteration if there is none."""
+        return next(record for record in self.records if record.provenance == provenance)
+
     def collect(self, hook: str, expected: type[Registered]) -> list[tuple[Registered, Provenance]]:
         """The objects that plugins register through `hook(register)`, in the order of `records`.
 

@@ -30,11 +30,11 @@ def command(json: JsonOption = False) -> None:
 def find_plugins() -> Plugins:
     """Find every plugin and check its hooks. The errors of a plugin are in its record; nothing is raised."""
     from tdmr1_core import hookspecs
-    from tdmr1_core.models.registry import ModelEntry
+    from tdmr1_core.models.plugin_models import collect_models
     from tdmr1_rewards.registry import load_plugins
 
     plugins = load_plugins(extra_hookspecs=[hookspecs])
-    plugins.collect("tdmr1_register_models", ModelEntry)
+    collect_models(plugins)
     return plugins
 
 

@@ -7,7 +7,6 @@ its length is that of the published tokenizer: 34 tokens, which both pipelines d
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import string
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer, T5TokenizerFast
+
+from tdmr1_rewards.texts.documents import parse_json
 
 Pair = tuple[str, str]
 
@@ -146,6 +147,6 @@ def _train_bpe(
         end_of_word_suffix=word_end,
     )
     learner.train_from_iterator([TEMPLATE_TEXT + PROMPT_TEXT] * REPEATS, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges = [tuple(pair) for pair in parse_json(learner.to_str())["model"]["merges"]]
     tokens = dict.fromkeys([*special_first, *alphabet, *ends, *map("".join, merges), *special_last])
     return ByteVocabulary(merges, {token: number for number, token in enumerate(tokens)})

@@ -16,7 +16,8 @@ from tdmr1_core.conformance.subject import Mismatch, Subject, largest_difference
 PROMPTS = ("two red circles", "three green squares")
 SEED = 5
 SCRIPT = """
-import json, sys
+import sys
+from json import loads as decode
 import numpy as np
 import {module}
 from safetensors import safe_open
@@ -29,9 +30,9 @@ pipeline = {module}.{pipeline}.from_pretrained(base, **dict.fromkeys({absent!r})
 pipeline.load_lora_weights(lora)
 pipeline.set_progress_bar_config(disable=True)
 if "tdmr1.scheduler" in header:
-    changes = json.loads(header["tdmr1.scheduler"])
+    changes = decode(header["tdmr1.scheduler"])
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
-call = json.loads(header["tdmr1.pipeline_call"])
+call = decode(header["tdmr1.pipeline_call"])
 np.save(images, pipeline(prompt=prompt, latents=load_file(noise)["noise"], output_type="np", **call).images)
 assert "tdmr1_core" not in sys.modules
 """

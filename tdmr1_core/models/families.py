@@ -1,4 +1,4 @@
-"""The supported model families and their differences. Imports neither torch nor diffusers."""
+"""The supported model families and their differences; plugins add further ones. Imports neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from tdmr1_core.errors import Tdmr1Error
@@ -113,16 +114,18 @@ class Family:
     """The first release of diffusers that has the pipeline. The package needs 0.35 for all families."""
     module: str = "diffusers"
     """The module that has the classes of pipeline and denoiser."""
+    distribution: str = "tdmr1"
+    """The Python distribution that registers the family."""
 
     def scale_of_pipeline(self, guidance_scale: float) -> float:
         """The guidance argument of the pipeline for uncond + s (cond - uncond), where s = 1 means none."""
         return guidance_scale - 1.0 + self.no_guidance
 
     def find_class(self, name: str) -> Any:
-        """The class of pipeline, denoiser or autoencoder. Raises Tdmr1Error if the installed diffusers lacks it."""
-        from importlib import import_module
-
-        found = getattr(import_module(self.module), name, None) or getattr(import_module("diffusers"), name, None)
+        """The class of pipeline, denoiser or autoencoder. Raises Tdmr1Error if its module lacks it."""
+        found = getattr(self._import(self.module), name, None) or getattr(import_module("diffusers"), name, None)
+        if found is None and self.module != "diffusers":
+            raise self._broken(f"the module {self.module} has no class {name}")
         if found is None:
             from importlib.metadata import version
 
@@ -135,6 +138,31 @@ class Family:
             )
         return found
 
+    def backbone_class(self) -> Any:
+        """The Backbone implementation. Raises Tdmr1Error if that of a plugin cannot be imported."""
+        module, _, name = self.backbone.partition(":")
+        found = getattr(self._import(module), name, None)
+        if found is None:
+            raise self._broken(f"the module {module} has no class {name}")
+        return found
+
+    def _import(self, module: str) -> Any:
+        """A module of the family. Raises Tdmr1Error if that of a plugin cannot be imported."""
+        try:
+            return import_module(module)
+        except Exception as error:
+            if self.distribution == "tdmr1":
+                raise
+            raise self._broken(f"the module {module} cannot be imported: {type(error).__name__}: {error}") from error
+
+    def _broken(self, reason: str) -> Tdmr1Error:
+        return Tdmr1Error(
+            f"the model family {self.name!r} of {self.distribution} cannot be used: {reason}",
+            "install another version of the package, or report this to its authors",
+            code="model-invalid",
+            values={"family": self.name, "distribution": self.distribution, "reason": reason},
+        )
+
 
 CLIP, T5 = Reads("CLIP", "tokenizer"), Reads("T5")
 FAMILIES: dict[str, Family] = {}
@@ -146,15 +174,21 @@ PIPELINES: dict[str, Family] = {}
 def add_family(family: Family) -> None:
     """Add a family. Raises Tdmr1Error if another family has its name or its pipeline class."""
     for known in (FAMILIES.get(family.name), PIPELINES.get(family.pipeline)):
-        if known is not None and known != family:
+        if known is not None:
             raise Tdmr1Error(
                 f"the model family {family.name!r} for {family.pipeline} conflicts with {known.name!r} for "
-                f"{known.pipeline}: a name and a pipeline class can belong to one family only",
+                f"{known.pipeline} of {known.distribution}: a name and a pipeline class can belong to one family only",
                 "uninstall one of the packages, or disable it with TDMR1_DISABLE_PLUGINS",
                 code="model-invalid",
                 values={"family": family.name, "pipeline": family.pipeline, "other": known.name},
             )
     FAMILIES[family.name] = PIPELINES[family.pipeline] = family
+
+
+def remove_plugin_families() -> None:
+    """Remove the families that plugins have added."""
+    for family in [family for family in FAMILIES.values() if family.distribution != "tdmr1"]:
+        del FAMILIES[family.name], PIPELINES[family.pipeline]
 
 
 for each in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +190,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 def backbone_class(family: Family) -> type[PipelineBackbone]:
     """The Backbone implementation of a family."""
-    module, _, name = family.backbone.partition(":")
-    found: type[PipelineBackbone] = getattr(import_module(module), name)
+    found: type[PipelineBackbone] = family.backbone_class()
     return found
 
 

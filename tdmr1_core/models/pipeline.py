@@ -262,8 +262,8 @@ def _is_part(value: Any) -> bool:
 def _freeze(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Disable gradients, switch to evaluation mode, and move a network to a device and dtype.
 
-    Layers that diffusers keeps in float32, such as the norms of Krea 2, and buffers, such as rotary frequencies, are not
-    reduced to a lower precision.
+    Layers that diffusers keeps in float32, such as the norms of Krea 2, and buffers, such as rotary frequencies, keep
+    their precision if it is higher.
     """
     part.requires_grad_(False).eval().to(device)
     kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())

@@ -101,7 +101,7 @@ def family_of(source: str) -> Family:
     if kind not in PIPELINES:
         raise Tdmr1Error(
             f"{source} holds a {kind}, which is not supported",
-            f"supported pipelines: {', '.join(PIPELINES)}",
+            f"supported pipelines: {', '.join(PIPELINES)}; a plugin of its own package can add others",
             code="model-unsupported",
             values={"source": source, "pipeline": kind},
         )

@@ -217,4 +217,5 @@ def entry_of_pipeline(source: str) -> ModelEntry:
         targets=family.targets,
         guidance_distilled=distilled,
         teacher_guidance=1.0 if distilled else ModelEntry.teacher_guidance,
+        distribution=family.distribution,
     )

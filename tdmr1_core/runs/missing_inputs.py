@@ -17,7 +17,7 @@ from pathlib import Path
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, warn
-from tdmr1_core.models.pipeline_files import is_hub_id, is_on_hub
+from tdmr1_core.models.pipeline_files import family_of, is_hub_id, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.option_paths import leaves, listed_rewards, path_in
@@ -143,7 +143,7 @@ def find_missing(folder: Path, config: RunConfig, extensions: Extensions, needed
     """All needed inputs of a run that do not exist, in the order of the settings."""
     header = read_header(folder)
     entry = _entry(config, extensions)
-    missing = list(_missing_model(config, extensions, entry, needed))
+    missing = list(_missing_model(config, extensions, entry, needed, header))
     missing += missing_secrets(needed.rewards)
     for place, reward in needed.rewards:
         missing += _missing_reward(place, reward, extensions.plugins.rewards, header)
@@ -165,23 +165,34 @@ def _entry(config: RunConfig, extensions: Extensions) -> ModelEntry | None:
 
 
 def _missing_model(
-    config: RunConfig, extensions: Extensions, entry: ModelEntry | None, needed: Needed
+    config: RunConfig, extensions: Extensions, entry: ModelEntry | None, needed: Needed, header: Header
 ) -> Iterator[Missing]:
-    model = config.model
+    model, package = config.model, f" ({header.package})" if header.package else ""
     registered = model.name in extensions.models.names
     base = str(model.path or (entry.base if entry else model.name))
     setting = "model.path" if model.path or registered else "model.name"
     if not registered and "/" not in model.name:
-        hint = f"install the plugin that registers the model {model.name}"
+        hint = f"install the package that registers the model {model.name}{package}"
         yield Missing("model.name", "the registered model", model.name, hint)
     elif (model.path or entry or not registered) and not os.path.exists(base) and not is_hub_id(base):
         yield Missing(setting, "the base model", base, "model.path=NEW_FOLDER")
+    elif header.package and not _has_known_family(base):
+        yield Missing(setting, "the package of the model family", header.package, f"install {header.package}")
     lora = str(model.lora) if model.lora else entry.lora if entry else None
     if needed.start and config.kind == "train" and lora and not os.path.exists(lora) and not is_on_hub(lora):
         yield Missing("model.lora", "the few-step LoRA", lora, f"model.lora=NEW_FOLDER/{Path(lora).name}")
     teacher = model.teacher or (entry.teacher if entry else SAME)
     if needed.teacher and teacher != SAME and not os.path.exists(teacher) and not is_hub_id(teacher):
         yield Missing("model.teacher", "the teacher", teacher, "model.teacher=NEW_FOLDER")
+
+
+def _has_known_family(base: str) -> bool:
+    """Whether the family of a pipeline is registered. True if this cannot be found out here."""
+    try:
+        family_of(base)
+    except Tdmr1Error as error:
+        return error.code != "model-unsupported"
+    return True
 
 
 def _missing_reward(place: str, reward: RewardConfig, registry: RewardRegistry, header: Header) -> Iterator[Missing]:

@@ -66,9 +66,9 @@ def run_tdmr1(*arguments, cwd=None, code=0, fresh=False, **changes):
     return done
 
 
-def run_script(path, *arguments, timeout=600):
+def run_script(path, *arguments, cwd=None, timeout=600, **changes):
     """Run a Python file in a fork and expect exit code 0."""
-    done = warm.run(arguments, environment(), script=path, timeout=timeout)
+    done = warm.run(arguments, environment(**changes), cwd=cwd, script=path, timeout=timeout)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -43,10 +43,10 @@ class Environment:
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False, symlinks=True)
         self.python = folder / "bin" / "python"
-        (site_packages,) = folder.glob("lib/python*/site-packages")
+        (self.site_packages,) = folder.glob("lib/python*/site-packages")
         below = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        (site_packages / "below.pth").write_text("".join(f"{path}\n" for path in sorted(below)))
-        shutil.copy(TESTS / "support" / "lean" / "sitecustomize.py", site_packages)
+        (self.site_packages / "below.pth").write_text("".join(f"{path}\n" for path in sorted(below)))
+        shutil.copy(TESTS / "support" / "lean" / "sitecustomize.py", self.site_packages)
         self._folder = folder
 
     def install(self, wheel: Path, *options: str) -> None:

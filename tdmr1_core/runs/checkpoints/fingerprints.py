@@ -93,9 +93,18 @@ def write_config(folder: Path, config: RunConfig, inputs: Fingerprints, model_fi
         config_hash=config_hash,
         content=content(model_files) if model_files else {},
         lora=model_files.lora_record if model_files else None,
+        package=_package(model_files),
     )
     text = yaml.safe_dump({HEADER: header.model_dump(exclude_defaults=True)}, sort_keys=False)
     replace_durable(folder / CONFIG, (text + yaml.safe_dump(settings, sort_keys=False)).encode())
+
+
+def _package(model_files: ModelFiles | None) -> str | None:
+    """The distribution of the plugin that registers the model or its family; None if both are part of tdmr1."""
+    if model_files is None:
+        return None
+    found = {model_files.entry.distribution, model_files.family.distribution} - {"tdmr1"}
+    return " and ".join(sorted(found)) or None
 
 
 def update_config(folder: Path, config: RunConfig) -> None:

@@ -39,7 +39,8 @@ class Header(Fingerprints):
     """The section `tdmr1` of a run's config.yaml: the inputs that the run began with. It holds no settings.
 
     `content` has a hash of configs and weights of the base and of the teacher. Runs of earlier versions have `base`
-    instead, a hash of configs and of sizes of weights.
+    instead, a hash of configs and of sizes of weights. `package` is the distribution of the plugin that registers the
+    model or its family.
     """
 
     versions: dict[str, str] = {}
@@ -47,6 +48,7 @@ class Header(Fingerprints):
     base: str | None = None
     content: dict[str, str] = {}
     lora: dict[str, Any] | None = None
+    package: str | None = None
 
 
 def require_run_folder(folder: Path) -> Path:

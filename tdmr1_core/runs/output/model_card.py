@@ -95,7 +95,7 @@ def script(model_files: ModelFiles, call: SamplingCall, prompt: str) -> str:
     )
     return (
         f"import torch\n"
-        f"from diffusers import {model_files.family.pipeline}\n"
+        f"from {model_files.family.module} import {model_files.family.pipeline}\n"
         f"\n"
         f"pipeline = {model_files.family.pipeline}.from_pretrained({public_name(model_files.entry.base)!r}{absent})\n"
         f'pipeline.load_lora_weights(".", weight_name="{WEIGHT_FILE}")\n'

@@ -122,12 +122,21 @@ def test_merge_does_not_change_its_arguments():
 def test_former_defaults_fill_what_a_run_lacks():
     lacking, complete = (
         {"rollout": {"sampler": "dpm-solver++"}},
-        {"rollout": {"sampler": "dpm-solver++", "dpm_levels": 3}},
+        {"rollout": {"sampler": "dpm-solver++", "dpm_levels": 3, "sigmas": None}},
     )
-    assert with_former_defaults(lacking)["rollout"] == {"sampler": "dpm-solver++", "dpm_levels": "euler"}
+    assert with_former_defaults(lacking)["rollout"] == {
+        "sampler": "dpm-solver++",
+        "dpm_levels": "euler",
+        "sigmas": None,
+    }
     assert lacking == {"rollout": {"sampler": "dpm-solver++"}}
     assert with_former_defaults(complete)["rollout"] == complete["rollout"]
-    for rollout in ({"sampler": "euler"}, {}, 3, None):  # without effect, or refused later
+    for rollout in (
+        {"sampler": "euler", "sigmas": None},
+        {"sigmas": None},
+        3,
+        None,
+    ):  # without effect, or refused later
         assert with_former_defaults({"rollout": rollout})["rollout"] == rollout
 
 

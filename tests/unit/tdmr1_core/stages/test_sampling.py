@@ -30,7 +30,7 @@ class Scripted:
         self.inputs: list[tuple[list[float], Conditioning, float]] = []
 
     def velocity(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0, **_: bool
     ) -> Tensor:
         """Like Backbone.velocity."""
         self.inputs.append((sigma.tolist(), conditioning, guidance_scale))
@@ -71,7 +71,7 @@ def test_dpm_uses_the_previous_prediction() -> None:
 
     class Moving(Scripted):
         def velocity(
-            self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+            self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0, **_: bool
         ) -> Tensor:
             self.clean = len(self.inputs) + 1.0
             return super().velocity(latents, sigma, conditioning, guidance_scale)
@@ -88,7 +88,7 @@ class Nonlinear:
     """A model whose velocity is a nonlinear function of latents and noise level."""
 
     def velocity(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0, **_: bool
     ) -> Tensor:
         """Like Backbone.velocity."""
         level = sigma.to(latents).view(-1, 1, 1, 1)
