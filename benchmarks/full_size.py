@@ -33,12 +33,15 @@ from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.latent_shape import pixels_per_latent
 from tdmr1_core.models.loading import backbone_class
-from tdmr1_core.models.meta_network import LoraShape, build_network
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.registry import ModelEntry
-from tdmr1_core.planning.dry_update import Update, dry_update
-from tdmr1_core.planning.estimate import Architecture, passes_an_image, read_architecture
+from tdmr1_core.planning.dry_update import dry_update
+from tdmr1_core.planning.estimate import Architecture, read_architecture
+from tdmr1_core.planning.passes import passes_an_image
 from tdmr1_core.planning.published_configs import PUBLISHED
+from tdmr1_core.planning.sizes import Update
 from tdmr1_core.plugins import Hooks
 from tdmr1_core.records import Advantages, Conditioning, Prompt
 

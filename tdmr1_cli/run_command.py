@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 
 from tdmr1_cli.multiprocess import launch
 from tdmr1_cli.output import data, message, print_warnings
-from tdmr1_cli.run_summary import print_distillation, print_encoding, print_estimate, print_training
+from tdmr1_cli.run_summary import (
+    print_choices,
+    print_distillation,
+    print_encoding,
+    print_estimate,
+    print_training,
+)
 from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.streams import losses_recorded
 from tdmr1_cli.targets import check_run
 from tdmr1_cli.typed_secrets import with_typed_secrets
-from tdmr1_core.distributed import check_split, join_processes, rank_and_world, requested_processes
+from tdmr1_core.distributed import ALONE, check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, join_hints
 
@@ -68,9 +74,11 @@ def start_run(
     from tdmr1_core.runs.run import Run
 
     processes_of_run = join_processes(resolved.config.model.device, resolved.config.processes_timeout)
-    run = Run.create(resolved, folder, processes=processes_of_run)
+    announce = (lambda _: None) if quiet else message
+    run = Run.create(resolved, folder, processes=processes_of_run, announce=announce)
     if not quiet:
         _print_chosen_options(resolved.config, run.config)
+        print_choices(run.choices)
     _execute(run, quiet)
 
 
@@ -156,14 +164,19 @@ def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
     import yaml
 
     from tdmr1_core.config_loading import dump
+    from tdmr1_core.planning.cards import free_memory
+    from tdmr1_core.planning.choices import choose_for_run
+    from tdmr1_core.planning.estimate import Planner
 
     config = resolved.config
-    message("estimating memory and time …")
-    from tdmr1_core.planning.estimate import plan
-
+    room = free_memory(ALONE.device(config.model.device))
+    choices = choose_for_run(config, resolved.entry, [room] * processes, message)
     planned, reason = None, ""
     try:
-        planned = plan(config, resolved.entry, processes)
+        if choices is None:
+            planned = Planner(resolved.entry, processes, message).plan(config)
+        else:
+            config, planned = choices.config, choices.planned
     except Tdmr1Error as error:
         if error.code != "plan-unavailable":
             raise
@@ -174,6 +187,7 @@ def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
     message(f"run folder: {folder}")
     message(f"prompts: {len(resolved.prompts.prompts)} in {resolved.prompts.name}")
     message(f"run: {config.iterations} iterations, {config.iterations * images} images")
+    print_choices(choices)
     if planned is None:
         message(f"memory and time cannot be estimated: {reason}")
     else:

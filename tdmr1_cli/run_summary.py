@@ -10,6 +10,7 @@ from tdmr1_cli.output import data, message, plus_minus, signed, table
 from tdmr1_cli.signals import sigterm_as_interrupt
 
 if TYPE_CHECKING:
+    from tdmr1_core.planning.choices import Choices
     from tdmr1_core.planning.estimate import Plan
     from tdmr1_core.plugins import Extensions
     from tdmr1_core.preflight.resolved import ResolvedRun
@@ -17,8 +18,19 @@ if TYPE_CHECKING:
     from tdmr1_core.runs.run import RunResult
 
 GB = 1e9
-TFLOPS = 140.0
-"""Assumed sustained TFLOP/s of one GPU: the lowest that was measured on an H100 (docs/performance.md)."""
+MATMUL_TFLOPS = 774.0
+"""TFLOP/s of a product of two large bf16 matrices on an H100 80GB HBM3 (torch 2.11; docs/performance.md)."""
+SUSTAINED = 0.18
+"""The fraction of it that a run sustains. Measured on that card for SD3.5-medium, 512 px: 142 TFLOP/s (micro-batch 12,
+no recomputation) and 137 TFLOP/s (micro-batch 24, recomputation)."""
+TFLOPS = float(round(SUSTAINED * MATMUL_TFLOPS))
+"""Assumed sustained TFLOP/s of one GPU."""
+
+
+def print_choices(choices: Choices | None) -> None:
+    """What was chosen for the card, and why, in three lines."""
+    if choices is not None:
+        message(*choices.lines)
 
 
 def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:

@@ -195,19 +195,22 @@ class BatchConfig(Section):
     group_size: int = Field(24, ge=2, le=MOST_IMAGES)
     """G, the number of images for each prompt. Rewards are compared within this group (published: 24)."""
     micro_batch: Images | Literal["auto"] | None = "auto"
-    """Images processed at once. A number or auto (all images) is halved when the device runs out of memory; null
-    processes all images and stops the run instead. Results do not depend on it."""
+    """Images processed at once. auto: a new run on a GPU chooses a number that fits; on a CPU, all images. A number
+    or auto is halved when the device runs out of memory; null processes all images and stops the run instead. Results
+    do not depend on it."""
 
 
 class MemoryConfig(Section):
     """Options that save memory and cost time.
 
-    Results change only by rounding, except with quantized weights or moments and with tiled decoding.
+    Results change only by rounding, except with quantized weights or moments and with tiled decoding. Where a setting
+    is auto, a new run on a GPU chooses it so that the free memory is used and not exceeded, and its config.yaml gets
+    what was chosen. Elsewhere auto is what costs no time.
     """
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute each block in the backward pass instead of storing its activations. Takes about a third more time."""
-    decoder: Literal["none", "sliced", "tiled"] = "none"
+    decoder: Literal["auto", "none", "sliced", "tiled"] = "auto"
     """none decodes all images of a micro-batch at once, sliced one by one, tiled in tiles (seams may be visible)."""
     text_encoders: Literal["auto", "device", "cpu"] = "auto"
     """device: they stay there. cpu: they are on the GPU only while new prompts are encoded; the denoiser leaves it
@@ -221,10 +224,20 @@ class MemoryConfig(Section):
     """Quantize the frozen linear layers of the denoiser with bitsandbytes. Teacher outputs change slightly."""
     optimizer: Literal["none", "8bit"] = "none"
     """8bit stores the moments of AdamW in 8 bits (bitsandbytes), a quarter of the memory."""
-    trajectories: Literal["device", "cpu"] = "device"
+    trajectories: Literal["auto", "device", "cpu"] = "auto"
     """cpu stores the sampled latents in host memory and copies one micro-batch at a time to the device."""
     compile: bool = False
     """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are recomputed; `auto` that was not chosen means no."""
+        return self.gradient_checkpointing is True
+
+    @property
+    def decodes_at_once(self) -> bool:
+        """Whether all images of a micro-batch are decoded at once; `auto` that was not chosen means yes."""
+        return self.decoder in ("none", "auto")
 
     @field_validator("decoder", "weights", "optimizer", mode="before")
     @classmethod

@@ -17,8 +17,8 @@ from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
-from tdmr1_core.models.meta_network import LoraShape
 from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.offloaded_encoders import OffloadedEncoders
 from tdmr1_core.models.quantization import bitsandbytes, quantize
@@ -139,9 +139,9 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Apply the settings of `memory` that change how the networks run."""
-    if settings.gradient_checkpointing:
+    if settings.recomputes:
         enable_gradient_checkpointing(roles)
-    if settings.decoder != "none":
+    if settings.decoder == "sliced" or settings.decoder == "tiled":
         save_vae_memory(roles.backbone, settings.decoder)
     if settings.compile:
         compile_blocks(roles)

@@ -25,7 +25,8 @@ from tdmr1_core.conformance.subject import PROMPTS, Mismatch, NotApplicable, Sub
 from tdmr1_core.conformance.trained import check_training
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork, build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.pipeline_files import read_config
 from tdmr1_core.models.roles import GENERATOR, Roles

@@ -14,7 +14,8 @@ from tdmr1_core.models.hub import hub_file, hub_snapshot, revision_of
 from tdmr1_core.models.lora.files import LoraFile, read_lora
 from tdmr1_core.models.lora.matching import find_shape
 from tdmr1_core.models.lora.metadata import PEFT_CONFIG, PEFT_FILES, SUFFIXES
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.pipeline_files import (
     COPY_AGAIN,
     absent_parts,

@@ -1,54 +1,20 @@
-"""The shape of a LoRA, and a network on the meta device: names and shapes of LoRA weights without loading weights."""
+"""A network on the meta device: names and shapes of LoRA weights without loading weights."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
+from tdmr1_core.models.lora.shape import LoraShape
 
 _ADAPTER = "meta"
-LoraInit = Literal["gaussian", "kaiming"]
-
-
-@dataclass(frozen=True)
-class LoraShape:
-    """Rank, alpha and target modules (full names or suffixes) of a LoRA."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-
-    def peft(self, init: LoraInit = "kaiming") -> LoraConfig:
-        """The config for PEFT. B is initialized to zero, so that a new adapter does not change the output.
-
-        `init` is the initialization of A: "gaussian" is normal with standard deviation 1 / rank, "kaiming" is uniform
-        in ±1/sqrt(input width), the default of PEFT.
-        """
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=list(self.targets),
-            init_lora_weights="gaussian" if init == "gaussian" else True,
-        )
-
-    def targets_error(self, error: ValueError) -> Tdmr1Error:
-        """The error for a network that lacks the target modules; `error` is PEFT's."""
-        shown = ", ".join(self.targets[:8]) + (", …" if len(self.targets) > 8 else "")
-        return Tdmr1Error(
-            f"the target modules {shown} of the LoRA do not fit the model: {error}",
-            "check the `targets` of the model entry, or use the LoRA with the base model that it was trained on",
-            code="lora-mismatch",
-            values={"targets": list(self.targets)},
-        )
 
 
 class MetaNetwork:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
-from tdmr1_core.models.meta_network import LoraInit, LoraShape
+from tdmr1_core.models.lora.shape import LoraInit, LoraShape
 
 TEACHER, REFERENCE = "teacher", "reference"
 GENERATOR, FAKE, SURROGATE = "generator", "fake", "surrogate"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +28,12 @@ from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.loading import backbone_class
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import enable_gradient_checkpointing
-from tdmr1_core.models.meta_network import LoraShape, build_network
+from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
 from tdmr1_core.models.roles import GENERATOR
+from tdmr1_core.planning.sizes import Update
 from tdmr1_core.records import Conditioning, Groups, Prompt, Trajectory
 from tdmr1_core.stages.prompt_encoder import size_of
 from tdmr1_rewards.errors import one_line
@@ -118,24 +119,6 @@ class _Attention(torch.autograd.Function):
         return tuple(torch.empty_like(tensor) for tensor in context.saved_tensors[:3])
 
 
-@dataclass(frozen=True)
-class Update:
-    """The size of one generator update."""
-
-    parameters: int
-    """Parameters and buffers of the network."""
-    linear: int
-    """Weights of its linear layers."""
-    lora_parameters: int
-    """Parameters of one LoRA."""
-    operations: float
-    """FLOPs of one forward pass for one image."""
-    bytes: int
-    """Peak bytes beside the weights and the states that are kept between updates."""
-    prompt_bytes: int
-    """Bytes of the longest encoded prompt."""
-
-
 def dry_update(
     config: RunConfig,
     family: Family,
@@ -160,7 +143,7 @@ def dry_update(
         linear = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
         with torch.device("meta"):
             roles = build_roles(config, backbone, shape)
-        if config.memory.gradient_checkpointing:
+        if config.memory.recomputes:
             enable_gradient_checkpointing(roles)
     kernels = FusedKernels(gpu=gpu)
     with _translate_errors(), FakeTensorMode(), kernels.patched():

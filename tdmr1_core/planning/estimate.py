@@ -1,32 +1,31 @@
 """Estimates what a run needs: batch sizes, memory by part, and FLOPs per image.
 
 A dry update of one image gives FLOPs and activation memory; everything else is computed from the configs and settings.
-`benchmarks/full_size.py` measures the same on a GPU.
+For the usual settings of published models both are known (`known_sizes.py`), and neither torch nor diffusers is
+imported. `benchmarks/full_size.py` measures the same on a GPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from torch import nn
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.distributed import check_split, named_device
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES, Family
 from tdmr1_core.models.latent_shape import LatentGrid, has_levels, latent_grid, pixels_per_latent
-from tdmr1_core.models.loading import check_entry
-from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.pipeline_files import COPY_AGAIN, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
-from tdmr1_core.planning.dry_update import Update, dry_update
+from tdmr1_core.planning.known_sizes import Point, known_parameters, known_update, point_of
+from tdmr1_core.planning.model_settings import KNOWN_DEVICES
+from tdmr1_core.planning.passes import passes_an_image
 from tdmr1_core.planning.published_configs import PUBLISHED, config_of
+from tdmr1_core.planning.sizes import Update
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 LINEAR_BYTES = {"8bit": 1.0, "nf4": 0.57}
@@ -37,6 +36,8 @@ CLIP_TOKENS = 77
 """The number of CLIP tokens in SD3, which precede those of T5, if the config does not contain it."""
 RESERVE = 1.0e9
 """Bytes for CUDA, its libraries and allocator fragmentation."""
+ESTIMATING = "estimating memory and time …"
+ESTIMATING_AGAIN = "estimating memory with recomputation …"
 IN_TURN = ("activations", "decoding", "text encoders in turn")
 """Parts that exist at different times."""
 
@@ -52,6 +53,8 @@ class Architecture:
     """The config of the autoencoder."""
     encoders: int
     """Parameters of all text encoders."""
+    decoder: int
+    """Parameters of the autoencoder."""
     tokens: int
     """Tokens of the longest prompt."""
 
@@ -122,49 +125,94 @@ class Plan:
         return -(-self.images // self.processes // self.micro_batch)
 
 
-def plan(config: RunConfig, entry: ModelEntry, processes: int = 1, room: float | None = None) -> Plan:
-    """Estimate what an iteration needs in each of the processes.
+def _no_announcement(_: str) -> None:
+    """Announce nothing."""
 
-    With `batch.micro_batch: auto` the micro-batch is all images of a process, halved until it fits into `room` bytes
-    (None: not halved), as in a run. Only configs and a local few-step LoRA are read; the configs of published models
-    are built in. Raises Tdmr1Error if files are not available, or if the model cannot be planned.
+
+class Planner:
+    """Plans a model with different settings. What two plans have in common is measured once.
+
+    The settings may differ in `batch` and `memory`. `announce` gets a line of text before work that takes seconds.
     """
-    check_split(config.batch.groups, processes)
-    if config.model.device != "auto":
-        named_device(config.model.device)
-    architecture = read_architecture(entry)
-    height, width = config.model.height or entry.height, config.model.width or entry.width
-    lora = _lora_shape(config, entry, architecture)
-    latent_shape = architecture.latent_shape(height, width)
-    gpu = config.model.device != "cpu"
-    update = dry_update(
-        config, FAMILIES[entry.family], architecture.denoiser, latent_shape, architecture.tokens, lora, gpu=gpu
-    )
-    groups, images = config.batch.groups, config.batch.groups * config.batch.group_size
-    local = images // processes
-    stored = local if config.memory.trajectories == "device" else 0
-    latents = stored * ((config.rollout.step_count or entry.steps) + 1) * math.prod(latent_shape)
-    constant = _constant_parts(config, entry, architecture, update, latents)
-    decoding: float = 0
-    if config.kind == "train":
-        decoding = DECODER_COPIES * architecture.decoder_width * height * width * _latent_bytes(config)
-    setting = config.batch.micro_batch
 
-    def with_micro_batch(size: int) -> Plan:
-        decoded = size if config.memory.decoder == "none" else 1
-        parts = {**constant, "activations": size * update.bytes, "decoding": decoding * decoded}
+    def __init__(
+        self, entry: ModelEntry, processes: int = 1, announce: Callable[[str], None] = _no_announcement
+    ) -> None:
+        self.entry = entry
+        self.processes = processes
+        self._announce = announce
+        self._announced: set[str] = set()
+        self._architecture: Architecture | None = None
+        self._updates: dict[Point, Update] = {}
+
+    def plan(self, config: RunConfig) -> Plan:
+        """Estimate what an iteration needs in each of the processes.
+
+        With `batch.micro_batch: auto` the micro-batch is all images of a process. Only configs and a local few-step
+        LoRA are read; the configs of published models are built in. Raises Tdmr1Error if files are not available, or if
+        the model cannot be planned.
+        """
+        check_split(config.batch.groups, self.processes)
+        if config.model.device not in KNOWN_DEVICES:
+            named_device(config.model.device)
+        entry, memory = self.entry, config.memory
+        architecture = self._read_architecture()
+        height, width = config.model.height or entry.height, config.model.width or entry.width
+        latent_shape = architecture.latent_shape(height, width)
+        lora = _lora_shape(config, entry, architecture)
+        update = self._update(config, lora, latent_shape)
+        groups, images = config.batch.groups, config.batch.groups * config.batch.group_size
+        local, setting = images // self.processes, config.batch.micro_batch
+        size = min(setting, local) if isinstance(setting, int) else local
+        stored = 0 if memory.trajectories == "cpu" else local
+        latents = stored * ((config.rollout.step_count or entry.steps) + 1) * math.prod(latent_shape)
+        decoding: float = 0
+        if config.kind == "train":
+            at_once = size if memory.decodes_at_once else 1
+            decoding = at_once * DECODER_COPIES * architecture.decoder_width * height * width * _latent_bytes(config)
+        parts = {
+            **_constant_parts(config, entry, architecture, update, latents),
+            "activations": size * update.bytes,
+            "decoding": decoding,
+        }
         passes = passes_an_image(config, entry, size)
-        operations = passes * update.operations
-        halves, encoded = setting == "auto", update.prompt_bytes
-        return Plan(groups, images, processes, size, halves, lora.rank, parts, passes, operations, encoded)
+        halves, operations = setting == "auto", passes * update.operations
+        encoded = update.prompt_bytes
+        return Plan(groups, images, self.processes, size, halves, lora.rank, parts, passes, operations, encoded)
 
-    if setting != "auto":
-        return with_micro_batch(min(setting or local, local))
-    most = local if room is None else max(1, fitting_micro_batch(with_micro_batch(1), config, room))
-    size = local
-    while size > most:
-        size //= 2
-    return with_micro_batch(size)
+    def _read_architecture(self) -> Architecture:
+        if self._architecture is None:
+            if known_parameters(self.entry) is None:
+                self._announce_once(ESTIMATING)
+            self._architecture = read_architecture(self.entry)
+        return self._architecture
+
+    def _update(self, config: RunConfig, lora: LoraShape, latent_shape: tuple[int, int, int]) -> Update:
+        """The generator update for one image: a known size, or measured by a dry update."""
+        point = point_of(config, self.entry, lora.rank)
+        if point not in self._updates:
+            found = known_update(self.entry, point) if lora.targets == self.entry.targets else None
+            self._updates[point] = found or self._dry_update(config, lora, latent_shape)
+        return self._updates[point]
+
+    def _dry_update(self, config: RunConfig, lora: LoraShape, latent_shape: tuple[int, int, int]) -> Update:
+        """Run a generator update for one image, which takes seconds to a minute."""
+        self._announce_once(ESTIMATING_AGAIN if self._updates else ESTIMATING)
+        from tdmr1_core.planning.dry_update import dry_update
+
+        architecture, family = self._read_architecture(), FAMILIES[self.entry.family]
+        gpu = config.model.device != "cpu"
+        return dry_update(config, family, architecture.denoiser, latent_shape, architecture.tokens, lora, gpu=gpu)
+
+    def _announce_once(self, text: str) -> None:
+        if text not in self._announced:
+            self._announced.add(text)
+            self._announce(text)
+
+
+def plan(config: RunConfig, entry: ModelEntry, processes: int = 1) -> Plan:
+    """Estimate what an iteration needs in each of the processes, as `Planner.plan` does."""
+    return Planner(entry, processes).plan(config)
 
 
 def encoder_placement(config: RunConfig) -> Literal["auto", "device", "cpu"]:
@@ -191,7 +239,7 @@ def _constant_parts(
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
     return {
         "denoiser": denoiser,
-        "autoencoder": count_parameters(architecture.family.autoencoder, architecture.autoencoder) * single,
+        "autoencoder": architecture.decoder * single,
         "text encoders": 0 if offloaded else encoders,
         "LoRAs": update.lora_parameters * single * (roles + averages),
         "gradients": update.lora_parameters * single * roles,
@@ -211,6 +259,9 @@ def _lora_shape(config: RunConfig, entry: ModelEntry, architecture: Architecture
     shape = LoraShape(model.rank or entry.rank, model.alpha or entry.alpha, entry.targets)
     if config.kind != "train" or entry.lora is None or is_on_hub(entry.lora):
         return shape
+    from tdmr1_core.models.lora.files import read_lora
+    from tdmr1_core.models.meta_network import MetaNetwork
+
     network = MetaNetwork(FAMILIES[entry.family], architecture.denoiser)
     alpha, ignoring = model.alpha or entry.lora_alpha, model.ignore_text_encoder_lora
     return read_lora(Path(entry.lora), network, shape, alpha=alpha, ignore_text_encoder=ignoring).shape
@@ -220,7 +271,7 @@ def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     """The largest micro-batch whose peak stays within `room` bytes; 0 if one image does not fit."""
     free = room - planned.constant
     per_image = planned.per_image
-    if config.memory.decoder == "none":
+    if config.memory.decodes_at_once:
         per_image = max(per_image, planned.parts["decoding"] / planned.micro_batch)
     elif planned.parts["decoding"] > free:
         return 0
@@ -229,48 +280,19 @@ def fitting_micro_batch(planned: Plan, config: RunConfig, room: float) -> int:
     return max(0, min(planned.images // planned.processes, int(free / per_image)))
 
 
-def passes_an_image(config: RunConfig, entry: ModelEntry, micro_batch: int) -> float:
-    """Forward passes of the denoiser per image and iteration; a backward pass counts as one.
+def read_architecture(entry: ModelEntry, *, use_known: bool = True) -> Architecture:
+    """Read the sizes of a model from its configs. Raises Tdmr1Error if they are not available or lack values.
 
-    A backward pass costs about as much as a forward pass, because frozen weights need no gradient. The generator is
-    evaluated once more for the fake score where its velocity cannot be computed from the trajectory. The surrogate and
-    its reference are evaluated once more for the group weights if a micro-batch is smaller than a group. For the
-    generator they are evaluated at steps k < trunc_steps only.
+    Parameters are counted, unless they are known and `use_known`.
     """
-    trained = 2 + config.memory.gradient_checkpointing
-    guided = 1 + (config.generator.guidance_scale != 1)
-    fake = config.fake.updates * (1 + trained + stale_fraction(config))
-    generator: float = trained + guided + 1
-    surrogate, steps = 0.0, config.rollout.step_count or entry.steps
-    if config.kind == "train" and config.generator.reward_scale > 0:
-        old = config.surrogate.trust_region is not None and config.surrogate.reference != "ema"
-        group_weights = 2 * (micro_batch < config.batch.group_size)
-        surrogate = config.surrogate.updates * (trained + 1 + old + group_weights)
-        rewarded = min(config.generator.trunc_steps, steps) / steps
-        generator += rewarded * (1 + 1 + (config.generator.rl_cfg != 1))
-    return steps + config.timesteps.per_iteration * (fake + surrogate + generator)
-
-
-def stale_fraction(config: RunConfig) -> float:
-    """The fraction of trained steps at which the trajectory does not contain the velocity of the current generator."""
-    if config.rollout.sampler != "euler" or config.rollout.eta > 0:
-        return 1.0
-    steps = config.timesteps.per_iteration
-    return (steps - 1) / steps if config.timesteps.optimizer_step == "each" else 0.0
-
-
-def read_architecture(entry: ModelEntry) -> Architecture:
-    """Read the sizes of a model from its configs. Raises Tdmr1Error if they are not available or lack values."""
     if entry.base not in PUBLISHED:
+        from tdmr1_core.models.loading import check_entry
+
         check_entry(entry, training=False)
 
     def config(name: str) -> Mapping[str, Any]:
         return config_of(entry.base, name)
 
-    kinds = {name: kind for name, kind in config("model_index.json").items() if name.startswith("text_encoder")}
-    if not entry.with_t5:
-        kinds.pop("text_encoder_3", None)
-    encoders = sum(count_parameters(kind[1], config(f"{name}/config.json")) for name, kind in kinds.items() if kind[1])
     tokens = entry.max_sequence_length
     if entry.family == "sd3":
         tokens += config("text_encoder/config.json").get("max_position_embeddings", CLIP_TOKENS)
@@ -283,27 +305,15 @@ def read_architecture(entry: ModelEntry) -> Architecture:
             code="plan-unavailable",
             values={"source": entry.base},
         )
-    return Architecture(FAMILIES[entry.family], denoiser, autoencoder, encoders, tokens)
+    family = FAMILIES[entry.family]
+    known = known_parameters(entry) if use_known else None
+    if known is not None:
+        return Architecture(family, denoiser, autoencoder, known.text_encoders, known.autoencoder, tokens)
+    from tdmr1_core.planning.counting import count_parameters
 
-
-def count_parameters(kind: str, config: Mapping[str, Any]) -> int:
-    """The size of a network of diffusers or transformers, with its buffers. Raises Tdmr1Error for an unknown class."""
-    import diffusers
-    import transformers
-
-    network: nn.Module
-    try:
-        if hasattr(diffusers, kind):
-            network = build_network(kind, config, "meta")
-        else:
-            wanted = getattr(transformers, kind)
-            with torch.device("meta"):
-                network = wanted(wanted.config_class.from_dict(dict(config)))
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise Tdmr1Error(
-            f"the size of a {kind} cannot be computed from its config: {error}",
-            "check the configs of the pipeline",
-            code="plan-unavailable",
-            values={"network": kind, "reason": str(error)},
-        ) from error
-    return sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
+    kinds = {name: kind for name, kind in config("model_index.json").items() if name.startswith("text_encoder")}
+    if not entry.with_t5:
+        kinds.pop("text_encoder_3", None)
+    encoders = sum(count_parameters(kind[1], config(f"{name}/config.json")) for name, kind in kinds.items() if kind[1])
+    decoder = count_parameters(family.autoencoder, autoencoder)
+    return Architecture(family, denoiser, autoencoder, encoders, decoder, tokens)

@@ -293,7 +293,11 @@ INEFFECTIVE = (
         lambda s: s.config.model.device == "cpu" and s.config.memory.text_encoders == "cpu",
         "model.device is cpu",
     ),
-    Ineffective("memory.trajectories", lambda s: s.config.model.device == "cpu", "model.device is cpu"),
+    Ineffective(
+        "memory.trajectories",
+        lambda s: s.config.model.device == "cpu" and s.config.memory.trajectories == "cpu",
+        "model.device is cpu",
+    ),
     # Evaluations and the guard
     Ineffective(
         "evaluation.every",

@@ -78,10 +78,10 @@ class ResolvedRun(ResolvedEngine):
         images, per_prompt = self.config.evaluation.images, self.config.evaluation.images_per_prompt
         return [prompt for each in self.evaluation_prompts for prompt in spread(each.prompts, images, per_prompt)[0]]
 
-    def with_reward_options(self, config: RunConfig) -> ResolvedRun:
-        """The same run with other options of its rewards: those of `config`, which differs in nothing else.
+    def with_choices(self, config: RunConfig) -> ResolvedRun:
+        """The same run with what was chosen for this machine: options of rewards, and settings of batch and memory.
 
-        `config` comes from `freeze_rewards`. Raises Tdmr1Error for an option that this process does not accept.
+        `config` differs in nothing else. Raises Tdmr1Error for an option that this process does not accept.
         """
         rewards = self.finder.resolve_run(config, self.entry.domain)
         return replace(

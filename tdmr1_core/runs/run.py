@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,8 @@ from tdmr1_core.durable_files import lock_run, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR
+from tdmr1_core.planning.cards import free_memory
+from tdmr1_core.planning.choices import Choices, choose_for_run
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
@@ -95,6 +97,8 @@ class Run:
         self.config = resolved.config
         self.processes = processes
         self.is_loaded = False
+        self.choices: Choices | None = None
+        """What was chosen for the GPUs of a new run."""
         self._resume_point = resume_point
         self._lock = lock
         self._fingerprints = Fingerprints()
@@ -119,25 +123,34 @@ class Run:
         folder: Path,
         extensions: Extensions | None = None,
         processes: Processes = ALONE,
+        announce: Callable[[str], None] = lambda _: None,
     ) -> Run:
         """A new run in a folder that is empty or does not exist.
 
-        Settings that are not resolved yet are resolved here. The first process decides about folder and config. Raises
-        Tdmr1Error for a used folder, and as `resolve_run` does.
+        Settings that are not resolved yet are resolved here. On GPUs, settings of batch and memory that are `auto` are
+        chosen for the free memory; `announce` gets a line of text if this takes seconds. The first process decides
+        about folder and config. Raises Tdmr1Error for a used folder, and as `resolve_run` does.
         """
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
         )
 
-        def begin() -> tuple[Path, RunConfig]:
-            _check_processes(resolved, processes)
-            return _unused(folder.absolute()), freeze_rewards(resolved)
+        device = processes.on_each(lambda: processes.device(resolved.config.model.device))
+        rooms = processes.gather(free_memory(device))
 
-        folder, kept = processes.on_first(begin)
+        def begin() -> tuple[Path, RunConfig, Choices | None]:
+            _check_processes(resolved, processes)
+            unused, frozen = _unused(folder.absolute()), freeze_rewards(resolved)
+            choices = choose_for_run(frozen, resolved.entry, rooms, announce)
+            return unused, frozen if choices is None else choices.config, choices
+
+        folder, kept, choices = processes.on_first(begin)
         # The settings of the first process are those of all.
         if processes.any(kept != resolved.config):
-            resolved = processes.on_each(partial(resolved.with_reward_options, kept))
-        return cls(folder, resolved, processes=processes)
+            resolved = processes.on_each(partial(resolved.with_choices, kept))
+        run = cls(folder, resolved, processes=processes)
+        run.choices = choices
+        return run
 
     @classmethod
     def resume(

@@ -247,7 +247,8 @@ def test_levels_that_the_pipeline_of_ernie_image_cannot_take_are_refused(folders
 
 def test_a_lora_of_another_family_is_refused_with_both_sides_named(folders, tmp_path):
     from tdmr1_core.models.lora.files import read_lora
-    from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+    from tdmr1_core.models.lora.shape import LoraShape
+    from tdmr1_core.models.meta_network import MetaNetwork
     from tdmr1_core.models.pipeline_files import read_config
 
     def network(family):

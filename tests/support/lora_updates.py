@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from support.lora_networks import ALL_KINDS
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import LoraFile, read_lora
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 
 Updates = dict[str, Tensor]
 """The change of the weight of each module of diffusers, in float64."""

@@ -17,7 +17,7 @@ from tdmr1_core import hookspecs
 from tdmr1_core.build.parts import Parts
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.engine import Engine
-from tdmr1_core.models.meta_network import LoraShape
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, SURROGATE, SURROGATE_EMA, Roles
 from tdmr1_core.models.sd3 import SD3Backbone

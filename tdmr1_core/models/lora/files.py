@@ -27,7 +27,8 @@ from tdmr1_core.models.lora.key_names import parse_key
 from tdmr1_core.models.lora.matching import match_by_name, name_by_position
 from tdmr1_core.models.lora.metadata import PREFIX, WEIGHT_FILE, adapter_settings, open_safetensors, weight_file
 from tdmr1_core.models.lora.raw import RawLora, widen
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.roles import LoraWeights, Roles
 
 COMFY_FILE = "comfyui_lora.safetensors"

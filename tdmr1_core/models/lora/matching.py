@@ -25,7 +25,8 @@ from tdmr1_core.models.lora.key_names import (
 )
 from tdmr1_core.models.lora.original_names import Source
 from tdmr1_core.models.lora.raw import RawLora, widen
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.roles import LoraWeights
 
 RIGHT_BASE = "use the LoRA with the base model it was made for"

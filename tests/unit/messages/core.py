@@ -143,7 +143,7 @@ def lora_missing(tmp_path: Path) -> None:
 
 
 def lora_mismatch(tmp_path: Path) -> None:
-    from tdmr1_core.models.meta_network import LoraShape
+    from tdmr1_core.models.lora.shape import LoraShape
 
     raise LoraShape(4, 8.0, ("attn.to_q",)).targets_error(ValueError("Target modules attn.to_q not found"))
 
@@ -156,7 +156,7 @@ def setting_invalid(tmp_path: Path) -> None:
 
 
 def plan_unavailable(tmp_path: Path) -> None:
-    from tdmr1_core.planning.estimate import count_parameters
+    from tdmr1_core.planning.counting import count_parameters
 
     count_parameters("NoSuchNetwork", {})
 

@@ -74,7 +74,7 @@ def elsewhere(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1"})
     monkeypatch.setattr(plugins, "discover", lambda: found)
-    monkeypatch.setattr(estimate, "plan", no_estimate)  # it would build a network
+    monkeypatch.setattr(estimate.Planner, "plan", no_estimate)  # it would build a network
 
 
 def check(capsys: Any, arguments: list[str]) -> str:

@@ -272,7 +272,7 @@ def test_a_file_without_settings_is_rejected_with_the_place(tmp_path):
 def test_the_former_word_whole_is_read_as_none_with_a_warning(name):
     with warns("setting-renamed", setting=f"memory.{name}", new="none"):
         config = resolve([REWARD, {"memory": {name: "whole"}}])
-    assert config == resolve([REWARD])
+    assert config == resolve([REWARD, {"memory": {name: "none"}}])
 
 
 def test_a_config_equals_itself_after_a_yaml_round_trip():

@@ -14,7 +14,8 @@ from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.families import FAMILIES, PIPELINES
 from tdmr1_core.models.latent_shape import latent_grid, pixels_per_latent
 from tdmr1_core.models.licences import license_warnings
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.noise_levels import pipeline_schedule
 from tdmr1_core.models.registry import SAME
 from tdmr1_core.planning.estimate import count_parameters, plan, read_architecture

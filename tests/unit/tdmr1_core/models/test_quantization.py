@@ -12,7 +12,7 @@ from support.naive import PROMPTS
 from support.product import TinyPipeline, make_backbone, make_engine
 from support.role_updates import SECTIONS, largest_difference, updated
 
-from tdmr1_core.models.meta_network import LoraShape
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.quantization import bitsandbytes, quantize
 from tdmr1_core.models.roles import FAKE, GENERATOR, Roles
 from tdmr1_core.models.sd3 import SD3Backbone

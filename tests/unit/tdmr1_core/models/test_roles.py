@@ -13,7 +13,7 @@ from support.product import ALPHA, RANK, TARGETS, make_backbone, make_roles, net
 from torch import Tensor
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.meta_network import LoraShape
+from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, TEACHER, Roles
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,8 @@ from support.lora_networks import KINDS
 
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import LoraFile, read_lora
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 
 pytestmark = pytest.mark.unit
 

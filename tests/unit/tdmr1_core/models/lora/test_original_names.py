@@ -45,7 +45,8 @@ from support.lora_updates import (
 
 from tdmr1_core.models.lora.files import read_lora
 from tdmr1_core.models.lora.original_names import original_names
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork, build_network
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork, build_network
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,8 @@ from support.errors import raises
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import LoraFile, read_lora
 from tdmr1_core.models.lora.metadata import WEIGHT_FILE
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 
 pytestmark = pytest.mark.unit
 

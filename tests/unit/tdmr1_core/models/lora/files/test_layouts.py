@@ -15,7 +15,8 @@ from support.pipelines import SD3_TARGETS, ZIMAGE_TARGETS, published_checkpoint
 
 from tdmr1_core.models.families import ATTENTION, FAMILIES, JOINT_ATTENTION
 from tdmr1_core.models.lora.files import read_lora
-from tdmr1_core.models.meta_network import LoraShape, MetaNetwork
+from tdmr1_core.models.lora.shape import LoraShape
+from tdmr1_core.models.meta_network import MetaNetwork
 
 pytestmark = pytest.mark.unit
 

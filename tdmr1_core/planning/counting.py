@@ -1,0 +1,35 @@
+"""Counts the parameters of networks that are built from their configs, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.meta_network import build_network
+
+
+def count_parameters(kind: str, config: Mapping[str, Any]) -> int:
+    """The size of a network of diffusers or transformers, with its buffers. Raises Tdmr1Error for an unknown class."""
+    import diffusers
+    import transformers
+
+    network: nn.Module
+    try:
+        if hasattr(diffusers, kind):
+            network = build_network(kind, config, "meta")
+        else:
+            wanted = getattr(transformers, kind)
+            with torch.device("meta"):
+                network = wanted(wanted.config_class.from_dict(dict(config)))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise Tdmr1Error(
+            f"the size of a {kind} cannot be computed from its config: {error}",
+            "check the configs of the pipeline",
+            code="plan-unavailable",
+            values={"network": kind, "reason": str(error)},
+        ) from error
+    return sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
