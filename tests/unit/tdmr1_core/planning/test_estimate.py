@@ -22,6 +22,7 @@ from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.lora.files import read_lora
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.meta_network import MetaNetwork
+from tdmr1_core.models.registry import SAME
 from tdmr1_core.planning.counting import count_parameters
 from tdmr1_core.planning.dry_update import FusedKernels, LiveBytes, dry_update
 from tdmr1_core.planning.estimate import fitting_micro_batch, plan, read_architecture
