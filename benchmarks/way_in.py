@@ -13,7 +13,9 @@ first line of the first evaluation, in the main thread:
   bodies. The goals of the design were 45 and 120, and were met. Since then, settings are read strictly, prompts are
   checked against rewards, group sizes and text encoders, LoRA files are read in more layouts, what a reward changes in
   the process or prints is undone or redirected, files are read within limits, secrets are looked up, and processes
-  report their progress: this takes 20 files and 120 transitions. The functions of `NOT_COUNTED` do not count.
+  report their progress: this takes 20 files and 120 transitions. Families as plugins, licenses, and the choice of
+  memory settings and of the place of text encoders take 7 files and 30 transitions. The functions of `NOT_COUNTED`
+  do not count.
 - A look-up counts once for each call of a function in `COUNTED`; a call inside another call of the same row does not
   count. Zero calls miss the goal: the function has another name, which must be added to `COUNTED`.
 
@@ -61,7 +63,7 @@ COUNTED = {
     "paths made absolute": (("tdmr1_core/*:anchored", "tdmr1_core/*:make_absolute"), 1),
 }
 """Row: its functions in the old and the new tree, as patterns of file:qualified name, and the goal."""
-NOT_COUNTED = ("tdmr1_cli/streams.py:*", "tdmr1_rewards/texts/redaction.py:*")
+NOT_COUNTED = ("tdmr1_cli/streams.py:*", "tdmr1_rewards/texts/redaction.py:*", "tdmr1_rewards/errors.py:printable")
 """Functions that each printed text passes, also of libraries: how often says nothing about the path."""
 LAYERS = {
     "tdmr1_core": (
@@ -259,8 +261,8 @@ def path_rows(counted: dict[str, Any]) -> list[tuple[str, int, int, int]]:
     everything = [file for file, _ in counted["entries"]]
     functions = [file for file, is_function in counted["entries"] if is_function]
     rows = [
-        ("files entered", len(set(functions)), 1, 65),
-        ("transitions between files", _transitions(functions), 1, 240),
+        ("files entered", len(set(functions)), 1, 72),
+        ("transitions between files", _transitions(functions), 1, 270),
         ("files entered, with class bodies", len(set(everything)), 1, UNLIMITED),
         ("transitions, with class bodies", _transitions(everything), 1, UNLIMITED),
     ]
