@@ -134,12 +134,11 @@ class Run:
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
         )
-
+        processes.on_each(lambda: _check_processes(resolved, processes))
         device = processes.on_each(lambda: processes.device(resolved.config.model.device))
         rooms = processes.gather(free_memory(device))
 
         def begin() -> tuple[Path, RunConfig, Choices | None]:
-            _check_processes(resolved, processes)
             unused, frozen = _unused(folder.absolute()), freeze_rewards(resolved)
             choices = choose_for_run(frozen, resolved.entry, rooms, announce)
             return unused, frozen if choices is None else choices.config, choices

@@ -18,7 +18,8 @@ from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.meta_network import MetaNetwork
 from tdmr1_core.models.noise_levels import pipeline_schedule
 from tdmr1_core.models.registry import SAME
-from tdmr1_core.planning.estimate import count_parameters, plan, read_architecture
+from tdmr1_core.planning.counting import count_parameters
+from tdmr1_core.planning.estimate import plan, read_architecture
 from tdmr1_core.planning.published_configs import PUBLISHED
 
 pytestmark = pytest.mark.unit

@@ -135,7 +135,6 @@ def test_a_diffusers_without_the_class_is_named_with_the_release_that_has_it(mon
 
 
 def test_two_families_cannot_have_one_name_or_one_pipeline_class():
-    add_family(FAMILIES["sd3"])  # again
     with raises("model-invalid", family="sd3"):
         add_family(replace(FAMILIES["sd3"], pipeline="OtherPipeline"))
     with raises("model-invalid", pipeline="FluxPipeline"):
