@@ -30,10 +30,6 @@ class Flux2KleinBackbone(PatchifiedBackbone):
         )
         return Conditioning(embeddings, embeddings.new_empty(len(prompts), 0))
 
-    def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        """The embeddings as arguments of the pipeline."""
-        return {"prompt_embeds": conditioning.embeddings.to(self.dtype)}
-
     @staticmethod
     def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
         """D of all three layers and P = 0, from the config of the denoiser."""

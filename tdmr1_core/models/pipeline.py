@@ -95,9 +95,12 @@ class PipelineBackbone(ABC):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts with the encoders of the pipeline, one row each."""
 
-    @abstractmethod
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         """The conditioning as arguments of a call of the pipeline, in the dtype of latents."""
+        arguments = {"prompt_embeds": conditioning.embeddings.to(self.dtype)}
+        if conditioning.pooled.shape[1]:
+            arguments["pooled_prompt_embeds"] = conditioning.pooled.to(self.dtype)
+        return arguments
 
     @staticmethod
     @abstractmethod

@@ -31,13 +31,6 @@ class SD3Backbone(PipelineBackbone):
         )
         return Conditioning(embeddings, pooled)
 
-    def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        """The embeddings as arguments of the pipeline."""
-        return {
-            "prompt_embeds": conditioning.embeddings.to(self.dtype),
-            "pooled_prompt_embeds": conditioning.pooled.to(self.dtype),
-        }
-
     @staticmethod
     def text_widths(denoiser: Mapping[str, Any]) -> tuple[int, int]:
         """D and P, from the config of the denoiser."""
