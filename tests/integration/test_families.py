@@ -86,7 +86,7 @@ class Reversed(PipelineBackbone):
         return -Reversed.right(latents, sigma, conditioning)
 
 
-def test_a_wrong_sign_is_found_by_three_checks(folders, monkeypatch):
+def test_a_wrong_sign_is_found_by_two_checks(folders, monkeypatch):
     subject = Subject.tiny(folders("zimage"))
     Reversed.right = subject.backbone.velocity
     monkeypatch.setattr(subject.backbone, "velocity", Reversed.velocity)
