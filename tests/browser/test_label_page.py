@@ -39,7 +39,12 @@ def shown(page):
 
 
 def judge(page, key):
-    """Press a key and wait until another image, or none, is on the stage."""
+    """Press a key and wait until another image, or none, is on the stage.
+
+    The page ignores answers while an image loads, and an undo loads images again.
+    """
+    if key != "z":
+        expect(page.locator("#skip")).to_be_enabled()
     before = shown(page)
     page.keyboard.press(key)
     page.wait_for_function("before => document.querySelector('#stage img')?.src !== before", arg=before)
