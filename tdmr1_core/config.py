@@ -226,6 +226,9 @@ class MemoryConfig(Section):
     """8bit stores the moments of AdamW in 8 bits (bitsandbytes), a quarter of the memory."""
     trajectories: Literal["auto", "device", "cpu"] = "auto"
     """cpu stores the sampled latents in host memory and copies one micro-batch at a time to the device."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """The kernel of torch that computes attention in the denoiser; auto lets torch choose. A kernel that torch does not
+    have for the device, the precision or the padding masks of the model is refused."""
     compile: bool = False
     """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs."""
 

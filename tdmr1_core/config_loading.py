@@ -25,6 +25,7 @@ Tree = dict[str, Any]
 FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
     "model.ignore_text_encoder_lora": False,
+    "memory.attention": "auto",
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
     "rollout.dpm_levels": "euler",

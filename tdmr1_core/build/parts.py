@@ -15,7 +15,9 @@ from tdmr1_core.algorithm.flow import Levels
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
-from tdmr1_core.models.backbone import Backbone
+from tdmr1_core.models.attention import check_attention
+from tdmr1_core.models.backbone import PRECISIONS, Backbone
+from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
@@ -44,8 +46,6 @@ from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import ScoringStage
 from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_core.stages.trained_role import TrainedRole
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.
     training = config.kind == "train"
     if {config.memory.weights, config.memory.optimizer} != {"none"}:
         bitsandbytes()
+    check_attention(config.memory.attention, device, PRECISIONS[config.model.precision], FAMILIES[entry.family])
     scoring = None
     with ExitStack() as failing:
         if training:
@@ -139,6 +140,8 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Apply the settings of `memory` that change how the networks run."""
+    for backbone in roles.backbones:
+        backbone.attention = settings.attention
     if settings.recomputes:
         enable_gradient_checkpointing(roles)
     if settings.decoder == "sliced" or settings.decoder == "tiled":

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tdmr1_core.algorithm.flow import Levels
+from tdmr1_core.models.attention import Attention
 from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.prompt_lengths import Reader
 from tdmr1_core.records import Conditioning
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""The dtypes of frozen weights, by the names of `model.precision`."""
 
 
 class Backbone(Protocol):
@@ -23,6 +27,8 @@ class Backbone(Protocol):
     device: torch.device
     dtype: torch.dtype
     """The dtype of latents and velocities: float32 or float64."""
+    attention: Attention
+    """The kernel that computes attention in `network`."""
 
     def text_encoders(self) -> list[nn.Module]:
         """The networks that `encode` uses."""
