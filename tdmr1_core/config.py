@@ -226,6 +226,9 @@ class MemoryConfig(Section):
     """8bit stores the moments of AdamW in 8 bits (bitsandbytes), a quarter of the memory."""
     trajectories: Literal["auto", "device", "cpu"] = "auto"
     """cpu stores the sampled latents in host memory and copies one micro-batch at a time to the device."""
+    lora: Literal["auto", "merged", "peft"] = "auto"
+    """merged computes one product with the sum of weight and LoRA, formed in each pass; peft computes both products, as
+    PEFT does. A sum in bf16 loses small LoRAs, so auto is merged only in fp32 and fp64. It is never stored."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
     """The kernel of torch that computes attention in the denoiser; auto lets torch choose. A kernel that torch does not
     have for the device, the precision or the padding masks of the model is refused."""
@@ -530,6 +533,8 @@ class RunConfig(Section):
             raise ValueError(f"timesteps.per_iteration is {points}, but there are only {steps} steps")
         if self.memory.weights != "none" and self.model.precision == "fp64":
             raise ValueError("memory.weights cannot be quantized with model.precision fp64; set it to bf16")
+        if self.memory.weights != "none" and self.memory.lora == "merged":
+            raise ValueError("memory.lora cannot be merged into quantized weights (memory.weights); set it to peft")
         if self.batch.groups * self.batch.group_size > MOST_IMAGES:
             raise ValueError(
                 f"batch.groups × batch.group_size is {self.batch.groups} × {self.batch.group_size}, but an iteration "

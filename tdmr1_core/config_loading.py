@@ -28,6 +28,7 @@ FORMER_DEFAULTS: Tree = {
     "memory.attention": "auto",
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
+    "memory.lora": "peft",
     "rollout.dpm_levels": "euler",
     "rollout.sigmas": None,
     "generator.ema_warmup": False,

@@ -135,7 +135,15 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
         seed=seeds.stream(config.seed, "lora").initial_seed(),
         teacher=teacher,
         init=config.model.lora_init,
+        merged=merges_loras(config),
     )
+
+
+def merges_loras(config: RunConfig) -> bool:
+    """Whether layers compute with the sum of weight and LoRA. In bf16 a sum loses small LoRAs."""
+    if config.memory.lora == "auto":
+        return config.model.precision != "bf16" and config.memory.weights == "none"
+    return config.memory.lora == "merged"
 
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
