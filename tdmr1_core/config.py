@@ -399,6 +399,9 @@ class SurrogateConfig(Section):
     """Weight of ||v - v_ref||^2 (published: 0.001; the tiny models need 0.2 to 0.3)."""
     time_weight: bool = True
     """Weight preference and penalty by (k+1)/K (published)."""
+    only_with_signal: bool = False
+    """Skip groups whose advantages are all 0. The network is not evaluated for them, and they get no reference penalty
+    (published: false)."""
     ema_slope: Positive = 1e-3
     """The decay of the EMA at update n (from 1) is min(ema_max, ema_slope n) (published: 0.001)."""
     ema_max: Below1 = 0.3

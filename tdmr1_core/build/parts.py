@@ -266,6 +266,7 @@ def _build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> Surr
         beta_dpo=settings.beta_dpo,
         stabilisers=Stabilisers(settings.trust_region, settings.drift_threshold, settings.reference_penalty),
         time_weight=settings.time_weight,
+        only_with_signal=settings.only_with_signal,
         micro_batches=MicroBatches(config.batch.micro_batch),
         seed=config.seed,
     )
