@@ -113,19 +113,9 @@ def tests(results: Results, toy: bool) -> None:
     """`pytest -m gpu`, on the files that have such tests."""
 
     def run() -> Row:
-        files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            "-p",
-            "no:cacheprovider",
-            "-rfEs",
-            *map(str, files),
-        ]
+        modules = sorted((ROOT / "tests").rglob("test_*.py"))
+        files = [str(path) for path in modules if "pytest.mark.gpu" in path.read_text()]
+        command = [sys.executable, *"-m pytest -q -m gpu -p no:cacheprovider -rfEs".split(), *files]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         print(done.stdout[-4000:], flush=True)
         if done.returncode:

@@ -79,7 +79,7 @@ parts sd3.5-tdm:130
 parts z-image-turbo:110
 parts flux2-klein-4b:90
 parts paired:60
-parts tests:100 precision:100
+parts tests:150 precision:150
 parts quantized:90
 parts compile:240
 "$PYTHON" benchmarks/gpu_day_tables.py "$OUTPUT" | tee "$OUTPUT/tables.md" || MISSING="$MISSING tables"

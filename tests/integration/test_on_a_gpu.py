@@ -29,7 +29,16 @@ GPU = pytest.param(
 on_each_device = pytest.mark.parametrize("device", ["cpu", GPU])
 on_each_device_long = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.long), GPU])
 """The ordinary suite has other tests that show the same on the CPU."""
-SHORT = ("timesteps.per_iteration=1", "batch.groups=1", "batch.group_size=4", "evaluation.images=2")
+SHORT = (
+    "timesteps.per_iteration=1",
+    "batch.groups=1",
+    "batch.group_size=4",
+    "evaluation.images=2",
+    "batch.micro_batch=4",  # nothing is left for a run to choose, which would take seconds
+    "memory.gradient_checkpointing=false",
+    "memory.decoder=none",
+    "memory.trajectories=device",
+)
 COMPARED = ("loss/", "grad_norm/", "reward/")
 OPERATIONS = {
     ("cuda", "flash"): "_scaled_dot_product_flash_attention.",
