@@ -194,6 +194,12 @@ class BatchConfig(Section):
     """Prompts per iteration (published: 48 for OCR and GenEval, 24 for ImageReward and HPSv2)."""
     group_size: int = Field(24, ge=2, le=MOST_IMAGES)
     """G, the number of images for each prompt. Rewards are compared within this group (published: 24)."""
+    prompts: Literal["uniform", "teaching"] = "uniform"
+    """uniform draws every prompt equally often. teaching draws a prompt more often, the more the rewards of its groups
+    differed so far: a group with equal rewards teaches nothing."""
+    teaching_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Fraction of the teaching draws that are uniform, so that every prompt keeps a minimum probability and is tried
+    again. 1 draws all prompts with the same probability."""
     micro_batch: Images | Literal["auto"] | None = "auto"
     """Images processed at once. auto: a new run on a GPU chooses a number that fits; on a CPU, all images. A number
     or auto is halved when the device runs out of memory; null processes all images and stops the run instead. Results
