@@ -528,6 +528,8 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.kind == "train" and not self.rewards:
             raise ValueError("a training run needs at least one reward")
+        if self.kind == "distill" and self.batch.prompts == "teaching":
+            raise ValueError("batch.prompts is 'teaching', but a distillation has no rewards; set it to 'uniform'")
         steps, points = self.rollout.step_count, self.timesteps.per_iteration
         if steps is not None and points > steps:
             raise ValueError(f"timesteps.per_iteration is {points}, but there are only {steps} steps")

@@ -129,11 +129,6 @@ CONTRADICTIONS = (
         "give at least one reward a weight, such as rewards.0.weight=1",
     ),
     Contradiction(
-        lambda s: s.distills and s.config.batch.prompts == "teaching",
-        "batch.prompts is teaching, but a distillation has no rewards whose spread it could estimate",
-        "set batch.prompts=uniform",
-    ),
-    Contradiction(
         lambda s: s.uses_reward and s.config.generator.trunc_steps == 0,
         "generator.trunc_steps is 0, so no step uses the reward",
         "set generator.trunc_steps to 1 or more, or generator.reward_scale=0 for a run without the reward term",
