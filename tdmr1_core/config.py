@@ -195,11 +195,11 @@ class BatchConfig(Section):
     group_size: int = Field(24, ge=2, le=MOST_IMAGES)
     """G, the number of images for each prompt. Rewards are compared within this group (published: 24)."""
     prompts: Literal["uniform", "teaching"] = "uniform"
-    """uniform draws every prompt equally often. teaching draws a prompt more often, the more the rewards of its groups
-    differed so far: a group with equal rewards teaches nothing."""
-    teaching_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Fraction of the teaching draws that are uniform, so that every prompt keeps a minimum probability and is tried
-    again. 1 draws all prompts with the same probability."""
+    """uniform draws every prompt equally often. teaching draws a prompt more often, the more the rewards within its
+    last groups differed: a group with equal rewards teaches nothing."""
+    teaching_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Of N prompts, each has at least this / N as its probability in a teaching draw, so that it is tried again. 1 gives
+    all prompts the same probability."""
     micro_batch: Images | Literal["auto"] | None = "auto"
     """Images processed at once. auto: a new run on a GPU chooses a number that fits; on a CPU, all images. A number
     or auto is halved when the device runs out of memory; null processes all images and stops the run instead. Results

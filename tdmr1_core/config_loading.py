@@ -26,7 +26,7 @@ FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
     "model.ignore_text_encoder_lora": False,
     "batch.prompts": "uniform",
-    "batch.teaching_floor": 0.2,
+    "batch.teaching_floor": 0.1,
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
     "rollout.dpm_levels": "euler",

@@ -19,19 +19,20 @@ def update_estimate(estimate: float, spread: float) -> float:
 
 
 def prompt_probabilities(estimates: Tensor, floor: float) -> Tensor:
-    """The probability (N,) of each prompt in a single draw: floor / N + (1 - floor) x its fraction of all estimates.
+    """The probability (N,) of each prompt in a single draw: floor / N + (1 - floor) x estimate^2 / sum of estimate^2.
 
-    A prompt without an estimate (NaN) gets the mean of the others: more than one without signal, so that it is tried
-    first. `floor` is in [0, 1]. All prompts are equally likely if no estimate is positive.
+    The square, the variance of the rewards, is what a small step along their gradient gains. A prompt without an
+    estimate (NaN) gets the mean of the others: more than one without signal, so that it is tried first. `floor` is in
+    [0, 1]. All prompts are equally likely if no estimate is positive.
     """
     known = ~estimates.isnan()
     uniform = torch.full_like(estimates, 1 / len(estimates))
     largest = estimates[known].max() if bool(known.any()) else torch.zeros(())
     if largest <= 0:
         return uniform
-    relative = estimates / largest  # the sum of large estimates would overflow
-    relative = torch.where(known, relative, relative[known].mean())
-    return floor * uniform + (1 - floor) * relative / relative.sum()
+    relative = estimates / largest  # the squares of large estimates would overflow
+    variances = torch.where(known, relative, relative[known].mean()).square()
+    return floor * uniform + (1 - floor) * variances / variances.sum()
 
 
 def draw_prompts(probabilities: Tensor, count: int, generator: torch.Generator) -> list[int]:

@@ -43,7 +43,7 @@ def test_the_folder_holds_all_documented_files(finished):
         "groups": 2,
         "group_size": 2,
         "prompts": "uniform",
-        "teaching_floor": 0.2,
+        "teaching_floor": 0.1,
         "micro_batch": "auto",
     }
     metrics = rows(finished / "metrics.jsonl")

@@ -22,7 +22,7 @@ from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
 
-TEACHING = ("batch.prompts=teaching", "batch.teaching_floor=0.1", "timesteps.per_iteration=1", "guard.enabled=false")
+TEACHING = ("batch.prompts=teaching", "timesteps.per_iteration=1", "guard.enabled=false")
 
 
 @pytest.fixture

@@ -34,15 +34,16 @@ def test_an_estimate_begins_with_the_first_spread_and_then_moves_half_way() -> N
 @pytest.mark.parametrize(
     ("estimates", "floor", "expected"),
     [
-        ((1, 3), 0.2, (0.1 + 0.8 / 4, 0.1 + 0.8 * 3 / 4)),
-        # The prompt without an estimate gets (0 + 2) / 2 = 1 of 0 + 2 + 1.
-        ((0, 2, NAN), 0.3, (0.1, 0.1 + 0.7 * 2 / 3, 0.1 + 0.7 / 3)),
-        ((0, 2, NAN), 0, (0, 2 / 3, 1 / 3)),
+        ((1, 3), 0.2, (0.1 + 0.8 / 10, 0.1 + 0.8 * 9 / 10)),
+        # The prompt without an estimate gets (0 + 2) / 2 = 1; squares 0, 4 and 1.
+        ((0, 2, NAN), 0.3, (0.1, 0.1 + 0.7 * 4 / 5, 0.1 + 0.7 / 5)),
+        ((0, 2, NAN), 0, (0, 4 / 5, 1 / 5)),
         ((5, 1), 1, (0.5, 0.5)),
         ((NAN, NAN, NAN, NAN), 0.1, (0.25, 0.25, 0.25, 0.25)),
         ((0, 0, NAN, NAN), 0.1, (0.25, 0.25, 0.25, 0.25)),
         ((7,), 0.5, (1,)),
-        ((1e308, 1e308, NAN, 0), 0.2, (0.05 + 0.8 * 3 / 8, 0.05 + 0.8 * 3 / 8, 0.05 + 0.8 * 2 / 8, 0.05)),
+        # In units of 1e308: 1, 1, 2 / 3 and 0; squares 9 / 9, 9 / 9, 4 / 9 and 0.
+        ((1e308, 1e308, NAN, 0), 0.2, (0.05 + 0.8 * 9 / 22, 0.05 + 0.8 * 9 / 22, 0.05 + 0.8 * 4 / 22, 0.05)),
         ((5e-324, 0), 0.2, (0.9, 0.1)),
     ],
 )
@@ -56,9 +57,9 @@ def naive_probabilities(estimates: list[float], floor: float) -> list[float]:
     """The same rule in plain Python."""
     known = [value for value in estimates if not math.isnan(value)]
     filled = [math.fsum(known) / len(known) if math.isnan(value) else value for value in estimates] if known else []
-    total = math.fsum(filled)
+    total = math.fsum(value**2 for value in filled)
     count = len(estimates)
-    return [floor / count + (1 - floor) * value / total for value in filled] if total else [1 / count] * count
+    return [floor / count + (1 - floor) * value**2 / total for value in filled] if total else [1 / count] * count
 
 
 def naive_draw(probabilities: list[float], count: int, uniform: list[float]) -> list[int]:

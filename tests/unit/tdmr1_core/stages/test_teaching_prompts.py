@@ -52,8 +52,8 @@ def test_a_prompt_with_a_large_spread_is_drawn_more_often() -> None:
     teaching = make()
     observe(teaching, 0, a=0.5, b=0.0)
     found = draws(teaching, 1)
-    # a has 0.5, c and d the mean 0.25, b nothing; the floor of each prompt is 0.1 / 4.
-    expected = {"a": 0.475, "b": 0.025, "c": 0.25, "d": 0.25}
+    # a has 0.5, c and d the mean 0.25, b nothing, so their squares are 4, 1, 1 and 0 sixths; the floor is 0.1 / 4.
+    expected = {"a": 0.625, "b": 0.025, "c": 0.175, "d": 0.175}
     assert found == pytest.approx(expected, abs=0.08)
 
 
