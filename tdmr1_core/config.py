@@ -198,7 +198,7 @@ class BatchConfig(Section):
     """uniform draws every prompt equally often. teaching draws a prompt more often, the more the rewards within its
     last groups differed: a group with equal rewards teaches nothing."""
     teaching_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Of N prompts, each has at least this / N as its probability in a teaching draw, so that it is tried again. 1 gives
+    """Each of N prompts has at least this / N as its probability in a teaching draw, so that it is tried again. 1 gives
     all prompts the same probability."""
     micro_batch: Images | Literal["auto"] | None = "auto"
     """Images processed at once. auto: a new run on a GPU chooses a number that fits; on a CPU, all images. A number
