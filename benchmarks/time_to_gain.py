@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,7 @@ def train(folder: Path, code: Path, variant: Variant, subject: Subject, seed: in
     """Train a variant with a seed, unless it is finished."""
     if (folder / DONE).exists():
         return
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run of this script
     settings = (*COMMON, f"threads={options.threads}", f"saving.checkpoint_every={options.every}")
     settings = (*settings, f"saving.keep={MOST_CHECKPOINTS}", *variant.settings)
     command = [sys.executable, "-m", "tdmr1_cli", "train", "--quiet", "--model", subject.model]
@@ -103,7 +105,9 @@ def train(folder: Path, code: Path, variant: Variant, subject: Subject, seed: in
     command += [part for setting in settings for part in ("--set", setting)]
     environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": str(options.threads)}
     with folder.with_name(f"{folder.name}.log").open("w") as log:
-        subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+        status = subprocess.call(command, env=environment, stdout=log, stderr=log)
+    if status != 0:
+        raise SystemExit(f"exit code {status}: see {log.name}")
     (folder / DONE).touch()
     print(f"trained: {folder.name}", file=sys.stderr, flush=True)
 
