@@ -29,6 +29,7 @@ FORMER_DEFAULTS: Tree = {
     "batch.teaching_floor": 0.1,
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
+    "memory.lora": "peft",
     "rollout.dpm_levels": "euler",
     "rollout.sigmas": None,
     "generator.ema_warmup": False,
