@@ -115,7 +115,7 @@ def tests(results: Results, toy: bool) -> None:
     def run() -> Row:
         modules = sorted((ROOT / "tests").rglob("test_*.py"))
         files = [str(path) for path in modules if "pytest.mark.gpu" in path.read_text()]
-        command = [sys.executable, *"-m pytest -q -m gpu -p no:cacheprovider -rfEs".split(), *files]
+        command = [sys.executable, *["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-rfEs"], *files]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         print(done.stdout[-4000:], flush=True)
         if done.returncode:
