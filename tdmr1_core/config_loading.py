@@ -25,12 +25,9 @@ Tree = dict[str, Any]
 FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
     "model.ignore_text_encoder_lora": False,
-<<<<<<< HEAD
     "memory.attention": "auto",
-=======
     "batch.prompts": "uniform",
     "batch.teaching_floor": 0.1,
->>>>>>> a0e30957d3e1420cd63cd9e757749d98ea2dbcb7
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
     "memory.lora": "peft",
