@@ -161,7 +161,8 @@ def _row(entry: ModelEntry, config: RunConfig, networks: Networks) -> Row:
     """What the stages need, or why a setting is refused."""
     device, precision = ALONE.device(config.model.device), PRECISIONS[config.model.precision]
     try:
-        check_attention(config.memory.attention, device, precision, FAMILIES[entry.family])
+        if config.memory.attention != "auto":
+            check_attention(config.memory.attention, device, precision, FAMILIES[entry.family])
     except Tdmr1Error as error:
         return {"refused": error.message}
     architecture, micro_batch = read_architecture(entry), config.batch.micro_batch

@@ -15,7 +15,7 @@ from tdmr1_core.algorithm.flow import Levels
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
-from tdmr1_core.models.attention import check_attention
+from tdmr1_core.models.attention import attention_kernel, check_attention
 from tdmr1_core.models.backbone import PRECISIONS, Backbone
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
@@ -87,7 +87,9 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.
     training = config.kind == "train"
     if {config.memory.weights, config.memory.optimizer} != {"none"}:
         bitsandbytes()
-    check_attention(config.memory.attention, device, PRECISIONS[config.model.precision], FAMILIES[entry.family])
+    if config.memory.attention != "auto":
+        precision, family = PRECISIONS[config.model.precision], FAMILIES[entry.family]
+        check_attention(config.memory.attention, device, precision, family)
     scoring = None
     with ExitStack() as failing:
         if training:
@@ -151,8 +153,9 @@ def merges_loras(config: RunConfig) -> bool:
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Apply the settings of `memory` that change how the networks run."""
-    for backbone in roles.backbones:
-        backbone.attention = settings.attention
+    if settings.attention != "auto":
+        for backbone in roles.backbones:
+            backbone.attention = partial(attention_kernel, settings.attention)
     if settings.recomputes:
         enable_gradient_checkpointing(roles)
     if settings.decoder == "sliced" or settings.decoder == "tiled":

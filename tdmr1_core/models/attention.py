@@ -7,9 +7,9 @@ backend does. Therefore one context of torch selects the kernel for every family
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch.nn import functional
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import Family
 
-Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
+Attention = Literal["flash", "cudnn", "efficient", "math"]
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -30,13 +30,11 @@ HEAD_SIZE, TOKENS = 64, 128
 
 
 def attention_kernel(attention: Attention) -> AbstractContextManager[None]:
-    """A context in which torch computes attention with this kernel, or with any if `auto`.
+    """A context in which torch computes attention with this kernel.
 
     The selection applies to the whole process. A reward that runs meanwhile in another thread, with inputs that the
     kernel does not support, gets the math kernel.
     """
-    if attention == "auto":
-        return nullcontext()
     return sdpa_kernel(list(dict.fromkeys((KERNELS[attention], SDPBackend.MATH))), set_priority=True)
 
 
@@ -46,9 +44,9 @@ def check_attention(attention: Attention, device: torch.device, precision: torch
     The kernel is tried on small random tensors, with gradient.
     """
     masked = family.masks_padding
-    if attention == "auto" or _supports(attention, device, precision, masked):
+    if _supports(attention, device, precision, masked):
         return
-    usable = [each for each in get_args(Attention) if each == "auto" or _supports(each, device, precision, masked)]
+    usable = ["auto", *(each for each in KERNELS if _supports(each, device, precision, masked))]
     dtype = str(precision).removeprefix("torch.")
     masks = f", with the padding masks of the family {family.name}" if masked else ""
     raise Tdmr1Error(

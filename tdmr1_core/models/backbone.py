@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tdmr1_core.algorithm.flow import Levels
-from tdmr1_core.models.attention import Attention
 from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.prompt_lengths import Reader
 from tdmr1_core.records import Conditioning
@@ -27,8 +27,8 @@ class Backbone(Protocol):
     device: torch.device
     dtype: torch.dtype
     """The dtype of latents and velocities: float32 or float64."""
-    attention: Attention
-    """The kernel that computes attention in `network`."""
+    attention: Callable[[], AbstractContextManager[None]]
+    """The context of each forward pass of `network`, which selects the kernel of attention."""
 
     def text_encoders(self) -> list[nn.Module]:
         """The networks that `encode` uses."""

@@ -18,7 +18,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.models.attention import attention_kernel
 from tdmr1_core.models.backbone import Backbone
 from tdmr1_core.models.roles import Roles
 from tdmr1_core.versions import versions
@@ -50,7 +49,7 @@ def enable_gradient_checkpointing(roles: Roles) -> None:
 
 def _checkpointed(roles: Roles, backbone: Backbone, block: nn.Module, *arguments: Any) -> Any:
     same_role = roles.reactivate(backbone)
-    recomputing = _both(same_role, attention_kernel(backbone.attention))
+    recomputing = _both(same_role, backbone.attention())
     return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputing))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from tdmr1_core.algorithm.flow import Levels, guide, sigma_schedule, stretch, unshift_sigma
-from tdmr1_core.models.attention import Attention, attention_kernel
 from tdmr1_core.models.families import Family
 from tdmr1_core.models.latent_shape import LatentGrid, latent_grid
 from tdmr1_core.models.noise_levels import NoiseSchedule, is_static, pipeline_schedule
@@ -60,7 +59,7 @@ class PipelineBackbone(ABC):
         self.network: nn.Module = pipeline.transformer
         self.device = device
         self.dtype = torch.promote_types(precision, torch.float32)
-        self.attention: Attention = "auto"
+        self.attention: Callable[[], AbstractContextManager[None]] = nullcontext
         self._precision = precision
         self._max_sequence_length = max_sequence_length
         self._encoders_on_cpu = encoders_on_cpu
@@ -141,7 +140,7 @@ class PipelineBackbone(ABC):
 
     def _forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         lowered = torch.autocast(self.device.type, self._precision, enabled=self._precision == torch.bfloat16)
-        with attention_kernel(self.attention), lowered:
+        with self.attention(), lowered:
             return self._network_velocity(latents, sigma, conditioning).to(self.dtype)
 
     @torch.no_grad()

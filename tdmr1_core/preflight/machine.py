@@ -32,7 +32,8 @@ def check_machine(resolved: ResolvedRun) -> None:
 
     config, memory = resolved.config, resolved.config.memory
     device, family = ALONE.device(config.model.device), FAMILIES[resolved.entry.family]
-    check_attention(memory.attention, device, PRECISIONS[config.model.precision], family)
+    if memory.attention != "auto":
+        check_attention(memory.attention, device, PRECISIONS[config.model.precision], family)
     if {memory.weights, memory.optimizer} != {"none"}:
         bitsandbytes()
     if memory.prompt_cache is not None:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from support.errors import raises
-from support.product import make_backbone, make_engine, network_inputs
+from support.product import make_engine, network_inputs
 from support.role_updates import SECTIONS, largest_difference, updated
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
@@ -53,8 +53,7 @@ def operations(action) -> Counter[str]:
 
 @pytest.mark.parametrize(("attention", "is_flash"), [("auto", True), ("flash", True), ("math", False)])
 def test_the_selected_kernel_is_used(attention, is_flash):
-    backbone = make_backbone()
-    backbone.attention = attention
+    backbone = engine_with(attention=attention).roles.backbone
     found = operations(lambda: backbone.velocity(*network_inputs()))
     assert (found[CPU_FLASH] > 0) == is_flash
     assert (found["aten._softmax.default"] + found["aten._safe_softmax.default"] > 0) == (not is_flash)
@@ -86,8 +85,6 @@ def test_a_former_selection_is_restored():
     with attention_kernel("math"):
         assert _cur_sdpa_kernel_backends() == [SDPBackend.MATH]
     assert _cur_sdpa_kernel_backends(with_priority=True) == before
-    with attention_kernel("auto"):
-        assert _cur_sdpa_kernel_backends(with_priority=True) == before
 
 
 @pytest.mark.parametrize("attention", KERNELS)
