@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -54,12 +55,13 @@ class Roles:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
+            config = shape.peft(init)
+            if merged:
+                config._register_custom_module({nn.Linear: MergedLinear})
+            networks: dict[str, Any] = {name: self.backbone_of(name).network for name in (*trained, *averaged)}
             try:
-                for name in (*trained, *averaged):
-                    config = shape.peft(init)
-                    if merged:
-                        config._register_custom_module({nn.Linear: MergedLinear})
-                    self.backbone_of(name).network.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+                for name, network in networks.items():
+                    network.add_adapter(copy(config), adapter_name=name)
             except ValueError as error:
                 raise shape.targets_error(error) from error
         self._layers = {each: _lora_layers(each.network) for each in (self._scores, backbone)}
