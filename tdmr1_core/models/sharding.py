@@ -128,9 +128,10 @@ class _Passes:
 
 
 def local_bytes(network: nn.Module) -> int:
-    """Bytes of the frozen weights that this process holds between two passes."""
-    frozen = [weight for weight in network.parameters() if not weight.requires_grad]
-    return sum((weight.to_local() if isinstance(weight, DTensor) else weight).nbytes for weight in frozen)
+    """Bytes of the frozen weights that this process holds between two passes, without LoRAs."""
+    frozen = [weight for name, weight in network.named_parameters() if "lora_" not in name]
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in frozen]
+    return sum({weight.untyped_storage()._cdata: weight.untyped_storage().nbytes() for weight in local}.values())
 
 
 def is_sharded(network: nn.Module) -> bool:
