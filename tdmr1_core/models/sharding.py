@@ -7,7 +7,7 @@ have the same bits as those of a network that is not sharded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from tdmr1_core.distributed import Processes
 from tdmr1_core.models.backbone import Backbone
+from tdmr1_core.models.blocks import blocks_of
 from tdmr1_core.models.lockstep import Lockstep
 from tdmr1_core.models.memory import encoder_identity
 from tdmr1_core.models.roles import Roles
@@ -137,15 +138,6 @@ def local_bytes(network: nn.Module) -> int:
 def is_sharded(network: nn.Module) -> bool:
     """Whether the weights of a network are divided among processes."""
     return isinstance(network, FSDPModule)
-
-
-def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
-    """The items of the outermost `nn.ModuleList`s of a network, in the order of their registration."""
-    for child in network.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from blocks_of(child)
 
 
 def _shard(network: nn.Module, mesh: DeviceMesh, gather: _Gather, device: torch.device, adapters: Set[Tensor]) -> None:
