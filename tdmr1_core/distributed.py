@@ -51,6 +51,12 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def leads_machine() -> bool:
+    """Whether the run has processes on other machines, and this is the first process of its machine."""
+    local = os.environ.get("LOCAL_RANK"), os.environ.get("LOCAL_WORLD_SIZE")
+    return local[0] == "0" and local[1] is not None and int(local[1]) < rank_and_world()[1]
+
+
 def requested_processes(processes: int | None, started: int) -> int:
     """The number of processes of the run, of which `started` run already. Raises Tdmr1Error if both are given."""
     if processes and started > 1:
@@ -364,6 +370,7 @@ def join_processes(device: str, timeout: float = 15.0) -> Processes:
     limit = timedelta(minutes=timeout)
     try:
         store, *_ = next(torch.distributed.rendezvous("env://", timeout=limit))
+        _check_same_devices(store, rank, count, "cpu" if on_cpu else "cuda")
         backend = {} if on_cpu else {"backend": BACKENDS}
         PartialState(cpu=on_cpu, timeout=NO_LIMIT, store=store, rank=rank, world_size=count, **backend)
     except RuntimeError as error:
@@ -378,6 +385,23 @@ def join_processes(device: str, timeout: float = 15.0) -> Processes:
     heartbeat.start(processes.gather(heartbeat.offer()))
     processes.gather(None)  # each has sent its first report now
     return processes
+
+
+def _check_same_devices(store: torch.distributed.Store, rank: int, count: int, kind: str) -> None:
+    """Raise Tdmr1Error if only some processes have a GPU; PeerExited in all processes but the first."""
+    store.set(f"tdmr1/device/{rank}", kind)
+    kinds = [store.get(f"tdmr1/device/{other}").decode() for other in range(count)]
+    without = [number for number, found in enumerate(kinds, 1) if found == "cpu"]
+    if len(without) in (0, count):
+        return
+    if rank > 0:
+        raise PeerExited
+    raise Tdmr1Error(
+        f"{len(without)} of {count} processes have no GPU, such as process {without[0]}, but the others have one",
+        "start processes only on machines with GPUs, or set model.device to cpu",
+        code="device-unavailable",
+        values={"processes": count, "without": without},
+    )
 
 
 def _wait_once(work: Any) -> None:
