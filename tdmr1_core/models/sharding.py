@@ -40,7 +40,7 @@ class Sharding:
         base = roles.backbones[0]
         self.encoder_identity = encoder_identity(base)
         """Of the text encoders, from weights that cannot be read any more."""
-        mesh = DeviceMesh.from_group(distributed.group.WORLD, base.device.type)
+        mesh = DeviceMesh.from_group(distributed.distributed_c10d._get_default_group(), base.device.type)
         gather = _Gather(processes)
         for encoder in base.text_encoders():
             _shard(encoder, mesh, gather, base.device, set())
@@ -140,9 +140,11 @@ def is_sharded(network: nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
-def _shard(network: nn.Module, mesh: DeviceMesh, gather: _Gather, device: torch.device, adapters: Set[Tensor]) -> None:
+def _shard(
+    network: nn.Module, mesh: DeviceMesh, gather: _Gather, device: torch.device, adapters: Set[nn.Parameter]
+) -> None:
     """Shard the blocks of a network and the rest of it. Scalars and the weights `adapters` stay whole."""
-    whole = {weight for weight in network.parameters() if weight.ndim == 0} | adapters
+    whole = {*adapters, *(weight for weight in network.parameters() if weight.ndim == 0)}
     for block in (*blocks_of(network), network):
         if any(weight not in whole for weight in block.parameters()):
             fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

@@ -244,7 +244,8 @@ def _constant_parts(
     denoiser = (update.parameters * frozen - update.linear * saved) * (1 if entry.teacher == SAME else 2)
     moments = 8 if memory.optimizer == "none" else 2.03
     roles, averages = (3, 2) if config.kind == "train" else (2, 1)
-    encoders, offloaded = architecture.encoders * frozen, encoder_placement(config) != "device"
+    encoders: float = architecture.encoders * frozen
+    offloaded = encoder_placement(config) != "device"
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
     in_turn = max(0, encoders - moved) if offloaded else 0
     gathered = {}

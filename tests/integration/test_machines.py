@@ -97,7 +97,7 @@ def wait_for(path: Path) -> None:
 def test_if_a_machine_is_killed_the_other_ends_with_a_sentence(machines, tmp_path, killed, sharded):
     folder = tmp_path / "run"
     both = machines((1, 1), *options(folder, 1000, "saving.checkpoint_every=1", sharded))
-    wait_for(folder / "metrics.jsonl")
+    wait_for(folder / "checkpoints" / "latest")
     both[killed].kill()
     began = time.monotonic()
     other = both[1 - killed]
