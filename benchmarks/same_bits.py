@@ -15,8 +15,9 @@ The resume jobs take a run of the old tree back to its first checkpoint and cont
 must equal that of the uninterrupted run. Do not edit the new tree meanwhile. Hashes depend on the machine, so the key
 of a cached result contains the boot id. A killed script leaves its worktree registered: run `git worktree prune`.
 
-The new tree gets the former values of settings whose defaults changed (FORMER). The metric loss/reward is not compared
-where `generator.trunc_steps` is 2: the reward term of images at k >= trunc_steps is no longer computed and counts as 0.
+The new tree gets the former values of settings whose defaults changed (FORMER, and memory.lora). The metric loss/reward
+is not compared where `generator.trunc_steps` is 2: the reward term of images at k >= trunc_steps is no longer computed
+and counts as 0.
 
 The script prints one line a job. Exit code 1 if a job differs or fails.
 """
@@ -179,6 +180,8 @@ class Tree:
         given = job.command
         if self.name == "new" and "ocr" in given:
             given = (*given[: len(OCR)], *FORMER, *given[len(OCR) :])  # settings of the job override them
+        if self.name == "new" and given[0] in ("train", "distill") and not job.resumes:
+            given = (*given, *_settings("memory.lora=peft"))
         given = _without_overridden(given)
         command = (sys.executable, "-m", "tdmr1_cli", *(places.get(part, part) for part in given))
         with (folder / "log").open("w+") as file:

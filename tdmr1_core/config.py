@@ -229,6 +229,9 @@ class MemoryConfig(Section):
     shard: bool = False
     """Divide the frozen weights of denoisers and text encoders among the processes of the run (FSDP), which gather one
     block at a time. For models larger than one GPU; it costs communication in each pass. LoRAs are not divided."""
+    lora: Literal["auto", "merged", "peft"] = "auto"
+    """merged computes one product with the sum of weight and LoRA, formed in each pass; peft computes both products, as
+    PEFT does. A sum in bf16 loses small LoRAs, so auto is merged only in fp32 and fp64. It is never stored."""
     compile: bool = False
     """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs."""
 
@@ -396,6 +399,9 @@ class SurrogateConfig(Section):
     """Weight of ||v - v_ref||^2 (published: 0.001; the tiny models need 0.2 to 0.3)."""
     time_weight: bool = True
     """Weight preference and penalty by (k+1)/K (published)."""
+    only_with_signal: bool = False
+    """Skip groups whose advantages are all 0. The network is not evaluated for them, and they get no reference penalty
+    (published: false)."""
     ema_slope: Positive = 1e-3
     """The decay of the EMA at update n (from 1) is min(ema_max, ema_slope n) (published: 0.001)."""
     ema_max: Below1 = 0.3
@@ -530,6 +536,8 @@ class RunConfig(Section):
             raise ValueError(f"timesteps.per_iteration is {points}, but there are only {steps} steps")
         if self.memory.weights != "none" and self.model.precision == "fp64":
             raise ValueError("memory.weights cannot be quantized with model.precision fp64; set it to bf16")
+        if self.memory.weights != "none" and self.memory.lora == "merged":
+            raise ValueError("memory.lora cannot be merged into quantized weights (memory.weights); set it to peft")
         if self.batch.groups * self.batch.group_size > MOST_IMAGES:
             raise ValueError(
                 f"batch.groups × batch.group_size is {self.batch.groups} × {self.batch.group_size}, but an iteration "

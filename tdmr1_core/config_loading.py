@@ -27,6 +27,7 @@ FORMER_DEFAULTS: Tree = {
     "model.ignore_text_encoder_lora": False,
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
+    "memory.lora": "peft",
     "rollout.dpm_levels": "euler",
     "rollout.sigmas": None,
     "generator.ema_warmup": False,

@@ -99,6 +99,7 @@ class Engine:
         self._skipped: list[str] = []
         self._consecutive_not_finite = dict.fromkeys(self.trained, 0)
         self._warned_of_unscored = False
+        self._started: tuple[Trajectory, float] | None = None
 
     @classmethod
     def from_config(
@@ -140,6 +141,7 @@ class Engine:
         """Run one iteration of TDM-R1: rollout, scores, advantages, and an update of each role at M of the K steps."""
         started = self._begin()
         trajectory = self.rollout(self.next_groups())
+        self.start_fake_update(trajectory)
         scores = self.score(trajectory)
         advantages = self.advantages(scores)
         for step in range(self.config.timesteps.per_iteration):
@@ -178,7 +180,7 @@ class Engine:
         return trajectory
 
     def score(self, trajectory: Trajectory) -> Scores:
-        """Collect the scores of the last rollout.
+        """Collect the scores of the last rollout. The metric time/score is the time that this waits for rewards.
 
         Warns once if many images have no score. Raises RewardFailed if a reward fails, and if no image of the first
         iteration has a score; Tdmr1Error in a distillation.
@@ -233,16 +235,27 @@ class Engine:
         self.hooks.call("tdmr1_after_advantages", engine=self, scores=scores, advantages=advantages)
         return advantages
 
+    def start_fake_update(self, trajectory: Trajectory) -> None:
+        """Accumulate the gradient of the first update of the fake score, which depends on no reward.
+
+        The rewards score the images meanwhile. `update_fake` continues from here; the result is the same without this
+        call. Nothing is changed but the gradient.
+        """
+        self._discard_started()
+        with self._timed(FAKE):
+            self._started = (trajectory, self._accumulate_fake(trajectory, 0, 0))
+
     def update_fake(self, trajectory: Trajectory, step: int = 0, repeat: int = 0) -> UpdateStats:
         """Update the fake score at the drawn step number `step` of each trajectory."""
         if veto := self._veto(FAKE, trajectory=trajectory):
+            self._started = None
             return veto
-        step_index, tau = self._draw_step_and_tau(trajectory, step, repeat)
-        use_stored_velocity = (
-            trajectory.stored_velocity and trajectory.generator_updates == self.trained[GENERATOR].updates
-        )
         with self._timed(FAKE):
-            loss = self._fake.accumulate(trajectory, (step, repeat), step_index, tau, use_stored_velocity, self._scale)
+            if self._started is not None and self._started[0] is trajectory and (step, repeat) == (0, 0):
+                loss, self._started = self._started[1], None
+            else:
+                self._discard_started()
+                loss = self._accumulate_fake(trajectory, step, repeat)
             stats = self._apply(FAKE, step, {"loss/fake": loss})
         return self._report(stats)
 
@@ -308,6 +321,19 @@ class Engine:
 
     # Helpers of the stages.
 
+    def _accumulate_fake(self, trajectory: Trajectory, step: int, repeat: int) -> float:
+        step_index, tau = self._draw_step_and_tau(trajectory, step, repeat)
+        use_stored_velocity = (
+            trajectory.stored_velocity and trajectory.generator_updates == self.trained[GENERATOR].updates
+        )
+        return self._fake.accumulate(trajectory, (step, repeat), step_index, tau, use_stored_velocity, self._scale)
+
+    def _discard_started(self) -> None:
+        """Discard the gradient of a started update that was not continued, for example because a reward failed."""
+        if self._started is not None:
+            self._started = None
+            self.trained[FAKE].discard()
+
     @property
     def steps(self) -> int:
         """K, the number of sampling steps."""
@@ -367,7 +393,12 @@ class Engine:
         self.reward_states = self._new_reward_states
         seconds = time.monotonic() - started
         means = {name: sum(values) / len(values) for name, values in self._update_metrics.items()}
-        timing = {"time/iteration": seconds, "images_per_second": groups.images * self.processes.count / seconds}
+        stages = sum(value for name, value in self._metrics.items() if name.startswith("time/"))
+        timing = {
+            "time/iteration": seconds,
+            "time/other": seconds - stages,
+            "images_per_second": groups.images * self.processes.count / seconds,
+        }
         metrics = self.processes.mean({**self._metrics, **means, **timing})
         report = IterationReport(self.iteration_index, metrics, tuple(dict.fromkeys(self._skipped)))
         self.last_report = report

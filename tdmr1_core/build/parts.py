@@ -153,7 +153,15 @@ def build_roles(config: RunConfig, backbone: Backbone, shape: LoraShape, teacher
         seed=seeds.stream(config.seed, "lora").initial_seed(),
         teacher=teacher,
         init=config.model.lora_init,
+        merged=merges_loras(config),
     )
+
+
+def merges_loras(config: RunConfig) -> bool:
+    """Whether layers compute with the sum of weight and LoRA. In bf16 a sum loses small LoRAs."""
+    if config.memory.lora == "auto":
+        return config.model.precision != "bf16" and config.memory.weights == "none"
+    return config.memory.lora == "merged"
 
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
@@ -277,6 +285,7 @@ def _build_surrogate(config: RunConfig, parts: Parts, role: TrainedRole) -> Surr
         beta_dpo=settings.beta_dpo,
         stabilisers=Stabilisers(settings.trust_region, settings.drift_threshold, settings.reference_penalty),
         time_weight=settings.time_weight,
+        only_with_signal=settings.only_with_signal,
         micro_batches=MicroBatches(config.batch.micro_batch, halves=parts.sharding is None),
         seed=config.seed,
     )

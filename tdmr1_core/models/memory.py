@@ -62,8 +62,9 @@ def save_vae_memory(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None
 def compile_blocks(roles: Roles) -> None:
     """Compile the repeated blocks of the networks with torch.compile, which takes minutes at the first passes.
 
-    By default torch keeps only a few compiled variants of a class of blocks and runs further ones uncompiled. The limit
-    is raised to one variant per block, role, gradient mode and kind of batch.
+    With merged LoRAs all roles and all blocks of one kind share their compiled variants, because weights are inputs.
+    With PEFT's layers each role has its own. By default torch keeps only a few variants of a class of blocks and runs
+    further ones uncompiled. The limit is raised to one variant per block, role, gradient mode and kind of batch.
     """
     blocks = [
         block

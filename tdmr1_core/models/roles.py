@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.backbone import Backbone
+from tdmr1_core.models.lora.merged import MergedLinear
 from tdmr1_core.models.lora.shape import LoraInit, LoraShape
 
 TEACHER, REFERENCE = "teacher", "reference"
@@ -30,6 +31,8 @@ class Roles:
     If the few-step model is a full checkpoint, its multi-step teacher can be a second backbone: the generator is then
     on the first, and all other roles (teacher, reference, fake score, surrogate) are on the second. The gradient of a
     role never reaches the parameters of another.
+
+    With `merged`, linear layers compute with the sum of weight and LoRA (`MergedLinear`), otherwise as PEFT does.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Roles:
         seed: int,
         teacher: Backbone | None = None,
         init: LoraInit = "kaiming",
+        merged: bool = False,
     ) -> None:
         self.backbone = backbone
         self.shape = shape
@@ -52,19 +56,21 @@ class Roles:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
-            configs = {name: shape.peft(init) for name in (*trained, *averaged)}
             try:
-                for name, config in configs.items():
+                for name in (*trained, *averaged):
+                    config = shape.peft(init)
+                    if merged:
+                        config._register_custom_module({nn.Linear: MergedLinear})
                     self.backbone_of(name).network.add_adapter(config, adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
                 raise shape.targets_error(error) from error
         self._layers = {each: _lora_layers(each.network) for each in (self._scores, backbone)}
         self._parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*trained, *averaged)}
+        self._acting: dict[Backbone, str] = {}
         self.refresh()
         for name, weights in self._parameters.items():
             for weight in weights.values():
                 weight.data = weight.data.to(self.backbone_of(name).dtype)
-        self._acting: dict[Backbone, str] = {}
         for each in self._layers:
             self._activate(TEACHER, each)
 
@@ -80,6 +86,8 @@ class Roles:
     def refresh(self) -> None:
         """Look up the parameters of every role in the networks, for example after they were replaced there."""
         self._parameters = {name: self._find_parameters(name) for name in self._parameters}
+        for backbone, role in self._acting.items():
+            self._activate(role, backbone)
 
     def _find_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The LoRA parameters of a role in its network, by canonical name."""
@@ -105,6 +113,9 @@ class Roles:
     @contextmanager
     def _active(self, role: str, backbone: Backbone) -> Iterator[Backbone]:
         previous = self._acting[backbone]
+        if role == previous:
+            yield backbone
+            return
         self._activate(role, backbone)
         try:
             yield backbone
@@ -112,12 +123,10 @@ class Roles:
             self._activate(previous, backbone)
 
     def _activate(self, role: str, backbone: Backbone) -> None:
-        if role == self._acting.get(backbone):
-            return
         active = [role] if role in self._parameters else []
         for layer in self._layers[backbone]:
             layer.set_adapter(active)
-        # PEFT disables the gradients of inactive adapters, and graphs recorded under another role would lose theirs.
+        # PEFT's layers disable the gradients of inactive adapters; graphs of other roles would lose theirs.
         for name, weights in self._parameters.items():
             for weight in weights.values():
                 weight.requires_grad_(name in self.trained)

@@ -32,6 +32,18 @@ class _RenoisedBatch:
     conditioning: Conditioning
 
 
+@dataclass(frozen=True)
+class _WholeGroups:
+    """What micro-batches smaller than a group must know beforehand."""
+
+    weights: Tensor  # (N,), the group weight w_g of every image
+    reference: Tensor  # (N, C, H, W), the velocity of the reference
+
+    def select(self, places: Tensor, device: torch.device) -> _WholeGroups:
+        """Those of some images (B,), on a device."""
+        return _WholeGroups(self.weights[places].to(device), self.reference[places].to(device))
+
+
 @dataclass(eq=False)
 class SurrogateStage:
     """Accumulates the gradient of the surrogate, at re-noised stored latents. Images of a group share their noise."""
@@ -44,6 +56,8 @@ class SurrogateStage:
     beta_dpo: float
     stabilisers: Stabilisers
     time_weight: bool
+    only_with_signal: bool
+    """Whether groups without a positive or negative advantage are skipped."""
     micro_batches: MicroBatches
     seed: int
 
@@ -59,20 +73,24 @@ class SurrogateStage:
         """Add `scale` times the gradient of the mean loss over all images. Returns means by metric name.
 
         `advantages`, `boundary` and `tau` have shape (N,). The group weight needs the losses of a whole group, so
-        micro-batches smaller than a group cost an additional pass without gradient.
+        micro-batches smaller than a group cost an additional pass of the surrogate without gradient. A skipped group
+        counts as 0 in every mean.
         """
         images, group_size = trajectory.groups.images, trajectory.groups.group_size
-        weights: Tensor | None = None
+        chosen = self._chosen(advantages, group_size)  # (N',)
+        if not len(chosen):  # other processes have groups with signal, and gradients must have the same parameters
+            chosen, scale = torch.arange(group_size), 0.0
+        whole: _WholeGroups | None = None
         means = {"loss/preference": 0.0, "surrogate/clipped": 0.0, "surrogate/drifted": 0.0, "surrogate/drift": 0.0}
 
-        def accumulate_rows(rows: Tensor) -> None:
-            nonlocal weights
-            if weights is None and len(rows) % group_size:
-                weights = self._weights(trajectory, advantages, counters, boundary, tau)
+        def accumulate_rows(places: Tensor) -> None:
+            nonlocal whole
+            if whole is None and len(places) % group_size:
+                whole = self._evaluate_groups(trajectory, chosen, advantages, counters, boundary, tau)
+            rows = chosen[places]
             batch = self._renoise(trajectory, rows, counters, boundary, tau)
-            result = self.losses(
-                batch, advantages[rows], boundary[rows], trajectory, None if weights is None else weights[rows]
-            )
+            known = None if whole is None else whole.select(places, batch.latents.device)
+            result = self.losses(batch, advantages[rows], boundary[rows], trajectory, known)
             loss = result.loss.sum() / images
             self.role.accumulate(loss * scale)
             means["loss/preference"] += self.role.record_loss(loss, trajectory.groups, rows)
@@ -80,8 +98,15 @@ class SurrogateStage:
             means["surrogate/drifted"] += result.drifted.sum().item() / images
             means["surrogate/drift"] += result.drift.sum().item() / images
 
-        self.micro_batches.each(images, accumulate_rows, multiple=group_size)
+        self.micro_batches.each(len(chosen), accumulate_rows, multiple=group_size)
         return means
+
+    def _chosen(self, advantages: Tensor, group_size: int) -> Tensor:
+        """The row numbers (N',) of the images that are evaluated, in whole groups; all of them by default."""
+        rows = torch.arange(len(advantages))
+        if not self.only_with_signal:
+            return rows
+        return rows.view(-1, group_size)[advantages.cpu().view(-1, group_size).any(1)].flatten()
 
     def losses(
         self,
@@ -89,21 +114,22 @@ class SurrogateStage:
         advantages: Tensor,
         boundary: Tensor,
         trajectory: Trajectory,
-        weights: Tensor | None,
+        known: _WholeGroups | None,
     ) -> PreferenceLoss:
         """Loss and statistics per image (B,), differentiable with respect to the surrogate only.
 
-        `advantages` and `boundary` are (B,). `weights` (B,) are the group weights. With None they are computed from
-        this batch, which must then hold whole groups.
+        `advantages` and `boundary` are (B,). `known` are the group weights and velocities of the reference of this
+        batch. With None they are computed from the batch, which must then hold whole groups.
         """
         with torch.no_grad():
-            with self.roles.acting(self.reference_role) as backbone:
-                reference = backbone.velocity(batch.latents, batch.tau, batch.conditioning)  # (B, C, H, W)
+            reference = self._velocity(self.reference_role, batch) if known is None else known.reference
             old_loss = self._old_loss(batch, reference)
         with self.roles.acting(SURROGATE) as backbone:
             velocity = backbone.velocity(batch.latents, batch.tau, batch.conditioning)  # (B, C, H, W)
         advantages = advantages.to(velocity)
-        if weights is None:
+        if known is not None:
+            weights = known.weights
+        else:
             loss, reference_loss = sample_mse(velocity, batch.target), sample_mse(reference, batch.target)
             group_size = trajectory.groups.group_size
             weights = preference_weights(advantages, loss, reference_loss, self.beta_dpo, group_size)
@@ -117,38 +143,43 @@ class SurrogateStage:
         """The loss of the surrogate's EMA per image (B,); None without a trust region."""
         if self.stabilisers.trust_region is None:
             return None
-        if self.reference_role == SURROGATE_EMA:
-            return sample_mse(reference, batch.target)
-        with self.roles.acting(SURROGATE_EMA) as backbone:
-            return sample_mse(backbone.velocity(batch.latents, batch.tau, batch.conditioning), batch.target)
+        same = self.reference_role == SURROGATE_EMA
+        return sample_mse(reference if same else self._velocity(SURROGATE_EMA, batch), batch.target)
 
     @torch.no_grad()
-    def _weights(
+    def _velocity(self, role: str, batch: _RenoisedBatch) -> Tensor:
+        """The velocity of a role, (B, C, H, W), without gradient."""
+        with self.roles.acting(role) as backbone:
+            return backbone.velocity(batch.latents, batch.tau, batch.conditioning)
+
+    @torch.no_grad()
+    def _evaluate_groups(
         self,
         trajectory: Trajectory,
+        chosen: Tensor,
         advantages: Tensor,
         counters: tuple[int, int],
         boundary: Tensor,
         tau: Tensor,
-    ) -> Tensor:
-        """The group weight w_g of every image, (N,), without gradient, for micro-batches smaller than a group."""
+    ) -> _WholeGroups:
+        """The group weights and reference velocities of the images `chosen` (N',), in micro-batches below a group."""
         losses: list[Tensor] = []
+        references: list[Tensor] = []
         reference_losses: list[Tensor] = []
 
-        def evaluate_rows(rows: Tensor) -> None:
-            batch = self._renoise(trajectory, rows, counters, boundary, tau)
-            found = []
-            for role in (SURROGATE, self.reference_role):
-                with self.roles.acting(role) as backbone:
-                    velocity = backbone.velocity(batch.latents, batch.tau, batch.conditioning)
-                found.append(sample_mse(velocity, batch.target))
-            losses.append(found[0])
-            reference_losses.append(found[1])
+        def evaluate_rows(places: Tensor) -> None:
+            batch = self._renoise(trajectory, chosen[places], counters, boundary, tau)
+            loss = sample_mse(self._velocity(SURROGATE, batch), batch.target)
+            reference = self._velocity(self.reference_role, batch)
+            losses.append(loss)
+            references.append(reference.to(trajectory.latents.device))
+            reference_losses.append(sample_mse(reference, batch.target))
 
-        self.micro_batches.each(trajectory.groups.images, evaluate_rows)
+        self.micro_batches.each(len(chosen), evaluate_rows)
         loss, reference_loss = torch.cat(losses), torch.cat(reference_losses)
-        group_size = trajectory.groups.group_size
-        return preference_weights(advantages.to(loss), loss, reference_loss, self.beta_dpo, group_size)
+        signed, group_size = advantages[chosen].to(loss), trajectory.groups.group_size
+        weights = preference_weights(signed, loss, reference_loss, self.beta_dpo, group_size)
+        return _WholeGroups(weights, torch.cat(references))
 
     def _renoise(
         self, trajectory: Trajectory, rows: Tensor, counters: tuple[int, int], boundary: Tensor, tau: Tensor

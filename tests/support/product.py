@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from support.naive import PROMPTS, Weights, encoded, random_lora, tiny_transformer
 from tdmr1_core import hookspecs
-from tdmr1_core.build.parts import Parts
+from tdmr1_core.build.parts import Parts, merges_loras
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.lora.shape import LoraShape
@@ -74,11 +74,11 @@ def make_backbone(precision: torch.dtype = torch.float64) -> SD3Backbone:
     return SD3Backbone(TinyPipeline(), device=torch.device("cpu"), precision=precision, max_sequence_length=0)
 
 
-def make_roles(surrogate: bool = True) -> Roles:
+def make_roles(surrogate: bool = True, *, merged: bool = True) -> Roles:
     """Roles with different random LoRAs; no weight is zero."""
     trained = (GENERATOR, FAKE, SURROGATE) if surrogate else (GENERATOR, FAKE)
     averaged = (GENERATOR_EMA, SURROGATE_EMA) if surrogate else (GENERATOR_EMA,)
-    roles = Roles(make_backbone(), LoraShape(RANK, ALPHA, TARGETS), trained, averaged, seed=0)
+    roles = Roles(make_backbone(), LoraShape(RANK, ALPHA, TARGETS), trained, averaged, seed=0, merged=merged)
     for role, weights in start_loras().items():
         if role in (*trained, *averaged):
             roles.load(role, weights, role)
@@ -108,7 +108,8 @@ def make_engine(
         scoring = ScoringStage(RewardRunner([active], "weighted_sum", 1), run_folder=None, seed=config.seed)
     entry = ModelEntry("t", "", "sd3", "", None, "tiny", height=8, width=8, rank=RANK, alpha=ALPHA, targets=TARGETS)
     prompts = [Prompt(text, {"text": text}) for text in PROMPTS[1:]]
-    return Engine(config, Parts(entry, make_roles(config.kind == "train"), prompts, scoring, Hooks(manager)))
+    roles = make_roles(config.kind == "train", merged=merges_loras(config))
+    return Engine(config, Parts(entry, roles, prompts, scoring, Hooks(manager)))
 
 
 def random_trajectory(engine: Engine, texts: Sequence[str], group_size: int, *, stored_velocity: bool) -> Trajectory:

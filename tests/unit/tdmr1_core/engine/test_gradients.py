@@ -100,8 +100,9 @@ def test_a_skipped_update_changes_nothing() -> None:
         assert all(torch.equal(weight, before[name][key]) for key, weight in engine.roles.weights(name).items())
 
 
-def test_base_weights_never_require_a_gradient() -> None:
-    roles = make_roles()
+@pytest.mark.parametrize("merged", [True, False])
+def test_base_weights_never_require_a_gradient(merged: bool) -> None:
+    roles = make_roles(merged=merged)
     for role in (*ADAPTERS, TEACHER, REFERENCE):
         with roles.acting(role):
             assert not any(weight.requires_grad for weight in base_weights(roles).values())
@@ -113,8 +114,9 @@ def test_base_weights_never_require_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("role", [TEACHER, REFERENCE, GENERATOR_EMA, SURROGATE_EMA])
-def test_untrained_roles_compute_without_a_graph(role: str) -> None:
-    roles = make_roles()
+@pytest.mark.parametrize("merged", [True, False])
+def test_untrained_roles_compute_without_a_graph(role: str, merged: bool) -> None:
+    roles = make_roles(merged=merged)
     with roles.acting(role) as backbone:
         assert not backbone.velocity(*network_inputs()).requires_grad
 
@@ -128,8 +130,9 @@ def take_gradients(roles: Roles, role: str) -> Weights:
     return found
 
 
-def test_other_roles_can_be_active_between_forward_and_backward() -> None:
-    roles = make_roles()
+@pytest.mark.parametrize("merged", [True, False])
+def test_other_roles_can_be_active_between_forward_and_backward(merged: bool) -> None:
+    roles = make_roles(merged=merged)
     alone = {}
     for role in (GENERATOR, FAKE, SURROGATE):
         with roles.acting(role) as backbone:

@@ -19,8 +19,9 @@ from tdmr1_core.models.roles import FAKE, GENERATOR, GENERATOR_EMA, TEACHER, Rol
 pytestmark = pytest.mark.unit
 
 
-def test_acting_can_be_nested_and_restores_the_role_after_exceptions() -> None:
-    roles = make_roles()
+@pytest.mark.parametrize("merged", [True, False])
+def test_acting_can_be_nested_and_restores_the_role_after_exceptions(merged: bool) -> None:
+    roles = make_roles(merged=merged)
 
     def velocity() -> Tensor:
         with torch.no_grad():
