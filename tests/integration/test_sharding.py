@@ -106,7 +106,7 @@ def test_two_processes_hold_half_of_the_frozen_bytes_and_give_the_result_of_one(
     print(f"largest difference of a metric: {largest:.1e}")
     assert largest <= EXACT
     for total, *parts in zip(whole, first_part, second_part, strict=True):
-        assert sum(parts) == total
+        assert total <= sum(parts) <= 1.01 * total  # weights with an odd number of rows are padded
         assert max(parts) <= 0.51 * total
     alone, first, second = (load_file(tmp_path / f"weights-{name}.safetensors") for name in names)
     assert all(first[name].equal(second[name]) for name in first)
