@@ -5,6 +5,7 @@
 Every variant is a run of three iterations of the command line on the embedded model with the same global batch: two
 processes, micro-batches, a stop after every iteration, another number of processes after a resume, rewards that
 sampling waits for, and rewards that return only after all sampling. The reference is one process with one micro-batch.
+The variants with teaching prompts have a reference of their own, because they draw other prompts.
 Compared are all metrics except times, all weights of the last checkpoint (LoRAs and their moving averages), and the
 evaluations and guard readings at the start and at the end.
 
@@ -52,6 +53,8 @@ class Variant:
     settings: tuple[str, ...] = ()
     processes: tuple[int, ...] = (1,)
     """The number of processes of each part of the run. Every part except the last is stopped after one iteration."""
+    drawn: str = "uniform"
+    """`batch.prompts` of the run and of its reference."""
     prepare: Callable[[], None] | None = None
 
 
@@ -92,8 +95,8 @@ def _return_after_sampling() -> None:
     sampled.set()  # evaluations come before the first rollout
 
 
+TEACHING = "teaching"
 SHARDED = ("memory.shard=true",)
-REFERENCE = Variant("1 process, 1 micro-batch")
 VARIANTS = (
     Variant("2 processes", processes=(2,)),
     Variant("micro-batch 1", ("batch.micro_batch=1",)),
@@ -112,6 +115,9 @@ VARIANTS = (
     Variant("1 process, then 2, sharded", SHARDED, processes=(1, 2)),
     Variant("rewards before sampling continues", ("batch.micro_batch=4",), prepare=_wait_for_every_reward),
     Variant("rewards after all sampling", ("batch.micro_batch=4",), prepare=_return_after_sampling),
+    Variant("teaching prompts, 2 processes", processes=(2,), drawn=TEACHING),
+    Variant("teaching prompts, stopped after every iteration", processes=(1,) * ITERATIONS, drawn=TEACHING),
+    Variant("teaching prompts, 2 processes, then 1", processes=(2, 1), drawn=TEACHING),
 )
 NAMES = tuple(variant.name for variant in VARIANTS)
 
@@ -175,6 +181,7 @@ class Records:
 def run(variant: Variant, precision: str, folder: Path) -> Records:
     """Run all parts of a variant."""
     settings = (*SMALL, f"model.precision={precision}", f"iterations={ITERATIONS}", *variant.settings)
+    settings = (*settings, f"batch.prompts={variant.drawn}")
     start = ["train", *(part for setting in settings for part in ("--set", setting)), "--output", str(folder)]
     for part, processes in enumerate(variant.processes):
         arguments = ["train", "--resume", str(folder)] if part else start
@@ -208,13 +215,18 @@ def _stop_when_written(metrics: Path) -> None:
 def compare(
     precision: str, names: Sequence[str], output: Path
 ) -> tuple[Records, dict[str, dict[str, dict[str, float]]]]:
-    """The records of the reference, and the differences of the variants by name."""
-    reference = run(REFERENCE, precision, output / f"{precision}-reference")
+    """The records of the reference with uniform prompts, and the differences of the variants by name."""
+    chosen = [variant for variant in VARIANTS if variant.name in names]
+    references = {
+        drawn: run(Variant("reference", drawn=drawn), precision, output / f"{precision}-reference-{drawn}")
+        for drawn in dict.fromkeys(("uniform", *(variant.drawn for variant in chosen)))
+    }
     differences = {}
-    for number, variant in enumerate(variant for variant in VARIANTS if variant.name in names):
-        differences[variant.name] = run(variant, precision, output / f"{precision}-{number}").distance(reference)
+    for number, variant in enumerate(chosen):
+        records = run(variant, precision, output / f"{precision}-{number}")
+        differences[variant.name] = records.distance(references[variant.drawn])
         print(variant.name, precision, json.dumps(differences[variant.name]), file=sys.stderr, flush=True)
-    return reference, differences
+    return references["uniform"], differences
 
 
 def main() -> int:

@@ -63,6 +63,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--iterations", type=int, help="iterations of the run (default: 1.5 per kill, 4 if outside)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run and of the kills")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="another setting of the run")
     return parser.parse_args(arguments)
 
 
@@ -71,7 +72,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     options.output.mkdir(parents=True)
     per_kill = 4 if OUTSIDE in (options.stages or ()) else 1.5
     iterations = options.iterations or max(4, int(per_kill * options.kills))
-    arguments = [*(part for setting in SMALL for part in ("--set", setting)), "--seed", str(options.seed)]
+    settings = (*SMALL, *options.set)
+    arguments = [*(part for setting in settings for part in ("--set", setting)), "--seed", str(options.seed)]
     arguments += ["--iterations", str(iterations), "--quiet"]
 
     undisturbed, log = options.output / "undisturbed", options.output / "undisturbed.log"

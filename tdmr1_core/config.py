@@ -194,6 +194,12 @@ class BatchConfig(Section):
     """Prompts per iteration (published: 48 for OCR and GenEval, 24 for ImageReward and HPSv2)."""
     group_size: int = Field(24, ge=2, le=MOST_IMAGES)
     """G, the number of images for each prompt. Rewards are compared within this group (published: 24)."""
+    prompts: Literal["uniform", "teaching"] = "uniform"
+    """uniform draws every prompt equally often. teaching draws a prompt more often, the more the rewards within its
+    last groups differed: a group with equal rewards teaches nothing."""
+    teaching_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Each of N prompts has at least this / N as its probability in a teaching draw, so that it is tried again. 1 gives
+    all prompts the same probability."""
     micro_batch: Images | Literal["auto"] | None = "auto"
     """Images processed at once. auto: a new run on a GPU chooses a number that fits; on a CPU, all images. A number
     or auto is halved when the device runs out of memory; null processes all images and stops the run instead. Results
@@ -531,6 +537,8 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.kind == "train" and not self.rewards:
             raise ValueError("a training run needs at least one reward")
+        if self.kind == "distill" and self.batch.prompts == "teaching":
+            raise ValueError("batch.prompts is 'teaching', but a distillation has no rewards; set it to 'uniform'")
         steps, points = self.rollout.step_count, self.timesteps.per_iteration
         if steps is not None and points > steps:
             raise ValueError(f"timesteps.per_iteration is {points}, but there are only {steps} steps")

@@ -25,6 +25,8 @@ Tree = dict[str, Any]
 FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
     "model.ignore_text_encoder_lora": False,
+    "batch.prompts": "uniform",
+    "batch.teaching_floor": 0.1,
     "memory.text_encoders": "device",
     "memory.prompt_cache_gb": 8.0,
     "memory.lora": "peft",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tdmr1_core import heartbeat
 from tdmr1_core.algorithm import seeds
-from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
+from tdmr1_core.algorithm.advantages import group_advantages, group_spreads, permute_in_groups, zero_std_ratio
 from tdmr1_core.algorithm.averages import generator_ema_decay, surrogate_ema_decay
 from tdmr1_core.build.parts import Parts, build_stages, load_parts
 from tdmr1_core.config import RunConfig, lr_iterations
@@ -83,6 +83,7 @@ class Engine:
         self.start = stages.start
         self.sigmas = stages.rollout.sigmas
         self._encoder = stages.encoder
+        self._teaching = stages.teaching
         self._rollout = stages.rollout
         self._fake = stages.fake
         self._surrogate = stages.surrogate
@@ -198,6 +199,10 @@ class Engine:
         self._new_reward_states = [states for _, states, _ in gathered]
         whole = Scores.cat([scores for scores, _, _ in gathered])
         self._metrics |= reward_metrics(whole)
+        if self._teaching is not None:
+            numbers = list(chain.from_iterable(self.processes.gather(self._teaching.numbers(trajectory.groups))))
+            spreads = group_spreads(whole.total, whole.valid, trajectory.groups.group_size)
+            self._metrics |= self._teaching.observe(numbers, spreads, self.iteration_index)
         unscored = [each for _, _, part in gathered for each in part]
         found = self.processes.on_first(lambda: check_scored(unscored, len(whole.total), self.iteration_index + 1))
         if found is not None and not self._warned_of_unscored:
@@ -367,18 +372,26 @@ class Engine:
     def encode_ahead(self, further: Sequence[Prompt] = ()) -> None:
         """Encode the prompts of the next iterations, and then `further` ones, together with a prompt that is missing.
 
-        This has an effect only with memory.text_encoders "auto" on a GPU. The results are the same.
+        This has an effect only with memory.text_encoders "auto" on a GPU. The results are the same. With teaching
+        prompts, the next draws are not known: the most likely ones are encoded first, then all training prompts.
         """
+        unexpected = () if self._teaching is None else self.prompts
         if self.config.memory.text_encoders == "auto":
             self._encoder.upcoming = lambda: chain(
                 upcoming_texts(self.prompts, range(self.iteration_index, self.config.iterations), self._draw_groups),
-                (prompt.text for prompt in further),
+                (prompt.text for prompt in (*unexpected, *further)),
             )
 
     def _draw_groups(self, iteration: int) -> Groups:
-        """The groups of an iteration, counted from 0, for this process."""
-        batch, seed = self.config.batch, self.config.seed
-        groups = next_groups(self.prompts, iteration, batch.groups, batch.group_size, seed)
+        """The groups of an iteration, counted from 0, for this process.
+
+        With teaching prompts, those of an iteration that is later than the next one may still change.
+        """
+        batch, seed, completed = self.config.batch, self.config.seed, self.iteration_index
+        if self._teaching is None:
+            groups = next_groups(self.prompts, iteration, batch.groups, batch.group_size, seed)
+        else:
+            groups = self._teaching.next_groups(iteration, completed, batch.groups, batch.group_size, seed)
         return self.processes.shard_groups(groups)
 
     def _begin(self) -> float:
@@ -421,11 +434,13 @@ class Engine:
     def counters(self) -> dict[str, Any]:
         """The counters of a checkpoint, as JSON data.
 
-        They are the consecutive skipped updates of each role, the current micro-batch sizes of the stages, and the
-        setting batch.micro_batch from which these sizes were halved.
+        They are the consecutive skipped updates of each role, the current micro-batch sizes of the stages, the setting
+        batch.micro_batch from which these sizes were halved, and the estimates of teaching prompts.
         """
         sizes = {name: each.size for name, each in self._micro_batches.items()}
-        return {"in_a_row": self._consecutive_not_finite, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
+        found = {"in_a_row": self._consecutive_not_finite, "micro_batch": self.config.batch.micro_batch, "sizes": sizes}
+        teaching = self._teaching
+        return found if teaching is None else {**found, "teaching": teaching.state(self.iteration_index)}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
         """Restore the counters of a checkpoint. Sizes are restored only if batch.micro_batch has not changed."""
@@ -434,6 +449,8 @@ class Engine:
             for name, each in self._micro_batches.items():
                 size = counters["sizes"][name]
                 each.current = None if size is None else int(size)
+        if self._teaching is not None:
+            self._teaching.restore(counters.get("teaching", {}))
 
     def close(self) -> None:
         """Close the rewards."""

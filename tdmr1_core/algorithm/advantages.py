@@ -38,12 +38,21 @@ def group_advantages(
     if binary:
         rounding = 1e-9 * centered.abs().amax(1, keepdim=True) + 1e-14 * rewards.abs().amax(1, keepdim=True)
         return _center(centered.sign() * (centered.abs() > rounding), mask).view(-1)
-    if std == "group":
-        deviation = (centered.square().sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()
-    else:
-        deviation = _global_std(rewards, valid.view_as(rewards))
+    deviation = _group_std(centered, mask) if std == "group" else _global_std(rewards, valid.view_as(rewards))
     scaled = (centered / (deviation + STD_FLOOR / unit)).clamp(-clip, clip)
     return _center(scaled, mask).view(-1)
+
+
+def group_spreads(rewards: Tensor, valid: Tensor, group_size: int) -> Tensor:
+    """The population standard deviation (groups,) of the valid rewards of each group; exactly 0 if all are equal.
+
+    It is NaN for a group with fewer than two valid rewards, whose spread is unknown.
+    """
+    rewards, mask = rewards.view(-1, group_size), valid.view(-1, group_size)
+    unit = _unit(rewards, mask, per_group=True)
+    spreads = (_group_std(_center(rewards / unit, mask), mask) * unit).view(-1)
+    spreads = spreads.masked_fill(_without_signal(rewards, mask), 0)
+    return spreads.masked_fill(mask.sum(1) < 2, torch.nan)
 
 
 def zero_std_ratio(rewards: Tensor, valid: Tensor, group_size: int) -> float:
@@ -78,6 +87,11 @@ def _center(values: Tensor, mask: Tensor) -> Tensor:
     """Subtract each row's mean over the masked entries. Entries outside the mask become 0. All (groups, group_size)."""
     mean = (values * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
     return (values - mean) * mask
+
+
+def _group_std(centered: Tensor, mask: Tensor) -> Tensor:
+    """Population standard deviation (groups, 1) of centered values, over the masked entries of each row."""
+    return (centered.square().sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()
 
 
 def _global_std(rewards: Tensor, mask: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from tdmr1_core.stages.prompt_encoder import PromptEncoder
 from tdmr1_core.stages.rollout import RolloutStage
 from tdmr1_core.stages.scoring import ScoringStage
 from tdmr1_core.stages.surrogate import SurrogateStage
+from tdmr1_core.stages.teaching_prompts import TeachingPrompts
 from tdmr1_core.stages.trained_role import TrainedRole
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Stages:
     start: LoraWeights
     """The weights that the generator starts from."""
     encoder: PromptEncoder
+    teaching: TeachingPrompts | None
+    """None if prompts are drawn uniformly."""
     rollout: RolloutStage
     fake: FakeScoreStage
     surrogate: SurrogateStage | None
@@ -176,7 +179,7 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
 
 def build_stages(config: RunConfig, parts: Parts, steps: int, schedule: NoiseSchedule, size: tuple[int, int]) -> Stages:
     """The stages of an engine that samples images of `size` (height, width) in `steps` steps."""
-    roles = parts.roles
+    roles, batch = parts.roles, config.batch
     trained, start = build_trained(config, roles), roles.weights(GENERATOR)
     latent_shape = roles.backbone.latent_shape(*size)
     sigmas = fixed_levels(config.rollout, roles.backbone, steps, schedule)
@@ -185,6 +188,7 @@ def build_stages(config: RunConfig, parts: Parts, steps: int, schedule: NoiseSch
         trained=trained,
         start=start,
         encoder=_build_encoder(config, parts),
+        teaching=TeachingPrompts(parts.prompts, batch.teaching_floor) if batch.prompts == "teaching" else None,
         rollout=RolloutStage(
             roles,
             sigmas,

@@ -32,10 +32,12 @@ def describe_encoding(planned: Plan, resolved: ResolvedRun) -> str:
 
 
 def count_prompts(resolved: ResolvedRun) -> int:
-    """The number of different prompts that a run samples, at most."""
+    """The number of different prompts that a run samples, at most; with teaching prompts, all prompts that it may."""
     config = resolved.config
     training, evaluated = (
         {prompt.text for prompt in prompts} for prompts in (resolved.prompts.prompts, resolved.evaluated_prompts)
     )
+    if config.batch.prompts == "teaching":
+        return len(training | evaluated)
     drawn = config.iterations * config.batch.groups
     return min(len(training | evaluated), drawn + len(evaluated))

@@ -238,6 +238,7 @@ INEFFECTIVE = (
         lambda s: isinstance(s.config.batch.micro_batch, int) and s.config.batch.micro_batch > s.images,
         lambda s: f"an iteration has {s.images} images",
     ),
+    Ineffective("batch.teaching_floor", lambda s: s.config.batch.prompts == "uniform", "batch.prompts is uniform"),
     Ineffective(
         "optimizer.final_lr",
         lambda s: s.config.iterations == 1,

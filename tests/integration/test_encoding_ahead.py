@@ -105,6 +105,18 @@ def test_all_prompts_of_a_run_are_encoded_once_before_its_first_image(usual, wat
     assert not watched.loads
 
 
+def test_teaching_prompts_are_all_encoded_before_the_first_image(watched, tmp_path):
+    """The next draws are not known, so every training prompt may come."""
+    teaching = ("batch.prompts=teaching", "iterations=2")
+    expected = execute(tmp_path / "usual", *teaching, "memory.text_encoders=device")
+    watched.encoded.clear()
+    assert execute(tmp_path / "run", *teaching) == expected
+    texts = {prompt.text for prompt in Engine.from_config(small_config()).prompts}
+    assert texts <= set(watched.encoded)
+    assert len(set(watched.encoded)) == len(watched.encoded), "no text is encoded twice"
+    assert watched.swaps == 1
+
+
 def test_prompts_beyond_the_budget_are_encoded_in_blocks(usual, watched, tmp_path):
     in_turn = tmp_path / "in-turn"
     assert execute(in_turn, "memory.text_encoders=cpu", f"memory.prompt_cache_gb={SMALL_BUDGET}") == usual

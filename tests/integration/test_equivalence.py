@@ -60,13 +60,15 @@ def test_every_variant_has_the_records_of_one_process(tmp_path):
     assert {"2 processes, sharded", "2 processes, sharded, then 1", "1 process, then 2, sharded"} <= variants.keys()
     assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= variants.keys()
     assert {"rewards before sampling continues", "rewards after all sampling"} <= variants.keys()
+    assert {"teaching prompts, 2 processes", "teaching prompts, 2 processes, then 1"} <= variants.keys()
     check(variants)
     nothing = {"max": 0.0, "mean": 0.0}
-    assert variants["stopped after every iteration"] == {
-        "metrics": nothing,
-        "weights": nothing,
-        "evaluations": nothing,
-    }
+    for prefix in ("", "teaching prompts, "):
+        assert variants[f"{prefix}stopped after every iteration"] == {
+            "metrics": nothing,
+            "weights": nothing,
+            "evaluations": nothing,
+        }
 
 
 @pytest.mark.long

@@ -39,7 +39,13 @@ def finished(tmp_path_factory) -> Path:
 def test_the_folder_holds_all_documented_files(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["tdmr1"]["versions"]["torch"]
-    assert config["batch"] == {"groups": 2, "group_size": 2, "micro_batch": "auto"}
+    assert config["batch"] == {
+        "groups": 2,
+        "group_size": 2,
+        "prompts": "uniform",
+        "teaching_floor": 0.1,
+        "micro_batch": "auto",
+    }
     metrics = rows(finished / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3]
     wanted = {"reward/mean", "reward/std", "reward/object_count/mean", "zero_std_ratio", "loss/fake", "loss/preference"}

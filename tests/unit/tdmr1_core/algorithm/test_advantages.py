@@ -7,7 +7,7 @@ import torch
 from support.errors import raises
 from torch import Tensor
 
-from tdmr1_core.algorithm.advantages import group_advantages, permute_in_groups, zero_std_ratio
+from tdmr1_core.algorithm.advantages import group_advantages, group_spreads, permute_in_groups, zero_std_ratio
 from tdmr1_core.records import Advantages
 
 pytestmark = pytest.mark.unit
@@ -182,3 +182,14 @@ def test_permute_shuffles_within_each_group() -> None:
     for group in range(5):
         part = slice(12 * group, 12 * group + 12)
         assert sorted(found[part].tolist()) == values[part].tolist()
+
+
+def test_spreads_of_groups() -> None:
+    # Deviations 1 and 7; equal rewards whose mean is rounded; one valid reward; 0 and 3 of three, the last not valid.
+    found = group_spreads(numbers(4, 6, 0, -7, 7, 0, 0.1, 0.1, 0.1, 5, 1, 1, 0, 3, 9), valid("110110111100110"), 3)
+    assert found.tolist() == pytest.approx([1, 7, 0, torch.nan, 1.5], nan_ok=True)
+    assert found[2] == 0
+
+
+def test_spreads_whose_squares_overflow() -> None:
+    assert group_spreads(numbers(1e200, -1e200, 1, 3), valid("1111"), 2).tolist() == pytest.approx([1e200, 1])

@@ -145,6 +145,8 @@ def test_the_prompts_of_a_plan_are_those_that_a_run_encodes():
     evaluated = {prompt.text for prompt in resolved.evaluated_prompts}
     every = evaluated | {prompt.text for prompt in resolved.prompts.prompts}
     assert counted == [len(evaluated) + 2, len(evaluated) + 4, len(every)]
+    teaching = ("batch.prompts=teaching", "iterations=1")
+    assert described("evaluation.images=4", *teaching)[1] == len(every), "each may come"
     engine = Engine.from_resolved(resolved)
     assert size_of(engine.conditioning(engine.prompts[:1])) == plan(resolved.config, TINY).prompt_bytes
 

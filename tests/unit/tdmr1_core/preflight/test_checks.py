@@ -58,6 +58,7 @@ def test_presets_have_no_ineffective_settings(preset):
         (["advantages.binary=true", "advantages.clip=3"], "advantages.clip", "uses the sign only"),
         (["rollout.eta=0.5", "rollout.sampler=dpm-solver++"], "rollout.eta", "dpm-solver++ adds no noise"),
         (["rollout.dpm_levels=euler"], "rollout.dpm_levels", "only the sampler dpm-solver++ uses it"),
+        (["batch.teaching_floor=0.5"], "batch.teaching_floor", "batch.prompts is uniform"),
         (["batch.micro_batch=5000"], "batch.micro_batch", "an iteration has 1152 images"),
         (["rewards.0.weight=2"], "rewards.0.weight", "normalization removes its scale"),
         (["evaluation.every=5000"], "evaluation.every", "the run has 1000 iterations"),

@@ -1,0 +1,44 @@
+"""The point at which a training has gained 20 points, and the tables that compare variants."""
+
+from __future__ import annotations
+
+import pytest
+from time_to_gain import Point, Variant, table, when_gained
+
+pytestmark = pytest.mark.unit
+
+
+def curve(*values: float, seconds: float = 10.0) -> list[Point]:
+    """A point every five iterations with these values of the raw generator; the averaged one never changes."""
+    return [Point(5 * i, seconds * i, 480 * i, value, values[0]) for i, value in enumerate(values)]
+
+
+def test_the_gain_is_interpolated_where_it_is_first_reached():
+    points = curve(0.4, 0.5, 0.7, 0.55, 0.9)
+    found = when_gained(points, "generator", 0.2)
+    assert found is not None
+    assert vars(found) == pytest.approx({"iterations": 7.5, "seconds": 15.0, "images": 720.0})
+    assert when_gained(points, "generator", 0.6) is None
+    assert when_gained(points, "generator_ema", 0.2) is None
+    assert when_gained(curve(0.25, 0.5), "generator", 0.25) is not None
+
+
+def test_the_tables_compare_with_the_first_variant():
+    curves = {
+        "uniform": {0: curve(0.25, 0.5), 1: curve(0.25, 0.375)},
+        "teaching": {0: curve(0.25, 0.75, seconds=5), 1: curve(0.25, 0.75)},
+    }
+    lines = table(curves, {"uniform": [0.5, 0.25], "teaching": [1.0, 0.5]}, 0.25)
+    assert "| uniform | raw | 0 | 25.0 → 50.0 | 5.0 | 480 | 10.0 |" in lines
+    assert "| uniform | raw | 1 | 25.0 → 37.5 | not reached | | |" in lines
+    assert "| teaching | raw | 0 | 25.0 → 75.0 | 2.5 | 240 | 2.5 |" in lines
+    assert "| uniform | 37.5 | 2.00 | raw | 1 of 2 | 1.00 | 1.00 |" in lines
+    assert "| teaching | 75.0 | 1.50 | raw | 1 of 2 | 0.50 | 0.25 |" in lines
+    assert "| teaching | 75.0 | 1.50 | averaged | 0 of 2 | | |" in lines
+    assert len({line.count("|") for line in lines if line}) == 1
+
+
+def test_variants():
+    assert Variant.parse(["old@abc123"]) == Variant("old", "abc123", ())
+    words = ["teaching", "batch.prompts=teaching", "seed=3"]
+    assert Variant.parse(words) == Variant("teaching", None, ("batch.prompts=teaching", "seed=3"))
