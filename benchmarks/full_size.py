@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pluggy
 import torch
@@ -36,14 +37,16 @@ from tdmr1_core.models.loading import backbone_class
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.meta_network import build_network
 from tdmr1_core.models.pipeline import PipelineBackbone
+from tdmr1_core.models.quantization import quantize
 from tdmr1_core.models.registry import ModelEntry
 from tdmr1_core.planning.dry_update import dry_update
 from tdmr1_core.planning.estimate import Architecture, read_architecture
+from tdmr1_core.planning.known_sizes import known_update, point_of
 from tdmr1_core.planning.passes import passes_an_image
 from tdmr1_core.planning.published_configs import PUBLISHED
 from tdmr1_core.planning.sizes import Update
 from tdmr1_core.plugins import Hooks
-from tdmr1_core.records import Advantages, Conditioning, Prompt
+from tdmr1_core.records import Advantages, Conditioning, Groups, Prompt, Trajectory
 
 ENTRIES = {entry.name: entry for entry in BUILTIN_MODELS if entry.base in PUBLISHED or entry.domain == "tiny"}
 """The models whose configs are built in, by name."""
@@ -63,8 +66,8 @@ def random_backbone(family: str, architecture: Architecture) -> type[PipelineBac
     return Random
 
 
-def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> Engine:
-    """An engine with random weights."""
+def random_pipeline(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> SimpleNamespace:
+    """The parts of a pipeline that updates need, with random weights that are made on the device."""
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.configuration_utils import FrozenDict
     from diffusers.image_processor import VaeImageProcessor
@@ -78,7 +81,7 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
         torch.set_default_dtype(before)
     no_shift = {"shift_factor": 0.0} if entry.family in ("sd3", "zimage", "flux1") else {}
     autoencoder = {**no_shift, **architecture.autoencoder}
-    pipeline = SimpleNamespace(
+    return SimpleNamespace(
         transformer=denoiser,
         vae=build_network(architecture.family.autoencoder, autoencoder, str(device)),
         vae_scale_factor=pixels_per_latent(architecture.autoencoder) * (2 if entry.family == "ernie_image" else 1),
@@ -89,8 +92,25 @@ def build(entry: ModelEntry, architecture: Architecture, config: RunConfig) -> E
         config=FrozenDict(pipeline_settings(entry)),
         image_processor=VaeImageProcessor(),
     )
-    kind = random_backbone(entry.family, architecture)
-    backbone = kind(pipeline, device=device, precision=precision, max_sequence_length=entry.max_sequence_length)
+
+
+def build(entry: ModelEntry, architecture: Architecture, config: RunConfig, pipeline: SimpleNamespace) -> Engine:
+    """An engine with new LoRAs on the networks of a pipeline, whose LoRAs of an earlier engine are removed."""
+    device, precision = ALONE.device(config.model.device), PRECISIONS[config.model.precision]
+    network: Any = pipeline.transformer
+    network.unload_lora()
+    if network.is_gradient_checkpointing:
+        network.disable_gradient_checkpointing()
+    quantized = config.memory.weights
+    backbone = random_backbone(entry.family, architecture)(
+        pipeline,
+        device=device,
+        precision=precision,
+        max_sequence_length=entry.max_sequence_length,
+        denoiser_on_cpu=quantized != "none",  # weights are quantized as they are moved to the GPU
+    )
+    if quantized != "none":
+        quantize(backbone, quantized)
     roles = build_roles(config, backbone, lora_shape(entry))
     apply_memory_settings(config.memory, roles)
     manager = pluggy.PluginManager("tdmr1")
@@ -107,31 +127,42 @@ class StageCost:
     """Allocated on the GPU; on a CPU, resident in this process since its start."""
     growth_bytes: float | None
     """Peak minus the bytes that were allocated before the call; None on a CPU."""
+    warm_up_seconds: float
+    """Of the call before, with one micro-batch; compilation included."""
 
 
 def measure(engine: Engine) -> dict[str, StageCost]:
-    """The cost of every stage, measured after one warm-up call."""
-    trajectory = engine.rollout(engine.next_groups())
-    images = trajectory.groups.images
-    values = torch.linspace(-1, 1, engine.config.batch.group_size, dtype=torch.float64)
-    advantages = Advantages(values.repeat(engine.config.batch.groups), 0.0)
-    stages: dict[str, Callable[[], object]] = {
-        "rollout": lambda: engine.rollout(trajectory.groups),
-        "fake": lambda: engine.update_fake(trajectory),
-        "surrogate": lambda: engine.update_surrogate(trajectory, advantages),
-        "generator": lambda: engine.update_generator(trajectory, advantages),
-    }
+    """The cost of every stage, measured after a warm-up call with the images of one micro-batch."""
+    batch, groups = engine.config.batch, engine.next_groups()
+    few = min(batch.micro_batch, batch.group_size) if isinstance(batch.micro_batch, int) else batch.group_size
+    warm = _stages(engine, replace(groups, prompts=groups.prompts[:1], group_size=max(2, few)))
     costs: dict[str, StageCost] = {}
-    for name, stage in stages.items():
-        stage()
+    for name, stage in _stages(engine, groups).items():
+        began = time.monotonic()
+        warm[name]()
+        _synchronize()
+        warm_up = time.monotonic() - began
         allocated = _reset_peak()
         started = time.monotonic()
         stage()
         _synchronize()
         seconds = time.monotonic() - started
         growth = None if allocated is None else _peak() - allocated
-        costs[name] = StageCost(images / seconds, _peak(), growth)
+        costs[name] = StageCost(groups.images / seconds, _peak(), growth, warm_up)
     return costs
+
+
+def _stages(engine: Engine, groups: Groups) -> dict[str, Callable[[], object]]:
+    """The stages of an iteration with these groups, by name. The updates use the latents of the last rollout."""
+    values = torch.linspace(-1, 1, groups.group_size, dtype=torch.float64)
+    advantages = Advantages(values.repeat(len(groups)), 0.0)
+    sampled: list[Trajectory] = []
+    return {
+        "rollout": lambda: sampled.append(engine.rollout(groups)),
+        "fake": lambda: engine.update_fake(sampled[-1]),
+        "surrogate": lambda: engine.update_surrogate(sampled[-1], advantages),
+        "generator": lambda: engine.update_generator(sampled[-1], advantages),
+    }
 
 
 def lora_shape(entry: ModelEntry) -> LoraShape:
@@ -140,7 +171,13 @@ def lora_shape(entry: ModelEntry) -> LoraShape:
 
 
 def planned_update(entry: ModelEntry, architecture: Architecture, config: RunConfig, images: int) -> Update:
-    """The estimate of `tdmr1 plan` for the generator update with one micro-batch of `images` images."""
+    """The estimate of `tdmr1 plan` for the generator update with one micro-batch of `images` images.
+
+    The sizes of published models are known; those of others are measured by a dry update, which takes up to a minute.
+    """
+    known = known_update(entry, point_of(config, entry, entry.rank))
+    if known is not None:
+        return replace(known, bytes=images * known.bytes)
     return dry_update(
         config,
         FAMILIES[entry.family],
@@ -203,7 +240,7 @@ def main() -> None:
     micro_batch = options.micro_batch or options.groups * options.group_size
     update = planned_update(entry, architecture, config, micro_batch)
     before = _peak()
-    engine = build(entry, architecture, config)
+    engine = build(entry, architecture, config, random_pipeline(entry, architecture, config))
     loaded = _peak()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     stages = measure(engine)

@@ -238,6 +238,9 @@ class MemoryConfig(Section):
     lora: Literal["auto", "merged", "peft"] = "auto"
     """merged computes one product with the sum of weight and LoRA, formed in each pass; peft computes both products, as
     PEFT does. A sum in bf16 loses small LoRAs, so auto is merged only in fp32 and fp64. It is never stored."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """The kernel of torch that computes attention in the denoiser; auto lets torch choose. A kernel that torch does not
+    have for the device, the precision or the padding masks of the model is refused."""
     compile: bool = False
     """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs."""
 

@@ -25,6 +25,7 @@ Tree = dict[str, Any]
 FORMER_DEFAULTS: Tree = {
     "model.lora_init": "kaiming",
     "model.ignore_text_encoder_lora": False,
+    "memory.attention": "auto",
     "batch.prompts": "uniform",
     "batch.teaching_floor": 0.1,
     "memory.text_encoders": "device",

@@ -55,6 +55,7 @@ CODES = {
     "hub-unavailable": "The hub cannot be reached and a file is not in the local cache, or an upload failed.",
     "hub-denied": "The hub refused access: the repository is gated, private or missing, or the token may not write.",
     "device-unavailable": "The device does not exist here, or the processes cannot share it.",
+    "attention-unavailable": "torch does not have the kernel of memory.attention for this device, precision or model.",
     "out-of-memory": "The device is out of memory, even with the smallest micro-batch.",
     "micro-batch-halved": "Warning: the device ran out of memory; the micro-batch was halved.",
     "plan-unavailable": "Memory and time cannot be estimated for this model.",

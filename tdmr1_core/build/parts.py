@@ -17,7 +17,9 @@ from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
 from tdmr1_core.distributed import ALONE, Processes
-from tdmr1_core.models.backbone import Backbone
+from tdmr1_core.models.attention import attention_kernel, check_attention
+from tdmr1_core.models.backbone import PRECISIONS, Backbone
+from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
 from tdmr1_core.models.lora.shape import LoraShape
 from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
@@ -50,8 +52,6 @@ from tdmr1_core.stages.trained_role import TrainedRole
 
 if TYPE_CHECKING:
     from tdmr1_core.models.sharding import Sharding
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ def load_parts(
     training = config.kind == "train"
     if {config.memory.weights, config.memory.optimizer} != {"none"}:
         bitsandbytes()
+    if config.memory.attention != "auto":
+        precision, family = PRECISIONS[config.model.precision], FAMILIES[entry.family]
+        check_attention(config.memory.attention, device, precision, family)
     scoring = None
     with ExitStack() as failing:
         if training:
@@ -169,6 +172,9 @@ def merges_loras(config: RunConfig) -> bool:
 
 def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     """Apply the settings of `memory` that change how the networks run."""
+    if settings.attention != "auto":
+        for backbone in roles.backbones:
+            backbone.attention = partial(attention_kernel, settings.attention)
     if settings.recomputes:
         enable_gradient_checkpointing(roles)
     if settings.decoder == "sliced" or settings.decoder == "tiled":

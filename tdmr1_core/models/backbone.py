@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.prompt_lengths import Reader
 from tdmr1_core.records import Conditioning
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""The dtypes of frozen weights, by the names of `model.precision`."""
+
 
 class Backbone(Protocol):
     """A frozen text-to-image model as a rectified flow: v = eps - x_0; sigma = 1 is noise, sigma = 0 is the image."""
@@ -23,6 +27,8 @@ class Backbone(Protocol):
     device: torch.device
     dtype: torch.dtype
     """The dtype of latents and velocities: float32 or float64."""
+    attention: Callable[[], AbstractContextManager[None]]
+    """The context of each forward pass of `network`, which selects the kernel of attention."""
 
     def text_encoders(self) -> list[nn.Module]:
         """The networks that `encode` uses."""

@@ -108,6 +108,8 @@ class Family:
     """Whether a call of the pipeline takes noise levels. Otherwise its scheduler must give them."""
     takes_length: bool = True
     """Whether a call of the pipeline takes max_sequence_length."""
+    masks_padding: bool = False
+    """Whether attention gets a mask where prompts have different lengths. Not every attention kernel takes one."""
     not_loaded: tuple[str, ...] = ()
     """Optional parts of the pipeline that text-to-image sampling does not need."""
     diffusers: str = "0.30"
@@ -214,6 +216,7 @@ for each in (
         no_guidance=0.0,
         comfy_prefix="diffusion_model.",
         readers={"tokenizer": Reads("the text encoder", template="chat")},
+        masks_padding=True,
         diffusers="0.36",
     ),
     Family(
@@ -244,6 +247,7 @@ for each in (
         autoencoder="AutoencoderKLQwenImage",
         layout=Layout.PACKED,
         mu=Mu.FIXED_IF_DISTILLED,
+        masks_padding=True,
         diffusers="0.39",
     ),
     Family(
@@ -260,6 +264,7 @@ for each in (
         layout=Layout.PACKED,
         mu=Mu.TOKENS,
         guidance_argument="true_cfg_scale",
+        masks_padding=True,
         diffusers="0.35",
     ),
     Family(
@@ -292,6 +297,7 @@ for each in (
         takes_sigmas=False,
         takes_length=False,
         not_loaded=("pe", "pe_tokenizer"),
+        masks_padding=True,
         diffusers="0.38",
     ),
 ):

@@ -6,7 +6,8 @@ Results change only by rounding, except with tiled decoding, which can show seam
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -29,8 +30,9 @@ ENCODING = ("diffusers", "transformers")
 
 
 def enable_gradient_checkpointing(roles: Roles) -> None:
-    """Recompute the blocks in the backward pass instead of storing activations, with the role of the forward pass.
+    """Recompute the blocks in the backward pass instead of storing activations.
 
+    The recomputation uses the role and the attention kernel of the forward pass.
     Raises Tdmr1Error for a network without gradient checkpointing.
     """
     for backbone in roles.backbones:
@@ -48,7 +50,14 @@ def enable_gradient_checkpointing(roles: Roles) -> None:
 
 def _checkpointed(roles: Roles, backbone: Backbone, block: nn.Module, *arguments: Any) -> Any:
     same_role = roles.reactivate(backbone)
-    return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), same_role))
+    recomputing = _both(same_role, backbone.attention())
+    return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputing))
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 def save_vae_memory(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -59,6 +59,7 @@ class PipelineBackbone(ABC):
         self.network: nn.Module = pipeline.transformer
         self.device = device
         self.dtype = torch.promote_types(precision, torch.float32)
+        self.attention: Callable[[], AbstractContextManager[None]] = nullcontext
         self._precision = precision
         self._max_sequence_length = max_sequence_length
         self._encoders_on_cpu = encoders_on_cpu
@@ -138,7 +139,8 @@ class PipelineBackbone(ABC):
         return guide(conditional, unconditional, scale)
 
     def _forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision == torch.bfloat16):
+        lowered = torch.autocast(self.device.type, self._precision, enabled=self._precision == torch.bfloat16)
+        with self.attention(), lowered:
             return self._network_velocity(latents, sigma, conditioning).to(self.dtype)
 
     @torch.no_grad()

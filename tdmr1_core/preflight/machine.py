@@ -24,10 +24,16 @@ from tdmr1_rewards.registry import availability
 def check_machine(resolved: ResolvedRun) -> None:
     """Raise Tdmr1Error for a device, package, interpreter, folder or local model file that is missing or damaged.
 
-    Nothing is downloaded: of a model on the hub, no file is checked.
+    So it does for an attention kernel that the device does not have. Nothing is downloaded: of a model on the hub, no
+    file is checked.
     """
+    from tdmr1_core.models.attention import check_attention
+    from tdmr1_core.models.backbone import PRECISIONS
+
     config, memory = resolved.config, resolved.config.memory
-    ALONE.device(config.model.device)
+    device, family = ALONE.device(config.model.device), FAMILIES[resolved.entry.family]
+    if memory.attention != "auto":
+        check_attention(memory.attention, device, PRECISIONS[config.model.precision], family)
     if {memory.weights, memory.optimizer} != {"none"}:
         bitsandbytes()
     if memory.prompt_cache is not None:

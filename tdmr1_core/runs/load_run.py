@@ -46,7 +46,7 @@ def resolve_trained(folder: Path, extensions: Extensions | None = None, changes:
     config = load_changed_config(folder, changes or {})
     cache = config.memory.prompt_cache
     usable_cache = cache if cache and cache.is_dir() and os.access(cache, os.W_OK) else None
-    usual = {"weights": "none", "optimizer": "none", "shard": False, "prompt_cache": usable_cache}
+    usual = {"weights": "none", "optimizer": "none", "shard": False, "attention": "auto", "prompt_cache": usable_cache}
     config = config.model_copy(update={"memory": config.memory.model_copy(update=usual)})
     extensions = extensions or discover()
     entry, registry = extensions.entry(config.model), extensions.plugins.rewards

@@ -45,6 +45,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "guidance": ("generator.guidance_scale",),
     "resolution": ("model.height", "model.width"),
     "image_size": ("model.height", "model.width"),
+    "attention_backend": ("memory.attention",),
+    "attn_implementation": ("memory.attention",),
 }
 """Names that other programs use, and the settings that they may mean here."""
 WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a path", NoneType: "null"}

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from support.command_line import run_tdmr1
 from support.errors import raises
 from support.warm_processes import warm_processes  # noqa: F401
+from torch.nn import functional
 
 from tdmr1_cli.multiprocess import launch
 from tdmr1_core.config_loading import resolve
 from tdmr1_core.conformance import checks
 from tdmr1_core.conformance.checks import CHECKS, Mismatch, NotApplicable
-from tdmr1_core.conformance.subject import Subject
+from tdmr1_core.conformance.subject import PROMPTS, Subject
 from tdmr1_core.conformance.tiny_pipelines import MAKERS, make_tiny_pipeline
 from tdmr1_core.distributed import join_processes
 from tdmr1_core.engine import Engine
@@ -93,6 +94,23 @@ def test_a_wrong_sign_is_found_by_two_checks(folders, monkeypatch):
     for check in (checks.check_pixels, checks.check_velocity):
         with pytest.raises(Mismatch, match="differs by"):
             check(subject)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_family_names_whether_its_attention_has_masks(subjects, family, monkeypatch):
+    """A kernel without masks is refused for it before weights are loaded."""
+    subject, masks = subjects(family), []
+    texts = subject.backbone.encode(list(PROMPTS))
+    original = functional.scaled_dot_product_attention
+
+    def spy(*given, attn_mask=None, **named):
+        masks.append(attn_mask)
+        return original(*given, attn_mask=attn_mask, **named)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    subject.backbone.velocity(subject.noise((64, 64)), torch.tensor([0.5, 0.5]), texts)
+    assert masks, "the network must call the function that memory.attention selects a kernel of"
+    assert any(mask is not None for mask in masks) == FAMILIES[family].masks_padding
 
 
 def test_padding_that_is_not_masked_is_found(folders, monkeypatch):

@@ -24,6 +24,7 @@ HARMLESS = (
     "memory.prompt_cache",
     "memory.prompt_cache_gb",
     "memory.trajectories",
+    "memory.attention",
     "memory.compile",
     "scoring.workers",
     "rewards.*.source",

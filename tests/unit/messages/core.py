@@ -148,6 +148,16 @@ def lora_mismatch(tmp_path: Path) -> None:
     raise LoraShape(4, 8.0, ("attn.to_q",)).targets_error(ValueError("Target modules attn.to_q not found"))
 
 
+def attention_unavailable(tmp_path: Path) -> None:
+    import torch
+
+    from tdmr1_core.models.attention import check_attention
+    from tdmr1_core.models.families import FAMILIES
+
+    with patch.object(torch, "__version__", "2.13.0"):
+        check_attention("cudnn", torch.device("cpu"), torch.bfloat16, FAMILIES["krea2"])
+
+
 def setting_invalid(tmp_path: Path) -> None:
     from tdmr1_core.models.families import FAMILIES
     from tdmr1_core.models.latent_shape import latent_grid
@@ -256,6 +266,7 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "lora-mismatch": lora_mismatch,
     "setting-invalid": setting_invalid,
     "plan-unavailable": plan_unavailable,
+    "attention-unavailable": attention_unavailable,
     "prompts-unknown": prompts_unknown,
     "prompts-unreadable": prompts_unreadable,
     "prompts-empty": prompts_empty,

@@ -151,6 +151,8 @@ HINTS = {
     "generator.weight_decay": ["optimizer.weight_decay"],
     "dtype": ["model.precision"],
     "grad_clip": ["optimizer.max_grad_norm"],
+    "attention_backend": ["memory.attention"],
+    "memory.attn_implementation": ["memory.attention"],
     "rank": ["model.rank"],
     "lora_rank": ["model.rank"],
     "cfg": ["generator.guidance_scale"],
