@@ -96,6 +96,7 @@ def _return_after_sampling() -> None:
 
 
 TEACHING = "teaching"
+SHARDED = ("memory.shard=true",)
 VARIANTS = (
     Variant("2 processes", processes=(2,)),
     Variant("micro-batch 1", ("batch.micro_batch=1",)),
@@ -104,6 +105,14 @@ VARIANTS = (
     Variant("stopped after every iteration", processes=(1,) * ITERATIONS),
     Variant("1 process, then 2", processes=(1, 2)),
     Variant("2 processes, then 1", processes=(2, 1)),
+    Variant("2 processes, sharded", SHARDED, processes=(2,)),
+    Variant(
+        "2 processes, sharded and recomputed",
+        (*SHARDED, "memory.gradient_checkpointing=true", "batch.micro_batch=3"),
+        processes=(2,),
+    ),
+    Variant("2 processes, sharded, then 1", SHARDED, processes=(2, 1)),
+    Variant("1 process, then 2, sharded", SHARDED, processes=(1, 2)),
     Variant("rewards before sampling continues", ("batch.micro_batch=4",), prepare=_wait_for_every_reward),
     Variant("rewards after all sampling", ("batch.micro_batch=4",), prepare=_return_after_sampling),
     Variant("teaching prompts, 2 processes", processes=(2,), drawn=TEACHING),

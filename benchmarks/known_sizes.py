@@ -54,6 +54,8 @@ def measure_parameters(entry: ModelEntry, architecture: Architecture) -> Paramet
         text_encoders=architecture.encoders,
         autoencoder=architecture.decoder,
         lora_per_rank=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        gathered=architecture.gathered,
+        gathered_text_encoders=architecture.gathered_encoders,
     )
 
 

@@ -21,7 +21,7 @@ from tdmr1_cli import streams
 from tdmr1_cli.exits import end, exits_refused
 from tdmr1_cli.output import emit_json, message, warning
 from tdmr1_cli.signals import CheckFailed, ExitWithCode, Stopped
-from tdmr1_core.distributed import rank_and_world
+from tdmr1_core.distributed import leads_machine, rank_and_world
 from tdmr1_core.errors import PeerExited, RunWarning
 from tdmr1_rewards.calling.damage import on_damage
 from tdmr1_rewards.calling.user_code import describe_raised
@@ -80,6 +80,8 @@ def _exit_code(action: Callable[[], int], as_json: bool) -> int:
     except ExitWithCode as request:
         return request.code
     except PeerExited as error:
+        if leads_machine():
+            return _report(error, _peer_exited(error), PEER_EXITED, as_json)
         _print_traceback(error)
         return PEER_EXITED
     except KeyboardInterrupt:
@@ -143,6 +145,15 @@ def _format_warning(
 def with_code(message: str, code: str) -> str:
     """The message with its code at the end, as in `there is no reward 'foo' [reward-unknown]`."""
     return message if code == UNSPECIFIED else f"{message} [{code}]"
+
+
+def _peer_exited(error: PeerExited) -> Tdmr1Error:
+    """The end of a process on another machine, whose launcher does not report it here."""
+    return Tdmr1Error(
+        "a process of this run on another machine has ended, or the connection to it broke",
+        _with_notes("see the output on the other machines for the reason", error),
+        code="process-failed",
+    )
 
 
 def _usage_error(error: Any) -> Tdmr1Error:

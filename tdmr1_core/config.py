@@ -232,6 +232,9 @@ class MemoryConfig(Section):
     """8bit stores the moments of AdamW in 8 bits (bitsandbytes), a quarter of the memory."""
     trajectories: Literal["auto", "device", "cpu"] = "auto"
     """cpu stores the sampled latents in host memory and copies one micro-batch at a time to the device."""
+    shard: bool = False
+    """Divide the frozen weights of denoisers and text encoders among the processes of the run (FSDP), which gather one
+    block at a time. For models larger than one GPU; it costs communication in each pass. LoRAs are not divided."""
     lora: Literal["auto", "merged", "peft"] = "auto"
     """merged computes one product with the sum of weight and LoRA, formed in each pass; peft computes both products, as
     PEFT does. A sum in bf16 loses small LoRAs, so auto is merged only in fp32 and fp64. It is never stored."""

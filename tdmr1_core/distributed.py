@@ -51,6 +51,12 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def leads_machine() -> bool:
+    """Whether the run has processes on other machines, and this is the first process of its machine."""
+    local = os.environ.get("LOCAL_RANK"), os.environ.get("LOCAL_WORLD_SIZE")
+    return local[0] == "0" and local[1] is not None and int(local[1]) < rank_and_world()[1]
+
+
 def requested_processes(processes: int | None, started: int) -> int:
     """The number of processes of the run, of which `started` run already. Raises Tdmr1Error if both are given."""
     if processes and started > 1:
@@ -118,6 +124,8 @@ class Processes:
     count: int = 1
     local_rank: int = 0
     heartbeat: Heartbeat | None = field(default=None, repr=False)
+    before_exchange: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
+    """Called before each exchange of data, to take part in other operations of all processes."""
 
     @property
     def first(self) -> bool:
@@ -161,6 +169,7 @@ class Processes:
             return [value]
         import torch
 
+        self._begin_exchange()
         content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         sizes = [int(size) for size in self._all_gather(torch.tensor([len(content)]))]
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
@@ -173,9 +182,30 @@ class Processes:
         import torch
 
         gathered = [torch.empty_like(values) for _ in range(self.count)]
-        with _raise_peer_exited():
-            self._wait(torch.distributed.all_gather(gathered, values, async_op=True))
+        self.wait_for(torch.distributed.all_gather(gathered, values, async_op=True))
         return gathered
+
+    def _begin_exchange(self) -> None:
+        for action in self.before_exchange:
+            action()
+
+    def exchange_number(self, number: int) -> list[int]:
+        """The number of every process, in the order of their ranks, without a call of `before_exchange`."""
+        import torch
+
+        return [int(each) for each in self._all_gather(torch.tensor([number]))]
+
+    def wait_for(self, work: Any, *, on_gpu: bool = False) -> None:
+        """Wait for an operation of all processes, as torch returns it for `async_op=True`."""
+        with _raise_peer_exited():
+            self._wait(work, on_gpu=on_gpu)
+
+    def wait_for_device(self) -> None:
+        """Wait for the GPU of this process, whose queue may hold operations of all processes."""
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.wait_for(_Kernels(torch.cuda.Event()), on_gpu=True)
 
     def _wait(self, work: Any, *, on_gpu: bool = False) -> None:
         """Wait for an operation of all processes, while signals are handled and lost processes are noticed."""
@@ -245,10 +275,10 @@ class Processes:
             return
         import torch
 
+        self._begin_exchange()
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with _raise_peer_exited():
-            self._wait(torch.distributed.all_reduce(flat, async_op=True), on_gpu=flat.is_cuda)
+        self.wait_for(torch.distributed.all_reduce(flat, async_op=True), on_gpu=flat.is_cuda)
         averages = (flat / self.count).split([gradient.numel() for gradient in gradients])
         for gradient, average in zip(gradients, averages, strict=True):
             gradient.copy_(average.view_as(gradient))
@@ -291,6 +321,20 @@ class Processes:
             raise raised[0] if self.first else PeerExited from raised[0].__cause__
 
 
+class _Kernels:
+    """All that is in the queue of the current GPU, as an operation to wait for."""
+
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self._event = event
+        event.record()
+
+    def is_completed(self) -> bool:
+        return self._event.query()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
 ALONE = Processes()
 
 
@@ -326,6 +370,7 @@ def join_processes(device: str, timeout: float = 15.0) -> Processes:
     limit = timedelta(minutes=timeout)
     try:
         store, *_ = next(torch.distributed.rendezvous("env://", timeout=limit))
+        _check_same_devices(store, rank, count, "cpu" if on_cpu else "cuda")
         backend = {} if on_cpu else {"backend": BACKENDS}
         PartialState(cpu=on_cpu, timeout=NO_LIMIT, store=store, rank=rank, world_size=count, **backend)
     except RuntimeError as error:
@@ -340,6 +385,23 @@ def join_processes(device: str, timeout: float = 15.0) -> Processes:
     heartbeat.start(processes.gather(heartbeat.offer()))
     processes.gather(None)  # each has sent its first report now
     return processes
+
+
+def _check_same_devices(store: torch.distributed.Store, rank: int, count: int, kind: str) -> None:
+    """Raise Tdmr1Error if only some processes have a GPU; PeerExited in all processes but the first."""
+    store.set(f"tdmr1/device/{rank}", kind)
+    kinds = [store.get(f"tdmr1/device/{other}").decode() for other in range(count)]
+    without = [number for number, found in enumerate(kinds, 1) if found == "cpu"]
+    if len(without) in (0, count):
+        return
+    if rank > 0:
+        raise PeerExited
+    raise Tdmr1Error(
+        f"{len(without)} of {count} processes have no GPU, such as process {without[0]}, but the others have one",
+        "start processes only on machines with GPUs, or set model.device to cpu",
+        code="device-unavailable",
+        values={"processes": count, "without": without},
+    )
 
 
 def _wait_once(work: Any) -> None:

@@ -73,6 +73,7 @@ class Engine:
         self.prompts = parts.prompts
         self.scoring = parts.scoring
         self.hooks = parts.hooks
+        self.is_sharded = parts.sharding is not None
         self.reward_states: list[dict[str, State]] = []
         self.iteration_index = 0
         self.is_complete = True
@@ -130,7 +131,9 @@ class Engine:
 
         processes.on_each(lambda: check_split(resolved.config.batch.groups, processes.count))
         chosen = device or processes.on_each(lambda: processes.device(resolved.config.model.device))
-        parts = processes.on_each(lambda: load_parts(resolved, run_folder, chosen))
+        parts = processes.on_each(lambda: load_parts(resolved, run_folder, chosen, processes))
+        if parts.sharding is not None:
+            parts.sharding.start()
         return cls(resolved.config, parts, processes)
 
     # The algorithm.

@@ -133,4 +133,6 @@ def _verdict(choices: Choices, card: str) -> str:
     if choices.largest:
         return f"{card}: does not fit; the largest micro-batch that fits is batch.micro_batch={choices.largest}"
     advice = "try `--preset single-gpu`, which uses less memory"
+    if choices.planned.processes > 1 and not choices.config.memory.shard:
+        advice = "try `--set memory.shard=true`, which divides the frozen weights among the processes"
     return f"{card}: does not fit; not even a micro-batch of one image fits; {advice}"

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tdmr1_core.algorithm.flow import Levels
 from tdmr1_core.algorithm.objectives import GeneratorWeights, Stabilisers
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.config import FakeConfig, GeneratorConfig, MemoryConfig, RolloutConfig, RunConfig, SurrogateConfig
+from tdmr1_core.distributed import ALONE, Processes
 from tdmr1_core.models.attention import attention_kernel, check_attention
 from tdmr1_core.models.backbone import PRECISIONS, Backbone
 from tdmr1_core.models.families import FAMILIES
@@ -48,6 +50,9 @@ from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_core.stages.teaching_prompts import TeachingPrompts
 from tdmr1_core.stages.trained_role import TrainedRole
 
+if TYPE_CHECKING:
+    from tdmr1_core.models.sharding import Sharding
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -59,6 +64,8 @@ class Parts:
     scoring: ScoringStage | None
     hooks: Hooks
     model_files: ModelFiles | None = None
+    sharding: Sharding | None = None
+    """None if every process holds all weights."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,9 @@ class Stages:
     generator: GeneratorStage
 
 
-def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.device) -> Parts:
+def load_parts(
+    resolved: ResolvedEngine, run_folder: Path | None, device: torch.device, processes: Processes = ALONE
+) -> Parts:
     """Load the parts onto a device. Rewards are built before any weight is loaded.
 
     Raises Tdmr1Error for rewards, model files and devices that cannot be used.
@@ -97,22 +106,32 @@ def load_parts(resolved: ResolvedEngine, run_folder: Path | None, device: torch.
             runner = build_runner(resolved.rewards, failing, device=str(device), combine=combine, workers=workers)
             scoring = ScoringStage(runner, run_folder=run_folder, seed=config.seed)
         model_files = fetch_model(entry, config.model, training=training)
-        roles = load_roles(config, model_files, device)
+        shards = config.memory.shard and processes.count > 1
+        roles = load_roles(config, model_files, device, on_cpu=shards)
+        sharding = _shard(config, entry, roles, processes) if shards else None
         failing.pop_all()
     hooks = Hooks(resolved.extensions.plugins.manager)
-    return Parts(entry, roles, list(resolved.prompts.prompts), scoring, hooks, model_files)
+    return Parts(entry, roles, list(resolved.prompts.prompts), scoring, hooks, model_files, sharding)
 
 
-def load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device) -> Roles:
-    """The backbones with all adapters in their initial state."""
+def _shard(config: RunConfig, entry: ModelEntry, roles: Roles, processes: Processes) -> Sharding:
+    """Divide the frozen weights of the backbones among the processes."""
+    from tdmr1_core.models.sharding import Sharding
+
+    height, width = config.model.height or entry.height, config.model.width or entry.width
+    return Sharding(roles, processes, roles.backbone.latent_shape(height, width))
+
+
+def load_roles(config: RunConfig, model_files: ModelFiles, device: torch.device, *, on_cpu: bool = False) -> Roles:
+    """The backbones with all adapters in their initial state. With `on_cpu`, all but the autoencoder are on the CPU."""
     few_step, surrogate = model_files.lora, config.kind == "train"
     settings = config.memory
     backbone, teacher = load_backbones(
         model_files,
         device,
         PRECISIONS[config.model.precision],
-        encoders_on_cpu=offloads_encoders(config, device),
-        denoiser_on_cpu=settings.weights != "none",
+        encoders_on_cpu=on_cpu or offloads_encoders(config, device),
+        denoiser_on_cpu=on_cpu or settings.weights != "none",
     )
     if settings.weights != "none":
         for each in filter(None, (backbone, teacher)):
@@ -182,7 +201,7 @@ def build_stages(config: RunConfig, parts: Parts, steps: int, schedule: NoiseSch
             latent_shape,
             sampler=config.rollout.sampler,
             eta=config.rollout.eta,
-            micro_batches=MicroBatches(config.batch.micro_batch),
+            micro_batches=MicroBatches(config.batch.micro_batch, halves=parts.sharding is None),
             seed=config.seed,
             decode=config.kind == "train",
             keep_on=torch.device("cpu") if config.memory.trajectories == "cpu" else roles.backbone.device,
@@ -191,11 +210,11 @@ def build_stages(config: RunConfig, parts: Parts, steps: int, schedule: NoiseSch
             roles,
             trained[FAKE],
             teacher_weight=config.fake.teacher_weight,
-            micro_batches=MicroBatches(config.batch.micro_batch),
+            micro_batches=MicroBatches(config.batch.micro_batch, halves=parts.sharding is None),
             seed=config.seed,
         ),
-        surrogate=_build_surrogate(config, roles, trained[SURROGATE]) if SURROGATE in trained else None,
-        generator=build_generator(config, roles, trained[GENERATOR]),
+        surrogate=_build_surrogate(config, parts, trained[SURROGATE]) if SURROGATE in trained else None,
+        generator=build_generator(config, roles, trained[GENERATOR], halves=parts.sharding is None),
     )
 
 
@@ -233,6 +252,7 @@ def build_trained(config: RunConfig, roles: Roles) -> dict[str, TrainedRole]:
             ),
             learning_rate=own[name].learning_rate,
             max_grad_norm=common.max_grad_norm,
+            backward_pass=partial(roles.backward_pass, name),
         )
         for name in roles.trained
     }
@@ -246,13 +266,15 @@ def offloads_encoders(config: RunConfig, device: torch.device) -> bool:
 def _build_encoder(config: RunConfig, parts: Parts) -> PromptEncoder:
     """The prompt encoder, with its cache."""
     entry, memory, backbone = parts.entry, config.memory, parts.roles.backbone
-    offloads = offloads_encoders(config, backbone.device) and bool(backbone.text_encoders())
+    sharding = parts.sharding
+    offloads = offloads_encoders(config, backbone.device) and bool(backbone.text_encoders()) and sharding is None
     return PromptEncoder(
         backbone,
         make=f"{entry.family}, {entry.max_sequence_length} tokens",
         cache=memory.prompt_cache,
         budget=memory.prompt_cache_gb * 1e9,
         encoders=_offload(config, parts) if offloads else None,
+        identity=None if sharding is None else sharding.encoder_identity,
     )
 
 
@@ -263,23 +285,23 @@ def _offload(config: RunConfig, parts: Parts) -> OffloadedEncoders:
     return OffloadedEncoders(parts.roles.backbones, load)
 
 
-def _build_surrogate(config: RunConfig, roles: Roles, role: TrainedRole) -> SurrogateStage:
+def _build_surrogate(config: RunConfig, parts: Parts, role: TrainedRole) -> SurrogateStage:
     """The stage that updates the surrogate."""
     settings = config.surrogate
     return SurrogateStage(
-        roles,
+        parts.roles,
         role,
         reference_role=_reference_role(config),
         beta_dpo=settings.beta_dpo,
         stabilisers=Stabilisers(settings.trust_region, settings.drift_threshold, settings.reference_penalty),
         time_weight=settings.time_weight,
         only_with_signal=settings.only_with_signal,
-        micro_batches=MicroBatches(config.batch.micro_batch),
+        micro_batches=MicroBatches(config.batch.micro_batch, halves=parts.sharding is None),
         seed=config.seed,
     )
 
 
-def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> GeneratorStage:
+def build_generator(config: RunConfig, roles: Roles, role: TrainedRole, *, halves: bool = True) -> GeneratorStage:
     """The stage that updates the generator."""
     settings = config.generator
     return GeneratorStage(
@@ -294,7 +316,7 @@ def build_generator(config: RunConfig, roles: Roles, role: TrainedRole) -> Gener
         rl_cfg=settings.rl_cfg,
         normaliser_floor=settings.normaliser_floor,
         has_reward_term=config.kind == "train",
-        micro_batches=MicroBatches(config.batch.micro_batch),
+        micro_batches=MicroBatches(config.batch.micro_batch, halves=halves),
         seed=config.seed,
     )
 

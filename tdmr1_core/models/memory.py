@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,8 +100,14 @@ def encoder_identity(backbone: Backbone) -> list[str]:
 
 
 def _digest(tokenizer: Any) -> str:
-    """A hash of the files that `save_pretrained` writes for a tokenizer, including its chat template."""
-    digest = hashlib.sha256()
+    """A hash of the files that `save_pretrained` writes for a tokenizer, including its chat template.
+
+    The truncation and padding of its last call are not part of it.
+    """
+    digest, tokenizer = hashlib.sha256(), deepcopy(tokenizer)
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(file for file in Path(folder).rglob("*") if file.is_file()):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -51,6 +51,8 @@ class Roles:
         self.backbone = backbone
         self.shape = shape
         self.trained = trained
+        self.backward_pass: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        """A context for the backward pass of a role, which processes with sharded networks enter together."""
         self._scores = teacher or backbone
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")

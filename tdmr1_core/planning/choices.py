@@ -15,7 +15,7 @@ from typing import Any
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.registry import ModelEntry
-from tdmr1_core.planning.estimate import Plan, Planner, fitting_micro_batch
+from tdmr1_core.planning.estimate import Plan, Planner, fitting_micro_batch, shards
 
 MARGIN = 0.08
 """Fraction of the memory that stays free. Measured on an H100 (docs/performance.md), updates need 0.9 % more than
@@ -168,6 +168,8 @@ def _explain_micro_batch(config: RunConfig, planned: Plan, most: int, room: floa
         return f"batch.micro_batch={value} ({AS_SET}; it {'fits' if fits else 'does not fit'} in {limit})"
     if most == 0:
         reason = f"not even one image fits in {limit}"
+        if planned.processes > 1 and not config.memory.shard:
+            reason += "; memory.shard=true divides the frozen weights among the processes"
     elif planned.micro_batches == 1:
         reason = f"all images fit in {limit}"
     else:
@@ -190,12 +192,14 @@ def _explain_recomputation(config: RunConfig, best: _Option, options: list[_Opti
 
 
 def _explain_placement(config: RunConfig, chosen: RunConfig, plan: Callable[[RunConfig], Plan]) -> str:
-    on_device = plan(_with(chosen, "memory", trajectories="device")).parts["trajectories"] / GB
+    planned = plan(_with(chosen, "memory", trajectories="device"))
+    on_device = planned.parts["trajectories"] / GB
     at_once = plan(_with(chosen, "memory", decoder="none")).parts["decoding"] / GB
+    divided = shards(chosen, planned.processes)
     reasons = {
         "trajectories": f"sampled latents are {on_device:.2g} GB",
         "decoder": f"a micro-batch at once needs {at_once:.2g} GB",
-        "text_encoders": "on the GPU only while they encode",
+        "text_encoders": "divided among the processes" if divided else "on the GPU only while they encode",
     }
     return ", ".join(
         f"memory.{name}={getattr(chosen.memory, name)} ({reason if getattr(config.memory, name) == 'auto' else AS_SET})"

@@ -55,6 +55,10 @@ class Architecture:
     """Parameters of all text encoders."""
     decoder: int
     """Parameters of the autoencoder."""
+    gathered: int
+    """Parameters of the denoiser that a pass of a sharded run holds beside its shard."""
+    gathered_encoders: int
+    """The same of the text encoder for which it is largest."""
     tokens: int
     """Tokens of the longest prompt."""
 
@@ -171,7 +175,7 @@ class Planner:
             at_once = size if memory.decodes_at_once else 1
             decoding = at_once * DECODER_COPIES * architecture.decoder_width * height * width * _latent_bytes(config)
         parts = {
-            **_constant_parts(config, entry, architecture, update, latents),
+            **_constant_parts(config, entry, architecture, update, latents, self.processes),
             "activations": size * update.bytes,
             "decoding": decoding,
         }
@@ -226,8 +230,13 @@ def _latent_bytes(config: RunConfig) -> int:
     return max(4, BYTES[config.model.precision])
 
 
+def shards(config: RunConfig, processes: int) -> bool:
+    """Whether the frozen weights of a run are divided among its processes."""
+    return config.memory.shard and processes > 1
+
+
 def _constant_parts(
-    config: RunConfig, entry: ModelEntry, architecture: Architecture, update: Update, latents: int
+    config: RunConfig, entry: ModelEntry, architecture: Architecture, update: Update, latents: int, processes: int
 ) -> dict[str, float]:
     """Bytes of all parts but activations and decoding. `latents` is the number of stored latent values."""
     memory, frozen, single = config.memory, BYTES[config.model.precision], _latent_bytes(config)
@@ -235,17 +244,24 @@ def _constant_parts(
     denoiser = (update.parameters * frozen - update.linear * saved) * (1 if entry.teacher == SAME else 2)
     moments = 8 if memory.optimizer == "none" else 2.03
     roles, averages = (3, 2) if config.kind == "train" else (2, 1)
-    encoders, offloaded = architecture.encoders * frozen, encoder_placement(config) != "device"
+    encoders: float = architecture.encoders * frozen
+    offloaded = encoder_placement(config) != "device"
     moved = denoiser if memory.weights == "none" else 0  # a quantized denoiser is not moved to the CPU
+    in_turn = max(0, encoders - moved) if offloaded else 0
+    gathered = {}
+    if shards(config, processes):
+        denoiser, encoders, offloaded = denoiser / processes, encoders / processes, False
+        gathered, in_turn = {"gathered blocks": architecture.gathered * frozen}, architecture.gathered_encoders * frozen
     return {
         "denoiser": denoiser,
+        **gathered,
         "autoencoder": architecture.decoder * single,
         "text encoders": 0 if offloaded else encoders,
         "LoRAs": update.lora_parameters * single * (roles + averages),
         "gradients": update.lora_parameters * single * roles,
         "optimisers": update.lora_parameters * moments * single / 4 * roles,
         "trajectories": latents * single,
-        "text encoders in turn": max(0, encoders - moved) if offloaded else 0,
+        "text encoders in turn": in_turn,
         "reserve": RESERVE,
     }
 
@@ -308,12 +324,17 @@ def read_architecture(entry: ModelEntry, *, use_known: bool = True) -> Architect
     family = FAMILIES[entry.family]
     known = known_parameters(entry) if use_known else None
     if known is not None:
-        return Architecture(family, denoiser, autoencoder, known.text_encoders, known.autoencoder, tokens)
-    from tdmr1_core.planning.counting import count_parameters
+        gathered = (known.gathered, known.gathered_text_encoders)
+        return Architecture(
+            family, denoiser, autoencoder, known.text_encoders, known.autoencoder, *gathered, tokens=tokens
+        )
+    from tdmr1_core.planning.counting import count_gathered, count_parameters
 
     kinds = {name: kind for name, kind in config("model_index.json").items() if name.startswith("text_encoder")}
     if not entry.with_t5:
         kinds.pop("text_encoder_3", None)
-    encoders = sum(count_parameters(kind[1], config(f"{name}/config.json")) for name, kind in kinds.items() if kind[1])
+    found = [(kind[1], config(f"{name}/config.json")) for name, kind in kinds.items() if kind[1]]
+    encoders = sum(count_parameters(*each) for each in found)
     decoder = count_parameters(family.autoencoder, autoencoder)
-    return Architecture(family, denoiser, autoencoder, encoders, decoder, tokens)
+    gathered = (count_gathered(family.transformer, denoiser), max((count_gathered(*each) for each in found), default=0))
+    return Architecture(family, denoiser, autoencoder, encoders, decoder, *gathered, tokens=tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tdmr1_core.planning.estimate import Plan, encoder_placement
+from tdmr1_core.planning.estimate import Plan, encoder_placement, shards
 from tdmr1_core.preflight.resolved import ResolvedRun
 
 
@@ -11,6 +11,8 @@ def describe_encoding(planned: Plan, resolved: ResolvedRun) -> str:
 
     Prompts are counted as if each were the longest, and as if one process encoded those of all processes.
     """
+    if shards(resolved.config, planned.processes):
+        return "they stay on the devices, divided among the processes"
     placement = encoder_placement(resolved.config)
     if placement == "device":
         return "they stay on the device"

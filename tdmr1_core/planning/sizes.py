@@ -17,6 +17,10 @@ class Parameters:
     autoencoder: int
     lora_per_rank: int
     """Parameters of one LoRA per unit of its rank."""
+    gathered: int
+    """Parameters of the denoiser that a pass of a sharded run holds beside its shard (`counting.count_gathered`)."""
+    gathered_text_encoders: int
+    """The same of the text encoder for which it is largest."""
 
 
 @dataclass(frozen=True)

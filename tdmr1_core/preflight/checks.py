@@ -143,6 +143,11 @@ CONTRADICTIONS = (
         "surrogate.trust_region cannot limit anything: with surrogate.ema_max 0 the EMA equals the surrogate",
         "set surrogate.trust_region=null, or raise surrogate.ema_max (published: 0.3)",
     ),
+    Contradiction(
+        lambda s: s.config.memory.shard and s.config.memory.weights != "none",
+        lambda s: f"memory.shard cannot divide weights that memory.weights={s.config.memory.weights} quantizes",
+        "set memory.weights=none or memory.shard=false",
+    ),
 )
 STOPPING = (
     Contradiction(
@@ -293,6 +298,11 @@ INEFFECTIVE = (
         "memory.text_encoders",
         lambda s: s.config.model.device == "cpu" and s.config.memory.text_encoders == "cpu",
         "model.device is cpu",
+    ),
+    Ineffective(
+        "memory.text_encoders",
+        lambda s: s.config.memory.shard,
+        "memory.shard divides the text encoders among the processes",
     ),
     Ineffective(
         "memory.trajectories",

@@ -46,8 +46,8 @@ def resolve_trained(folder: Path, extensions: Extensions | None = None, changes:
     config = load_changed_config(folder, changes or {})
     cache = config.memory.prompt_cache
     usable_cache = cache if cache and cache.is_dir() and os.access(cache, os.W_OK) else None
-    on_any_device = {"weights": "none", "optimizer": "none", "attention": "auto", "prompt_cache": usable_cache}
-    config = config.model_copy(update={"memory": config.memory.model_copy(update=on_any_device)})
+    usual = {"weights": "none", "optimizer": "none", "shard": False, "attention": "auto", "prompt_cache": usable_cache}
+    config = config.model_copy(update={"memory": config.memory.model_copy(update=usual)})
     extensions = extensions or discover()
     entry, registry = extensions.entry(config.model), extensions.plugins.rewards
     prompts = example_prompts(config, entry, registry)

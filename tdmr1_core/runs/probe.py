@@ -111,7 +111,8 @@ def _sample_along(engine: Engine, strength: float, steps: int, images: int) -> n
             latents = euler_step(latents, velocity, sigma.expand(len(rows)), after.expand(len(rows)))
         decoded.append(backbone.decode(latents))
 
-    MicroBatches(engine.config.batch.micro_batch).each(groups.images, sample_rows)
+    micro_batches = MicroBatches(engine.config.batch.micro_batch, halves=not engine.is_sharded)
+    micro_batches.each(groups.images, sample_rows)
     scores = engine.scoring.score(groups, np.concatenate(decoded))
     return np.where(scores.valid.numpy(), scores.total.numpy(), np.nan)
 

@@ -136,11 +136,11 @@ class Run:
         )
         processes.on_each(lambda: _check_processes(resolved, processes))
         device = processes.on_each(lambda: processes.device(resolved.config.model.device))
-        rooms = processes.gather(free_memory(device))
+        rooms = processes.gather(free_memory(device)) if device.type == "cuda" else []
 
         def begin() -> tuple[Path, RunConfig, Choices | None]:
             unused, frozen = _unused(folder.absolute()), freeze_rewards(resolved)
-            choices = choose_for_run(frozen, resolved.entry, rooms, announce)
+            choices = choose_for_run(frozen, resolved.entry, rooms, announce) if rooms else None
             return unused, frozen if choices is None else choices.config, choices
 
         folder, kept, choices = processes.on_first(begin)
@@ -198,6 +198,8 @@ class Run:
             closing.callback(self._release)
             set_threads(self.config.threads)
             device, leads = self.processes.device(self.config.model.device), self.processes.first
+            if self.config.memory.shard and self.processes.count == 1:
+                _warn_of_sharding()
             self._fingerprints = self.processes.on_first(lambda: fingerprint_inputs(self.resolved))
             if self._resume_point is not None:
                 self.processes.on_first(self._warn_of_changes)
@@ -492,6 +494,11 @@ def _used(folder: Path, hint: str) -> Tdmr1Error:
     return Tdmr1Error(
         f"the run folder {folder} is already used", hint, code="run-folder-used", values={"folder": str(folder)}
     )
+
+
+def _warn_of_sharding() -> None:
+    reason = "there is a single process"
+    warn(f"memory.shard has no effect: {reason}", code="setting-ineffective", setting="memory.shard", reason=reason)
 
 
 def _check_processes(resolved: ResolvedRun, processes: Processes) -> None:

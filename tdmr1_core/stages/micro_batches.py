@@ -20,11 +20,13 @@ class MicroBatches:
     """Processes images in micro-batches of `requested` images. None and "auto": all images in one micro-batch.
 
     When the device runs out of memory, the size is halved for the rest of the run, unless None was requested.
-    `current` is the size once it differs from the requested one. The size changes the result only by rounding.
+    `current` is the size once it differs from the requested one. The size changes the result only by rounding. Without
+    `halves` the size stays, because the other processes of a run wait for the rest of a pass.
     """
 
     requested: Size
     current: int | None = None
+    halves: bool = True
 
     @property
     def size(self) -> int | None:
@@ -54,7 +56,9 @@ class MicroBatches:
             action(rows)
             return True
         except torch.OutOfMemoryError as error:
-            if self.requested is None:
+            if not self.halves and len(rows) > 1:
+                error.add_note(f"set batch.micro_batch to {len(rows) // 2} or less: memory.shard cannot reduce it")
+            if self.requested is None or not self.halves:
                 raise
             if len(rows) == 1:
                 raise Tdmr1Error(

@@ -36,7 +36,7 @@ class PromptEncoder:
 
     With `encoders`, the text encoders are on the device only while they encode. With `upcoming` too, which returns the
     texts that will be needed, in this order, the encoders then also encode as many of these as the budget holds. If it
-    holds all of them, the encoders are released.
+    holds all of them, the encoders are released. `identity` is the `encoder_identity`, if it cannot be read any more.
     """
 
     backbone: Backbone
@@ -45,6 +45,7 @@ class PromptEncoder:
     cache: Path | None
     budget: float
     encoders: OffloadedEncoders | None = None
+    identity: Sequence[str] | None = None
     upcoming: Callable[[], Iterable[str]] | None = None
     _kept: dict[str, Conditioning] = field(default_factory=dict, init=False)
     _kept_bytes: int = field(default=0, init=False)
@@ -96,7 +97,7 @@ class PromptEncoder:
 
     @cached_property
     def _identity(self) -> str:
-        return "\n".join([self.make, *encoder_identity(self.backbone)])
+        return "\n".join([self.make, *(self.identity or encoder_identity(self.backbone))])
 
     def _find(self, text: str) -> Conditioning | None:
         """The encoded text from memory, where it becomes the most recently used one, or from the cache folder."""

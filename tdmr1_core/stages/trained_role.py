@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ class TrainedRole:
     _: KW_ONLY
     learning_rate: float
     max_grad_norm: float
+    backward_pass: Callable[[], AbstractContextManager[None]] = nullcontext
+    """A context for each backward pass (`Roles.backward_pass`)."""
     updates: int = field(default=0, init=False)
     not_finite: list[str] = field(default_factory=list, init=False)
     """The losses since the last step that were not finite, as sentences."""
@@ -34,7 +38,9 @@ class TrainedRole:
     def accumulate(self, loss: Tensor) -> None:
         """Add the gradient of a loss. If the device runs out of memory, nothing is added."""
         weights = list(self.parameters.values())
-        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+        with self.backward_pass():
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 

@@ -57,6 +57,7 @@ def test_two_processes_have_the_records_of_one(double_precision):
 def test_every_variant_has_the_records_of_one_process(tmp_path):
     variants = measured(tmp_path / "runs", "--precisions", "fp64")["differences"]["fp64"]
     assert {"2 processes", "1 process, then 2", "2 processes, then 1"} <= variants.keys()
+    assert {"2 processes, sharded", "2 processes, sharded, then 1", "1 process, then 2, sharded"} <= variants.keys()
     assert {"micro-batch 1", "micro-batch 2", "micro-batch 4"} <= variants.keys()
     assert {"rewards before sampling continues", "rewards after all sampling"} <= variants.keys()
     assert {"teaching prompts, 2 processes", "teaching prompts, 2 processes, then 1"} <= variants.keys()

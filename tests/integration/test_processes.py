@@ -30,6 +30,8 @@ pytestmark = pytest.mark.integration
 
 TIMINGS = ("time/", "images_per_second")
 EXACT = ("model.precision=fp64", "surrogate.trust_region=0.001", "surrogate.drift_threshold=0.05")
+UNEVEN = ("batch.groups=4", "batch.micro_batch=4", "surrogate.only_with_signal=true")
+"""With the reward below, the first process has one group with signal, and the second process has two."""
 REWARD = '''
 from tdmr1_rewards import RewardBatch, RewardResult
 
@@ -73,8 +75,9 @@ def differences(folder: Path) -> tuple[float, float]:
     [
         ("tiny", (*EXACT, "timesteps.k_sharing=sample", "advantages.permute=true", "batch.micro_batch=3"), True),
         ("distill-tiny", ("model.precision=fp64",), False),
+        ("tiny", (*EXACT, *UNEVEN, "memory.shard=true"), True),
     ],
-    ids=["one process has no signal", "distilled"],
+    ids=["one process has no signal", "distilled", "sharded, one process makes fewer passes"],
 )
 def test_two_processes_give_the_result_of_one(tmp_path, preset, assignments, one_sided):
     reward = None

@@ -141,7 +141,7 @@ def sample_images(
         images.append(backbone.decode(latents[-1]))
         progress(int(rows[-1]) + 1, len(noise))
 
-    micro_batches = MicroBatches(engine.config.batch.micro_batch)
+    micro_batches = MicroBatches(engine.config.batch.micro_batch, halves=not engine.is_sharded)
     micro_batches.current = micro_batches.size or SAMPLING_BATCH
     micro_batches.each(len(noise), sample_rows)
     group_ids = tuple(group for group in range(first, last) for _ in range(per_prompt))

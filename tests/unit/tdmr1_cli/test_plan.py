@@ -122,3 +122,19 @@ def test_the_card_of_this_machine_is_used(capsys, tmp_path):
     lines = lines_of(planned(capsys))
     assert lines[-1] == "80 GB free: fits"
     assert lines[0].startswith("batch.micro_batch=")
+
+
+@pytest.mark.parametrize("model", ["qwen-image-lightning", "flux2-klein-9b"])
+def test_a_large_model_is_planned_with_divided_weights(model, capsys):
+    common = ["plan", "--model", model, "--reward", "jpeg_size", "--gpu", "40GB", "--processes", "8"]
+    assert main(common) == 1
+    refused = capsys.readouterr().err
+    assert "; memory.shard=true divides the frozen weights among the processes)" in refused
+    assert "try `--set memory.shard=true`" in refused
+    settings = ["--set", "memory.shard=true", "--set", "memory.optimizer=8bit"]
+    assert main([*common, *settings, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["fits"]
+    whole = {"qwen-image-lightning": 40.86, "flux2-klein-9b": 36.31}[model]
+    assert document["parts"]["denoiser"] / 1e9 == pytest.approx(whole / 8, abs=0.01)
+    assert document["parts"]["gathered blocks"] > 0

@@ -302,3 +302,26 @@ def test_memory_as_typed(text, expected):
     assert parse_memory(text) == expected
     with pytest.raises(Tdmr1Error, match="--gpu"):
         parse_memory("a lot")
+
+
+def test_a_sharded_run_divides_weights_and_gathers_blocks(entry, whole):
+    sharded = plan(small_config("model.device=cpu", "batch.micro_batch=null", "memory.shard=true"), entry, 2)
+    unsharded = plan(small_config("model.device=cpu", "batch.micro_batch=null"), entry, 2)
+    for part in ("denoiser", "text encoders"):
+        assert sharded.parts[part] == unsharded.parts[part] / 2
+    architecture = read_architecture(entry)
+    assert sharded.parts["gathered blocks"] == 4 * architecture.gathered
+    assert sharded.parts["text encoders in turn"] == 4 * architecture.gathered_encoders
+    assert "gathered blocks" not in unsharded.parts
+    alone = plan(small_config("model.device=cpu", "batch.micro_batch=null", "memory.shard=true"), entry)
+    assert alone.parts == whole.parts
+
+
+def test_what_is_gathered_is_the_rest_of_a_network_and_three_blocks():
+    from diffusers import SD3Transformer2DModel
+
+    config = json.loads((Path(TINY.base) / "transformer" / "config.json").read_text())
+    network = SD3Transformer2DModel.from_config(config)
+    blocks = [sum(weight.numel() for weight in block.parameters()) for block in network.transformer_blocks]
+    rest = sum(weight.numel() for weight in (*network.parameters(), *network.buffers())) - sum(blocks)
+    assert read_architecture(TINY).gathered == rest + max(rest, 3 * max(blocks))
