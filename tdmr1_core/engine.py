@@ -78,7 +78,8 @@ class Engine:
         self.iteration_index = 0
         self.is_complete = True
         self.last_report: IterationReport | None = None
-        stages = build_stages(config, parts, self.steps, self.noise_schedule(self.steps), self.size)
+        steps = self.steps
+        stages = build_stages(config, parts, steps, self.noise_schedule(steps), self.size)
         self.trained = stages.trained
         self.start = stages.start
         self.sigmas = stages.rollout.sigmas
