@@ -64,35 +64,12 @@ SD35 = Case(
         "gradient checkpointing": RECOMPUTED,
     },
 )
+AT_1024 = {name: SD35.variants[name] for name in ("defaults", "merged LoRA", "attention cudnn", "attention flash")}
 QUANTIZED = {"nf4, 8-bit AdamW": {"weights": "nf4", "optimizer": "8bit"}, "8-bit weights": {"weights": "8bit"}}
 CASES = {
     "sd3.5-tdm": SD35,
-    "z-image-turbo": Case(
-        "z-image-turbo",
-        1024,
-        2,
-        2,
-        {
-            "defaults": {},
-            "merged LoRA": {"lora": "merged"},
-            "attention cudnn": {"attention": "cudnn"},
-            "attention flash": {"attention": "flash"},
-        },
-        RECOMPUTED,
-    ),
-    "flux2-klein-4b": Case(
-        "flux2-klein-4b",
-        1024,
-        2,
-        2,
-        {
-            "defaults": {},
-            "merged LoRA": {"lora": "merged"},
-            "attention cudnn": {"attention": "cudnn"},
-            "attention flash": {"attention": "flash"},
-        },
-        RECOMPUTED,
-    ),
+    "z-image-turbo": Case("z-image-turbo", 1024, 2, 2, AT_1024, RECOMPUTED),
+    "flux2-klein-4b": Case("flux2-klein-4b", 1024, 2, 2, AT_1024, RECOMPUTED),
     "quantized": replace(SD35, variants=QUANTIZED, fresh=True),
     "compile": replace(SD35, variants={"compile": {"compile": True}}),
 }
