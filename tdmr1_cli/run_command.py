@@ -78,7 +78,8 @@ def start_run(
     run = Run.create(resolved, folder, processes=processes_of_run, announce=announce)
     if not quiet:
         _print_chosen_options(resolved.config, run.config)
-        print_choices(run.choices)
+        if run.choices is not None:
+            print_choices(run.choices)
     _execute(run, quiet)
 
 
@@ -187,7 +188,8 @@ def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
     message(f"run folder: {folder}")
     message(f"prompts: {len(resolved.prompts.prompts)} in {resolved.prompts.name}")
     message(f"run: {config.iterations} iterations, {config.iterations * images} images")
-    print_choices(choices)
+    if choices is not None:
+        print_choices(choices)
     if planned is None:
         message(f"memory and time cannot be estimated: {reason}")
     else:

@@ -27,10 +27,9 @@ TFLOPS = float(round(SUSTAINED * MATMUL_TFLOPS))
 """Assumed sustained TFLOP/s of one GPU."""
 
 
-def print_choices(choices: Choices | None) -> None:
+def print_choices(choices: Choices) -> None:
     """What was chosen for the card, and why, in three lines."""
-    if choices is not None:
-        message(*choices.lines)
+    message(*choices.lines)
 
 
 def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:

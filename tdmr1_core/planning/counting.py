@@ -21,9 +21,10 @@ def count_parameters(kind: str, config: Mapping[str, Any]) -> int:
     return _size(_build(kind, config))
 
 
-def count_gathered(kind: str, config: Mapping[str, Any]) -> int:
+def count_gathered(kind: str | type[nn.Module], config: Mapping[str, Any]) -> int:
     """The parameters that a pass of a sharded network holds beside its shard. Raises Tdmr1Error for an unknown class.
 
+    `kind` is a class of diffusers or of a plugin, or the name of one of diffusers or transformers.
     What is not in a block is gathered for the whole pass, with a copy while it is exchanged.
     """
     network = _build(kind, config)
@@ -36,14 +37,15 @@ def _size(network: nn.Module) -> int:
     return sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
 
 
-def _build(kind: str, config: Mapping[str, Any]) -> nn.Module:
+def _build(kind: str | type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     """A network on the meta device. Raises Tdmr1Error for an unknown class."""
     import diffusers
     import transformers
 
     network: nn.Module
+    name = kind if isinstance(kind, str) else kind.__name__
     try:
-        if hasattr(diffusers, kind):
+        if not isinstance(kind, str) or hasattr(diffusers, kind):
             network = build_network(kind, config, "meta")
         else:
             wanted = getattr(transformers, kind)
@@ -51,9 +53,9 @@ def _build(kind: str, config: Mapping[str, Any]) -> nn.Module:
                 network = wanted(wanted.config_class.from_dict(dict(config)))
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise Tdmr1Error(
-            f"the size of a {kind} cannot be computed from its config: {error}",
+            f"the size of a {name} cannot be computed from its config: {error}",
             "check the configs of the pipeline",
             code="plan-unavailable",
-            values={"network": kind, "reason": str(error)},
+            values={"network": name, "reason": str(error)},
         ) from error
     return network

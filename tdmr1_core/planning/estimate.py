@@ -336,5 +336,6 @@ def read_architecture(entry: ModelEntry, *, use_known: bool = True) -> Architect
     found = [(kind[1], config(f"{name}/config.json")) for name, kind in kinds.items() if kind[1]]
     encoders = sum(count_parameters(*each) for each in found)
     decoder = count_parameters(family.autoencoder, autoencoder)
-    gathered = (count_gathered(family.transformer, denoiser), max((count_gathered(*each) for each in found), default=0))
+    network = family.find_class(family.transformer)
+    gathered = (count_gathered(network, denoiser), max((count_gathered(*each) for each in found), default=0))
     return Architecture(family, denoiser, autoencoder, encoders, decoder, *gathered, tokens=tokens)

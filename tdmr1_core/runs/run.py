@@ -134,9 +134,13 @@ class Run:
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
         )
-        processes.on_each(lambda: _check_processes(resolved, processes))
-        device = processes.on_each(lambda: processes.device(resolved.config.model.device))
-        rooms = processes.gather(free_memory(device)) if device.type == "cuda" else []
+
+        def measure() -> float | None:
+            _check_processes(resolved, processes)
+            return free_memory(processes.device(resolved.config.model.device))
+
+        room = processes.on_each(measure)
+        rooms = [] if room is None else processes.gather(room)  # all processes have a GPU, or none has
 
         def begin() -> tuple[Path, RunConfig, Choices | None]:
             unused, frozen = _unused(folder.absolute()), freeze_rewards(resolved)
