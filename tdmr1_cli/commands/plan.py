@@ -81,7 +81,8 @@ def command(
         emit_json(asdict(planned) | _further(planned, choices, tflops))
     else:
         table(["part", "GB"], [[name, f"{size / GB:.2f}"] for name, size in planned.parts.items()])
-        print_choices(choices)
+        if choices is not None:
+            print_choices(choices)
         print_estimate(planned, tflops)
         print_encoding(planned, resolved)
         if choices is not None and room is not None:
