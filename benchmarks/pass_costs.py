@@ -2,7 +2,7 @@
 
     python benchmarks/pass_costs.py
 
-One thread. Each value is the smallest CPU time of `--repeats` passes; the variants take turns. The first table is relative
+One thread. Each value is the smallest CPU time of `--repeats` passes; variants take turns. The first table is relative
 to a pass without LoRA and without gradient. The second table has milliseconds per row without gradient, and how much
 faster one pass of 2 n rows is than two passes of n rows: the most that a shared pass of two roles could gain.
 """
