@@ -29,8 +29,8 @@ from tdmr1_core.records import Conditioning
 class Sharding:
     """The sharded networks of a run: both denoisers, and the text encoders, which the backbones share.
 
-    `latent_shape` is (C, H, W). The weights may be on the CPU until then: each process moves only its part to its
-    device. `start` must follow before the first pass.
+    `latent_shape` is (C, H, W). The networks may be given on the CPU: each process moves only its part of the weights
+    to its device. Call `start` before the first pass.
     """
 
     def __init__(self, roles: Roles, processes: Processes, latent_shape: tuple[int, int, int]) -> None:
