@@ -27,7 +27,10 @@ COLUMNS = (
     "hardware",
     "alarms",
 )
-"""The columns of the CSV table. `own` is the gain over the run's first evaluation, `against` that over the first run."""
+"""The columns of the CSV table.
+
+`own` is the gain over the first evaluation of the run, `against` that over the first run.
+"""
 
 
 def document(comparison: Comparison) -> dict[str, Any]:

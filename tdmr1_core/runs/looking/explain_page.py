@@ -18,9 +18,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Browsers load nothing from outside the page."""
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1f23; --quiet: #565d66; --line: #d4d8dd; --card: #f5f6f8;
-  --point: #1b6ca8; --mark: #b3261e }
+  --point: #1b6ca8 }
 @media (prefers-color-scheme: dark) { :root { --back: #15181c; --text: #e8eaed; --quiet: #a9b1bb; --line: #3a414a;
-  --card: #1e2329; --point: #6cb6f0; --mark: #ff8a80 } }
+  --card: #1e2329; --point: #6cb6f0 } }
 * { box-sizing: border-box }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
   color: var(--text); background: var(--back); overflow-wrap: anywhere }
@@ -34,15 +34,18 @@ figure { margin: 0; width: 9.5rem } figure img { display: block; width: 100%; he
 figcaption { font-size: .85rem; line-height: 1.35; padding-top: .25rem; font-variant-numeric: tabular-nums }
 .pixels img { image-rendering: pixelated }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem } .charts figure { width: 15rem; max-width: 100% }
-svg { display: block; width: 100%; height: auto; background: var(--card); border-radius: 4px } svg text { fill: var(--text) }
-svg .axis { stroke: var(--line) } svg .point { fill: var(--point) } svg .end { fill: var(--mark) }
+svg { display: block; width: 100%; height: auto; background: var(--card); border-radius: 4px }
+svg text { fill: var(--text) }
+svg .axis { stroke: var(--line) } svg .point { fill: var(--point) }
 .card { background: var(--card); border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0 }
-.choice { display: inline-flex; gap: .5rem; align-items: center; padding: .4rem 0 } .choice input { width: 1.2rem; height: 1.2rem }
+.choice { display: inline-flex; gap: .5rem; align-items: center; padding: .4rem 0 }
+.choice input { width: 1.2rem; height: 1.2rem }
 .map { display: none } body:has(#maps:checked) .all .map { display: block }
 body:has(#maps:checked) .all .plain { display: none }
 .swatch { display: inline-block; width: 6rem; height: .8rem; border-radius: 3px; vertical-align: middle;
   background: linear-gradient(90deg, #777, rgb(200, 30, 90), rgb(255, 235, 120)) }
-@media (max-width: 30rem) { figure { width: calc(50% - .4rem) } .charts figure { width: 100% } body { font-size: 15px } }
+@media (max-width: 30rem) { body { font-size: 15px } figure { width: calc(50% - .4rem) }
+  .charts figure { width: 100% } }
 @media print { body { max-width: none; padding: 0 } .choice { display: none } figure, .card { break-inside: avoid } }
 """
 
@@ -93,31 +96,34 @@ def _agreement(explanation: Explanation) -> str:
     head = "<th>step</th><th>noise level</th><th>rank correlation with<br>the final reward</th>"
     head += "<th>with the reward of<br>the step’s image</th><th>mean reward of<br>the step’s images</th>"
     count = len(explanation.steps[-1].total)
-    told = (
-        f"The rank correlation is between the implicit reward of the surrogate and the true reward, over the images of "
-        f"this group (n = {count}). 1 means the same order, 0 no relation, -1 the opposite order, – that all values are "
-        "equal or too few are known. One small group says little: compare several prompts and seeds."
+    meaning = (
+        f"The rank correlation is between the implicit reward of the surrogate and the true reward, over the images "
+        f"of this group (n = {count}). 1 means the same order, 0 no relation, -1 the opposite order, and – that all "
+        "values are equal or too few are known. One small group says little: compare several prompts and seeds."
     )
     if explanation.boundary == "last":
-        told += " This run trained its surrogate after the last step only; the earlier steps show how far that carries."
+        meaning += (
+            " This run trained its surrogate after the last step only; the earlier steps show how far that carries."
+        )
     charts = "".join(
         f"<figure>{scatter_chart(step.implicit, explanation.steps[-1].total, f'step {step.number}')}"
-        f"<figcaption>Step {step.number}: implicit reward (to the right) and final true reward (up)</figcaption></figure>"
+        f"<figcaption>Step {step.number}: implicit reward (to the right), final true reward (up)</figcaption></figure>"
         for step in explanation.steps
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     scrolled = f'<div class="wide" tabindex="0" role="region" aria-label="Rank correlations by step">{table}</div>'
-    return f'<p>{_text(told)}</p>{scrolled}<div class="charts">{charts}</div>'
+    return f'<p>{_text(meaning)}</p>{scrolled}<div class="charts">{charts}</div>'
 
 
 def _best_and_worst(explanation: Explanation) -> str:
     order = explanation.order
     chosen = [("Best", order[0]), ("Worst", order[-1])] if len(order) > 1 else [("Only", order[0])]
     legend = (
-        "The first row shows the clean image that each step predicts. The second row shows where the direction of the "
-        'surrogate points: <span class="swatch" role="img" aria-label="from gray for weak to yellow for strong"></span> '
-        "from weak (gray) to strong (yellow), with one scale for a step. The third row shows the image moved along that "
-        f"direction, {explanation.strength:g} times its length: what the reward term asks of the generator."
+        "The first row shows the clean image that each step predicts. The second row shows where the direction of "
+        'the surrogate points, from weak (gray) to strong (yellow): <span class="swatch" role="img" '
+        'aria-label="gray, red, yellow"></span> with one scale for all images of a step. The third row shows the '
+        f"image moved along that direction, {explanation.strength:g} times its length. The reward term moves the "
+        "generator this way, with the guidance of the surrogate added."
     )
     parts = [f"<p>{legend}</p>"]
     for name, image in chosen:
@@ -179,9 +185,9 @@ def _method(explanation: Explanation) -> str:
         "The image of step k is the clean latent that the averaged generator predicts there, decoded. The last one is "
         "the final image.",
         "The implicit reward after step k is β (ℓ_ref − ℓ), relative to the mean of the group. ℓ is the mean squared "
-        "error of the surrogate’s velocity at the re-noised latent after the step, ℓ_ref that of the reference (TDM-R1, "
-        "arXiv 2603.07700, Eq. 7–9). Noise level and noise are drawn as in training and shared by the group; the value "
-        f"is the mean of {explanation.draws} draws ± its standard error.",
+        "error of the surrogate’s velocity at the re-noised latent after the step, ℓ_ref that of the reference "
+        "(TDM-R1, arXiv 2603.07700, Eq. 7–9). Noise level and noise are drawn as in training and shared by the "
+        f"group; the value is the mean of {explanation.draws} draws ± its standard error.",
         f"The reference is the {reference}. The surrogate was trained after: {boundary}.",
         "The direction is the clean latent of the surrogate minus that of the reference, both without guidance, "
         "averaged over the draws. The map shows its length over the channels.",

@@ -1,4 +1,4 @@
-"""The surrogate's implicit reward of each step of a group, and the direction in which the surrogate moves the images."""
+"""The implicit reward of each step of a group, and the direction in which the surrogate moves the images."""
 
 from __future__ import annotations
 

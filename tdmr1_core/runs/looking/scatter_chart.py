@@ -13,7 +13,7 @@ END_MARGIN = 14
 
 
 def scatter_chart(horizontal: np.ndarray, vertical: Sequence[float | None], title: str) -> str:
-    """Points with both values, as SVG. Equal values on an axis lie in its middle. `title` names the chart for readers."""
+    """Points with both values, as SVG. Equal values lie in the middle of their axis. `title` names the chart."""
     points = [(float(x), float(y)) for x, y in zip(horizontal, vertical, strict=True) if y is not None]
     inner = SIZE - MARGIN - END_MARGIN
     left, right = _ends([x for x, _ in points])
