@@ -30,7 +30,8 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem } p { max-width: 48rem; margin: .4r
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid var(--line); vertical-align: bottom }
 .strip { display: flex; flex-wrap: wrap; gap: .8rem; margin: 0; padding: 0; list-style: none }
-figure { margin: 0; width: 9.5rem } figure img { display: block; width: 100%; height: auto; border-radius: 4px }
+figure { margin: 0 } .strip li { width: 9.5rem }
+figure img { display: block; width: 100%; height: auto; border-radius: 4px }
 figcaption { font-size: .85rem; line-height: 1.35; padding-top: .25rem; font-variant-numeric: tabular-nums }
 .pixels img { image-rendering: pixelated }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem } .charts figure { width: 15rem; max-width: 100% }
@@ -44,7 +45,7 @@ svg .axis { stroke: var(--line) } svg .point { fill: var(--point) }
 body:has(#maps:checked) .all .plain { display: none }
 .swatch { display: inline-block; width: 6rem; height: .8rem; border-radius: 3px; vertical-align: middle;
   background: linear-gradient(90deg, #777, rgb(200, 30, 90), rgb(255, 235, 120)) }
-@media (max-width: 30rem) { body { font-size: 15px } figure { width: calc(50% - .4rem) }
+@media (max-width: 30rem) { body { font-size: 15px } .strip li { width: calc(50% - .4rem) }
   .charts figure { width: 100% } }
 @media print { body { max-width: none; padding: 0 } .choice { display: none } figure, .card { break-inside: avoid } }
 """
