@@ -125,11 +125,14 @@ def test_gains_are_paired_image_by_image(runs):
     assert comparison.settings == []
 
 
-def test_an_interval_treats_the_images_of_a_prompt_as_one_cluster(runs):
-    """Only one of two prompts gains: resamples of whole prompts have gains from 0 to 1."""
-    own = compare(runs).standings[SUBJECT][0].own
+def test_an_interval_treats_the_images_of_a_prompt_as_one_cluster(tmp_path):
+    """One of two prompts gains 1 with all its 8 images: a quarter of the resamples of prompts have the gain 1."""
+    prompts = (CATS,) * 8 + (DOGS,) * 8
+    points = {0: evaluation((0,) * 16, prompts), 2: evaluation((1,) * 8 + (0,) * 8, prompts)}
+    folders = [write_run(tmp_path / name, points) for name in ("a", "b")]
+    own = compare(folders).standings[SUBJECT][0].own
     assert own is not None
-    assert (own.gain.low, own.gain.high) == (0.0, 1.0)
+    assert (own.gain.gain, own.gain.low, own.gain.high) == (0.5, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("fault", ["old", "seed", "prompts"])
