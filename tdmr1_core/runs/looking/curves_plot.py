@@ -72,7 +72,7 @@ def plot(comparison: Comparison, file_format: str, x_axis: str = "iterations") -
         )
     columns = min(len(subjects), MOST_COLUMNS)
     rows = math.ceil(len(subjects) / columns)
-    style = {
+    style: Any = {
         "font.size": 8,
         "axes.spines.top": False,
         "axes.spines.right": False,

@@ -11,7 +11,7 @@ from tdmr1_core.engine import Engine
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.runs.looking.implicit_rewards import StepReward, step_rewards
 from tdmr1_rewards.api import RewardBatch, RewardContext
-from tdmr1_rewards.scoring.runner import RewardRunner
+from tdmr1_rewards.scoring.runner import RewardRunner, ScoredBatch
 
 Scores = Sequence[float | None]
 """A score for each image of a group; None for an image without one."""
@@ -42,7 +42,8 @@ class ExplainedStep:
 class Explanation:
     """The steps of a group. The last step predicts the final images.
 
-    `strength` is the factor of the direction in the targets. `iteration` is that of the checkpoint.
+    `strength` is the factor of the direction in the targets. `iteration` is that of the checkpoint. `unscored` is why
+    the first final image without a reward has none; None if all have one or no reward says why.
     """
 
     prompt: Prompt
@@ -54,6 +55,7 @@ class Explanation:
     boundary: str
     reference: str
     steps: tuple[ExplainedStep, ...]
+    unscored: str | None = None
 
     @property
     def order(self) -> list[int]:
@@ -88,14 +90,15 @@ def explain(
     """
     views = step_rewards(engine, prompt, images=images, seed=seed, draws=draws, strength=strength, progress=progress)
     scored = [_score(engine, runner, prompt, view.images, number, seed) for number, view in enumerate(views)]
-    final = scored[-1][1]
+    final = scored[-1].total
     sigmas = engine.sigmas.tolist()
     steps = []
-    for number, (view, (rewards, total)) in enumerate(zip(views, scored, strict=True)):
+    for number, (view, batch) in enumerate(zip(views, scored, strict=True)):
+        total = batch.total
         implicit, error = relative_to_group(view.implicit)
         levels = sigmas[number], sigmas[number + 1]
         correlations = rank_correlation(implicit, final), rank_correlation(implicit, total)
-        steps.append(ExplainedStep(number + 1, levels, view, implicit, error, rewards, total, *correlations))
+        steps.append(ExplainedStep(number + 1, levels, view, implicit, error, batch.per_reward, total, *correlations))
     settings = engine.config.surrogate
     return Explanation(
         prompt,
@@ -107,6 +110,7 @@ def explain(
         settings.boundary,
         settings.reference,
         tuple(steps),
+        _reason(scored[-1]),
     )
 
 
@@ -138,8 +142,8 @@ def rank_correlation(implicit: np.ndarray, scores: Scores) -> float:
 
 def _score(
     engine: Engine, runner: RewardRunner, prompt: Prompt, images: np.ndarray, step: int, seed: int
-) -> tuple[dict[str, list[float | None]], list[float | None]]:
-    """The scores of the images of a step by reward, and the combined reward. The images are one group."""
+) -> ScoredBatch:
+    """The scores of the images of a step. The images are one group."""
     count = len(images)
     batch = RewardBatch(
         images=images,
@@ -149,5 +153,11 @@ def _score(
         image_ids=list(range(step * count, (step + 1) * count)),
         context=RewardContext(None, engine.iteration_index, seed),
     )
-    scored = runner.score(batch)
-    return scored.per_reward, scored.total
+    return runner.score(batch)
+
+
+def _reason(scored: ScoredBatch) -> str | None:
+    """Why the first image without a combined reward has none, in the words of its reward."""
+    without = (detail for detail, total in zip(scored.details, scored.total, strict=True) if total is None)
+    reasons = (part.get("reason") for part in next(without, {}).values())
+    return next((str(reason) for reason in reasons if reason), None)

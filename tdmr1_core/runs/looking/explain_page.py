@@ -16,6 +16,8 @@ from tdmr1_rewards.texts.redaction import redact
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Browsers load nothing from outside the page."""
+STRONGEST = 0.99
+"""This quantile of the lengths of the direction in a step gets the full color."""
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1f23; --quiet: #565d66; --line: #d4d8dd; --card: #f5f6f8;
   --point: #1b6ca8 }
@@ -28,9 +30,10 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem } h2 { font-size: 1
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem } p { max-width: 48rem; margin: .4rem 0 } .quiet { color: var(--quiet) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid var(--line); vertical-align: bottom }
+th:first-child, td:first-child { text-align: left } 
+th { border-bottom: 1px solid var(--line); vertical-align: bottom; white-space: normal; max-width: 11rem }
 .strip { display: flex; flex-wrap: wrap; gap: .8rem; margin: 0; padding: 0; list-style: none }
-figure { margin: 0 } .strip li { width: 9.5rem }
+figure { margin: 0 } .strip li { width: 12rem }
 figure img { display: block; width: 100%; height: auto; border-radius: 4px }
 figcaption { font-size: .85rem; line-height: 1.35; padding-top: .25rem; font-variant-numeric: tabular-nums }
 .pixels img { image-rendering: pixelated }
@@ -46,7 +49,7 @@ body:has(#maps:checked) .all .plain { display: none }
 .swatch { display: inline-block; width: 6rem; height: .8rem; border-radius: 3px; vertical-align: middle;
   background: linear-gradient(90deg, #777, rgb(200, 30, 90), rgb(255, 235, 120)) }
 @media (max-width: 30rem) { body { font-size: 15px } .strip li { width: calc(50% - .4rem) }
-  .charts figure { width: 100% } }
+  .charts figure { width: calc(50% - .5rem) } }
 @media print { body { max-width: none; padding: 0 } .choice { display: none } figure, .card { break-inside: avoid } }
 """
 
@@ -94,8 +97,8 @@ def _agreement(explanation: Explanation) -> str:
         high, low = step.levels
         cells = [f"{step.number}", f"{high:.3g} → {low:.3g}", _number(step.against_final), _number(step.against_own)]
         rows.append("<tr><td>" + "</td><td>".join(cells) + f"</td><td>{_mean(step.total)}</td></tr>")
-    head = "<th>step</th><th>noise level</th><th>rank correlation with<br>the final reward</th>"
-    head += "<th>with the reward of<br>the step’s image</th><th>mean reward of<br>the step’s images</th>"
+    head = "<th>step</th><th>noise level</th><th>rank correlation with the final reward</th>"
+    head += "<th>with the reward of the step’s image</th><th>mean reward of the step’s images</th>"
     count = len(explanation.steps[-1].total)
     meaning = (
         f"The rank correlation is between the implicit reward of the surrogate and the true reward, over the images "
@@ -106,6 +109,9 @@ def _agreement(explanation: Explanation) -> str:
         meaning += (
             " This run trained its surrogate after the last step only; the earlier steps show how far that carries."
         )
+    if all(score is None for score in explanation.steps[-1].total):
+        reason = explanation.unscored or "no reason is known"
+        return f'<p class="card">No reward scored the final images: {_text(redact(reason))}</p>'
     charts = "".join(
         f"<figure>{scatter_chart(step.implicit, explanation.steps[-1].total, f'step {step.number}')}"
         f"<figcaption>Step {step.number}: implicit reward (to the right), final true reward (up)</figcaption></figure>"
@@ -176,7 +182,7 @@ def _pixels(step: ExplainedStep, image: int, kind: str) -> np.ndarray:
         return view.targets[image]
     if kind == "image":
         return view.images[image]
-    return heat_map(view.images[image], view.direction[image], float(view.direction.max()))
+    return heat_map(view.images[image], view.direction[image], float(np.quantile(view.direction, STRONGEST)))
 
 
 def _method(explanation: Explanation) -> str:
