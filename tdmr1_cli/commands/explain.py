@@ -49,7 +49,7 @@ def command(
         typer.Option(
             "--strength", metavar="S", min=0, max=LARGEST_NUMBER, help="How far images are moved along the direction."
         ),
-    ] = 1.0,
+    ] = 4.0,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="The HTML file (default: RUN/explain.html).")
     ] = None,
@@ -154,7 +154,7 @@ def _show(explanation: Explanation) -> None:
     for step in explanation.steps:
         high, low = step.levels
         shown = [number(step.against_final), number(step.against_own)]
-        pair = [f"{step.implicit[image]:+.3g}" for image in (best, worst)]
+        pair = [f"{step.implicit[image]:+.2g}" for image in (best, worst)]
         rows.append([str(step.number), f"{high:.3g} → {low:.3g}", *shown, *pair])
     columns = ["step", "noise level", "with final reward", "with own reward", "implicit, best", "implicit, worst"]
     count = len(explanation.steps[-1].total)

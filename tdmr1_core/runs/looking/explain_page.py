@@ -31,7 +31,8 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem } p { max-width: 48rem; margin: .4r
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } 
-th { border-bottom: 1px solid var(--line); vertical-align: bottom; white-space: normal; max-width: 11rem }
+th { border-bottom: 1px solid var(--line); vertical-align: bottom; white-space: normal; max-width: 8rem; overflow-wrap: normal }
+caption { text-align: left; padding-bottom: .3rem } .wide { margin: .8rem 0 }
 .strip { display: flex; flex-wrap: wrap; gap: .8rem; margin: 0; padding: 0; list-style: none }
 figure { margin: 0 } .strip li { width: 12rem }
 figure img { display: block; width: 100%; height: auto; border-radius: 4px }
@@ -97,8 +98,8 @@ def _agreement(explanation: Explanation) -> str:
         high, low = step.levels
         cells = [f"{step.number}", f"{high:.3g} → {low:.3g}", _number(step.against_final), _number(step.against_own)]
         rows.append("<tr><td>" + "</td><td>".join(cells) + f"</td><td>{_mean(step.total)}</td></tr>")
-    head = "<th>step</th><th>noise level</th><th>rank correlation with the final reward</th>"
-    head += "<th>with the reward of the step’s image</th><th>mean reward of the step’s images</th>"
+    names = ("step", "noise level", "with the final reward", "with the step’s reward", "mean reward of the step")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     count = len(explanation.steps[-1].total)
     meaning = (
         f"The rank correlation is between the implicit reward of the surrogate and the true reward, over the images "
@@ -117,7 +118,7 @@ def _agreement(explanation: Explanation) -> str:
         f"<figcaption>Step {step.number}: implicit reward (to the right), final true reward (up)</figcaption></figure>"
         for step in explanation.steps
     )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table><caption>Rank correlation of implicit and true reward</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     scrolled = f'<div class="wide" tabindex="0" role="region" aria-label="Rank correlations by step">{table}</div>'
     return f'<p>{_text(meaning)}</p>{scrolled}<div class="charts">{charts}</div>'
 
@@ -172,7 +173,7 @@ def _figure(step: ExplainedStep, image: int, kind: str, *, caption: bool = False
     if caption:
         error = step.error[image]
         spread = f" ± {error:.2g}" if math.isfinite(error) else ""
-        lines += f"<br>implicit {step.implicit[image]:+.3g}{spread}<br>reward {_score(step, image)}"
+        lines += f"<br>implicit {step.implicit[image]:+.2g}{spread}<br>reward {_score(step, image)}"
     return f"<figure>{tags}<figcaption>{lines}</figcaption></figure>"
 
 
