@@ -30,8 +30,9 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem } h2 { font-size: 1
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem } p { max-width: 48rem; margin: .4rem 0 } .quiet { color: var(--quiet) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } 
-th { border-bottom: 1px solid var(--line); vertical-align: bottom; white-space: normal; max-width: 8rem; overflow-wrap: normal }
+th:first-child, td:first-child { text-align: left }
+th { border-bottom: 1px solid var(--line); vertical-align: bottom; white-space: normal; max-width: 8rem;
+  overflow-wrap: normal }
 caption { text-align: left; padding-bottom: .3rem } .wide { margin: .8rem 0 }
 .strip { display: flex; flex-wrap: wrap; gap: .8rem; margin: 0; padding: 0; list-style: none }
 figure { margin: 0 } .strip li { width: 12rem }
@@ -118,7 +119,8 @@ def _agreement(explanation: Explanation) -> str:
         f"<figcaption>Step {step.number}: implicit reward (to the right), final true reward (up)</figcaption></figure>"
         for step in explanation.steps
     )
-    table = f"<table><caption>Rank correlation of implicit and true reward</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    caption = "<caption>Rank correlation of implicit and true reward</caption>"
+    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     scrolled = f'<div class="wide" tabindex="0" role="region" aria-label="Rank correlations by step">{table}</div>'
     return f'<p>{_text(meaning)}</p>{scrolled}<div class="charts">{charts}</div>'
 
