@@ -37,4 +37,4 @@ def made_up(prompt: str = "two <b>red</b> circles", side: int = 24, **changes) -
         "boundary": "last",
         "reference": "frozen",
     }
-    return Explanation(Prompt(prompt, {}), **{**values, **changes}, steps=tuple(steps))
+    return Explanation(Prompt(prompt, {}), **{**values, "steps": tuple(steps), **changes})

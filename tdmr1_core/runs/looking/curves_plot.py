@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.runs.looking.compare import ComparedRun, Comparison, Subject
 from tdmr1_rewards.errors import printable
@@ -54,7 +56,7 @@ def check_plot(file: Path) -> None:
 
 
 def plot(comparison: Comparison, file_format: str, x_axis: str = "iterations") -> bytes:
-    """The evaluations of each run as curves with bars of one standard error, one panel per prompt set and reward.
+    """The evaluations of each run as curves with bands of one standard error, one panel per prompt set and reward.
 
     `file_format` is one of FORMATS, `x_axis` one of X_AXES. The same comparison gives the same bytes. Raises Tdmr1Error
     if no run has an evaluation.
@@ -106,18 +108,14 @@ def _draw(panel: Axes, comparison: Comparison, subject: Subject, x_axis: str) ->
         points = run.points.get(subject, [])
         if not points:
             continue
-        errors = [value.stderr if math.isfinite(value.stderr) else 0.0 for _, value in points]
-        panel.errorbar(
-            [X_AXES[x_axis](run, step) for step, _ in points],
-            [value.mean for _, value in points],
-            yerr=errors,
-            label=_label(run.name),
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=3,
-            linewidth=1.2,
-            capsize=1.5,
-        )
+        places = [X_AXES[x_axis](run, step) for step, _ in points]
+        means = np.array([value.mean for _, value in points])
+        errors = np.nan_to_num([value.stderr for _, value in points])
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        panel.plot(places, means, label=_label(run.name), color=colour, marker=marker, markersize=3, linewidth=1.2)
+        panel.fill_between(places, means - errors, means + errors, color=colour, alpha=0.18, linewidth=0)
+        if len(points) == 1:  # a band of no width
+            panel.errorbar(places, means, yerr=errors, color=colour, capsize=2)
     panel.set_title(f"{_label(reward)} on {_label(prompts)}")
     panel.set_xlabel(TITLES[x_axis])
     panel.set_ylabel("mean ± standard error")

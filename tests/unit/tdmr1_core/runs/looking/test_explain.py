@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import math
 import re
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from support.explanations import made_up
 
+from tdmr1_cli.commands import explain as explain_command
 from tdmr1_cli.main import main
 from tdmr1_core.config import RunConfig
 from tdmr1_core.runs.checkpoints.fingerprints import Fingerprints, write_config
@@ -111,3 +113,20 @@ def test_the_command_refuses_what_it_cannot_explain(tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "a distillation has no surrogate reward, so there is nothing to explain" in printed
     assert "hint: name the folder of a training run" in printed
+
+
+def test_the_command_shows_correlations_and_the_implicit_rewards_of_best_and_worst(capsys):
+    explain_command._show(made_up())
+    printed = capsys.readouterr().out
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "rank correlation of implicit and true reward, 4 images" in printed
+    # Image 1 is the best, image 2 has no reward. Relative to the means 0.125 of step 1: 0.375 and -0.125
+    assert "1 1 → 0.5 1.000 – +0.38 -0.12" in rows
+    assert "2 0.5 → 0 1.000 1.000 +0.75 -0.25" in rows
+
+
+def test_a_group_without_rewards_says_why():
+    steps = [dataclasses.replace(step, total=(None,) * 4) for step in made_up().steps]
+    page = explain_page(made_up(steps=tuple(steps), unscored="it has no text"), "run")
+    assert "No reward scored the final images: it has no text" in page
+    assert "<table" not in page
