@@ -53,7 +53,8 @@ def test_a_variant_runs_the_code_of_its_tree(tmp_path, monkeypatch):
     code = tmp_path / "tree"
     (code / "tdmr1_cli").mkdir(parents=True)
     (code / "tdmr1_cli" / "__init__.py").touch()
-    (code / "tdmr1_cli" / "__main__.py").write_text("print(__file__)")
+    program = "import pathlib, sys\nprint(__file__)\npathlib.Path(sys.argv[sys.argv.index('--output') + 1]).mkdir()\n"
+    (code / "tdmr1_cli" / "__main__.py").write_text(program)
     monkeypatch.chdir(ROOT)
     options = Namespace(threads=1, every=5, iterations=None)
     train(tmp_path / "old-0", code, Variant.parse(["old@HEAD"]), SUBJECTS["count"], 0, options)
