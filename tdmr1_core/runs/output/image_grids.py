@@ -21,10 +21,13 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def webp(image: Image.Image, quality: int) -> bytes:
-    """The content of the WebP file of an image, with a quality of 1 to 100, or without loss for 101."""
+def webp(image: Image.Image, quality: int | None) -> bytes:
+    """The content of the WebP file of an image, with a quality of 1 to 100, or without loss for None."""
     file = io.BytesIO()
-    image.save(file, "WEBP", lossless=quality > 100, quality=min(quality, 100), method=4)
+    if quality is None:  # higher values take ten times as long and save little
+        image.save(file, "WEBP", lossless=True, quality=50, method=2)
+    else:
+        image.save(file, "WEBP", quality=quality, method=4)
     return file.getvalue()
 
 

@@ -26,7 +26,7 @@ GRID_BYTES, PAIR_BYTES, GROUP_BYTES = 1_500_000, 450_000, 450_000
 MOST_COLUMNS = 64
 GRID_WIDTH, IMAGE_WIDTH = 1024, 384
 """Largest width of a grid and of a single image, in pixels."""
-LOSSLESS, QUALITY, SMALLER = 101, 82, 60
+QUALITY, SMALLER = 82, 60
 SMALL = 640 * 480
 """Pixels of an image that may be stored without loss."""
 SMALLEST = 64
@@ -146,7 +146,7 @@ def shrink(image: Image.Image, most_bytes: int, most_width: int) -> tuple[bytes,
     """An image as WebP of at most `most_bytes`, with its width and height; smaller and with loss only if necessary."""
     if image.width > most_width:
         image = image.resize((most_width, max(1, round(image.height * most_width / image.width))))
-    qualities = [LOSSLESS] * (image.width * image.height <= SMALL) + [QUALITY, SMALLER]
+    qualities = [*([None] if image.width * image.height <= SMALL else []), QUALITY, SMALLER]
     while True:
         for quality in qualities:
             content = webp(image, quality)
