@@ -18,7 +18,7 @@ from tdmr1_core.runs.output.image_grids import cell_boxes, webp
 from tdmr1_core.runs.output.previews import BEFORE_AFTER, SAMPLES
 from tdmr1_rewards.texts.documents import MOST_BYTES, read_json
 
-MOST_GRIDS, MOST_GROUPS = 40, 12
+MOST_GRIDS, MOST_GROUPS = 40, 6
 """Largest number of grids and of groups in a report of one or several runs."""
 PAIRS_PER_PROMPT = 2
 GRID_BYTES, PAIR_BYTES, GROUP_BYTES = 1_500_000, 450_000, 450_000

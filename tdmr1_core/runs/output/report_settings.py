@@ -12,6 +12,7 @@ from tdmr1_core.config_loading import dump, preset_names, read_preset, resolve
 from tdmr1_core.errors import RunWarning, Tdmr1Error
 from tdmr1_core.runs.checkpoints.changes import Changes, find_changes
 from tdmr1_core.runs.output.report import ALWAYS, Report
+from tdmr1_core.runs.output.report_tables import DIFFERS
 
 DEFAULTS = "the defaults"
 MEASURED = ("rollout.sigmas", "rollout.shift")
@@ -85,6 +86,7 @@ def settings_table(reports: Sequence[Report], names: Sequence[str]) -> dict[str,
         "columns": ["setting", *([heading] if len(reports) == 1 else []), *names],
         "rows": [[name, *(_text(column.get(name)) for column in columns)] for name in shown],
         "marked": [row for row, name in enumerate(shown) if name in differing],
+        "sign": DIFFERS,
         "bold": [
             [row, first + run] for row, name in enumerate(shown) for run, each in enumerate(changed) if name in each
         ],

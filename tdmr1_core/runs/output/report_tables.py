@@ -19,7 +19,9 @@ from tdmr1_core.runs.output.report_charts import INTERVAL
 from tdmr1_core.runs.output.resources import Usage
 
 Table = dict[str, Any]
-"""`columns` and `rows` of texts, and optional `marked` rows and `caption`."""
+"""The arguments of `_table` by name: columns, rows of texts, caption, and the numbers of marked rows."""
+DIFFERS = "≠ "
+"""The sign before what differs between runs."""
 SECONDS = {"day": 86400, "h": 3600, "min": 60}
 
 
@@ -193,16 +195,22 @@ def environment_table(reports: Sequence[Report], names: Sequence[str]) -> Table 
     keys = list(dict.fromkeys(key for each in found for key in each))
     rows = [[key, *(each.get(key, "–") for each in found)] for key in keys]
     marked = [row for row, cells in enumerate(rows) if len(set(cells[1:])) > 1]
-    return _table(["package or part", *names], rows, marked=marked)
+    return _table(["package or part", *names], rows, marked=marked, sign=DIFFERS)
 
 
 def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", marked: Sequence[int] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    *,
+    marked: Sequence[int] = (),
+    sign: str = "",
 ) -> Table | None:
-    """A table as data; None without rows."""
+    """A table as data; None without rows. `sign` stands before the first cell of the rows `marked`."""
     if not rows:
         return None
-    return {"columns": list(columns), "rows": [list(row) for row in rows], "caption": caption, "marked": list(marked)}
+    cells = [list(row) for row in rows]
+    return {"columns": list(columns), "rows": cells, "caption": caption, "marked": list(marked), "sign": sign}
 
 
 def relative_link(path: Path, page: Path) -> str:

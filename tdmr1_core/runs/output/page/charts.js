@@ -53,7 +53,8 @@ const Charts = (() => {
   }
 
   function ticks(plot, splits, axis, space, step) {
-    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    let digits = 0;
+    while (digits < 7 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
     return splits.map((value) => {
       if (value == null) return "";
       const size = Math.abs(value);
@@ -172,7 +173,7 @@ const Charts = (() => {
           { stroke: ink, grid, ticks: grid, font, label: "iteration", labelFont: font, labelSize: 18, size: 30, space: 60,
             incrs: [1, 2, 5].flatMap((n) => [n, n * 10, n * 100, n * 1e3, n * 1e4, n * 1e5]).sort((a, b) => a - b) },
           { stroke: ink, grid, ticks: grid, font, label: this.data.axis, labelFont: font, labelSize: 18, values: ticks,
-            size: (plot, values) => 16 + 7 * Math.max(1, ...(values ?? []).map((value) => value.length)) },
+            size: (plot, values) => 22 + 7 * Math.max(1, ...(values ?? []).map((value) => value.length)) },
         ],
         series: [{}, ...series],
         bands,
@@ -216,8 +217,8 @@ const Charts = (() => {
     }
 
     applyRange() {
-      const [min, max] = shared.range ?? shared.full;
-      this.plot.setScale("x", { min, max });
+      const [min, max] = shared.range ?? shared.full, margin = shared.range ? 0 : (max - min) * 0.012;
+      this.plot.setScale("x", { min: min - margin, max: max + margin });
     }
 
     redraw() { this.plot?.redraw(false, true); }

@@ -8,23 +8,23 @@ const Page = (() => {
     ["training", "Training"], ["guard", "Guard"], ["cost", "Time and memory"], ["other", "Other metrics"],
     ["history", "Continuations"], ["skipped", "Skipped"], ["settings", "Settings"], ["environment", "Environment"],
   ];
-  const POLL = 2000, RETRY = 5000;
+  const POLL = 2000, RETRY = 5000, SHORT = 28;
   const charts = new Map();
   const blocks = new Map();
 
   /* A table; rows that differ are marked with a color and a sign. */
-  function table({ columns, rows, caption, marked = [], bold = [] }) {
+  function table({ columns, rows, caption, sign = "", marked = [], bold = [] }) {
     const strong = new Set(bold.map(([row, column]) => `${row},${column}`));
     const content = make("table", {},
-      caption ? make("caption", {}, caption) : null,
       make("thead", {}, make("tr", {}, ...columns.map((column) => make("th", { scope: "col" }, column)))),
       make("tbody", {}, ...rows.map((cells, row) => make("tr", { class: marked.includes(row) ? "marked" : "" },
         ...cells.map((cell, column) => {
           const text = strong.has(`${row},${column}`) ? make("strong", {}, cell) : cell;
-          if (column) return make("td", {}, text);
-          return make("th", { scope: "row" }, marked.includes(row) ? "≠ " : "", text);
+          if (column) return make("td", { class: cell.length > SHORT ? "" : "short" }, text);
+          return make("th", { scope: "row" }, marked.includes(row) ? sign : "", text);
         })))));
-    return make("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": caption || columns.join(", ") }, content);
+    const scroll = make("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": caption || columns.join(", ") }, content);
+    return make("div", {}, caption ? make("p", { class: "note" }, caption) : null, scroll);
   }
 
   function overview(run, index, several) {
