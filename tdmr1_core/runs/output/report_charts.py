@@ -208,7 +208,7 @@ def chart_data(charts_of_runs: Sequence[Sequence[Chart]], names: Sequence[str]) 
     for run, charts in enumerate(charts_of_runs):
         for chart in charts:
             for series in chart.series:
-                single = len(chart.series) == 1 and not series.sparse
+                single = len(chart.series) == 1 and (not series.sparse or series.name in chart.title)
                 title = chart.title if single else f"{chart.title}: {series.name}"
                 _, curves = split.setdefault((chart.section, title), (chart, []))
                 curves.append((run, names[run], series))

@@ -8,6 +8,7 @@ const Page = (() => {
     ["training", "Training"], ["guard", "Guard"], ["cost", "Time and memory"], ["other", "Other metrics"],
     ["history", "Continuations"], ["skipped", "Skipped"], ["settings", "Settings"], ["environment", "Environment"],
   ];
+  const LONG = 300, STRONG = 0.9;
   const POLL = 2000, RETRY = 5000, SHORT = 28;
   const charts = new Map();
   const blocks = new Map();
@@ -123,10 +124,19 @@ const Page = (() => {
       shown.push([name, title]);
     }
     Charts.setExtent(data.charts, marks);
+    chooseSmoothing();
     const menu = make("ul", {}, ...shown.map(([name, title]) => make("li", {}, make("a", { href: `#${name}`, onclick: jump }, title))));
     document.getElementById("contents").replaceChildren(menu);
     document.getElementById("controls").hidden = !data.charts.length;
     if (marks.length) addLegendOfMarks(marks);
+  }
+
+  /* A long run begins with strong smoothing, because its noise would cover its course. */
+  function chooseSmoothing() {
+    const slider = document.getElementById("smoothing"), [first, last] = Charts.state.full;
+    if (slider.dataset.chosen || last - first < LONG) return;
+    slider.value = STRONG;
+    slider.dispatchEvent(new Event("input"));
   }
 
   /* Go to a section. The address of a live page keeps its token, so that it can be loaded again. */
@@ -147,6 +157,7 @@ const Page = (() => {
   function listen() {
     const [smoothing, value, from, to, reset] = ["smoothing", "smoothing-value", "from", "to", "reset"].map((id) => document.getElementById(id));
     smoothing.addEventListener("input", () => {
+      smoothing.dataset.chosen = "true";
       value.textContent = smoothing.value;
       Charts.setSmoothing(Number(smoothing.value));
     });
