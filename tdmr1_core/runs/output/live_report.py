@@ -136,6 +136,9 @@ def build_app(data: LiveData, token: str) -> Starlette:
         content = await run_in_threadpool(data.answer, request.query_params.get("version", ""))
         return Response(content, media_type="application/json")
 
+    async def no_icon(_: Request) -> Response:
+        return Response(status_code=204)
+
     def route(path: str, content: bytes, media_type: str) -> Route:
         async def file(_: Request) -> Response:
             return Response(content, media_type=media_type)
@@ -147,6 +150,7 @@ def build_app(data: LiveData, token: str) -> Starlette:
             route("/", live_page(POLICY).encode(), TYPES[".html"]),
             *(route(f"/{name}", content, TYPES[Path(name).suffix]) for name, content in page_files()),
             Route("/api/data", answer),
+            Route("/favicon.ico", no_icon),
         ],
         middleware=[Middleware(RequestFilter, token=token, host=HOST, refuse=refuse)],
         exception_handlers={Tdmr1Error: refuse, Refusal: refuse},

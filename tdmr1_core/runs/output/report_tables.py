@@ -22,7 +22,7 @@ Table = dict[str, Any]
 """The arguments of `_table` by name: columns, rows of texts, caption, and the numbers of marked rows."""
 DIFFERS = "≠ "
 """The sign before what differs between runs."""
-SECONDS = {"day": 86400, "h": 3600, "min": 60}
+MINUTES = {"day": 1440, "h": 60, "min": 1}
 
 
 def what_is_trained(report: Report) -> str:
@@ -89,12 +89,13 @@ def date(seconds: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span with its two largest units, such as `2 h 5 min`; `12.3 s` below a minute."""
-    if not 60 <= seconds < math.inf:
-        return f"{seconds:.1f} s" if 0 < seconds < 60 else ""
-    parts = []
-    rest = round(seconds)
-    for unit, size in SECONDS.items():
+    """A time span with its two largest units, such as `2 h 5 min`; `12.3 s` below a minute; empty for none."""
+    if not 0 < seconds < math.inf:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    parts, rest = [], round(seconds / 60)
+    for unit, size in MINUTES.items():
         count, rest = divmod(rest, size)
         if count:
             parts.append(f"{count} {unit}")
