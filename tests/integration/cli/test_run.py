@@ -1,6 +1,7 @@
 """A run of two iterations from the command line: training, resume, samples, evaluation, report and export."""
 
 import json
+import re
 import signal
 import subprocess
 

@@ -24,8 +24,8 @@ from tdmr1_core.errors import RunWarning
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.evaluation.guard import GuardReading
 from tdmr1_core.runs.metrics_log import Tracker
-from tdmr1_core.runs.output.report import read_report
 from tdmr1_core.runs.output.live_report import LiveData
+from tdmr1_core.runs.output.report import read_report
 from tdmr1_core.runs.output.report_page import PAGE, page_data, report_page
 
 pytestmark = pytest.mark.unit
@@ -138,11 +138,15 @@ def test_links_are_relative_to_the_page(folder, tmp_path):
 
 
 def test_the_page_has_no_secrets_and_no_control_characters(folder):
-    text = (folder / "config.yaml").read_text().replace("alert(1)", "http://user:hunter2@host/\\u202e")
+    text = (
+        (folder / "config.yaml").read_text().replace("<script>alert(1)</script>", "http://user:hunter2@host/a\u202eb")
+    )
     (folder / "config.yaml").write_text(text)
     page = report_page([read_report(folder)], folder / "report.html")
+    shown = json.dumps(ParsedPage(page).data["tables"]["settings"], ensure_ascii=False)
+    assert "@host/a\\\\u202eb" in shown, "the character is escaped as text"
+    assert "\u202e" not in shown
     assert "hunter2" not in page
-    assert "\u202e" not in page
 
 
 def test_a_folder_that_grows_is_read_again(folder):
