@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
@@ -60,6 +61,9 @@ from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview, shown
 from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import describe_error
+
+if TYPE_CHECKING:
+    from tdmr1_core.runs.output.resources import ResourceLog
 
 STOPPING_LIMIT = 15.0
 """Seconds that a run waits for the current call of a reward after it was asked to stop."""
@@ -255,7 +259,7 @@ class Run:
             closing.callback(tracker.close)
             try:
                 with interrupts.listening(observer.waiting):
-                    return self._loop(engine, evaluator, tracker, observer)
+                    return self._loop(engine, evaluator, tracker, observer, closing)
             except BaseException:
                 self._save_after_error(engine, tracker)
                 raise
@@ -284,7 +288,9 @@ class Run:
         self._stopping = self.processes.any(self._stop)
         return self._stopping
 
-    def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
+    def _loop(
+        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer, closing: ExitStack
+    ) -> RunResult:
         started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
         repeat = self._is_evaluated(started_at)
@@ -304,7 +310,8 @@ class Run:
                 save_first_evaluation(self.folder, evaluator.subject, before)
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
-            save_preview(engine, self._shown_prompts, self.folder)
+            save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
+        resources = self._record_for_report(engine, closing)
         over = self._is_over(engine)
         while not over:
             try:
@@ -314,12 +321,13 @@ class Run:
             self._last_skipped = report.skipped
             tracker.metrics(report.step, report.metrics)
             self._logged_at = report.step
+            resources.write(report.step)
             observer.iteration(report)
             last = self._is_over(engine)
             if last or report.step % self.config.saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if self._is_previewed(report.step, last):
-                save_preview(engine, self._shown_prompts, self.folder)
+                save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
             if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, evaluator, tracker, observer)
             over = last or self._is_over(engine)
@@ -337,6 +345,18 @@ class Run:
         before = before or load_first_evaluation(self.folder, evaluator.subject)
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
         return replace(result, before=before, after=after, before_after=comparison)
+
+    def _record_for_report(self, engine: Engine, closing: ExitStack) -> ResourceLog:
+        """The log of time and memory. From here on, the engine also saves the best and worst image of groups."""
+        from tdmr1_core.runs.output.group_images import GroupImages
+        from tdmr1_core.runs.output.resources import ResourceLog
+
+        manager = engine.hooks.manager
+        manager.register(plugin := GroupImages(self.folder, self._is_previewed))
+        closing.callback(manager.unregister, plugin)
+        log = ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
+        log.write(engine.iteration_index)
+        return log
 
     def _is_evaluated(self, step: int) -> bool:
         """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
