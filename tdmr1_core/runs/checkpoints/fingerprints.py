@@ -28,7 +28,7 @@ from tdmr1_core.runs.checkpoints.run_config import (
     Header,
     read_header,
 )
-from tdmr1_core.versions import hardware, versions
+from tdmr1_core.versions import versions
 
 
 def fingerprint_inputs(resolved: ResolvedRun) -> Fingerprints:
@@ -85,7 +85,7 @@ def _without_folders(tree: Any) -> Any:
 
 def write_config(folder: Path, config: RunConfig, inputs: Fingerprints, model_files: ModelFiles | None) -> None:
     """Write the config.yaml of a new run: the header with its inputs, then the settings."""
-    packages, machine = versions(), hardware(config.model.device)
+    packages = versions()
     settings, config_hash = dump(config, folder), fingerprint(config)
     header = Header(
         **inputs.model_dump(),
@@ -94,7 +94,6 @@ def write_config(folder: Path, config: RunConfig, inputs: Fingerprints, model_fi
         content=content(model_files) if model_files else {},
         lora=model_files.lora_record if model_files else None,
         package=_package(model_files),
-        hardware=machine,
     )
     text = yaml.safe_dump({HEADER: header.model_dump(exclude_defaults=True)}, sort_keys=False)
     replace_durable(folder / CONFIG, (text + yaml.safe_dump(settings, sort_keys=False)).encode())

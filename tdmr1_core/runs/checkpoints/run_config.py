@@ -40,7 +40,7 @@ class Header(Fingerprints):
 
     `content` has a hash of configs and weights of the base and of the teacher. Runs of earlier versions have `base`
     instead, a hash of configs and of sizes of weights. `package` is the distribution of the plugin that registers the
-    model or its family. `hardware` is that of the first session.
+    model or its family.
     """
 
     versions: dict[str, str] = {}
@@ -49,7 +49,6 @@ class Header(Fingerprints):
     content: dict[str, str] = {}
     lora: dict[str, Any] | None = None
     package: str | None = None
-    hardware: str | None = None
 
 
 def require_run_folder(folder: Path) -> Path:

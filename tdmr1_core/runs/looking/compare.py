@@ -19,6 +19,7 @@ from tdmr1_core.runs.looking.fairness import RunFacts, SettingDifference, differ
 from tdmr1_core.runs.looking.image_scores import ImageScores, Place, pair, read_image_scores
 from tdmr1_core.runs.looking.intervals import Gain, paired_gain, unpaired_gain
 from tdmr1_core.runs.output.report import Report, read_report
+from tdmr1_core.runs.output.report_tables import machines
 
 Point = tuple[int, Measure]
 """An iteration and the measure of its evaluation."""
@@ -63,7 +64,7 @@ class ComparedRun:
         images, seconds = len(rows) * batch.groups * batch.group_size, float(sum(timed))
         of_timed = len(timed) * batch.groups * batch.group_size
         rate = of_timed / seconds if seconds > 0 else math.nan
-        return Cost(self.report.iterations, images, seconds, rate, self.header.hardware)
+        return Cost(self.report.iterations, images, seconds, rate, hardware_of(self.report))
 
     @property
     def facts(self) -> RunFacts:
@@ -129,6 +130,20 @@ def compare(folders: Sequence[Path]) -> Comparison:
     }
     warnings = [text for other in runs[1:] for text in unfair(runs[0].facts, other.facts)]
     return Comparison(runs, standings, warnings, different_settings([run.report.config for run in runs]))
+
+
+def hardware_of(report: Report) -> str | None:
+    """The device and the CPU cores of each session, such as "2 x NVIDIA H200 (141 GB), 16 CPU cores".
+
+    Sessions on the same hardware are named once. None if the run did not record it.
+    """
+    found = []
+    for machine in machines(report):
+        count = machine.get("processes", "1")
+        device = machine.get("device", "unknown device")
+        cores = machine.get("CPU cores", "unknown number of")
+        found.append(f"{device if count == '1' else f'{count} x {device}'}, {cores} CPU cores")
+    return "; then ".join(dict.fromkeys(found)) or None
 
 
 def short_labels(folders: Sequence[Path]) -> list[str]:

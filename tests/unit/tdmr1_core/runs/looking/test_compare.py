@@ -31,6 +31,7 @@ CATS, DOGS = Prompt("two cats", {}), Prompt("a dog", {"color": "red"})
 PROMPTS = (CATS, CATS, DOGS, DOGS)
 NOTHING = EvaluationImages(np.zeros((0, 0, 0, 3), np.uint8), (), ())
 START = (0.0, 0.0, 0.5, 0.5)
+HARDWARE = "2 x Card (80 GB), 16 CPU cores"
 SUBJECT = ("count", "neatness")
 
 
@@ -48,6 +49,7 @@ def write_run(
     noise: int = 7,
     stored: bool = True,
     header: dict[str, Any] | None = None,
+    machine: dict[str, str] | None = None,
     **settings: Any,
 ) -> Path:
     """A run of two iterations of 2 x 3 images, of one second each, with these evaluations by iteration."""
@@ -59,6 +61,9 @@ def write_run(
     tracker = Tracker(folder, tensorboard=False)
     for step in (1, 2):
         tracker.metrics(step, {"reward/mean": 0.5, "time/iteration": 1.0, "images_per_second": 6.0})
+    if machine is not None:
+        sessions = [{"step": step, "time": float(step), "memory": {}, "machine": machine} for step in (0, 1)]
+        (folder / "resources.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sessions))
     for step, result in evaluations.items():
         if stored:
             tracker.image_scores(step, [result.score_row(noise)])
@@ -72,7 +77,9 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     final = (1.0, 0.0, 0.5, 0.5)
     first = write_run(tmp_path / "first", {0: evaluation(START), 2: evaluation(final)})
     points = {0: evaluation(START), 1: evaluation((1, 1, 1, 1)), 2: evaluation([each + 0.25 for each in final])}
-    return first, write_run(tmp_path / "second", points, header={"hardware": "2 x Card"})
+    return first, write_run(
+        tmp_path / "second", points, machine={"device": "Card (80 GB)", "processes": "2", "CPU cores": "16"}
+    )
 
 
 def test_scores_of_images_are_read_as_they_were_written(tmp_path):
@@ -156,7 +163,7 @@ def test_a_gain_that_cannot_be_paired_says_why(tmp_path, fault):
 def test_costs_are_those_of_all_iterations(runs):
     one, two = (run.cost for run in compare(runs).runs)
     assert (one.iterations, one.images, one.seconds, one.images_per_second) == (2, 12, 2.0, 6.0)
-    assert (one.hardware, two.hardware) == (None, "2 x Card")
+    assert (one.hardware, two.hardware) == (None, HARDWARE)
 
 
 def test_the_best_score_of_a_reward_with_a_negative_weight_is_the_lowest(tmp_path):
@@ -214,7 +221,7 @@ def test_a_comparison_needs_two_different_runs(runs):
 def test_the_command_prints_costs_scores_and_differences(runs, capsys):
     assert main(["compare", *map(str, runs)]) == 0
     printed = capsys.readouterr().out
-    for text in ("2 of 2", "6.000", "2 x Card", "not recorded", "neatness on count", "over first"):
+    for text in ("2 of 2", "6.000", HARDWARE, "not recorded", "neatness on count", "over first"):
         assert text in printed, text
     assert "+0.250 [0.250, 0.250] (4 pairs)" in printed
     assert "1.000 ± 0.000 at 1" in printed
@@ -243,7 +250,7 @@ def test_json_and_csv_have_all_values(runs, tmp_path, capsys):
     assert document["unfair"] == document["different_settings"] == []
     first, second = csv.DictReader(io.StringIO(target.read_text()))
     assert (first["run"], first["own_gain"], first["against_gain"]) == ("first", "0.25", "")
-    assert (second["against_paired"], second["images_per_second"], second["hardware"]) == ("True", "6.0", "2 x Card")
+    assert (second["against_paired"], second["images_per_second"], second["hardware"]) == ("True", "6.0", HARDWARE)
 
 
 def test_a_run_without_evaluations_has_a_row_of_costs(runs, tmp_path, capsys):
