@@ -133,16 +133,16 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 
 def hardware_of(report: Report) -> str | None:
-    """The device and the CPU cores of each session, such as "2 x NVIDIA H200 (141 GB), 16 CPU cores".
+    """The GPUs and the CPU cores of each session, such as "2 x NVIDIA H200 (141 GB), 16 CPU cores".
 
     Sessions on the same hardware are named once. None if the run did not record it.
     """
     found = []
     for machine in machines(report):
-        count = machine.get("processes", "1")
-        device = machine.get("device", "unknown device")
-        cores = machine.get("CPU cores", "unknown number of")
-        found.append(f"{device if count == '1' else f'{count} x {device}'}, {cores} CPU cores")
+        count, device = machine.get("processes", "1"), machine.get("device", "CPU")
+        cores = f"{machine.get('CPU cores', 'unknown number of')} CPU cores"
+        gpus = device if count == "1" else f"{count} x {device}"
+        found.append(cores if device == "CPU" else f"{gpus}, {cores}")
     return "; then ".join(dict.fromkeys(found)) or None
 
 

@@ -166,6 +166,12 @@ def test_costs_are_those_of_all_iterations(runs):
     assert (one.hardware, two.hardware) == (None, HARDWARE)
 
 
+def test_hardware_without_a_gpu_is_the_number_of_cores(tmp_path):
+    machine = {"device": "CPU", "processes": "1", "CPU cores": "2"}
+    folders = [write_run(tmp_path / name, {}, machine=machine) for name in ("a", "b")]
+    assert compare(folders).runs[0].cost.hardware == "2 CPU cores"
+
+
 def test_the_best_score_of_a_reward_with_a_negative_weight_is_the_lowest(tmp_path):
     points = {0: evaluation((3, 3, 3, 3)), 1: evaluation((1, 1, 1, 1)), 2: evaluation((2, 2, 2, 2))}
     negative = {"rewards": [{"name": "neatness", "weight": -1.0}]}
