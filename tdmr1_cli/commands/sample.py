@@ -98,7 +98,7 @@ def command(
     _reject_existing([output / GRID, output / METADATA])
     texts = list(prompt or [])
     for text in texts:
-        _check_prompt(text)
+        check_prompt(text)
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
         loaded = load_target(target, flags, needs_reward=False, needed=lambda config, extensions: _needed(role))
@@ -149,7 +149,7 @@ def _needed(role: SampledRole) -> Needed:
     return Needed(start=role is SampledRole.start, teacher=role is SampledRole.teacher)
 
 
-def _check_prompt(text: str) -> None:
+def check_prompt(text: str) -> None:
     """Raise Tdmr1Error for an argument of --prompt that is not a prompt."""
     from tdmr1_core.prompts.files import find_fault
 

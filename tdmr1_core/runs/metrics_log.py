@@ -14,7 +14,10 @@ from tdmr1_core.runs.jsonl import as_lines, keep_lines, step_of
 from tdmr1_rewards.errors import printable
 from tdmr1_rewards.texts.documents import parse_json
 
-LOGS = METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
+METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
+IMAGE_SCORES = "image_scores.jsonl"
+"""The score of every image of every evaluation."""
+LOGS = METRICS, EVALUATIONS, GUARD, IMAGE_SCORES
 ALARMS = "guard/alarms"
 
 
@@ -50,6 +53,10 @@ class Tracker:
             numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
             self._scalars(step, numbers, f"evaluation/{row.get('role', '')}/{row.get('prompts', '')}/")
 
+    def image_scores(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the scores of the images of all evaluations after an iteration (`Evaluation.score_row`)."""
+        self._append_evaluated(IMAGE_SCORES, step, rows)
+
     def guard(self, step: int, values: Mapping[str, Any]) -> None:
         """Write a reading of the guard, and the number of its alarms into the metrics of the same iteration."""
         self._append_evaluated(GUARD, step, [values])
@@ -71,7 +78,7 @@ class Tracker:
         """
         self._repeated = step if evaluated < step else None
         with translate_write_errors(self.folder):
-            kept, _, _ = (keep_lines(self.folder / name, lambda row: step_of(row) <= step) for name in LOGS)
+            kept, *_ = (keep_lines(self.folder / name, lambda row: step_of(row) <= step) for name in LOGS)
         self.open_board(purge_step=evaluated + 1)
         for row in kept:
             if row["step"] > evaluated:

@@ -388,6 +388,8 @@ class Run:
                 return ()
             if self.resolved.evaluation_rewards and not self._is_stopping():
                 if tracker is not None:
+                    seed = self.config.evaluation.seed
+                    tracker.image_scores(engine.iteration_index, [result.score_row(seed) for result in results])
                     tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
                 reading = evaluator.read_guard(engine, results)
                 if reading is not None and tracker is not None:
