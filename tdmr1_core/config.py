@@ -498,7 +498,6 @@ class SavingConfig(Section):
 
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab", "mlflow", "comet"]
-Tag = Annotated[str, Field(min_length=1, max_length=LONGEST_TAG)]
 
 
 class RunConfig(Section):
@@ -535,9 +534,9 @@ class RunConfig(Section):
     tracking: tuple[TrackerName, ...] | None = None
     """Trackers that get metrics, image grids and settings; [] for none (default: the metrics go to TensorBoard files,
     unless saving.tensorboard is false). The JSONL files are always written."""
-    tracking_project: Tag = "tdmr1"
+    tracking_project: str = "tdmr1"
     """Project, or experiment, of the trackers that the run belongs to."""
-    tracking_tags: Annotated[tuple[Tag, ...], Field(max_length=MOST_TAGS)] = ()
+    tracking_tags: tuple[str, ...] = ()
     """Further tags of the run in trackers, besides its kind, model and rewards."""
 
     @field_validator("tracking")
@@ -547,6 +546,16 @@ class RunConfig(Section):
         if twice:
             raise ValueError(f"tracker {twice[0]!r} is named more than once; name it once")
         return trackers
+
+    @field_validator("tracking_project", "tracking_tags")
+    @classmethod
+    def _short_tags(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        tags = (value,) if isinstance(value, str) else value
+        if len(tags) > MOST_TAGS or not all(1 <= len(tag) <= LONGEST_TAG for tag in tags):
+            raise ValueError(
+                f"projects and tags of trackers have 1 to {LONGEST_TAG} characters; at most {MOST_TAGS} tags"
+            )
+        return value
 
     @field_validator("rewards")
     @classmethod

@@ -95,19 +95,23 @@ class TensorBoard(Adapter):
     can_change_config = False
 
     def options(self) -> dict[str, Any]:
+        """Event files in the folder `tensorboard` of the run."""
         # What the default of `tracking` wrote before is sent again, so it is purged.
         purge = {} if self.run.started else {"purge_step": 0}
         return {"logging_dir": str(self.facts.folder), **purge}
 
     @property
     def project(self) -> str:
-        return "tensorboard"  # the folder in the run folder
+        """The name of the folder."""
+        return "tensorboard"
 
     def send_config(self) -> None:
+        """Write the settings and tags as texts."""
         lines = [f"    {name}: {value}" for name, value in self.facts.config.items()]
         self.tracker.log({"config": "\n".join(lines), "tags": ", ".join(self.facts.tags)}, step=0)
 
     def log_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file."""
         import numpy as np
 
         image = np.asarray(_read_image(path))
@@ -120,6 +124,7 @@ class WeightsAndBiases(Adapter):
     accelerate_name = "wandb"
 
     def options(self) -> dict[str, Any]:
+        """A run with a fixed id, whose files are in the run folder."""
         import wandb
 
         settings = wandb.Settings(
@@ -141,13 +146,16 @@ class WeightsAndBiases(Adapter):
         }
 
     def opened(self) -> None:
+        """Make the iteration the x axis."""
         self.tracker.tracker.define_metric(ITERATION)
         self.tracker.tracker.define_metric("*", step_metric=ITERATION)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers of an iteration."""
         self.tracker.log({**values, ITERATION: step})
 
     def log_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file."""
         import wandb
 
         self.tracker.log({name: wandb.Image(str(path)), ITERATION: step})
@@ -159,13 +167,16 @@ class Trackio(Adapter):
     accelerate_name = "trackio"
 
     def options(self) -> dict[str, Any]:
+        """A run with a fixed name. Only metrics of the run are sent."""
         hardware = {"auto_log_cpu": False, "auto_log_gpu": False}
         return {"name": self.run.name, "resume": "allow", "embed": False, **hardware}
 
     def send_config(self) -> None:
+        """Send the settings, with the tags, which trackio does not have."""
         self.tracker.store_init_configuration({**self.facts.config, "tags": ", ".join(self.facts.tags)})
 
     def log_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file."""
         import trackio
 
         self.tracker.log({name: trackio.Image(str(path))}, step=step)
@@ -177,6 +188,7 @@ class SwanLab(Adapter):
     accelerate_name = "swanlab"
 
     def options(self) -> dict[str, Any]:
+        """An experiment with a fixed id, whose files are in the run folder."""
         import swanlab
 
         off = dict.fromkeys(("hardware", "runtime", "requirements", "conda", "git", "monitor"), False)
@@ -192,6 +204,7 @@ class SwanLab(Adapter):
         }
 
     def log_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file."""
         import swanlab
 
         self.tracker.log({name: swanlab.Image(str(path))}, step=step)
@@ -204,13 +217,16 @@ class MLflow(Adapter):
     can_change_config = False
 
     def options(self) -> dict[str, Any]:
+        """A new run, whose id MLflow chooses, or the former one."""
         continued = {"run_id": self.run.id} if self.run.started else {"run_name": self.run.name}
-        return {"tags": {tag: "true" for tag in self.facts.tags}, **continued}
+        return {"tags": dict.fromkeys(self.facts.tags, "true"), **continued}
 
     def opened(self) -> None:
+        """Keep the id."""
         self.run.id = self.tracker.tracker.info.run_id
 
     def log_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file."""
         import mlflow
 
         mlflow.log_image(_read_image(path), key=name, step=step, synchronous=True)
@@ -222,6 +238,7 @@ class Comet(Adapter):
     accelerate_name = "comet_ml"
 
     def options(self) -> dict[str, Any]:
+        """An experiment with a fixed key."""
         import comet_ml
 
         off = ("log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch", "log_env_details")
@@ -237,6 +254,7 @@ class Comet(Adapter):
         return {"experiment_key": self.run.id, "mode": mode, "experiment_config": settings}
 
     def log_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file."""
         self.tracker.tracker.log_image(str(path), name=name, step=step)
 
 

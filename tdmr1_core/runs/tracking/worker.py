@@ -128,7 +128,7 @@ def serve(lines: Iterable[bytes], report: Report) -> None:
     for line in lines:
         event = parse_json(line, None)
         for sender in senders:
-            sender.put(event["history"] if "history" in event else [event])
+            sender.put(event.get("history", [event]))
     deadline = time.monotonic() + opening["closing_limit"]
     for sender in senders:
         sender.close()
