@@ -29,6 +29,9 @@ class Observer:
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is written."""
 
+    def alarmed(self, step: int, alarm: str) -> None:
+        """The guard has raised an alarm."""
+
     def tracked(self, address: str) -> None:
         """A tracker reports the address of the run, such as "wandb: https://…"."""
 

@@ -392,6 +392,8 @@ class Run:
                 reading = evaluator.read_guard(engine, results)
                 if reading is not None and tracker is not None:
                     tracker.guard(reading.step, reading.row())
+                    for alarm in reading.alarms:
+                        observer.alarmed(reading.step, alarm)
                     self._obey_guard(reading, engine, observer)
         return tuple(results)
 
