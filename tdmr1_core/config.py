@@ -552,9 +552,8 @@ class RunConfig(Section):
     def _short_tags(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         tags = (value,) if isinstance(value, str) else value
         if len(tags) > MOST_TAGS or not all(1 <= len(tag) <= LONGEST_TAG for tag in tags):
-            raise ValueError(
-                f"projects and tags of trackers have 1 to {LONGEST_TAG} characters; at most {MOST_TAGS} tags"
-            )
+            limits = f"1 to {LONGEST_TAG} characters, and a run has at most {MOST_TAGS} further tags"
+            raise ValueError(f"a project or tag of trackers has {limits}")
         return value
 
     @field_validator("rewards")

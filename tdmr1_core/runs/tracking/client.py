@@ -80,9 +80,9 @@ class Trackers:
         """Send earlier events of a resumed run, as for `numbers`, to the trackers that have not received them."""
         self._put({"history": [_numbers_event(*event) for event in events]})
 
-    def numbers(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Send numbers of an iteration. An iteration has one event of each kind."""
-        self._put(_numbers_event(kind, step, values))
+    def numbers(self, log: str, step: int, values: Mapping[str, float]) -> None:
+        """Send the numbers of an iteration in one of the log files. An iteration has one event for each of them."""
+        self._put(_numbers_event(log, step, values))
 
     def image(self, name: str, step: int, path: Path) -> None:
         """Send an image file, which must stay."""
@@ -180,10 +180,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _numbers_event(kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The event for the numbers of an iteration; texts and lists are skipped."""
+def _numbers_event(log: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The event for the numbers of an iteration in a log file; texts and lists are skipped."""
     numbers = {name: value for name, value in values.items() if type(value) in (int, float) and name != "step"}
-    return {"kind": kind, "step": step, "values": numbers}
+    return {"kind": log.partition(".")[0], "step": step, "values": numbers}
 
 
 def run_tags(config: RunConfig) -> Sequence[str]:
