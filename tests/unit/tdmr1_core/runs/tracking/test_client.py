@@ -89,9 +89,7 @@ def test_what_is_sent_has_settings_tags_numbers_and_no_secrets(started, tmp_path
 
 
 def test_tags_and_settings_are_flat(tmp_path):
-    config = small_config(
-        "tracking=[wandb]", "tracking_tags=[mine, train]", model={"name": str(tmp_path / "my model")}
-    )
+    config = small_config("tracking=[wandb]", "tracking_tags=[mine, train]", model={"name": str(tmp_path / "my model")})
     assert run_tags(config) == ["train", "my model", "object_count", "mine"]
     settings = flat_settings(config, tmp_path)
     assert settings["model.name"] == "${run}/my model"
