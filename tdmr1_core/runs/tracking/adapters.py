@@ -131,6 +131,7 @@ class WeightsAndBiases(Adapter):
             console="off",
             disable_git=True,
             save_code=False,
+            symlink=False,
             x_disable_meta=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
@@ -147,6 +148,7 @@ class WeightsAndBiases(Adapter):
 
     def opened(self) -> None:
         """Make the iteration the x axis."""
+        self._remove_links()
         self.tracker.tracker.define_metric(ITERATION)
         self.tracker.tracker.define_metric("*", step_metric=ITERATION)
 
@@ -159,6 +161,17 @@ class WeightsAndBiases(Adapter):
         import wandb
 
         self.tracker.log({name: wandb.Image(str(path)), ITERATION: step})
+
+    def finish(self) -> None:
+        """End the session."""
+        super().finish()
+        self._remove_links()
+
+    def _remove_links(self) -> None:
+        """Remove the link to a log in W&B's cache: a run folder with links to the outside is not resumed."""
+        for path in self.facts.local_folder.glob("wandb/*/logs/*"):
+            if path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 class Trackio(Adapter):

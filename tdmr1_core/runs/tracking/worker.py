@@ -65,7 +65,10 @@ class Sender:
     def wait(self, deadline: float) -> None:
         """Wait for the end until `deadline`, a time of `time.monotonic`, and report what is lost."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        lost = self._dropped + self._refused + (0 if self._has_closed else self._queue.qsize())
+        lost = self._dropped + self._refused
+        while not self._has_closed and not self._queue.empty():
+            with suppress(queue.Empty):
+                lost += len(self._queue.get_nowait() or ())
         self._report(tracker=self.name, lost=lost, closed=self._has_closed)
 
     def _run(self) -> None:
