@@ -37,7 +37,11 @@ def read_wandb(folder: Path) -> dict[str, Any]:
             if record.HasField("config"):
                 run["config"] |= {item.key: json.loads(item.value_json) for item in record.config.update}
             if record.HasField("history"):
-                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                row: dict[str, Any] = {}
+                for item in record.history.item:
+                    name, *below = item.nested_key or [item.key]
+                    value = json.loads(item.value_json)
+                    row[name] = row.get(name, {}) | {below[0]: value} if below else value
                 add_row(run, row.pop("iteration"), row)
     return runs
 
