@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ class Adapter:
 
         self.tracker = LOGGER_TYPE_TO_CLASS[self.accelerate_name](self.project, **self.options())
         self.tracker.start()
-        url = getattr(self.tracker.tracker, "url", None)
-        self.run.url = url if isinstance(url, str) and url else self.run.url
+        with suppress(Exception):  # SwanLab raises where there is none
+            self.run.url = self.tracker.tracker.url or self.run.url
         self.opened()
         if self.can_change_config or not self.run.started:
             self.send_config()
@@ -263,7 +264,7 @@ class Comet(Adapter):
             offline_directory=str(self.facts.local_folder / "comet"),
             **dict.fromkeys(off, False),
         )
-        mode = "get" if self.run.started else "create"
+        mode = "get" if self.run.started else "get_or_create"
         return {"experiment_key": self.run.id, "mode": mode, "experiment_config": settings}
 
     def log_image(self, name: str, path: Path, step: int) -> None:

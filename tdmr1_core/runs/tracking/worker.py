@@ -74,6 +74,7 @@ class Sender:
     def _run(self) -> None:
         run = self._adapter.run
         try:
+            run.save(self._path)  # so that the next session has the same id, whatever happens in this one
             self._adapter.open()
             run.started = True
             run.save(self._path)
