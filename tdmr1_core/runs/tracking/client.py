@@ -36,6 +36,7 @@ EXIT_LIMIT = 5.0
 OF_THE_RUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that would make the process of the trackers a process of the run."""
 QUIET = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GIT_PYTHON_REFRESH": "quiet"}
+QUIET |= {"COMET_DISABLE_AUTO_LOGGING": "1"}  # it would end its experiment with the run of MLflow
 HINT = "the JSONL files are complete; a resume sends what a tracker has not received"
 
 
