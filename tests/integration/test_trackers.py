@@ -67,21 +67,29 @@ class KilledAfter(Silent):
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory) -> Path:
-    """An interpreter with wandb and trackio."""
-    return layered_environment(tmp_path_factory.mktemp("trackers") / "environment", HERE / "requirements.txt")
+def environments(tmp_path_factory):
+    """Makes interpreters with the packages of a requirements file."""
+
+    def make(requirements: str) -> Path:
+        return layered_environment(tmp_path_factory.mktemp("trackers") / "environment", HERE / requirements)
+
+    return make
 
 
 @pytest.fixture
-def tracked(tmp_path, monkeypatch, python):
-    """Makes and resumes runs whose trackers are called by another interpreter."""
-    monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
-    monkeypatch.setattr(Run, "_save_after_error", lambda *_: None)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    return tmp_path / "run"
+def offline(tmp_path, monkeypatch) -> None:
+    """Trackers store runs on this machine. There are keys, which no file may contain."""
+    variables = {
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "WANDB_MODE": "offline",
+        "SWANLAB_MODE": "offline",
+        "COMET_START_ONLINE": "0",
+        "MLFLOW_TRACKING_URI": f"file:{tmp_path / 'mlruns'}",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        **dict.fromkeys(("WANDB_API_KEY", "SWANLAB_API_KEY", "COMET_API_KEY"), SECRET),
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
 
 def read(python: Path, tracker: str, place: str | Path) -> dict[str, Any]:
@@ -113,22 +121,37 @@ def check_numbers(run: dict[str, Any], folder: Path) -> None:
     assert run["config"]["rewards.0.name"] == "object_count"
 
 
-def test_wandb_and_trackio_store_a_killed_and_resumed_run_once(tracked, python):
-    config = small_config("tracking=[wandb, trackio]", *SETTINGS)
+STORES = {"wandb": "tracking", "trackio": None, "swanlab": "tracking", "mlflow": None, "comet": "tracking"}
+"""The folder in the run folder in which a tracker stores offline runs; None for those that have a store elsewhere."""
+
+
+@pytest.mark.parametrize(
+    ("names", "requirements"),
+    [
+        (("wandb", "trackio"), "requirements.txt"),
+        pytest.param(("swanlab", "mlflow", "comet"), "requirements-long.txt", marks=pytest.mark.long),
+    ],
+)
+def test_trackers_store_a_killed_and_resumed_run_once(
+    tmp_path, monkeypatch, environments, offline, names, requirements
+):
+    python, folder = environments(requirements), tmp_path / "run"
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(Run, "_save_after_error", lambda *_: None)
     with pytest.raises(Killed):
-        Run.create(config, tracked).execute(KilledAfter(3))
-    first = {name: load_tracked_run(tracked, name) for name in ("wandb", "trackio")}
-    assert {name: run.sent["metrics"] for name, run in first.items()} == {"wandb": 3, "trackio": 3}
-    Run.resume(tracked).execute(Silent())
-    for name, run in first.items():
-        assert load_tracked_run(tracked, name).id == run.id
-    stored = read(python, "wandb", tracked / "tracking")
-    check_numbers(stored, tracked)
-    assert stored["tags"] == ["train", "tiny-tdm", "object_count", "mine"]
-    stored = read(python, "trackio", "tdmr1")
-    check_numbers(stored, tracked)
-    assert stored["config"]["tags"] == "train, tiny-tdm, object_count, mine"
-    files = [path for path in tracked.rglob("*") if path.is_file()]
+        Run.create(small_config(f"tracking={list(names)}", *SETTINGS), folder).execute(KilledAfter(3))
+    first = {name: load_tracked_run(folder, name) for name in names}
+    assert {name: run.sent.get("metrics") for name, run in first.items()} == dict.fromkeys(names, 3)
+    Run.resume(folder).execute(Silent())
+    assert {name: load_tracked_run(folder, name).id for name in names} == {name: first[name].id for name in names}
+    for name, place in STORES.items():
+        if name in names:
+            stored = read(python, name, "tdmr1" if place is None else folder / place)
+            check_numbers(stored, folder)
+            tags = stored["config"]["tags"].split(", ") if name == "trackio" else stored["tags"]
+            assert sorted(tags) == ["mine", "object_count", "tiny-tdm", "train"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
