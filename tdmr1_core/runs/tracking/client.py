@@ -151,14 +151,16 @@ class Trackers:
 
     def _report(self) -> None:
         while not self._messages.empty():
-            message = self._messages.get()
-            name = message["tracker"]
-            if "url" in message:
-                self._announce(f"{name}: {message['url']}")
-            elif "failed" in message:
-                self._warn(name, f"tracker {name} {message['failed']}")
-            else:
-                self._end(name, message["lost"], message["closed"])
+            self._report_one(self._messages.get())
+
+    def _report_one(self, message: Mapping[str, Any]) -> None:
+        name = message["tracker"]
+        if "url" in message:
+            self._announce(f"{name}: {message['url']}")
+        elif "failed" in message:
+            self._warn(name, f"tracker {name} {message['failed']}")
+        else:
+            self._end(name, message["lost"], message["closed"])
 
     def _end(self, name: str, lost: int, closed: bool) -> None:
         """Take the last message of a tracker."""
