@@ -48,6 +48,7 @@ def start_run(
     rank, started = rank_and_world()
     count = requested_processes(processes, started)
     check_split(resolved.config.batch.groups, count)
+    _check_trackers(resolved.config)
     if count > started and not dry_run:
         _launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet), folder)
         return
@@ -114,6 +115,7 @@ def resume_run(
     changes = run_changes(replace(changing, sets=flags.sets))
     config = load_run_config(folder, changes)
     check_inputs(folder, config, extensions, needed_by_resume(config))
+    _check_trackers(config)
     if count > started:
         from tdmr1_core.preflight.resolved import resolve_run
 
@@ -132,6 +134,14 @@ def resume_run(
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
+
+
+def _check_trackers(config: RunConfig) -> None:
+    """Raise Tdmr1Error for trackers that are not installed, before torch is loaded."""
+    if config.tracking:
+        from tdmr1_core.preflight.trackers import check_trackers
+
+        check_trackers(config.tracking)
 
 
 def _launch(count: int, job: Callable[[], None], folder: Path) -> None:

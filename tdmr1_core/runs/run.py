@@ -28,6 +28,7 @@ from tdmr1_core.planning.choices import Choices, choose_for_run
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
+from tdmr1_core.preflight.trackers import check_trackers
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs.checkpoints.checkpoint import (
     checkpoint_folders,
@@ -64,6 +65,7 @@ from tdmr1_rewards.errors import describe_error
 
 if TYPE_CHECKING:
     from tdmr1_core.runs.output.resources import ResourceLog
+    from tdmr1_core.runs.tracking.client import Trackers
 
 STOPPING_LIMIT = 15.0
 """Seconds that a run waits for the current call of a reward after it was asked to stop."""
@@ -208,6 +210,8 @@ class Run:
             device, leads = self.processes.device(self.config.model.device), self.processes.first
             if self.config.memory.shard and self.processes.count == 1:
                 _warn_of_sharding()
+            if self.config.tracking:
+                self.processes.on_first(lambda: check_trackers(self.config.tracking or ()))
             self._fingerprints = self.processes.on_first(lambda: fingerprint_inputs(self.resolved))
             if self._resume_point is not None:
                 self.processes.on_first(self._warn_of_changes)
@@ -255,14 +259,22 @@ class Run:
     def _lead(self, engine: Engine, evaluator: Evaluator, observer: Observer) -> RunResult:
         """The first process: iterate and write everything."""
         with ExitStack() as closing:
-            tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
-            closing.callback(tracker.close)
+            board = self.config.saving.tensorboard and self.config.tracking is None
+            tracker = Tracker(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
+            closing.push(lambda error, *_: tracker.close(wait=error is not KeyboardInterrupt))
             try:
                 with interrupts.listening(observer.waiting):
                     return self._loop(engine, evaluator, tracker, observer, closing)
             except BaseException:
                 self._save_after_error(engine, tracker)
                 raise
+
+    def _open_trackers(self, observer: Observer) -> Trackers | None:
+        if not self.config.tracking:
+            return None
+        from tdmr1_core.runs.tracking.client import Trackers
+
+        return Trackers(self.folder, self.config, announce=observer.tracked)
 
     def _follow(self, engine: Engine, evaluator: Evaluator) -> RunResult:
         """Every other process: its part of each iteration and each evaluation."""
@@ -310,7 +322,7 @@ class Run:
                 save_first_evaluation(self.folder, evaluator.subject, before)
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
-            save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
+            self._save_preview(engine, evaluator, tracker)
         resources = self._record_for_report(engine, closing)
         over = self._is_over(engine)
         while not over:
@@ -327,7 +339,7 @@ class Run:
             if last or report.step % self.config.saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if self._is_previewed(report.step, last):
-                save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
+                self._save_preview(engine, evaluator, tracker)
             if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, evaluator, tracker, observer)
             over = last or self._is_over(engine)
@@ -344,6 +356,7 @@ class Run:
             )
         before = before or load_first_evaluation(self.folder, evaluator.subject)
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
+        tracker.image(comparison.stem, engine.iteration_index, comparison)
         return replace(result, before=before, after=after, before_after=comparison)
 
     def _record_for_report(self, engine: Engine, closing: ExitStack) -> ResourceLog:
@@ -357,6 +370,10 @@ class Run:
         log = ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
         log.write(engine.iteration_index)
         return log
+
+    def _save_preview(self, engine: Engine, evaluator: Evaluator, tracker: Tracker) -> None:
+        save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
+        tracker.image(SAMPLES, engine.iteration_index, preview_file(engine, self.folder))
 
     def _is_evaluated(self, step: int) -> bool:
         """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
@@ -394,6 +411,8 @@ class Run:
                 reading = evaluator.read_guard(engine, results)
                 if reading is not None and tracker is not None:
                     tracker.guard(reading.step, reading.row())
+                    for alarm in reading.alarms:
+                        observer.alarmed(reading.step, alarm)
                     self._obey_guard(reading, engine, observer)
         return tuple(results)
 

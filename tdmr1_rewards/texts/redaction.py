@@ -30,6 +30,8 @@ PUBLIC |= {"cache", "eos", "bos", "pad", "unk", "sep", "cls", "mask", "start", "
 PLURALS = {"tokens", "passwords", "secrets", "apikeys"}
 """Names of several secrets, if they are texts: `max_tokens` is a number."""
 TOKEN_VARIABLES = ("TDMR1_REWARD_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+TOKEN_VARIABLES += ("WANDB_API_KEY", "SWANLAB_API_KEY", "COMET_API_KEY", "TRACKIO_WRITE_TOKEN")
+TOKEN_VARIABLES += ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 SHORTEST = 4
 """Shorter secrets are redacted where their place shows that they are secrets, but not in other texts."""
 REFERENCE = re.compile(r"env:([A-Za-z_]\w*)|\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}")
