@@ -12,9 +12,9 @@ import typer
 
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption
 from tdmr1_cli.output import emit_json, measure_document, message, plus_minus, signed, table
-from tdmr1_cli.settings import Flags, TypedReward, parse_reward
 from tdmr1_cli.targets import Target, TargetArgument, find_target
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags, TypedReward, parse_reward
 from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
 
 if TYPE_CHECKING:
