@@ -21,7 +21,7 @@ from tdmr1_core.models.pipeline_files import family_of, is_hub_id, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.option_paths import leaves, listed_rewards, path_in
-from tdmr1_core.prompts.sets import PROMPT_SETS, companion_file
+from tdmr1_core.prompts.sets import HUB, PROMPT_SETS, companion_file
 from tdmr1_core.runs.checkpoints.run_config import EVALUATIONS, Header, read_header
 from tdmr1_rewards.calling.reference import reference_of, validated_options
 from tdmr1_rewards.registry import RewardRegistry
@@ -262,9 +262,11 @@ def _missing_prompts(config: RunConfig, entry: ModelEntry | None, header: Header
         ("prompts.train", "the training prompts", train),
         ("prompts.evaluate", "the prompts of evaluations", evaluate),
     ):
-        if name and name not in known and "/" in name and not os.path.exists(name):
+        is_path = name and name not in known and "/" in name and not name.startswith(HUB)
+        if name and is_path and not os.path.exists(name):
             yield Missing(setting, what, name, f"{setting}=NEW_FOLDER/{Path(name).name}")
-    if evaluate is None and train and train not in known and EVALUATIONS in header.prompts:
+    in_file = train and train not in known and not train.startswith(HUB)
+    if evaluate is None and train and in_file and EVALUATIONS in header.prompts:
         test = companion_file(train)  # the run began with a file test… beside its file train…
         if test is None or not test.exists():
             place, name = (str(test), test.name) if test else (f"beside {train}", "FILE")
