@@ -23,6 +23,7 @@ from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.option_paths import leaves, listed_rewards, path_in
 from tdmr1_core.prompts.sets import HUB, PROMPT_SETS, companion_file
 from tdmr1_core.runs.checkpoints.run_config import EVALUATIONS, Header, read_header
+from tdmr1_rewards.calling import session
 from tdmr1_rewards.calling.reference import reference_of, validated_options
 from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.sources.source import Source, parse_source
@@ -103,8 +104,10 @@ def _evaluates(reward: RewardConfig, registry: RewardRegistry) -> bool:
 def check_inputs(folder: Path, config: RunConfig, extensions: Extensions, needed: Needed) -> None:
     """Raise a MissingInputs error that names all needed inputs of a run that do not exist.
 
-    If none of them is required for certain, they are a warning.
+    If none of them is required for certain, they are a warning. Raises another Tdmr1Error for rewards that are objects
+    of a Python program, which this process does not have.
     """
+    _check_session(folder, needed)
     missing = find_missing(folder, config, extensions, needed)
     if not any(each.required for each in missing):
         for each in missing:
@@ -123,6 +126,16 @@ def check_inputs(folder: Path, config: RunConfig, extensions: Extensions, needed
         code="file-missing",
         values={"run": str(folder), "missing": [asdict(each) for each in missing]},
     )
+
+
+def _check_session(folder: Path, needed: Needed) -> None:
+    """Raise Tdmr1Error if a reward is an object of a Python program that this process does not have."""
+    names = [name for _, reward in needed.rewards if (name := session.name_in(reward.source)) is not None]
+    absent = list(dict.fromkeys(name for name in names if not session.is_provided(name)))
+    if absent:
+        given = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
+        hint = f"in Python, resume with tdmr1_core.train(resume={str(folder)!r}, reward={given})"
+        raise session.absent(*absent, hint=hint)
 
 
 def _assignments(missing: Iterable[Missing]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from tdmr1_rewards.api import Reward, RewardSpec, RunPreview
+from tdmr1_rewards.calling import session
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.calling.process_state import guarded_import
 from tdmr1_rewards.calling.reference import (
@@ -121,6 +122,9 @@ def reference_for(registered: RegisteredReward, options: Mapping[str, Any], pyth
     source, options = source_of(registered), expand(options, registered)
     if source.kind == "remote":
         reject_other_process(registered)
+    if source.place == session.MODULE:
+        hint = "remove `isolated` and `python` from its settings, or define it in a module"
+        raise session.absent(source.attribute, hint=hint)
     if source.kind == "registered":
         reference = reference_of(registered.spec, options)
         known_by = reference.options_model or str(reference.factory)
@@ -268,7 +272,8 @@ def _importable(name: str) -> bool:
 
 def _provenance(source: Source) -> Provenance:
     module = private_name(source.path) if source.kind == "file" else source.place
-    return Provenance(source.kind, source.place, None, f"{module}:{source.attribute}")
+    place = "this Python program" if source.place == session.MODULE else source.place
+    return Provenance(source.kind, place, None, f"{module}:{source.attribute}")
 
 
 def _describe(source: Source, target: Any) -> RegisteredReward:
