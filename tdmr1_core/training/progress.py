@@ -1,4 +1,4 @@
-"""The progress of a run that a Python program started: one line that changes in a notebook, lines on stderr elsewhere."""
+"""The progress of a run that a Python program started: text that changes in a notebook, lines on stderr elsewhere."""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ def read_prompts(prompts: Any, argument: str, file: Path) -> ListedPrompts | Non
             values={"argument": argument, "type": type(prompts).__name__},
         )
     items = [_item(each) for each in prompts]
+    if not items:
+        raise Tdmr1Error(f"{argument} is empty", "give at least one prompt", code="prompts-empty")
     try:
         text = json.dumps(items, ensure_ascii=False, indent=1, default=_plain)
     except (TypeError, ValueError) as error:

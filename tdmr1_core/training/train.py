@@ -162,8 +162,8 @@ def _warn_of_objects(folder: Path, names: Sequence[str]) -> None:
     """Warn that the command line cannot resume the run."""
     what = "is an object" if len(names) == 1 else "are objects"
     warn(
-        f"{' and '.join(map(repr, names))} {what} of this Python program, so `tdmr1 train --resume` cannot continue the "
-        f"run; {_resume_call(folder, names)} can",
+        f"{' and '.join(map(repr, names))} {what} of this Python program, so `tdmr1 train --resume` cannot continue "
+        f"the run; {_resume_call(folder, names)} can",
         code="resume-inputs",
         rewards=list(names),
     )
@@ -171,7 +171,8 @@ def _warn_of_objects(folder: Path, names: Sequence[str]) -> None:
 
 def _resume_call(folder: Path, names: Sequence[str]) -> str:
     """The call that continues a run."""
-    given = "" if not names else f", reward={names[0] if len(names) == 1 else f'[{", ".join(names)}]'}"
+    listed = ", ".join(names)
+    given = f", reward={listed if len(names) == 1 else f'[{listed}]'}" if names else ""
     return f"tdmr1_core.train(resume={str(folder)!r}{given})"
 
 

@@ -97,11 +97,13 @@ class TrainedRun:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         for text in texts:
             if found := find_fault(text):
-                raise _invalid(f"{text!r} is not a prompt: it is {found}", prompt=str(text), found=found)
+                hint = "give a text with at least one visible character"
+                raise _invalid(f"{text!r} is not a prompt: it is {found}", hint, prompt=str(text), found=found)
         if not texts or images < 1:
-            raise _invalid(f"there is nothing to sample: {len(texts)} prompts, {images} images of each")
+            what = f"there is nothing to sample: the number of prompts is {len(texts)}, that of images of each {images}"
+            raise _invalid(what, "give at least one prompt, and at least one image")
         if role not in SAMPLED:
-            raise _invalid(f"there is no role {role!r}; the roles are {', '.join(SAMPLED)}", role=role)
+            raise _invalid(f"there is no role {role!r}", f"the roles are {', '.join(SAMPLED)}", role=role)
         engine = self._load(Needed(start=role == "start", teacher=role == "teacher"))
         prompts = [Prompt(text, {}) for text in texts]
         drawn = sample_role(engine, role, prompts, images, seed, steps=steps, guidance_scale=guidance)
@@ -224,5 +226,5 @@ def _row(place: dict[str, Any], reward: str, measure: Measure) -> dict[str, Any]
     return {**place, "reward": reward, "mean": measure.mean, "stderr": measure.stderr, "n": measure.n}
 
 
-def _invalid(message: str, **values: Any) -> Tdmr1Error:
-    return Tdmr1Error(message, "see the documentation of the method", code="argument-invalid", values=values)
+def _invalid(message: str, hint: str, **values: Any) -> Tdmr1Error:
+    return Tdmr1Error(message, hint, code="argument-invalid", values=values)
