@@ -25,13 +25,15 @@ class ListedPrompts:
 
 
 def read_prompts(prompts: Any, argument: str, file: Path) -> ListedPrompts | None:
-    """The prompts of a list of strings, of dicts with the key `prompt` and metadata, or of Prompts.
+    """The prompts of a list of strings, of dicts with the key `prompt` and metadata, or of Prompts, or of a DataFrame.
 
     None for the name of a set or file. `argument` names the list in messages. Reading `file` gives the same prompts.
     Raises Tdmr1Error if there are none, for entries that are not prompts, and for metadata that JSON does not have.
     """
     if prompts is None or isinstance(prompts, str | Path):
         return None
+    if hasattr(prompts, "to_dict") and hasattr(prompts, "columns"):
+        prompts = prompts.to_dict("records")
     if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
         raise Tdmr1Error(
             f"{argument} is a value of type {type(prompts).__name__}, not prompts",

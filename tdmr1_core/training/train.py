@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,8 @@ def _execute(run: Run, objects: Mapping[str, Any], observer: Observer) -> Traine
         _warn_of_objects(run.folder, list(objects))
     trained = TrainedRun(run.folder, objects)
     try:
-        result = run.execute(observer)
+        with _kept_threads():
+            result = run.execute(observer)
     except BaseException as error:
         if run.is_loaded:
             error.run = trained  # type: ignore[attr-defined]
@@ -156,6 +158,18 @@ def _execute(run: Run, objects: Mapping[str, Any], observer: Observer) -> Traine
             reason=result.nothing_learned,
         )
     return trained
+
+
+@contextmanager
+def _kept_threads() -> Iterator[None]:
+    """A context that restores the number of torch's threads, which a run limits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _warn_of_objects(folder: Path, names: Sequence[str]) -> None:

@@ -186,7 +186,6 @@ class TrainedRun:
 
     def _load(self, needed: Needed) -> Engine:
         """The engine with the latest weights, and with what is `needed`. It is kept for the next call."""
-        from tdmr1_core.distributed import set_threads
         from tdmr1_core.plugins import discover
         from tdmr1_core.runs.load_run import load_resolved, resolve_trained
         from tdmr1_core.runs.missing_inputs import check_inputs
@@ -201,7 +200,6 @@ class TrainedRun:
         extensions = discover()
         check_inputs(self.folder, self.config, extensions, needed)
         resolved = resolve_trained(self.folder, extensions)
-        set_threads(resolved.config.threads)
         self._engine = load_resolved(self.folder, resolved, start=start, teacher=teacher)
         self._loaded = (latest, start, teacher)
         return self._engine

@@ -114,8 +114,8 @@ def reference_for(registered: RegisteredReward, options: Mapping[str, Any], pyth
     """How another process, of this interpreter or of `python`, builds a reward that `find_reward` returned.
 
     The options of a registered reward are validated here if what knows them can be imported here. Raises Tdmr1Error for
-    wrong options, for an options model that cannot be imported (without `python`), and for a server, which needs no
-    other process.
+    wrong options, for an options model that cannot be imported (without `python`), for a server, which needs no other
+    process, and for an object of this program, which no other process has.
     """
     from tdmr1_rewards.sources.elsewhere import in_file, portable_from_here
 
@@ -123,8 +123,12 @@ def reference_for(registered: RegisteredReward, options: Mapping[str, Any], pyth
     if source.kind == "remote":
         reject_other_process(registered)
     if source.place == session.MODULE:
-        hint = "remove `isolated` and `python` from its settings, or define it in a module"
-        raise session.absent(source.attribute, hint=hint)
+        raise Tdmr1Error(
+            f"{registered} is an object of this program, which no other process has",
+            "remove `isolated` and `python` from its settings, or define it in a module",
+            code="setting-conflict",
+            values={"reward": registered.spec.name},
+        )
     if source.kind == "registered":
         reference = reference_of(registered.spec, options)
         known_by = reference.options_model or str(reference.factory)

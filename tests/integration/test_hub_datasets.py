@@ -1,4 +1,4 @@
-"""Prompts from datasets of the hub: a hub on this machine, the package `datasets`, and a run that records the commit."""
+"""Prompts from datasets of the hub: a hub on this machine, the package `datasets`, and a run with a commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tdmr1_core.runs.checkpoints.run_config import TRAINING, read_header
 pytestmark = pytest.mark.integration
 
 CAPTIONS = ["two red circles", "three blue squares", None, "one green triangle"]
-SHAPES = {"red_circle": 2}
 LOADER = """
 import json, sys, warnings
 from tdmr1_core.errors import Tdmr1Error
@@ -32,8 +31,8 @@ for source in sys.argv[1:]:
             answer = {"prompts": [[each.text, dict(each.metadata)] for each in loaded.prompts], "commit": loaded.commit}
         except Tdmr1Error as error:
             answer = {"code": error.code, "values": error.values, "message": error.message, "hint": error.hint}
-    told = [str(each.message) for each in caught if getattr(each.message, "code", "") == "prompts-doubtful"]
-    found[source] = {**answer, "warnings": told}
+    reported = [str(each.message) for each in caught if getattr(each.message, "code", "") == "prompts-doubtful"]
+    found[source] = {**answer, "warnings": reported}
 print(json.dumps(found))
 """
 
@@ -126,14 +125,13 @@ def test_what_does_not_exist_is_named(loaded, source, code, named):
     assert named in loaded[source]["message"]
 
 
-def test_without_network_the_cache_is_read(hub, home, loaded, tmp_path):
+def test_without_network_the_cache_is_read(hub, home, loaded):
     variables = hub.environment(home, HF_HUB_OFFLINE="1")
-    second, first = "hf:owner/shapes:caption", f"hf:owner/shapes@{hub.first}:caption"
-    found = load(variables, second, "hf:owner/other:caption", f"hf:owner/shapes@{'0' * 40}:caption")
-    assert found[second]["commit"] in (hub.first, hub.second)
-    assert found["hf:owner/other:caption"]["code"] == "hub-unavailable"
-    assert found[f"hf:owner/shapes@{'0' * 40}:caption"]["code"] == "hub-unavailable"
-    assert first
+    cached, absent, other = "hf:owner/shapes:caption", "hf:owner/other:caption", f"hf:owner/shapes@{'0' * 40}:caption"
+    found = load(variables, cached, absent, other)
+    assert found[cached]["commit"] in (hub.first, hub.second)
+    assert found[absent]["code"] == "hub-unavailable"
+    assert found[other]["code"] == "hub-unavailable"
 
 
 def test_a_resume_notices_a_changed_dataset(hub, home, loaded, tmp_path):

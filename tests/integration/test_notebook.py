@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import time
 
 import nbformat
@@ -27,9 +28,8 @@ def notebook():
 def executed(notebook, tmp_path_factory):
     """The cells with their outputs, and the seconds that they took."""
     folder, began = tmp_path_factory.mktemp("notebook"), time.monotonic()
-    client = NotebookClient(
-        notebook.copy(), timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": folder}}
-    )
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(copy.deepcopy(notebook), timeout=LIMIT, kernel_name="python3", resources=place)
     client.execute(env={**environment(), "IPYTHONDIR": str(folder / ".ipython")})
     return client.nb.cells, time.monotonic() - began
 

@@ -52,3 +52,9 @@ def test_wrong_prompts_are_named(prompts, code, values, tmp_path):
 def test_prompts_that_occur_twice_are_a_warning(tmp_path):
     with warns("prompts-doubtful", places=["item 1", "item 2"]):
         read_prompts(["one", "one"], "prompts", tmp_path / "prompts.json")
+
+
+def test_a_data_frame_has_a_prompt_in_each_row(tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame({"prompt": ["one", "two"], "count": [1, 2]})
+    listed = read_prompts(frame, "prompts", tmp_path / "prompts.json")
+    assert [(prompt.text, prompt.metadata["count"]) for prompt in listed.prompts.prompts] == [("one", 1), ("two", 2)]

@@ -56,7 +56,7 @@ def test_another_process_cannot_have_it():
     with session.provide({"bright": bright}):
         found = find_reward(NONE, SOURCE)
         for python in (None, Path("python")):
-            with raises("reward-import", rewards=["bright"]):
+            with raises("setting-conflict", reward="bright"):
                 reference_for(found, {}, python)
 
 
