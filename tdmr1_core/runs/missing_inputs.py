@@ -133,9 +133,13 @@ def _check_session(folder: Path, needed: Needed) -> None:
     names = [name for _, reward in needed.rewards if (name := session.name_in(reward.source)) is not None]
     absent = list(dict.fromkeys(name for name in names if not session.is_provided(name)))
     if absent:
-        given = absent[0] if len(absent) == 1 else f"[{', '.join(absent)}]"
-        hint = f"in Python, resume with tdmr1_core.train(resume={str(folder)!r}, reward={given})"
-        raise session.absent(*absent, hint=hint)
+        listed = ", ".join(absent)
+        given = listed if len(absent) == 1 else f"[{listed}]"
+        call = f"train(resume={str(folder)!r}, reward={given})"
+        if not needed.cache:  # an evaluation
+            given = ", ".join(f"{name!r}: {name}" for name in absent)
+            call = f"TrainedRun({str(folder)!r}, rewards={{{given}}}).evaluate()"
+        raise session.absent(*absent, hint=f"use Python: tdmr1_core.{call}")
 
 
 def _assignments(missing: Iterable[Missing]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ class TrainedRun:
             extensions, config = discover(), self.config
             settings = config.evaluation
             needed = needed_by_evaluation(config, extensions.plugins.rewards, None, prompts=not names)
-            engine = self._load(needed)
+            engine = self._load(replace(needed, teacher=teacher))
             resolved = resolve_trained(self.folder, extensions)
             rewards = resolved.finder.resolve(reward_configs(resolved))
             sets = prompt_sets(resolved, names)
