@@ -44,11 +44,11 @@ def test_arguments_have_the_effect_of_options(created, tmp_path):
             preset="none",
             config=file,
             seed=7,
-            settings={"generator.learning_rate": 1e-4, "surrogate": {"updates": 3}, "batch.group_size": 4},
+            settings={"generator.learning_rate": 1e-4, "surrogate": {"beta_dpo": 300.0}, "batch.group_size": 4},
             output=tmp_path / "run",
         )
     ((resolved, folder, _),) = created
-    sets = ("generator.learning_rate=1e-4", "surrogate.updates=3", "batch.group_size=4")
+    sets = ("generator.learning_rate=1e-4", "surrogate.beta_dpo=300.0", "batch.group_size=4")
     sets += ("prompts.evaluate=count-held-out",)
     rewards = ("object_count:0.5", "jpeg_size:-0.1")
     typed = Flags(file, "tiny-tdm", rewards, "none", "pairs", 5, 7, sets)
