@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +97,9 @@ def _prepare(parsed: DatasetSource, datasets: Any) -> Any:
     """The builder of a dataset, with its data in the cache. Raises Tdmr1Error if it cannot be downloaded or read."""
     values = {"source": parsed.source, "dataset": parsed.name}
     try:
-        builder = datasets.load_dataset_builder(parsed.name, parsed.config, revision=parsed.revision)
-        builder.download_and_prepare()
+        with _bars_on_terminals(datasets):
+            builder = datasets.load_dataset_builder(parsed.name, parsed.config, revision=parsed.revision)
+            builder.download_and_prepare()
         return builder
     except datasets.exceptions.DatasetNotFoundError as error:
         revision = f" at revision {parsed.revision}" if parsed.revision else ""
@@ -120,6 +123,19 @@ def _prepare(parsed: DatasetSource, datasets: Any) -> Any:
             code="prompts-unreadable",
             values={**values, "reason": type(error).__name__},
         ) from error
+
+
+@contextmanager
+def _bars_on_terminals(datasets: Any) -> Iterator[None]:
+    """Within the context, progress bars of downloads are shown on terminals only."""
+    hidden = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if hidden:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            datasets.enable_progress_bars()
 
 
 def _read_split(parsed: DatasetSource, builder: Any) -> Any:

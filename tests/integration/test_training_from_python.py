@@ -150,20 +150,17 @@ def test_a_run_is_interrupted_and_resumed_to_the_same_bits(run, tmp_path):
     assert rows(resumed.folder / METRICS) == rows(run.folder / METRICS)
 
 
-def test_a_second_interrupt_raises_with_the_run(run, tmp_path):
+def test_a_second_interrupt_raises_with_the_run_and_a_changed_function_is_a_warning(run, tmp_path):
     with pytest.raises(KeyboardInterrupt) as caught:
         train(tmp_path / "run", iterations=3, progress=Interrupting(2))
     stopped = caught.value.run
     assert (stopped.folder, stopped.iterations) == (tmp_path / "run", 2)
     assert f"tdmr1_core.train(resume='{stopped.folder}', reward=light)" in caught.value.__notes__[-1]
     assert rows(stopped.folder / METRICS) == rows(run.folder / METRICS)[:2]
-
-
-def test_a_changed_function_is_a_warning(run, tmp_path):
-    with warns("interrupted"):
-        stopped = train(tmp_path / "run", iterations=3, progress=Interrupting(1))
     with warns("resume-inputs", input="reward light"):
-        resume(stopped.folder, reward=lambda images, prompts: [0.5] * len(images))
+        resumed = resume(stopped.folder, reward=lambda images, prompts: [0.5] * len(images))
+    assert rows(resumed.folder / METRICS)[:2] == rows(run.folder / METRICS)[:2]
+    assert rows(resumed.folder / METRICS)[2]["reward/mean"] == 0.5
 
 
 def test_a_thread_can_train(tmp_path):

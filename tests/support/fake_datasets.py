@@ -78,10 +78,20 @@ class Handler(BaseHTTPRequestHandler):
             document = {"_id": "1", "id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
             self.answer(json.dumps(document).encode())
 
-    def tree(self, hub: DatasetHub, body: bytes, name: str, revision: str, folder: str | None = None) -> None:
+    def tree(self, hub: DatasetHub, body: bytes, name: str, revision: str, folder: str = "") -> None:
         if commit := self.commit(hub, name, revision):
-            paths = [path for path in hub.files[name][commit] if path.startswith(folder or "")]
-            self.answer(json.dumps([self.entry(path, hub.files[name][commit][path]) for path in paths]).encode())
+            files = hub.files[name][commit]
+            start = f"{folder}/" if folder else ""
+            recursive = "recursive=true" in self.path.lower()
+            found = [
+                self.entry(path, content)
+                for path, content in files.items()
+                if path.startswith(start) and (recursive or "/" not in path.removeprefix(start))
+            ]
+            folders = {path.removeprefix(start).partition("/")[0] for path in files if path.startswith(start)}
+            folders = {each for each in folders if f"{start}{each}" not in files}
+            found += [{"type": "directory", "path": f"{start}{each}", "oid": "0" * 40, "size": 0} for each in folders]
+            self.answer(json.dumps(found).encode())
 
     def paths_info(self, hub: DatasetHub, body: bytes, name: str, revision: str) -> None:
         if commit := self.commit(hub, name, revision):
