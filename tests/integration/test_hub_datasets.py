@@ -36,6 +36,26 @@ for source in sys.argv[1:]:
 print(json.dumps(found))
 """
 
+COMPARER = """
+import json, sys
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.layers import Flags, resolve_settings
+from tdmr1_core.runs.checkpoints.fingerprints import differences, fingerprint_inputs
+settings = {"prompts": {"evaluate": "count"}}
+found = [
+    fingerprint_inputs(resolve_settings(Flags(prompts=source, settings=settings), "train", discover()))
+    for source in sys.argv[1:]
+]
+changed = []
+for began, now in zip(found, found[1:]):
+    try:
+        changed.append([str(each) for each in differences(began, now)])
+    except Tdmr1Error as error:
+        changed.append([error.code, error.hint])
+print(json.dumps({"commits": [each.commits for each in found], "changed": changed}))
+"""
+
 
 def parquet(captions: list, **columns: list) -> bytes:
     file = io.BytesIO()
@@ -59,7 +79,9 @@ def hub():
     with serving() as found:
         files = {"data/train-00000-of-00001.parquet": rows(4), "data/test-00000-of-00001.parquet": rows(2)}
         found.first = found.add("owner/shapes", files)
-        found.second = found.add("owner/shapes", {**files, "data/train-00000-of-00001.parquet": rows(2)})
+        fewer = {**files, "data/train-00000-of-00001.parquet": rows(2)}
+        found.same = found.add("owner/shapes", {**fewer, "other.md": b""})
+        found.second = found.add("owner/shapes", fewer)
         yield found
 
 
@@ -68,10 +90,10 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
-def load(variables: dict, *sources: str) -> dict:
-    """What each source gives, loaded in one new process."""
+def load(variables: dict, *sources: str, script: str = LOADER) -> dict:
+    """What a script prints about sources, in one new process."""
     done = subprocess.run(
-        [sys.executable, "-c", LOADER, *sources],
+        [sys.executable, "-c", script, *sources],
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -134,6 +156,17 @@ def test_without_network_the_cache_is_read(hub, home, loaded):
     assert found[other]["code"] == "hub-unavailable"
 
 
+def test_the_fingerprints_of_a_run_have_the_commit_and_the_content(hub, home, loaded):
+    sources = [f"hf:owner/shapes@{each}:caption" for each in (hub.first, hub.second, hub.same)]
+    found = load(hub.environment(home), *sources, script=COMPARER)
+    assert found["commits"] == [{TRAINING: each} for each in (hub.first, hub.second, hub.same)]
+    (code, hint), unchanged = found["changed"]
+    assert code == "resume-inputs"
+    assert hub.first in hint
+    assert unchanged == []
+
+
+@pytest.mark.long
 def test_a_resume_notices_a_changed_dataset(hub, home, loaded, tmp_path):
     variables = hub.environment(home)
     source, folder = "hf:owner/shapes:caption", tmp_path / "run"
