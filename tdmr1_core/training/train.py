@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from tdmr1_core.config_loading import Tree, merge, nest_settings
 from tdmr1_core.distributed import rank_and_world
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, warn
+from tdmr1_core.models.library_logs import quiet_libraries
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.layers import DEFAULT_MODEL, Flags, resolve_settings, run_changes
 from tdmr1_core.runs.checkpoints.run_config import load_run_config
@@ -65,6 +67,7 @@ def train(
     last complete iteration is saved, and the attribute `run` of the exception is the run. Raises Tdmr1Error for
     everything that the user can correct.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import; waiting threads slow a busy machine
     _reject_processes()
     observer = progress if isinstance(progress, Observer) else Progress() if progress else Observer()
     changed = nest_settings(settings or {})
@@ -136,7 +139,7 @@ def _execute(run: Run, objects: Mapping[str, Any], observer: Observer) -> Traine
         _warn_of_objects(run.folder, list(objects))
     trained = TrainedRun(run.folder, objects)
     try:
-        with _kept_threads():
+        with _kept_threads(), quiet_libraries():
             result = run.execute(observer)
     except BaseException as error:
         if run.is_loaded:

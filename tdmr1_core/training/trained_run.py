@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdmr1_core.config import RunConfig
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.models.library_logs import quiet_libraries
 from tdmr1_core.prompts.files import find_fault
 from tdmr1_core.prompts.prompt import Prompt
 from tdmr1_core.runs.checkpoints.run_config import load_run_config
@@ -177,7 +178,9 @@ class TrainedRun:
 
         target = Path(folder) if folder is not None else self.folder / EXPORT
         check_writable(target)
-        return export_lora(self._load(Needed()), target, comfy=comfyui).file
+        engine = self._load(Needed())
+        with quiet_libraries():
+            return export_lora(engine, target, comfy=comfyui).file
 
     def close(self) -> None:
         """Release the loaded weights. The next call that needs them loads them again."""
@@ -201,7 +204,8 @@ class TrainedRun:
         extensions = discover()
         check_inputs(self.folder, self.config, extensions, needed)
         resolved = resolve_trained(self.folder, extensions)
-        self._engine = load_resolved(self.folder, resolved, start=start, teacher=teacher)
+        with quiet_libraries():
+            self._engine = load_resolved(self.folder, resolved, start=start, teacher=teacher)
         self._loaded = (latest, start, teacher)
         return self._engine
 
