@@ -104,6 +104,8 @@ class Run:
         self._lock = lock
         self._fingerprints = Fingerprints()
         self._changed_inputs: list[RunWarning] = []
+        self.stop_signal: int | None = None
+        """The signal that asked for a stop."""
         self._stop = False
         """Whether this process was asked to stop."""
         self._stopping = False
@@ -451,6 +453,7 @@ class Run:
         def request_stop(number: int, frame: FrameType | None) -> None:
             if self._stop:
                 raise KeyboardInterrupt
+            self.stop_signal = number
             self.request_stop()
             interrupts.interrupt(STOPPING_LIMIT if self.processes.count == 1 else None)
             observer.stopping()

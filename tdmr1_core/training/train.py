@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,8 @@ def train(
     the functions among its rewards can be given.
 
     One Ctrl-C (or the stop button of a notebook) finishes the iteration, saves it, and returns the run, whose
-    `finished` is False. A second one raises KeyboardInterrupt at once. If an exception ends a run that had started, the
+    `finished` is False. A second one raises KeyboardInterrupt at once. SIGTERM also finishes and saves the iteration,
+    and then has its usual effect. If an exception ends a run that had started, the
     last complete iteration is saved, and the attribute `run` of the exception is the run. Raises Tdmr1Error for
     everything that the user can correct.
     """
@@ -160,6 +162,8 @@ def _execute(run: Run, objects: Mapping[str, Any], observer: Observer) -> Traine
             code="nothing-learned",
             reason=result.nothing_learned,
         )
+    if run.stop_signal == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)  # the program gets it after the run is saved
     return trained
 
 

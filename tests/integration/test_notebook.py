@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
-import time
+import resource
 
 import nbformat
 import pytest
@@ -16,7 +16,9 @@ pytestmark = pytest.mark.integration
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 LIMIT = 180
-"""Seconds for the whole notebook, alone on two cores."""
+"""CPU seconds for the whole notebook, so that the tests that run at the same time do not count."""
+CELL_LIMIT = 600
+"""Seconds for a cell on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,18 @@ def notebook():
 
 @pytest.fixture(scope="module")
 def executed(notebook, tmp_path_factory):
-    """The cells with their outputs, and the seconds that they took."""
-    folder, began = tmp_path_factory.mktemp("notebook"), time.monotonic()
+    """The cells with their outputs, and the CPU seconds of the kernel."""
+    folder, began = tmp_path_factory.mktemp("notebook"), child_seconds()
     place = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(copy.deepcopy(notebook), timeout=LIMIT, kernel_name="python3", resources=place)
+    client = NotebookClient(copy.deepcopy(notebook), timeout=CELL_LIMIT, kernel_name="python3", resources=place)
     client.execute(env={**environment(), "IPYTHONDIR": str(folder / ".ipython")})
-    return client.nb.cells, time.monotonic() - began
+    return client.nb.cells, child_seconds() - began
+
+
+def child_seconds() -> float:
+    """The CPU seconds of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def outputs(cells, text: str) -> list[dict]:
@@ -55,9 +63,9 @@ def test_the_stored_notebook_has_no_outputs_and_fits_colab(notebook):
 
 def test_the_notebook_trains_shows_images_and_exports(executed):
     cells, seconds = executed
-    assert seconds < LIMIT
-    assert "10 iterations" in str(outputs(cells, "resume=run.folder")[-1])
-    assert any("iteration 8/8: reward" in str(each) for each in outputs(cells, 'model="tiny-tdm"'))
+    assert 5 < seconds < LIMIT
+    assert "8 iterations" in str(outputs(cells, "resume=run.folder")[-1])
+    assert any("iteration 6/6: reward" in str(each) for each in outputs(cells, 'model="tiny-tdm"'))
     assert any("image/png" in each for each in outputs(cells, "before_after.png"))
     sampled = outputs(cells, "side_by_side(run.sample")
     assert sum("image/png" in each for each in sampled) == 2

@@ -65,15 +65,15 @@ def run(tmp_path_factory):
 
 
 class Interrupting(Observer):
-    """Sends SIGINT after the second iteration, as a terminal or a notebook does."""
+    """Sends a signal after an iteration; SIGINT is that of a terminal or a notebook."""
 
-    def __init__(self, times: int) -> None:
-        self.times = times
+    def __init__(self, times: int = 1, number: int = signal.SIGINT, step: int = 2) -> None:
+        self.times, self.number, self.step = times, number, step
 
     def iteration(self, report) -> None:
-        if report.step == 2:
+        if report.step == self.step:
             for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
 
 
 def test_a_run_knows_its_folder_settings_and_logs(run, monkeypatch):
@@ -141,7 +141,7 @@ def test_the_command_line_names_the_way_to_resume(run):
 
 def test_a_run_is_interrupted_and_resumed_to_the_same_bits(run, tmp_path):
     with warns("interrupted", iterations=2):
-        stopped = train(tmp_path / "run", iterations=3, progress=Interrupting(1))
+        stopped = train(tmp_path / "run", iterations=3, progress=Interrupting())
     assert (stopped.iterations, stopped.finished) == (2, False)
     with raises("reward-import", rewards=["light"]):
         resume(stopped.folder)
@@ -152,7 +152,7 @@ def test_a_run_is_interrupted_and_resumed_to_the_same_bits(run, tmp_path):
 
 def test_a_second_interrupt_raises_with_the_run_and_a_changed_function_is_a_warning(run, tmp_path):
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(tmp_path / "run", iterations=3, progress=Interrupting(2))
+        train(tmp_path / "run", iterations=3, progress=Interrupting(times=2))
     stopped = caught.value.run
     assert (stopped.folder, stopped.iterations) == (tmp_path / "run", 2)
     assert f"tdmr1_core.train(resume='{stopped.folder}', reward=light)" in caught.value.__notes__[-1]
@@ -161,6 +161,16 @@ def test_a_second_interrupt_raises_with_the_run_and_a_changed_function_is_a_warn
         resumed = resume(stopped.folder, reward=lambda images, prompts: [0.5] * len(images))
     assert rows(resumed.folder / METRICS)[:2] == rows(run.folder / METRICS)[:2]
     assert rows(resumed.folder / METRICS)[2]["reward/mean"] == 0.5
+
+
+def test_sigterm_has_its_usual_effect_after_the_run_is_saved(tmp_path):
+    saved = []
+    former = signal.signal(signal.SIGTERM, lambda *_: saved.append(tdmr1_core.TrainedRun(tmp_path / "run").iterations))
+    try:
+        train(tmp_path / "run", iterations=3, progress=Interrupting(number=signal.SIGTERM, step=1))
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert saved == [1]
 
 
 def test_a_thread_can_train(tmp_path):
