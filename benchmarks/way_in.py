@@ -79,6 +79,7 @@ LAYERS = {
         "planning plan dry_update",
         "runs probe",
         "conformance",
+        "training",
     ),
     "tdmr1_rewards": (
         "texts errors api",

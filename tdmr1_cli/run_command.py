@@ -18,7 +18,6 @@ from tdmr1_cli.run_summary import (
     print_estimate,
     print_training,
 )
-from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.streams import losses_recorded
 from tdmr1_cli.targets import check_run
@@ -26,6 +25,7 @@ from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.distributed import ALONE, check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, join_hints
+from tdmr1_core.preflight.layers import Flags, Kind, resolve_settings, run_changes
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig

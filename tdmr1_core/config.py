@@ -184,7 +184,8 @@ class PromptConfig(Section):
     """The prompts of training and evaluation."""
 
     train: str | None = None
-    """A prompt set, or a prompt file: .txt, .jsonl, .json, .csv, .tsv or .parquet (default: that of the reward)."""
+    """A prompt set, a prompt file (.txt, .jsonl, .json, .csv, .tsv or .parquet), or a dataset of the hub:
+    hf:OWNER/DATASET:COLUMN[@SPLIT] (default: that of the reward)."""
     evaluate: str | None = None
     """Held-out prompts of evaluations, in the same form (default: the held-out set of the training prompts)."""
 

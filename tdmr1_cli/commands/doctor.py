@@ -12,7 +12,7 @@ from typing import Literal
 
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import emit_json, table
-from tdmr1_cli.settings import Flags, resolve_settings
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 
 Verdict = Literal["ok", "warn", "fail"]
 

@@ -21,9 +21,9 @@ from tdmr1_cli.options import (
 )
 from tdmr1_cli.output import emit_json, message, print_warnings, table
 from tdmr1_cli.run_summary import GB, TFLOPS, print_choices, print_encoding, print_estimate
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.licences import license_warnings
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.settings.bounds import LARGEST_NUMBER
 
 if TYPE_CHECKING:

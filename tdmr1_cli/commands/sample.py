@@ -16,10 +16,10 @@ import typer
 
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, print_warnings
-from tdmr1_cli.settings import Flags
 from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags
 from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
 from tdmr1_rewards.texts.redaction import redact
 
@@ -199,14 +199,9 @@ def _draw(
     steps: int | None,
     guidance: float | None,
 ) -> EvaluationImages:
-    from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.runs.evaluation.evaluate import sample_images
+    from tdmr1_core.runs.evaluation.roles import sample_role
 
-    engine = loaded.engine
-    if role is SampledRole.start:
-        engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-    name = TEACHER if role is SampledRole.teacher else GENERATOR_EMA
-    return sample_images(engine, name, wanted, images, seed, steps=steps, guidance_scale=guidance)
+    return sample_role(loaded.engine, role.value, wanted, images, seed, steps=steps, guidance_scale=guidance)
 
 
 def _save(sampled: EvaluationImages, files: Sequence[Path], output: Path, columns: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import Tree
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import ALONE, Processes, set_threads
-from tdmr1_core.durable_files import lock_run, translate_write_errors
+from tdmr1_core.durable_files import lock_run, replace_durable, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR
@@ -109,11 +110,14 @@ class Run:
         self._lock = lock
         self._fingerprints = Fingerprints()
         self._changed_inputs: list[RunWarning] = []
+        self.stop_signal: int | None = None
+        """The signal that asked for a stop."""
         self._stop = False
         """Whether this process was asked to stop."""
         self._stopping = False
         """Whether all processes have agreed to stop."""
         self._saved_at: int | None = None
+        self._files: dict[str, bytes] = {}
         self._logged_at = 0
         self._last_skipped: tuple[str, ...] = ()
 
@@ -130,12 +134,14 @@ class Run:
         extensions: Extensions | None = None,
         processes: Processes = ALONE,
         announce: Callable[[str], None] = lambda _: None,
+        files: Mapping[str, bytes] | None = None,
     ) -> Run:
         """A new run in a folder that is empty or does not exist.
 
         Settings that are not resolved yet are resolved here. On GPUs, settings of batch and memory that are `auto` are
         chosen for the free memory; `announce` gets a line of text if this takes seconds. The first process decides
-        about folder and config. Raises Tdmr1Error for a used folder, and as `resolve_run` does.
+        about folder and config. `files` are written into the folder, such as prompts that no other file has. Raises
+        Tdmr1Error for a used folder, and as `resolve_run` does.
         """
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
@@ -159,6 +165,7 @@ class Run:
             resolved = processes.on_each(partial(resolved.with_choices, kept))
         run = cls(folder, resolved, processes=processes)
         run.choices = choices
+        run._files = dict(files or {})
         return run
 
     @classmethod
@@ -478,11 +485,16 @@ class Run:
         """The first SIGINT or SIGTERM asks for a stop after this iteration; the second interrupts at once.
 
         The first one also ends the wait for rewards that hang, with one process: others would wait for its scores.
+        Python delivers signals to the main thread only; a run in another thread does not handle them.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if self._stop:
                 raise KeyboardInterrupt
+            self.stop_signal = number
             self.request_stop()
             interrupts.interrupt(STOPPING_LIMIT if self.processes.count == 1 else None)
             observer.stopping()
@@ -513,6 +525,8 @@ class Run:
             self._lock = lock_run(self.folder)
             if (self.folder / CONFIG).exists():
                 raise _used(self.folder, "choose another --output")
+            for name, content in self._files.items():
+                replace_durable(self.folder / name, content)
             write_config(self.folder, self.config, self._fingerprints, engine.model_files)
 
     def _warn_of_changes(self) -> None:
