@@ -88,7 +88,7 @@ def test_with_json_an_error_is_also_printed_as_json_on_stdout(raising, capsys):
         ("rewards check nosuch", "reward-unknown", {"reward": "nosuch", "broken_plugins": {}}),
         ("rewards try nosuch image.png --prompt x", "file-missing", {"path": "image.png"}),
         ("models info nosuch", "model-unknown", {"model": "nosuch"}),
-        ("plan --gpu x", "argument-invalid", {"gpu": "x"}),
+        ("plan --gpu x", "argument-invalid", {"gpu": "x", "near": []}),
         ("config show --preset nosuch", "preset-unknown", {"name": "nosuch"}),
         ("sample nosuch --output images --prompt x", "target-unknown", {"target": "nosuch"}),
         ("evaluate nosuch", "target-unknown", {"target": "nosuch"}),
