@@ -22,7 +22,7 @@ from tdmr1_cli.run_summary import (
 from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.streams import losses_recorded
-from tdmr1_cli.targets import check_run
+from tdmr1_cli.targets import RUNS, check_run
 from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.distributed import ALONE, check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tdmr1_core.preflight.resolved import ResolvedRun
     from tdmr1_core.runs.run import Run, RunResult
 
-RUNS = Path("runs")
 LOADING = "loading torch and diffusers …"
 
 

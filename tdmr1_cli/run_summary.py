@@ -124,7 +124,7 @@ def print_distillation(result: RunResult, extensions: Extensions) -> None:
             file = export_lora(load_trained(result.folder, extensions), result.folder / EXPORT).file
     _print_comparison(result)
     data(str(file))
-    message(f"next: tdmr1 sample {result.folder} --prompt … --output …")
+    message(f"next: tdmr1 sample {result.folder} --prompt …")
     message(f"      tdmr1 train --model … --lora {file}")
 
 

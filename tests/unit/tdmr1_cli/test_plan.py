@@ -124,7 +124,7 @@ def test_a_card_by_name_gives_memory_and_speed(capsys):
 
 def test_the_speed_that_is_set_is_used(capsys):
     error = planned(capsys, "--gpu", "H100", "--tflops", "70", "--set", "iterations=500").err
-    assert "21 min per iteration, 7.3 days for 500 iterations, without rewards" in error
+    assert "21 min per iteration, 7.2 days for 500 iterations, without rewards" in error
     assert "\nspeed: 70 TFLOP/s sustained (as set with --tflops)\n" in error
     document = json.loads(planned(capsys, "--gpu", "H100", "--tflops", "70", "--set", "iterations=500", "--json").out)
     assert document["total_seconds"] == pytest.approx(500 * document["seconds"])
