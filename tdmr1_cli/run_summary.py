@@ -88,6 +88,18 @@ def _two_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def verdict_of(choices: Choices, card: str) -> str:
+    """Whether the run fits a card, and what to change if it does not."""
+    if choices.fits:
+        return f"{card}: fits"
+    if choices.largest:
+        return f"{card}: does not fit; the largest micro-batch that fits is batch.micro_batch={choices.largest}"
+    advice = "try `--preset single-gpu`, which uses less memory"
+    if choices.planned.processes > 1 and not choices.config.memory.shard:
+        advice = "try `--set memory.shard=true`, which divides the frozen weights among the processes"
+    return f"{card}: does not fit; not even a micro-batch of one image fits; {advice}"
+
+
 def print_encoding(planned: Plan, resolved: ResolvedRun) -> None:
     """Where the text encoders are during the run, and why."""
     from tdmr1_core.planning.prompt_encoding import describe_encoding

@@ -19,7 +19,7 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import emit_json, message, print_warnings, table
-from tdmr1_cli.run_summary import GB, print_choices, print_encoding, print_estimate, speed_of
+from tdmr1_cli.run_summary import GB, print_choices, print_encoding, print_estimate, speed_of, verdict_of
 from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.planning.cards import Room, card_of, parse_room
@@ -87,7 +87,7 @@ def command(
         print_estimate(planned, resolved.config.iterations, speed)
         print_encoding(planned, resolved)
         if choices is not None and room is not None:
-            message(_verdict(choices, room.label))
+            message(verdict_of(choices, room.label))
     return 0 if choices is None or choices.fits else 1
 
 
@@ -121,15 +121,3 @@ def _further(planned: Plan, choices: Choices | None, speed: Speed, iterations: i
     }
     fitting = {"fits": choices.fits, "fitting_micro_batch": choices.largest}
     return further | fitting | {"chosen": chosen, "reasons": list(choices.lines)}
-
-
-def _verdict(choices: Choices, card: str) -> str:
-    """Whether the run fits a card, and what to change if it does not."""
-    if choices.fits:
-        return f"{card}: fits"
-    if choices.largest:
-        return f"{card}: does not fit; the largest micro-batch that fits is batch.micro_batch={choices.largest}"
-    advice = "try `--preset single-gpu`, which uses less memory"
-    if choices.planned.processes > 1 and not choices.config.memory.shard:
-        advice = "try `--set memory.shard=true`, which divides the frozen weights among the processes"
-    return f"{card}: does not fit; not even a micro-batch of one image fits; {advice}"
