@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,8 +47,14 @@ class SampledRole(StrEnum):
 def command(
     target: TargetArgument,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="The folder of the PNG files; no file is overwritten.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="The folder of the PNG files (default: RUN/samples-<time>, or samples-<model>-<time>); no file is "
+            "overwritten.",
+        ),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
@@ -94,6 +102,7 @@ def command(
             'give one with --prompt "two red circles" or --prompts SET',
             code="usage",
         )
+    output = output or default_folder(target)
     check_writable(output)
     _reject_existing([output / GRID, output / METADATA])
     texts = list(prompt or [])
@@ -115,6 +124,14 @@ def command(
         for path in files:
             data(str(path))
         message(f"all of them: {output / GRID}")
+
+
+def default_folder(target: str) -> Path:
+    """A new folder in the run, or that of a model or pipeline in the working folder."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    base = Path(target) / f"samples-{now}" if is_run(target) else Path(f"samples-{Path(target).name}-{now}")
+    others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([base], others) if not folder.exists())
 
 
 def _reject_existing(files: Sequence[Path]) -> None:

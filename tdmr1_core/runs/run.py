@@ -24,8 +24,8 @@ from tdmr1_core.durable_files import lock_run, replace_durable, translate_write_
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR
-from tdmr1_core.planning.cards import free_memory
 from tdmr1_core.planning.choices import Choices, choose_for_run
+from tdmr1_core.planning.free_memory import free_memory
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
