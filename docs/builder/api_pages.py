@@ -62,12 +62,12 @@ _MODEL_NAMES = (
 
 
 def page_of_module(path: Path) -> tuple[str, str] | None:
-    """The page with the entries of a Python file, and the module; None if the reference does not have the file."""
+    """The page with the entries of a Python file, and the prefix of their names; None if there is no such page."""
     module = ".".join(path.with_suffix("").parts)
     for folder, (_, _, modules) in MODULES.items():
         if module in {f"tdmr1_core.{folder}.{name}" for name in modules}:
             return f"api/{folder}.md", module
-    return ("api/tdmr1_core.md", module) if module in ("tdmr1_core.engine", "tdmr1_core.records") else None
+    return ("api/tdmr1_core.md", "tdmr1_core") if module in ("tdmr1_core.engine", "tdmr1_core.records") else None
 
 
 def _package(package: object, summary: str) -> str:

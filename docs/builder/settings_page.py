@@ -25,7 +25,8 @@ REWARDS_HEAD = """## `rewards[N]`
 
 `rewards`, `evaluation.rewards` and `guard.rewards` are lists of entries with these settings. In `--set`, N is the
 number of the entry, from 0: `--set rewards.0.timeout=60`.
-[When a reward fails](writing_rewards.md#when-a-reward-fails) explains the failures. The options of a reward are shown by `tdmr1 rewards info NAME`.
+[When a reward fails](writing_rewards.md#when-a-reward-fails) explains the failures. `tdmr1 rewards info NAME` shows the
+options of a reward.
 """
 
 
