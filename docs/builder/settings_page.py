@@ -34,7 +34,7 @@ def settings_page() -> str:
     """The text of docs/settings.md."""
     parts = [HEAD]
     section = None
-    for setting in setting_references():
+    for setting in sorted(setting_references(), key=lambda each: "." in each.name):
         name = "rewards[N]" if setting.name.startswith(REWARD_ENTRY) else setting.name.rpartition(".")[0]
         if name != section:
             section = name

@@ -82,18 +82,20 @@ DRY_RUN = {
     "README.md": ["tdmr1 train --reward ocr_match --model sd3.5-tdm"],
     "human.md": ["tdmr1 train --reward human"],
     "quickstart.md": ["tdmr1 train --iterations 10 --output runs/first"],
+    "models.md": [
+        "tdmr1 train --reward ocr_match --model sd3.5-tdm",
+        "tdmr1 train --reward geneval --model z-image-turbo",
+    ],
+}
+"""Trainings of minutes or of published weights: `make test` runs them with --dry-run."""
+DRY_RUN_LONG = {
     "tiny_world.md": [
         "tdmr1 train --model tiny-words-tdm --reward ocr_match",
         "tdmr1 train --model tiny-pairs-tdm --reward geneval",
     ],
     "troubleshooting.md": ["tdmr1 train --set advantages.permute=true --output runs/control"],
-    "models.md": [
-        "tdmr1 train --reward ocr_match --model sd3.5-tdm",
-        "tdmr1 train --reward geneval --model z-image-turbo",
-        "tdmr1 train --reward geneval --model z-image-turbo --set model.teacher=Tongyi-MAI/Z-Image",
-    ],
 }
-"""Trainings of an hour or of published weights: `make test` runs them with --dry-run."""
+"""The same for `make test-long`."""
 PARSED = {
     "README.md": [
         "tdmr1 train --reward red_share",
@@ -107,6 +109,7 @@ PARSED = {
     ],
     "models.md": [
         "tdmr1 train --reward ocr_match --model sd3.5-tdm --model-path DIR",
+        "tdmr1 train --reward geneval --model z-image-turbo --set model.teacher=Tongyi-MAI/Z-Image",
         "tdmr1 train --reward ocr_match --model sd3.5-large-tdm --lora mine.safetensors",
         "tdmr1 export RUN --push OWNER/NAME --private --dry-run",
         "tdmr1 export RUN --push OWNER/NAME --private",
@@ -119,9 +122,9 @@ PARSED = {
         "--set rewards.0.source=/new/warm.py:warm --set rewards.0.python=/new/env/bin/python",
     ],
 }
-"""Commands that need a file or a run of the reader, a server, or minutes, and those that another page has too.
+"""Commands without a dry run here: they need a file, a run or a model of the reader, or another page has them too.
 
-They have no dry run here, so only their arguments are parsed, as all commands are.
+Their arguments are parsed, as those of all commands are.
 """
 ELSEWHERE = {
     "adding_a_model.md": "integration/test_model_package.py",

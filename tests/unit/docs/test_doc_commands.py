@@ -7,19 +7,27 @@ from collections import Counter
 
 import pytest
 from builder.commands_page import commands
-from support.doc_commands import DRY_RUN, ELSEWHERE, PAGES, PARSED, RUN, RUN_LONG, DocCommand, doc_commands
+from support.doc_commands import (
+    DRY_RUN,
+    DRY_RUN_LONG,
+    ELSEWHERE,
+    PAGES,
+    PARSED,
+    RUN,
+    RUN_LONG,
+    DocCommand,
+    doc_commands,
+)
 from support.paths import TESTS
 
 pytestmark = pytest.mark.unit
 
-LISTS = (RUN, RUN_LONG, DRY_RUN, PARSED)
+LISTS = (RUN, RUN_LONG, DRY_RUN, DRY_RUN_LONG, PARSED)
 FOUND = doc_commands()
 
 
 def test_every_command_of_the_docs_is_in_one_list():
-    listed = Counter(
-        DocCommand(page, line) for commands in LISTS for page, lines in commands.items() for line in lines
-    )
+    listed = Counter(DocCommand(page, line) for commands in LISTS for page, lines in commands.items() for line in lines)
     assert [each for each, count in listed.items() if count > 1] == []
     missing = [each for each in FOUND if each not in listed and each.page not in ELSEWHERE]
     assert missing == [], "add these commands to a list of tests/support/doc_commands.py"
