@@ -70,8 +70,10 @@ def cell_boxes(count: int, height: int, width: int, columns: int) -> list[tuple[
 
 
 def _grid(images: np.ndarray, columns: int) -> Image.Image:
-    boxes = cell_boxes(*images.shape[:3], columns)
-    size = max(box[2] for box in cell_boxes(columns, *images.shape[1:3], columns)) + GAP, boxes[-1][3] + GAP
+    count, height, width, _ = images.shape
+    boxes = cell_boxes(count, height, width, columns)
+    right = cell_boxes(columns, height, width, columns)[-1][2]
+    size = right + GAP, boxes[-1][3] + GAP
     sheet = Image.new("RGB", size, "white")
     for image, (left, top, right, bottom) in zip(images, boxes, strict=True):
         tile = Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.NEAREST)

@@ -60,6 +60,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "resumes.jsonl").write_text(
         json.dumps({"checkpoint": "step-000002", "changes": {"saving.keep": [2, 5]}}) + "\n"
     )
+    (tmp_path / "resources.jsonl").write_text(json.dumps({"step": 1, "time": 1.8e9, "memory": {"process": 0.5}}) + "\n")
     return tmp_path
 
 
@@ -201,7 +202,7 @@ def test_the_command_prints_a_summary(folder, capsys):
 
 
 def test_a_run_without_log_files_has_a_report(folder, capsys):
-    for name in ("metrics", "evaluations", "guard", "resumes"):
+    for name in ("metrics", "evaluations", "guard", "resources", "resumes"):
         (folder / f"{name}.jsonl").unlink()
     assert main(["report", str(folder)]) == 0
     assert "0 of 4 iterations" in capsys.readouterr().err
@@ -236,6 +237,7 @@ OF_ANOTHER_SHAPE = {
         b'{"step": 0, "x/mean": 1, "x/stderr": 0}',
     ],
     "guard": [b'{"step": 0}', b'{"step": 0, "n": 5, "alarms": []}', b'{"step": 0, "n": {"x": 1}, "alarms": []}'],
+    "resources": [b'{"step": 1}', b'{"step": 1, "time": "x", "memory": {}}', b'{"step": 1, "time": 1, "memory": 5}'],
     "resumes": [b'{"checkpoint": "step-000001"}', b'{"checkpoint": "step-000001", "changes": {"x": 5}}'],
 }
 
@@ -261,7 +263,7 @@ def test_unreadable_lines_are_counted_and_all_others_are_shown(folder, capsys, n
     assert "0.750 ± 0.031" in printed.out
 
 
-@pytest.mark.parametrize("name", ["metrics", "evaluations", "guard", "resumes"])
+@pytest.mark.parametrize("name", ["metrics", "evaluations", "guard", "resources", "resumes"])
 @pytest.mark.parametrize("cut", [b"\xff", b'{"step": 5, "', b"\x00" * 99])
 def test_a_line_that_a_crash_truncated_is_skipped_without_a_warning(folder, name, cut):
     with (folder / f"{name}.jsonl").open("ab") as file:
