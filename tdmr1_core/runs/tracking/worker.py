@@ -164,7 +164,7 @@ def main() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(empty, descriptor)
     log = _RedactedLog(Path(sys.argv[1]) / TRACKING / OUTPUT)
-    sys.stdout = sys.stderr = log  # type: ignore[assignment]
+    sys.stdout = sys.stderr = log
     with suppress(OSError):
         os.nice(10)
 
