@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,8 @@ def start_run(
     rank, started = rank_and_world()
     count = requested_processes(processes, started)
     check_split(resolved.config.batch.groups, count)
-    _check_trackers(resolved.config)
+    if resolved.config.tracking:
+        _check_trackers(resolved.config.tracking)
     if count > started and not dry_run:
         _launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet), folder)
         return
@@ -115,7 +116,8 @@ def resume_run(
     changes = run_changes(replace(changing, sets=flags.sets))
     config = load_run_config(folder, changes)
     check_inputs(folder, config, extensions, needed_by_resume(config))
-    _check_trackers(config)
+    if config.tracking:
+        _check_trackers(config.tracking)
     if count > started:
         from tdmr1_core.preflight.resolved import resolve_run
 
@@ -136,12 +138,11 @@ def resume_run(
     _execute(run, quiet)
 
 
-def _check_trackers(config: RunConfig) -> None:
+def _check_trackers(names: Sequence[str]) -> None:
     """Raise Tdmr1Error for trackers that are not installed, before torch is loaded."""
-    if config.tracking:
-        from tdmr1_core.preflight.trackers import check_trackers
+    from tdmr1_core.preflight.trackers import check_trackers
 
-        check_trackers(config.tracking)
+    check_trackers(names)
 
 
 def _launch(count: int, job: Callable[[], None], folder: Path) -> None:

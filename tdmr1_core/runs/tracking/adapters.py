@@ -255,10 +255,8 @@ class Comet(Adapter):
         """An experiment with a fixed key."""
         import comet_ml
 
-        off = (
-            *("log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch", "log_env_details"),
-            *("auto_output_logging", "auto_param_logging", "auto_metric_logging", "auto_log_co2"),
-        )
+        off = ["log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch", "log_env_details"]
+        off += ["auto_output_logging", "auto_param_logging", "auto_metric_logging", "auto_log_co2"]
         settings = comet_ml.ExperimentConfig(
             name=self.run.name,
             tags=list(self.facts.tags),
