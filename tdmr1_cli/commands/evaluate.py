@@ -98,14 +98,14 @@ def command(
     settings = found.resolved.config.evaluation
     size = EvaluationSize(images or settings.images, images_per_prompt or settings.images_per_prompt)
     rewards = found.resolved.finder.resolve(_reward_configs(found.resolved, typed))
-    sets = prompt_sets(found.resolved, prompts)
-    _check_groups(specs_of(rewards), sets, size)
+    evaluated = prompt_sets(found.resolved, prompts)
+    _check_groups(specs_of(rewards), evaluated, size)
     loaded = found.load()
     engine = loaded.engine
     tables = _measure(
         loaded,
         rewards,
-        sets,
+        evaluated,
         size,
         seed=settings.seed if seed is None else seed,
         teacher=[
