@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.config_loading import dump, read_preset, resolve
 from tdmr1_core.settings.mistakes import accepted_values
-from tdmr1_core.settings.origins import ORIGINS, PUBLISHED_MODEL, PUBLISHED_PRESETS
+from tdmr1_core.settings.origins import ORIGINS, PUBLISHED_MODEL, PUBLISHED_PRESETS, Origin
 
 REWARD_ENTRY = "rewards.N."
 """The prefix of the settings of one entry in a list of rewards."""
@@ -40,7 +40,7 @@ def setting_references() -> list[SettingReference]:
     trees = {preset: dump(_published(preset)) for preset in PUBLISHED_PRESETS}
     found = []
     for name, field in (*_fields(RunConfig, ""), *_fields(RewardConfig, REWARD_ENTRY)):
-        origin = ORIGINS[name]
+        origin = ORIGINS.get(name, Origin(""))
         published = {preset: _at(tree, name) for preset, tree in trees.items()} if origin.is_published else None
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         found.append(
