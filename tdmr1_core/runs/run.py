@@ -270,8 +270,9 @@ class Run:
             tracker = Tracker(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
             closing.push(lambda error, *_: tracker.close(wait=error is not KeyboardInterrupt))
             try:
+                resources = self._record_for_report(engine, closing)
                 with interrupts.listening(observer.waiting):
-                    return self._loop(engine, evaluator, tracker, observer, closing)
+                    return self._loop(engine, evaluator, tracker, observer, resources)
             except BaseException:
                 self._save_after_error(engine, tracker)
                 raise
@@ -308,7 +309,7 @@ class Run:
         return self._stopping
 
     def _loop(
-        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer, closing: ExitStack
+        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer, resources: ResourceLog
     ) -> RunResult:
         started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
@@ -330,7 +331,7 @@ class Run:
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
             self._save_preview(engine, evaluator, tracker)
-        resources = self._record_for_report(engine, closing)
+        resources.write(engine.iteration_index)
         over = self._is_over(engine)
         while not over:
             try:
@@ -374,9 +375,7 @@ class Run:
         manager = engine.hooks.manager
         manager.register(plugin := GroupImages(self.folder, self._is_previewed))
         closing.callback(manager.unregister, plugin)
-        log = ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
-        log.write(engine.iteration_index)
-        return log
+        return ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
 
     def _save_preview(self, engine: Engine, evaluator: Evaluator, tracker: Tracker) -> None:
         save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
