@@ -69,7 +69,12 @@ def start(
 
 def build_app() -> typer.Typer:
     """All commands in one app. The help is plain text, because it starts faster and may contain square brackets."""
-    app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        rich_markup_mode=None,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback(invoke_without_command=True, help=HELP)(start)
     for module in COMMANDS:
         app.command(module.__name__.rpartition(".")[2])(with_own_stdout(module.command))

@@ -12,10 +12,10 @@ import typer
 from tdmr1_cli.commands.sample import check_prompt
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, number, table
-from tdmr1_cli.settings import Flags
 from tdmr1_cli.targets import RunArgument, Target, check_run, load_target
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags
 from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
 
 if TYPE_CHECKING:
