@@ -70,6 +70,7 @@ RUN = {
         'tdmr1 sample runs/first --prompt "three red circles" --output images/after',
         'tdmr1 sample runs/first --prompt "three red circles" --role start --output images/before',
     ],
+    "explain.md": ['tdmr1 explain runs/first --prompt "three red circles"'],
     "human.md": ["tdmr1 sample runs/first --prompts count --output images"],
     "errors.md": ["tdmr1 rewards info object_cuont"],
 }
@@ -101,6 +102,11 @@ PARSED = {
         "tdmr1 train --reward red_share",
         "tdmr1 train --reward my_reward.py:score",
         "tdmr1 plan --model sd3.5-tdm --gpu 24GB",
+    ],
+    "compare.md": [
+        "tdmr1 compare runs/real runs/permuted",
+        "tdmr1 compare runs/real runs/permuted --json",
+        "tdmr1 compare runs/real runs/permuted --csv table.csv --plot curves.svg --axis images",
     ],
     "human.md": [
         "tdmr1 label images",
