@@ -200,5 +200,5 @@ def test_the_example_of_the_docs_runs_and_shows_progress_on_stderr(tmp_path, mon
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("tiny-tdm-colorfulness-")
     out, error = capfd.readouterr()
-    assert "reward/mean" in out
+    assert "step" in out
     assert "iteration 1/1: reward" in error
