@@ -113,6 +113,7 @@ CODES = {
     "nothing-learned": "The run is complete, but its generator was never updated.",
     "update-not-finite": "A loss, gradient or weight is not finite.",
     "distillation-no-rewards": "A distillation has no rewards.",
+    "tracker-failed": "Warning: a tracker failed or is too slow, and lacks some values of the run.",
     "guard-alarm": "Warning: the guard raised an alarm.",
     "guard-stopped": "The guard stopped the run.",
     "guard-limited": "Warning: the guard cannot compare some metrics.",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,8 +47,14 @@ class SampledRole(StrEnum):
 def command(
     target: TargetArgument,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="The folder of the PNG files; no file is overwritten.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="The folder of the PNG files (default: RUN/samples-<time>, or samples-<model>-<time>); no file is "
+            "overwritten.",
+        ),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
@@ -94,11 +102,12 @@ def command(
             'give one with --prompt "two red circles" or --prompts SET',
             code="usage",
         )
+    output = output or default_folder(target)
     check_writable(output)
     _reject_existing([output / GRID, output / METADATA])
     texts = list(prompt or [])
     for text in texts:
-        _check_prompt(text)
+        check_prompt(text)
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
         loaded = load_target(target, flags, needs_reward=False, needed=lambda config, extensions: _needed(role))
@@ -115,6 +124,14 @@ def command(
         for path in files:
             data(str(path))
         message(f"all of them: {output / GRID}")
+
+
+def default_folder(target: str) -> Path:
+    """A new folder in the run, or that of a model or pipeline in the working folder."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    base = Path(target) / f"samples-{now}" if is_run(target) else Path(f"samples-{Path(target).name}-{now}")
+    others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([base], others) if not folder.exists())
 
 
 def _reject_existing(files: Sequence[Path]) -> None:
@@ -149,7 +166,7 @@ def _needed(role: SampledRole) -> Needed:
     return Needed(start=role is SampledRole.start, teacher=role is SampledRole.teacher)
 
 
-def _check_prompt(text: str) -> None:
+def check_prompt(text: str) -> None:
     """Raise Tdmr1Error for an argument of --prompt that is not a prompt."""
     from tdmr1_core.prompts.files import find_fault
 

@@ -95,6 +95,12 @@ def needed_by_evaluation(
     return Needed(start=True, teacher=True, prompts=prompts, rewards=rewards)
 
 
+def listed_trained(config: RunConfig, registry: RewardRegistry) -> list[tuple[str, RewardConfig]]:
+    """The trained rewards that need no people, with their places in the settings."""
+    listed = listed_rewards(config)
+    return [(place, each) for place, each in listed if place.startswith("rewards.") and _evaluates(each, registry)]
+
+
 def _evaluates(reward: RewardConfig, registry: RewardRegistry) -> bool:
     """Whether a reward may score evaluations. One that is not registered may."""
     name = reward.source or reward.name

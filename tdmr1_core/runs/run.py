@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
@@ -23,11 +24,12 @@ from tdmr1_core.durable_files import lock_run, replace_durable, translate_write_
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR
-from tdmr1_core.planning.cards import free_memory
 from tdmr1_core.planning.choices import Choices, choose_for_run
+from tdmr1_core.planning.free_memory import free_memory
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
+from tdmr1_core.preflight.trackers import check_trackers
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs.checkpoints.checkpoint import (
     checkpoint_folders,
@@ -61,6 +63,10 @@ from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview, shown
 from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import describe_error
+
+if TYPE_CHECKING:
+    from tdmr1_core.runs.output.resources import ResourceLog
+    from tdmr1_core.runs.tracking.client import Trackers
 
 STOPPING_LIMIT = 15.0
 """Seconds that a run waits for the current call of a reward after it was asked to stop."""
@@ -211,6 +217,8 @@ class Run:
             device, leads = self.processes.device(self.config.model.device), self.processes.first
             if self.config.memory.shard and self.processes.count == 1:
                 _warn_of_sharding()
+            if self.config.tracking:
+                self.processes.on_first(lambda: check_trackers(self.config.tracking or ()))
             self._fingerprints = self.processes.on_first(lambda: fingerprint_inputs(self.resolved))
             if self._resume_point is not None:
                 self.processes.on_first(self._warn_of_changes)
@@ -258,14 +266,23 @@ class Run:
     def _lead(self, engine: Engine, evaluator: Evaluator, observer: Observer) -> RunResult:
         """The first process: iterate and write everything."""
         with ExitStack() as closing:
-            tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
-            closing.callback(tracker.close)
+            board = self.config.saving.tensorboard and self.config.tracking is None
+            tracker = Tracker(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
+            closing.push(lambda error, *_: tracker.close(wait=error is not KeyboardInterrupt))
             try:
+                resources = self._record_for_report(engine, closing)
                 with interrupts.listening(observer.waiting):
-                    return self._loop(engine, evaluator, tracker, observer)
+                    return self._loop(engine, evaluator, tracker, observer, resources)
             except BaseException:
                 self._save_after_error(engine, tracker)
                 raise
+
+    def _open_trackers(self, observer: Observer) -> Trackers | None:
+        if not self.config.tracking:
+            return None
+        from tdmr1_core.runs.tracking.client import Trackers
+
+        return Trackers(self.folder, self.config, announce=observer.tracked)
 
     def _follow(self, engine: Engine, evaluator: Evaluator) -> RunResult:
         """Every other process: its part of each iteration and each evaluation."""
@@ -291,7 +308,9 @@ class Run:
         self._stopping = self.processes.any(self._stop)
         return self._stopping
 
-    def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
+    def _loop(
+        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer, resources: ResourceLog
+    ) -> RunResult:
         started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
         repeat = self._is_evaluated(started_at)
@@ -311,7 +330,8 @@ class Run:
                 save_first_evaluation(self.folder, evaluator.subject, before)
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
-            save_preview(engine, self._shown_prompts, self.folder)
+            self._save_preview(engine, evaluator, tracker)
+        resources.write(engine.iteration_index)
         over = self._is_over(engine)
         while not over:
             try:
@@ -321,12 +341,13 @@ class Run:
             self._last_skipped = report.skipped
             tracker.metrics(report.step, report.metrics)
             self._logged_at = report.step
+            resources.write(report.step)
             observer.iteration(report)
             last = self._is_over(engine)
             if last or report.step % self.config.saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if self._is_previewed(report.step, last):
-                save_preview(engine, self._shown_prompts, self.folder)
+                self._save_preview(engine, evaluator, tracker)
             if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, evaluator, tracker, observer)
             over = last or self._is_over(engine)
@@ -343,7 +364,22 @@ class Run:
             )
         before = before or load_first_evaluation(self.folder, evaluator.subject)
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
+        tracker.image(comparison.stem, engine.iteration_index, comparison)
         return replace(result, before=before, after=after, before_after=comparison)
+
+    def _record_for_report(self, engine: Engine, closing: ExitStack) -> ResourceLog:
+        """The log of time and memory. From here on, the engine also saves the best and worst image of groups."""
+        from tdmr1_core.runs.output.group_images import GroupImages
+        from tdmr1_core.runs.output.resources import ResourceLog
+
+        manager = engine.hooks.manager
+        manager.register(plugin := GroupImages(self.folder, self._is_previewed))
+        closing.callback(manager.unregister, plugin)
+        return ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
+
+    def _save_preview(self, engine: Engine, evaluator: Evaluator, tracker: Tracker) -> None:
+        save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
+        tracker.image(SAMPLES, engine.iteration_index, preview_file(engine, self.folder))
 
     def _is_evaluated(self, step: int) -> bool:
         """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
@@ -375,10 +411,14 @@ class Run:
                 return ()
             if self.resolved.evaluation_rewards and not self._is_stopping():
                 if tracker is not None:
+                    seed = self.config.evaluation.seed
+                    tracker.image_scores(engine.iteration_index, [result.score_row(seed) for result in results])
                     tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
                 reading = evaluator.read_guard(engine, results)
                 if reading is not None and tracker is not None:
                     tracker.guard(reading.step, reading.row())
+                    for alarm in reading.alarms:
+                        observer.alarmed(reading.step, alarm)
                     self._obey_guard(reading, engine, observer)
         return tuple(results)
 

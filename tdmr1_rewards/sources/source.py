@@ -31,7 +31,7 @@ from tdmr1_rewards.calling.reference import (
     validate_options,
 )
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.registry import OWN_SPEC, Provenance, RegisteredReward, RewardRegistry
+from tdmr1_rewards.registry import OWN_SPEC, Provenance, RegisteredReward, RewardRegistry, availability
 from tdmr1_rewards.sources.foreign import IMAGE_FORMAT, adapt
 from tdmr1_rewards.sources.image_formats import TESTED, ImageForm, in_words
 from tdmr1_rewards.sources.parsing import FORMS, PATTERN, Source, parse_source, snake_case
@@ -46,6 +46,7 @@ __all__ = [
     "create_reward",
     "find_reward",
     "freeze_options",
+    "lacking",
     "parse_source",
     "preflight",
     "reference_for",
@@ -205,6 +206,33 @@ def preflight(
     return reasons
 
 
+def lacking(registered: RegisteredReward, options: Any, pixels: int) -> list[Tdmr1Error]:
+    """What this machine lacks for a reward: modules, and what the function `lacks` of its spec finds.
+
+    `options` are validated; `pixels` is the longer side of the images. Raises Tdmr1Error if the function raises, or
+    returns anything but a list of Tdmr1Error.
+    """
+    from tdmr1_rewards.builtin.optional import missing_package
+
+    found = availability(registered.spec)
+    if not found.usable:
+        module = found.missing[0].partition(" or ")[0]
+        return [missing_package(module, registered.spec.install or module)]
+    if registered.spec.lacks is None:
+        return []
+    remedy = "correct the function, or remove `lacks` from the RewardSpec"
+    answer = call_named(registered.spec.lacks, registered, options, pixels, remedy=remedy)
+    if not isinstance(answer, list) or not all(isinstance(each, Tdmr1Error) for each in answer):
+        kind = type(answer).__name__
+        raise Tdmr1Error(
+            f"{registered}: {registered.spec.lacks} returned a {kind}, but must return a list of Tdmr1Error",
+            "correct the function",
+            code="reward-spec",
+            values={"reward": str(registered), "field": "lacks", "found": kind},
+        )
+    return answer
+
+
 def reject_other_process(registered: RegisteredReward) -> NoReturn:
     """Raise Tdmr1Error: a reward on a server needs no other process here."""
     raise Tdmr1Error(
@@ -308,7 +336,7 @@ def _with_importable_names(spec: RewardSpec, source: Source, module: str) -> Rew
         return spec
     moved: dict[str, Any] = {
         name: f"{module}:{reference.partition(':')[2]}"
-        for name in ("factory", "options", "examples", "freeze", "preflight")
+        for name in ("factory", "options", "examples", "freeze", "preflight", "lacks")
         if (reference := getattr(spec, name)) and reference.partition(":")[0] == source.path.stem
     }
     return replace(spec, **moved)
