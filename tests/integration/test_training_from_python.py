@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.command_line import run_tdmr1
 from support.errors import raises, warns
+from support.paths import ROOT
 from support.runs import rows
 
 import tdmr1_core
@@ -185,8 +188,17 @@ def test_a_thread_can_train(tmp_path):
     assert runs[0].finished
 
 
-def test_progress_is_printed_on_stderr(tmp_path, capfd):
-    train(tmp_path / "run", iterations=1, progress=True, reward="object_count", prompts="count")
+def test_the_example_of_the_docs_runs_and_shows_progress_on_stderr(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "python.md").read_text()
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    assert len([line for line in example.splitlines() if line]) <= 10
+    assert "iterations=20" in example
+    names = {"__name__": "__main__", "SETTINGS": SETTINGS}
+    exec(example.replace("iterations=20", "iterations=1, settings=SETTINGS"), names)
+    assert Image.open("circles.png").size == (24, 24)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("tiny-tdm-colorfulness-")
     out, error = capfd.readouterr()
-    assert out == ""
+    assert "step" in out
     assert "iteration 1/1: reward" in error
