@@ -183,7 +183,7 @@ def test_the_synonyms_are_settings():
         ("generator.lr", "generator: {learning_rate: …}"),
         ("batch.bs", "batch: {groups: …} or batch: {group_size: …}"),
         ("rewards.0.weight", "rewards: [{weight: …}]"),
-        ("some.thing", "some: {thing: …}"),
+        ("foo.bar", "foo: {bar: …}"),
     ],
 )
 def test_a_name_with_dots_in_a_file_gets_the_nested_form(key, form):
