@@ -12,8 +12,6 @@ from typing import Any
 from tdmr1_rewards.builtin.optional import hub_reference, is_cached
 from tdmr1_rewards.errors import Tdmr1Error
 
-NOT_CACHED = "hub-unavailable"
-"""The code of the error for weights that are not in the cache. They are downloaded when the reward is built."""
 OPEN_CLIP_HUB = "hf-hub:"
 
 
@@ -84,7 +82,7 @@ def _open_clip(model: str) -> list[str]:
 
 
 def _missing(*references: str) -> list[Tdmr1Error]:
-    """An error for each reference to the hub that is not in its cache. Local paths are not looked up."""
+    """An error for each reference to the hub that is not in its cache: it is downloaded when the reward is built."""
     return [
         _not_cached(each)
         for each in dict.fromkeys(references)
@@ -97,6 +95,6 @@ def _not_cached(reference: str) -> Tdmr1Error:
     return Tdmr1Error(
         f"{reference} is not in the local cache",
         " ".join(filter(None, ("hf download", repo, file))),
-        code=NOT_CACHED,
+        code="hub-unavailable",
         values={"repo": repo, "file": file},
     )
