@@ -105,7 +105,7 @@ def train(folder: Path, code: Path, variant: Variant, subject: Subject, seed: in
     command += [part for setting in settings for part in ("--set", setting)]
     environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": str(options.threads)}
     with folder.with_name(f"{folder.name}.log").open("w") as log:
-        status = subprocess.call(command, env=environment, stdout=log, stderr=log)
+        status = subprocess.call(command, env=environment, cwd=code, stdout=log, stderr=log)  # -m prefers this folder
     if status != 0:
         raise SystemExit(f"exit code {status}: see {log.name}")
     (folder / DONE).touch()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
-from time_to_gain import Point, Variant, table, when_gained
+from subjects import SUBJECTS
+from support.paths import ROOT
+from time_to_gain import Point, Variant, table, train, when_gained
 
 pytestmark = pytest.mark.unit
 
@@ -42,3 +46,16 @@ def test_variants():
     assert Variant.parse(["old@abc123"]) == Variant("old", "abc123", ())
     words = ["teaching", "batch.prompts=teaching", "seed=3"]
     assert Variant.parse(words) == Variant("teaching", None, ("batch.prompts=teaching", "seed=3"))
+
+
+def test_a_variant_runs_the_code_of_its_tree(tmp_path, monkeypatch):
+    """Also if the script is started in another tree: `python -m` prefers the current folder to PYTHONPATH."""
+    code = tmp_path / "tree"
+    (code / "tdmr1_cli").mkdir(parents=True)
+    (code / "tdmr1_cli" / "__init__.py").touch()
+    program = "import pathlib, sys\nprint(__file__)\npathlib.Path(sys.argv[sys.argv.index('--output') + 1]).mkdir()\n"
+    (code / "tdmr1_cli" / "__main__.py").write_text(program)
+    monkeypatch.chdir(ROOT)
+    options = Namespace(threads=1, every=5, iterations=None)
+    train(tmp_path / "old-0", code, Variant.parse(["old@HEAD"]), SUBJECTS["count"], 0, options)
+    assert (tmp_path / "old-0.log").read_text().strip() == str(code / "tdmr1_cli" / "__main__.py")
