@@ -78,4 +78,5 @@ def _package(package: object, summary: str) -> str:
 
 def _module(name: str) -> str:
     """A module with all of its public members."""
-    return f"## `{name}`\n\n::: {name}\n    options: {{show_root_heading: false, heading_level: 3}}\n\n"
+    options = "{show_root_heading: false, show_root_toc_entry: false, heading_level: 3}"
+    return f"## `{name}`\n\n::: {name}\n    options: {options}\n\n"

@@ -13,10 +13,11 @@ def code(text: object) -> str:
 
 
 def prose(text: str) -> str:
-    """A sentence in a table cell. Brackets and stars are escaped outside of code, so that they are no markup."""
+    """A sentence in a table cell. Brackets and stars outside of code are escaped, so that they are no markup."""
     parts = text.replace("|", "\\|").split("`")
     for place in range(0, len(parts), 2):
-        for character in "[]*_<>":
+        parts[place] = parts[place].replace("<", "&lt;").replace(">", "&gt;")
+        for character in "[]*_":
             parts[place] = parts[place].replace(character, f"\\{character}")
     return "`".join(parts)
 

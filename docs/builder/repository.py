@@ -25,6 +25,8 @@ SHOWN = (*LANGUAGES, ".txt", ".jsonl")
 LINK = re.compile(r"(?<=\]\()([^()\s#]+)?(#[^()\s]*)?(?=\))")
 FENCE = re.compile(r"^(```\w+) [\w ]+$", re.MULTILINE)
 """The first line of a code block with words after the language, which tests use and Markdown extensions reject."""
+CODE_IN_CELL = re.compile(r"^\|.*`[^`]*\\\|.*$", re.MULTILINE)
+"""A row of a table with code that has an escaped bar. GitHub removes the escape, Python-Markdown shows it."""
 BLOCK = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -56,8 +58,12 @@ def site_markdown(markdown: str, page: str) -> str:
         return posixpath.relpath(known or _source_page(path), posixpath.dirname(page) or ".")
 
     parts = BLOCK.split(markdown)
-    parts[0::2] = [LINK.sub(link, part).replace('src="docs/', 'src="') for part in parts[0::2]]
+    parts[0::2] = [CODE_IN_CELL.sub(_unescape_bars, LINK.sub(link, part)) for part in parts[0::2]]
     return FENCE.sub(r"\1", "".join(parts))
+
+
+def _unescape_bars(row: re.Match[str]) -> str:
+    return re.sub(r"`[^`]*`", lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def _linked(source: Path) -> list[PurePosixPath]:

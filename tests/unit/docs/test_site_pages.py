@@ -109,6 +109,10 @@ def test_links_lead_to_pages_of_the_site():
     assert site_markdown("[a](docs/faults.md) ![b](docs/curves.png)", "index.md") == "[a](faults.md) ![b](curves.png)"
 
 
+def test_bars_in_code_are_escaped_only_in_the_repository():
+    assert site_markdown("| `a \\| b` | c \\| d |\n`e \\| f`", "usage.md") == "| `a | b` | c \\| d |\n`e \\| f`"
+
+
 def test_linked_source_files_have_a_page():
     pages = repository_pages()
     assert "class Dots" not in pages["index.md"]
