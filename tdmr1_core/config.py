@@ -184,7 +184,8 @@ class PromptConfig(Section):
     """The prompts of training and evaluation."""
 
     train: str | None = None
-    """A prompt set, or a prompt file: .txt, .jsonl, .json, .csv, .tsv or .parquet (default: that of the reward)."""
+    """A prompt set, a prompt file (.txt, .jsonl, .json, .csv, .tsv or .parquet), or a dataset of the hub:
+    hf:OWNER/DATASET:COLUMN[@SPLIT] (default: that of the reward)."""
     evaluate: str | None = None
     """Held-out prompts of evaluations, in the same form (default: the held-out set of the training prompts)."""
 
@@ -273,6 +274,12 @@ class MemoryConfig(Section):
         return "none"
 
 
+SCHEDULER_FIRST = 0.999
+"""The first u of the levels of diffusers' DPMSolverMultistepScheduler (`algorithm.flow.sigma_schedule`)."""
+SAME_LEVEL = 1e-4
+"""Largest difference of a noise level that was written with four digits."""
+
+
 class RolloutConfig(Section):
     """How the generator samples (algorithm: deterministic trajectories, paper Eq. 6)."""
 
@@ -311,6 +318,24 @@ class RolloutConfig(Section):
                 f"{len(levels) - 1} steps; set only one of them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _levels_of_shift(self) -> RolloutConfig:
+        levels, shift = self.sigmas, self.shift
+        if levels is None or shift is None:
+            return self
+        steps = len(levels) - 1
+        for first in (1.0, SCHEDULER_FIRST):
+            times = [first * (1 - k / steps) for k in range(steps + 1)]
+            if all(
+                abs(level - shift * u / (1 + (shift - 1) * u)) < SAME_LEVEL
+                for level, u in zip(levels, times, strict=True)
+            ):
+                return self
+        raise ValueError(
+            f"rollout.shift is {shift:g}, but rollout.sigmas, which a run stores, are not its noise levels; set "
+            "rollout.sigmas=null to compute them from shift and steps, or do not set rollout.shift"
+        )
 
     @property
     def step_count(self) -> int | None:

@@ -23,7 +23,7 @@ CODES = {
     "file-exists": "The command does not overwrite this file or folder.",
     "not-writable": "A file or folder cannot be written: no permission, a full disk, or a file in the way.",
     "dependency-missing": "An optional package or program that this feature needs is not installed.",
-    "interrupted": "The user stopped the command.",
+    "interrupted": "The user stopped the command or the training.",
     "unexpected": "An internal error. Please report it.",
     "several-errors": "More than one error was found; `values.errors` lists them.",
     # Settings
@@ -108,7 +108,7 @@ CODES = {
     "checkpoint-damaged": "A checkpoint, or the file `latest` or `good`, is damaged.",
     "checkpoint-mismatch": "A checkpoint does not belong to this run or model.",
     "resume-settings": "Settings changed that a resumed run must keep.",
-    "resume-inputs": "The prompts, rewards, model, LoRA or package versions changed since the run began.",
+    "resume-inputs": "Inputs of a run changed since it began, or its rewards exist only in a Python program.",
     "evaluation-cut-off": "Warning: an evaluation was interrupted and is repeated by a resume.",
     "nothing-learned": "The run is complete, but its generator was never updated.",
     "update-not-finite": "A loss, gradient or weight is not finite.",

@@ -17,7 +17,10 @@ from tdmr1_rewards.texts.documents import parse_json
 if TYPE_CHECKING:
     from tdmr1_core.runs.tracking.client import Trackers
 
-LOGS = METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
+METRICS, EVALUATIONS, GUARD = "metrics.jsonl", "evaluations.jsonl", "guard.jsonl"
+IMAGE_SCORES = "image_scores.jsonl"
+"""The score of every image of every evaluation."""
+LOGS = METRICS, EVALUATIONS, GUARD, IMAGE_SCORES
 ALARMS = "guard/alarms"
 LogEvent = tuple[str, int, Mapping[str, Any]]
 """The log file, the iteration and the numbers of a line, or of the lines of one evaluation."""
@@ -55,6 +58,10 @@ class Tracker:
         self._append_evaluated(EVALUATIONS, step, rows)
         self._publish(EVALUATIONS, step, _evaluation_numbers(rows))
 
+    def image_scores(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the scores of the images of all evaluations after an iteration (`Evaluation.score_row`)."""
+        self._append_evaluated(IMAGE_SCORES, step, rows)
+
     def guard(self, step: int, values: Mapping[str, Any]) -> None:
         """Write a reading of the guard, and the number of its alarms into the metrics of the same iteration."""
         self._append_evaluated(GUARD, step, [values])
@@ -80,7 +87,7 @@ class Tracker:
         """
         self._repeated = step if evaluated < step else None
         with translate_write_errors(self.folder):
-            metrics, evaluations, readings = (
+            metrics, evaluations, readings, _ = (
                 keep_lines(self.folder / name, lambda row: step_of(row) <= step) for name in LOGS
             )
         self.open_board(purge_step=evaluated + 1)

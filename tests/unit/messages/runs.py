@@ -171,6 +171,7 @@ def evaluation_cut_off(tmp_path: Path) -> None:
             evaluator,
             MagicMock(),
             MagicMock(),
+            MagicMock(),
         )
 
 
