@@ -10,7 +10,7 @@ export TDMR1_CHROMIUM
 # Whole files, in order: the long ones come first, and a fixture of a file is made once.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup chromium programs train test test-fast test-long stress coverage lint tiny-world tiny-words tiny-pairs clean
+.PHONY: setup chromium programs train test test-fast test-long stress coverage lint docs tiny-world tiny-words tiny-pairs clean
 
 setup: $(READY)
 
@@ -64,6 +64,11 @@ stress: setup
 # Line coverage of `make test` and `make test-long`, including subprocesses and forked processes.
 coverage: setup chromium programs
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not gpu" --cov --cov-config=pyproject.toml --cov-report=term
+
+# The documentation site, in build/site. Pages about commands and settings are written again first.
+docs: setup
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Train the embedded model of shapes again: about an hour on two cores.
 tiny-world: setup

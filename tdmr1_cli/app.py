@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from tdmr1_cli.commands import (
+    compare,
     config,
     distill,
     doctor,
     evaluate,
+    explain,
     export,
     label,
     models,
@@ -39,7 +41,7 @@ Then name your own model, reward and prompts:
   tdmr1 rewards list
   tdmr1 train --model MODEL --reward NAME --prompts prompts.txt --dry-run
 """
-COMMANDS = (train, distill, sample, evaluate, label, export, report, probe, plan, plugins, doctor)
+COMMANDS = (train, distill, sample, evaluate, label, export, report, compare, explain, probe, plan, plugins, doctor)
 GROUPS = (config, models, rewards)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from tdmr1_cli.run_summary import (
     print_training,
     speed_of,
 )
-from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.streams import losses_recorded
 from tdmr1_cli.targets import RUNS, check_run
@@ -27,6 +26,7 @@ from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.distributed import ALONE, check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, join_hints
+from tdmr1_core.preflight.layers import Flags, Kind, resolve_settings, run_changes
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig
@@ -48,6 +48,8 @@ def start_run(
     rank, started = rank_and_world()
     count = requested_processes(processes, started)
     check_split(resolved.config.batch.groups, count)
+    if resolved.config.tracking:
+        _check_trackers(resolved.config.tracking)
     if count > started and not dry_run:
         _launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet), folder)
         return
@@ -114,6 +116,8 @@ def resume_run(
     changes = run_changes(replace(changing, sets=flags.sets))
     config = load_run_config(folder, changes)
     check_inputs(folder, config, extensions, needed_by_resume(config))
+    if config.tracking:
+        _check_trackers(config.tracking)
     if count > started:
         from tdmr1_core.preflight.resolved import resolve_run
 
@@ -132,6 +136,13 @@ def resume_run(
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise Tdmr1Error for trackers that are not installed, before torch is loaded."""
+    from tdmr1_core.preflight.trackers import check_trackers
+
+    check_trackers(names)
 
 
 def _launch(count: int, job: Callable[[], None], folder: Path) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdmr1_cli.output import message, print_warnings
-from tdmr1_cli.settings import Flags, resolve_settings, run_changes
 from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.errors import Tdmr1Error, close_match
 from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.models.pipeline_files import INDEX
 from tdmr1_core.models.registry import SAME
+from tdmr1_core.preflight.layers import Flags, resolve_settings, run_changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

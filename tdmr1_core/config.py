@@ -21,9 +21,11 @@ from tdmr1_core.settings.bounds import (
     LARGEST_RANK,
     LARGEST_SEED,
     LONGEST_SIDE,
+    LONGEST_TAG,
     MOST_IMAGES,
     MOST_ITERATIONS,
     MOST_STEPS,
+    MOST_TAGS,
     MOST_WORKERS,
 )
 from tdmr1_core.settings.yaml_text import EXPONENT
@@ -182,7 +184,8 @@ class PromptConfig(Section):
     """The prompts of training and evaluation."""
 
     train: str | None = None
-    """A prompt set, or a prompt file: .txt, .jsonl, .json, .csv, .tsv or .parquet (default: that of the reward)."""
+    """A prompt set, a prompt file (.txt, .jsonl, .json, .csv, .tsv or .parquet), or a dataset of the hub:
+    hf:OWNER/DATASET:COLUMN[@SPLIT] (default: that of the reward)."""
     evaluate: str | None = None
     """Held-out prompts of evaluations, in the same form (default: the held-out set of the training prompts)."""
 
@@ -516,7 +519,10 @@ class SavingConfig(Section):
     samples_every: Interval = 10
     """Iterations between image grids with fixed prompts and noise; 0 for none."""
     tensorboard: bool = True
-    """Also write the metrics to TensorBoard files."""
+    """Also write the metrics to TensorBoard files. `tracking` replaces this setting."""
+
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab", "mlflow", "comet"]
 
 
 class RunConfig(Section):
@@ -550,6 +556,30 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     guard: GuardConfig = GuardConfig()
     saving: SavingConfig = SavingConfig()
+    tracking: tuple[TrackerName, ...] | None = None
+    """Trackers that get metrics, image grids and settings; [] for none (default: the metrics go to TensorBoard files,
+    unless saving.tensorboard is false). The JSONL files are always written."""
+    tracking_project: str = "tdmr1"
+    """Project, or experiment, of the trackers that the run belongs to."""
+    tracking_tags: tuple[str, ...] = ()
+    """Further tags of the run in trackers, besides its kind, model and rewards."""
+
+    @field_validator("tracking")
+    @classmethod
+    def _distinct_trackers(cls, trackers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = sorted({name for name in trackers or () if (trackers or ()).count(name) > 1})
+        if twice:
+            raise ValueError(f"tracker {twice[0]!r} is named more than once; name it once")
+        return trackers
+
+    @field_validator("tracking_project", "tracking_tags")
+    @classmethod
+    def _short_tags(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        tags = (value,) if isinstance(value, str) else value
+        if len(tags) > MOST_TAGS or not all(1 <= len(tag) <= LONGEST_TAG for tag in tags):
+            limits = f"1 to {LONGEST_TAG} characters, and a run has at most {MOST_TAGS} further tags"
+            raise ValueError(f"a project or tag of trackers has {limits}")
+        return value
 
     @field_validator("rewards")
     @classmethod

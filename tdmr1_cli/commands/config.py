@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tdmr1_cli.options import JsonOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, print_warnings, table, with_own_stdout
-from tdmr1_cli.settings import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error, raise_together
+from tdmr1_core.preflight.layers import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
+
+if TYPE_CHECKING:
+    from tdmr1_core.settings.reference import SettingReference
 
 app = typer.Typer(name="config", help="Show, check and list settings.", rich_markup_mode=None)
 
@@ -25,7 +28,10 @@ def show(
     sets: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show every setting: its value with this preset and these --set, its default and its meaning."""
+    """Show every setting: its value with this preset and these --set, its default and its meaning.
+
+    --json adds the accepted values, the unit, the source and the published values.
+    """
     from tdmr1_core.config_loading import describe, dump, parse_assignments, read_preset, resolve
 
     layers = [read_preset(preset) if preset not in (None, NO_PRESET) else {}, parse_assignments(sets or ())]
@@ -38,7 +44,10 @@ def show(
         for name, kind, default, meaning in describe()
     ]
     if json:
-        emit_json(settings)
+        from tdmr1_core.settings.reference import setting_references
+
+        known = {each.name: each for each in setting_references()}
+        emit_json([{**item, **_reference(known[item["name"]])} for item in settings])
     else:
         rows = [[item["name"], _shown(item["value"]), _shown(item["default"]), item["meaning"]] for item in settings]
         table(["setting", "value", "default", "meaning"], rows)
@@ -85,6 +94,15 @@ def presets(json: JsonOption = False) -> None:
     else:
         table(["preset", "purpose"], [[item["name"], item["summary"]] for item in listed])
         message("--preset none starts from the published defaults")
+
+
+def _reference(setting: SettingReference) -> dict[str, Any]:
+    return {
+        "values": setting.values,
+        "unit": setting.unit,
+        "source": setting.source,
+        "published": setting.published,
+    }
 
 
 def _verdict(error: Tdmr1Error | None) -> dict[str, Any]:

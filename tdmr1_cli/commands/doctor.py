@@ -22,8 +22,8 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import data, emit_json, message, table
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 
 
 def command(

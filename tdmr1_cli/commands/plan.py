@@ -20,9 +20,9 @@ from tdmr1_cli.options import (
 )
 from tdmr1_cli.output import emit_json, message, print_warnings, table
 from tdmr1_cli.run_summary import GB, print_choices, print_encoding, print_estimate, speed_of, verdict_of
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.models.licences import license_warnings
 from tdmr1_core.planning.cards import Room, card_of, parse_room
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.settings.bounds import LARGEST_NUMBER
 
 if TYPE_CHECKING:

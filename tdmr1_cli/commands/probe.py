@@ -20,9 +20,9 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import data, emit_json, measure_document, message, number, plus_minus, table
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_cli.targets import CONFIG, check_target, is_run
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.settings.bounds import MOST_IMAGES
 
 if TYPE_CHECKING:

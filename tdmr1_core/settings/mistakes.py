@@ -119,7 +119,7 @@ class _Place:
         """What is expected, with an example made of the wrong value if that is a name."""
         if self.section is None:
             assert self.field is not None
-            return _form(self.field)
+            return accepted_values(self.field)
         example = _example(self.section, value)
         key = f"{self.name.rpartition('.')[2]}: " if self.field is not None else ""
         if not self.is_list:
@@ -186,7 +186,7 @@ def _plain_value(value: Any) -> str:
     return "…" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _form(field: FieldInfo) -> str:
+def accepted_values(field: FieldInfo) -> str:
     """The values of a setting in plain words: "an integer of at least 1, auto or null"."""
     words = list(_words(field.annotation, field.metadata))
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
@@ -206,6 +206,8 @@ def _words(annotation: Any, bounds: Sequence[Any]) -> Iterator[str]:
         yield f"a list, each item {' or '.join(_words(get_args(annotation)[0], bounds))}"
     elif origin is dict:
         yield "a table whose keys are texts"
+    elif _section_in(annotation) is not None:
+        yield "a table of settings"
     else:
         yield WORDS[annotation] + (_range(bounds) if annotation in (int, float) else "")
 

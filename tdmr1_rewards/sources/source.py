@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from tdmr1_rewards.api import Reward, RewardSpec, RunPreview
+from tdmr1_rewards.calling import session
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.calling.process_state import guarded_import
 from tdmr1_rewards.calling.reference import (
@@ -114,14 +115,21 @@ def reference_for(registered: RegisteredReward, options: Mapping[str, Any], pyth
     """How another process, of this interpreter or of `python`, builds a reward that `find_reward` returned.
 
     The options of a registered reward are validated here if what knows them can be imported here. Raises Tdmr1Error for
-    wrong options, for an options model that cannot be imported (without `python`), and for a server, which needs no
-    other process.
+    wrong options, for an options model that cannot be imported (without `python`), for a server, which needs no other
+    process, and for an object of this program, which no other process has.
     """
     from tdmr1_rewards.sources.elsewhere import in_file, portable_from_here
 
     source, options = source_of(registered), expand(options, registered)
     if source.kind == "remote":
         reject_other_process(registered)
+    if source.place == session.MODULE:
+        raise Tdmr1Error(
+            f"{registered} is an object of this program, which no other process has",
+            "remove `isolated` and `python` from its settings, or define it in a module",
+            code="setting-conflict",
+            values={"reward": registered.spec.name},
+        )
     if source.kind == "registered":
         reference = reference_of(registered.spec, options)
         known_by = reference.options_model or str(reference.factory)
@@ -296,7 +304,8 @@ def _importable(name: str) -> bool:
 
 def _provenance(source: Source) -> Provenance:
     module = private_name(source.path) if source.kind == "file" else source.place
-    return Provenance(source.kind, source.place, None, f"{module}:{source.attribute}")
+    place = "this Python program" if source.place == session.MODULE else source.place
+    return Provenance(source.kind, place, None, f"{module}:{source.attribute}")
 
 
 def _describe(source: Source, target: Any) -> RegisteredReward:
