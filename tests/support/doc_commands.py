@@ -104,6 +104,7 @@ PARSED = {
     ],
     "human.md": [
         "tdmr1 label images",
+        'tdmr1 label images --question "Is the text in the image readable?"',
         "tdmr1 train --reward human --model my-model --set rewards.0.options.judges=3",
         "tdmr1 train --reward human --set rewards.0.options.mode=model --set rewards.0.options.answers='[images]'",
     ],
@@ -113,10 +114,12 @@ PARSED = {
         "tdmr1 train --reward ocr_match --model sd3.5-large-tdm --lora mine.safetensors",
         "tdmr1 export RUN --push OWNER/NAME --private --dry-run",
         "tdmr1 export RUN --push OWNER/NAME --private",
+        "tdmr1 plan --model sd3.5-tdm --gpu H100",
     ],
     "security.md": ["tdmr1 train --resume RUN --set rewards.0.options.api_key=env:NAME"],
     "troubleshooting.md": ["tdmr1 probe --reward object_count", "tdmr1 plan --model sd3.5-tdm --gpu 24GB"],
     "usage.md": [
+        "tdmr1 doctor --model sd3.5-tdm --reward ocr_match --reward pickscore",
         'tdmr1 sample RUN --prompt "two red circles" --output DIR --set model.path=/new/base',
         "tdmr1 train --resume RUN --set model.path=/new/base --set prompts.train=/new/train.txt "
         "--set rewards.0.source=/new/warm.py:warm --set rewards.0.python=/new/env/bin/python",
