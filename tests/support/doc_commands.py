@@ -115,12 +115,12 @@ PARSED = {
         "tdmr1 train --reward human --set rewards.0.options.mode=model --set rewards.0.options.answers='[images]'",
     ],
     "models.md": [
-        "tdmr1 plan --model sd3.5-tdm --gpu H100",
         "tdmr1 train --reward ocr_match --model sd3.5-tdm --model-path DIR",
         "tdmr1 train --reward geneval --model z-image-turbo --set model.teacher=Tongyi-MAI/Z-Image",
         "tdmr1 train --reward ocr_match --model sd3.5-large-tdm --lora mine.safetensors",
         "tdmr1 export RUN --push OWNER/NAME --private --dry-run",
         "tdmr1 export RUN --push OWNER/NAME --private",
+        "tdmr1 plan --model sd3.5-tdm --gpu H100",
     ],
     "reports.md": [
         "tdmr1 report runs/my-run",
