@@ -29,13 +29,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.algorithm import seeds
 from tdmr1_core.algorithm.advantages import group_advantages
 from tdmr1_core.algorithm.objectives import PreferenceLoss, Stabilisers, preference_loss
 from tdmr1_core.engine import Engine
 from tdmr1_core.models.roles import FAKE, GENERATOR, SURROGATE
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.records import Advantages, Groups, Scores, Trajectory, UpdateStats
 from tdmr1_core.stages import surrogate as surrogate_module
 from tdmr1_core.stages.trained_role import TrainedRole

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from intervals import across_seeds, paired_gain
+from intervals import across_seeds
 from scripted_person import ScriptedPerson, is_red
 
 from tdmr1_core.config_loading import read_preset, resolve
@@ -35,6 +35,7 @@ from tdmr1_core.models.roles import GENERATOR_EMA
 from tdmr1_core.prompts.sets import load_prompts
 from tdmr1_core.runs.evaluation.evaluate import EvaluationImages, sample_images
 from tdmr1_core.runs.load_run import load_trained
+from tdmr1_core.runs.looking.intervals import paired_gain
 from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.run import Run
 from tdmr1_rewards.feedback.records import NewItem

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from intervals import Gain, across_seeds, paired_gain
+from intervals import across_seeds
 from subjects import Measures, Subject
+
+from tdmr1_core.runs.looking.intervals import Gain, paired_gain
 
 CONDITIONS = {
     "real": "with the reward",

@@ -95,9 +95,9 @@ def evaluate(root: Path, subject: Subject) -> None:
 
 def teacher(root: Path, subject: Subject) -> None:
     """Measure the teacher with 28 steps, the same captions and noises, and several guidance scales."""
-    from tdmr1_cli.settings import Flags, resolve_settings
     from tdmr1_core.engine import Engine
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.layers import Flags, resolve_settings
 
     root.mkdir(parents=True, exist_ok=True)
     flags = Flags(model=subject.model, rewards=[subject.reward])

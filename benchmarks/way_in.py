@@ -79,6 +79,7 @@ LAYERS = {
         "planning plan dry_update",
         "runs probe",
         "conformance",
+        "training",
     ),
     "tdmr1_rewards": (
         "texts errors api",
@@ -92,7 +93,8 @@ LAYERS = {
     "tdmr1_cli": (
         "streams",
         "options output signals exits stopping",
-        "error_boundary progress settings targets typed_secrets measuring run_summary multiprocess launching "
+        "error_boundary live_view progress settings targets typed_secrets measuring run_summary needs multiprocess "
+        "launching "
         "conformance",
         "run_command running",
         "commands config distill doctor evaluate export label models plan plugins probe report rewards sample train",

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from tdmr1_cli.commands import (
+    compare,
     config,
     distill,
     doctor,
     evaluate,
+    explain,
     export,
     label,
     models,
@@ -39,7 +41,7 @@ Then name your own model, reward and prompts:
   tdmr1 rewards list
   tdmr1 train --model MODEL --reward NAME --prompts prompts.txt --dry-run
 """
-COMMANDS = (train, distill, sample, evaluate, label, export, report, probe, plan, plugins, doctor)
+COMMANDS = (train, distill, sample, evaluate, label, export, report, compare, explain, probe, plan, plugins, doctor)
 GROUPS = (config, models, rewards)
 
 
@@ -67,7 +69,12 @@ def start(
 
 def build_app() -> typer.Typer:
     """All commands in one app. The help is plain text, because it starts faster and may contain square brackets."""
-    app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        rich_markup_mode=None,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback(invoke_without_command=True, help=HELP)(start)
     for module in COMMANDS:
         app.command(module.__name__.rpartition(".")[2])(with_own_stdout(module.command))

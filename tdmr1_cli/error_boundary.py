@@ -23,6 +23,7 @@ from tdmr1_cli.output import emit_json, message, warning
 from tdmr1_cli.signals import CheckFailed, ExitWithCode, Stopped
 from tdmr1_core.distributed import leads_machine, rank_and_world
 from tdmr1_core.errors import PeerExited, RunWarning
+from tdmr1_core.models.library_logs import LIBRARIES
 from tdmr1_rewards.calling.damage import on_damage
 from tdmr1_rewards.calling.user_code import describe_raised
 from tdmr1_rewards.errors import (
@@ -48,8 +49,6 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """Environment variables that are set unless the user has set them. Threads that wait actively slow a busy machine."""
-LIBRARIES = r"(diffusers|transformers|peft|huggingface_hub|accelerate|torch|tensorboard)\b"
-"""Modules whose warnings are for developers, not for users."""
 MAX_LENGTH = 1500
 """Characters of a printed message or hint."""
 _usual_format = warnings.formatwarning

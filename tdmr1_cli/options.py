@@ -27,7 +27,8 @@ PresetOption = Annotated[
     typer.Option("--preset", metavar="PRESET", help="Packaged settings (`tdmr1 config presets`), or none."),
 ]
 PromptsOption = Annotated[
-    str | None, typer.Option("--prompts", metavar="SET|FILE", help="Training prompts: a set or a file.")
+    str | None,
+    typer.Option("--prompts", metavar="SET|FILE|hf:…", help="Training prompts: a set, a file or a dataset of the hub."),
 ]
 IterationsOption = Annotated[int | None, typer.Option("--iterations", metavar="N", help="Iterations of the whole run.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of all random draws.")]

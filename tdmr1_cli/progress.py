@@ -1,18 +1,19 @@
-"""Progress on stderr: a live bar on a terminal, lines elsewhere."""
+"""Progress on stderr: a live view on a terminal and in a notebook, lines elsewhere."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from tdmr1_cli.live_view import Readings, duration, numbers, view
 from tdmr1_cli.output import message, plus_minus
 from tdmr1_cli.streams import interject
 from tdmr1_core.runs.observer import Observer
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from tdmr1_core.records import IterationReport
     from tdmr1_core.runs.evaluation.evaluate import Evaluation
 
-TREND = 10
-"""Iterations that the trend is computed over."""
-SPARKS = "▁▂▃▄▅▆▇█"
-SPARKLINE = 24
+BAR = 24
+"""Columns of the bar: with a million iterations and days left, its line has 80."""
+EVERY_LINE = 10
+"""Iterations at the start of a session that each get a line, without a terminal."""
+LINE_INTERVAL = 10.0
+"""Seconds between two lines about later iterations, without a terminal."""
 WAITING_LINES = 20.0
 """Seconds between two lines about the same wait, without a terminal."""
 LINES_PER_STAGE = 4
@@ -48,9 +51,11 @@ class Lines(Quiet):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._rewards: deque[float] = deque(maxlen=max(SPARKLINE, TREND + 1))
+        self._readings = Readings()
         self._reported: set[str] = set()
         self._total = self._first = 0
+        self._printed = -math.inf
+        """When the last line about an iteration was printed."""
         self._waited: dict[str, float] = {}
         self._began = time.monotonic()
 
@@ -74,9 +79,10 @@ class Lines(Quiet):
             if reason not in self._reported:
                 self._reported.add(reason)
                 self._say(f"iteration {report.step}: update skipped: {reason} (reported once)")
+        self._readings.metrics = report.metrics
         if "reward/mean" in report.metrics:
-            self._rewards.append(report.metrics["reward/mean"])
-        self._show(report)
+            self._readings.rewards.append(report.metrics["reward/mean"])
+        self._show(report.step)
 
     def evaluating(self, role: str, prompt_set: str) -> None:
         """Print the prompt set."""
@@ -86,12 +92,22 @@ class Lines(Quiet):
         """Print the rewards. The time left is computed from the end of the first evaluation."""
         if step == self._first:
             self._began = time.monotonic()
+        means = {reward: value.mean for reward, value in evaluation.measures.items()}
+        self._readings.add_evaluation(evaluation.prompt_set, means)
         for reward, value in evaluation.measures.items():
             self._say(f"{evaluation.prompt_set} at iteration {step}: {reward} {plus_minus(value)} (n = {value.n})")
 
     def saved(self, checkpoint: Path) -> None:
         """Print the path."""
         self._say(f"saved {checkpoint}")
+
+    def alarmed(self, step: int, alarm: str) -> None:
+        """Keep the alarm. It is printed as a warning."""
+        self._readings.alarm = f"iteration {step}: {alarm}"
+
+    def tracked(self, address: str) -> None:
+        """Print the address."""
+        self._say(f"tracked by {address}")
 
     def waiting(self, text: str) -> None:
         """Print what is waited for, at most every WAITING_LINES seconds. The text after the colon is the progress."""
@@ -107,40 +123,33 @@ class Lines(Quiet):
     def _say(self, text: str) -> None:
         message(text)
 
-    def _show(self, report: IterationReport) -> None:
-        left = _duration(self._seconds_left(report.step))
-        self._say(f"iteration {report.step}/{self._total}  {self._numbers(report)}  {left} left")
+    def _show(self, step: int) -> None:
+        now = time.monotonic()
+        if step - self._first <= EVERY_LINE or step == self._total or now - self._printed >= LINE_INTERVAL:
+            self._printed = now
+            self._say("  ".join([f"iteration {step}/{self._total}", *numbers(self._readings), self._left(step)]))
 
-    def _numbers(self, report: IterationReport) -> str:
-        metrics, parts = report.metrics, []
-        if self._rewards:
-            parts.append(f"reward {self._rewards[-1]:.3f} {trend(list(self._rewards))}")
-        if "zero_std_ratio" in metrics:
-            parts.append(f"zero-std {metrics['zero_std_ratio']:.0%}")
-        if not self._rewards and "loss/generator" in metrics:
-            parts.append(f"generator loss {metrics['loss/generator']:.4f}")
-        return "  ".join([*parts, f"{metrics['images_per_second']:.1f} images/s"])
+    def _left(self, step: int) -> str:
+        return f"{duration(self._seconds_left(step))} left"
 
     def _seconds_left(self, step: int) -> float:
         return (time.monotonic() - self._began) / max(step - self._first, 1) * (self._total - step)
 
 
 class Bar(Lines):
-    """A live bar with the newest metrics below it. Other lines are printed above the bar."""
+    """A bar with the live view below it. Other lines are printed above the bar."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         super().__init__(folder)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(BAR),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
         self._task = self._progress.add_task("iteration", total=None, left="")
-        self._details = Text("")
-        self._checkpoint = "none yet"
-        self._live = Live(Group(self._progress, self._details), console=console, refresh_per_second=4)
+        self._live = Live(self._progress, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -155,26 +164,53 @@ class Bar(Lines):
         self._progress.update(self._task, total=self._total, completed=self._first)
 
     def evaluating(self, role: str, prompt_set: str) -> None:
-        """Show it in place of the metrics."""
-        self._details.plain = printable(f"evaluating on {prompt_set} …")
+        """Show it below the metrics."""
+        self._refresh(f"evaluating on {prompt_set} …")
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """Print the rewards above the bar, and show them below it."""
+        super().evaluated(step, evaluation)
+        self._refresh()
 
     def waiting(self, text: str) -> None:
-        """Show it in place of the metrics."""
-        self._details.plain = printable(text)
+        """Show it below the metrics."""
+        self._refresh(text)
 
     def saved(self, checkpoint: Path) -> None:
         """Show the newest checkpoint."""
-        self._checkpoint = checkpoint.name
+        self._readings.checkpoint = checkpoint.name
 
     def _say(self, text: str) -> None:
         self._live.console.print(Text(printable(text)))
 
-    def _show(self, report: IterationReport) -> None:
-        left = f"{_duration(self._seconds_left(report.step))} left"
-        self._progress.update(self._task, completed=report.step, left=left)
-        self._details.plain = (
-            f"{self._numbers(report)}  last checkpoint {self._checkpoint}\n{sparkline(list(self._rewards))}"
-        )
+    def _show(self, step: int) -> None:
+        self._progress.update(self._task, completed=step, left=self._left(step))
+        self._refresh()
+
+    def _refresh(self, busy: str = "") -> None:
+        now = Text(printable(busy), no_wrap=True, overflow="ellipsis")
+        self._live.update(Group(self._progress, view(self._readings), now))
+
+
+class Notebook(Lines):
+    """The live view in the output of a notebook's cell, which is updated. It needs no ipywidgets."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._handle: Any = None
+
+    def saved(self, checkpoint: Path) -> None:
+        """Show the newest checkpoint."""
+        self._readings.checkpoint = checkpoint.name
+
+    def _show(self, step: int) -> None:
+        from IPython.display import display
+
+        text = Text(f"iteration {step}/{self._total}  {self._left(step)}\n").append_text(view(self._readings))
+        if self._handle is None:
+            self._handle = display(text, display_id=True)
+        else:
+            self._handle.update(text)
 
 
 class Stages:
@@ -212,40 +248,23 @@ class Stages:
 
 
 def build_observer(folder: Path, *, quiet: bool) -> Quiet:
-    """The observer for this stderr: nothing with `quiet`, a bar on a terminal, else lines."""
-    console = Console(stderr=True)
+    """The observer for this stderr: nothing with `quiet`, a live view on a terminal or in a notebook, else lines."""
     if quiet:
         return Quiet()
-    return Bar(folder, console) if console.is_terminal else Lines(folder)
+    if is_notebook():
+        return Notebook(folder)
+    console = Console(stderr=True)
+    return Bar(folder, console) if console.is_terminal and not console.is_dumb_terminal else Lines(folder)
 
 
-def trend(values: list[float]) -> str:
-    """An arrow and the change over the last TREND values, or over fewer; empty for a single value."""
-    if len(values) < 2:
-        return ""
-    back = min(TREND, len(values) - 1)
-    change = values[-1] - values[-1 - back]
-    arrow = "→" if abs(change) < 5e-4 else "↗" if change > 0 else "↘"
-    return f"{arrow} {change:+.3f} in {back}"
-
-
-def sparkline(values: list[float]) -> str:
-    """The last values as a line of blocks, scaled from minimum to maximum."""
-    shown = values[-SPARKLINE:]
-    if not shown:
-        return ""
-    low, span = min(shown), max(shown) - min(shown)
-    return "".join(SPARKS[int((value - low) / span * (len(SPARKS) - 1)) if span else 0] for value in shown)
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell" or "google.colab" in type(shell).__module__
 
 
 def _pace(done: int, total: int, seconds: float) -> str:
     """Rate and time left; empty before the first step."""
     if not done or not seconds:
         return ""
-    return f"{done / seconds:.3g}/s  {_duration(seconds / done * (total - done))} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{done / seconds:.3g}/s  {duration(seconds / done * (total - done))} left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,22 +17,22 @@ from tdmr1_cli.run_summary import (
     print_encoding,
     print_estimate,
     print_training,
+    speed_of,
 )
-from tdmr1_cli.settings import Flags, Kind, resolve_settings, run_changes
 from tdmr1_cli.signals import CheckFailed, Stopped
 from tdmr1_cli.streams import losses_recorded
-from tdmr1_cli.targets import check_run
+from tdmr1_cli.targets import RUNS, check_run
 from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.distributed import ALONE, check_split, join_processes, rank_and_world, requested_processes
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, join_hints
+from tdmr1_core.preflight.layers import Flags, Kind, resolve_settings, run_changes
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RunConfig
     from tdmr1_core.preflight.resolved import ResolvedRun
     from tdmr1_core.runs.run import Run, RunResult
 
-RUNS = Path("runs")
 LOADING = "loading torch and diffusers …"
 
 
@@ -48,6 +48,8 @@ def start_run(
     rank, started = rank_and_world()
     count = requested_processes(processes, started)
     check_split(resolved.config.batch.groups, count)
+    if resolved.config.tracking:
+        _check_trackers(resolved.config.tracking)
     if count > started and not dry_run:
         _launch(count, partial(start_run, kind, flags, folder, dry_run=False, quiet=quiet), folder)
         return
@@ -114,6 +116,8 @@ def resume_run(
     changes = run_changes(replace(changing, sets=flags.sets))
     config = load_run_config(folder, changes)
     check_inputs(folder, config, extensions, needed_by_resume(config))
+    if config.tracking:
+        _check_trackers(config.tracking)
     if count > started:
         from tdmr1_core.preflight.resolved import resolve_run
 
@@ -132,6 +136,13 @@ def resume_run(
         for name, (before, now) in run.changes.items():
             message(f"{name} was {before} and is now {now}")
     _execute(run, quiet)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise Tdmr1Error for trackers that are not installed, before torch is loaded."""
+    from tdmr1_core.preflight.trackers import check_trackers
+
+    check_trackers(names)
 
 
 def _launch(count: int, job: Callable[[], None], folder: Path) -> None:
@@ -165,12 +176,14 @@ def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
     import yaml
 
     from tdmr1_core.config_loading import dump
-    from tdmr1_core.planning.cards import free_memory
+    from tdmr1_core.planning.cards import card_of
     from tdmr1_core.planning.choices import choose_for_run
     from tdmr1_core.planning.estimate import Planner
+    from tdmr1_core.planning.free_memory import device_name, free_memory
 
     config = resolved.config
-    room = free_memory(ALONE.device(config.model.device))
+    device = ALONE.device(config.model.device)
+    room = free_memory(device)
     choices = choose_for_run(config, resolved.entry, [room] * processes, message)
     planned, reason = None, ""
     try:
@@ -193,7 +206,7 @@ def _print_dry_run(resolved: ResolvedRun, folder: Path, processes: int) -> None:
     if planned is None:
         message(f"memory and time cannot be estimated: {reason}")
     else:
-        print_estimate(planned)
+        print_estimate(planned, config.iterations, speed_of(card_of(device_name(device) or "")))
         print_encoding(planned, resolved)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdmr1_cli.output import data, message, plus_minus, signed, table
 from tdmr1_cli.signals import sigterm_as_interrupt
+from tdmr1_core.planning.cards import REFERENCE, SUSTAINED, card_of
 
 if TYPE_CHECKING:
+    from tdmr1_core.planning.cards import Card
     from tdmr1_core.planning.choices import Choices
     from tdmr1_core.planning.estimate import Plan
     from tdmr1_core.plugins import Extensions
@@ -18,13 +21,6 @@ if TYPE_CHECKING:
     from tdmr1_core.runs.run import RunResult
 
 GB = 1e9
-MATMUL_TFLOPS = 774.0
-"""TFLOP/s of a product of two large bf16 matrices on an H100 80GB HBM3 (torch 2.11; docs/performance.md)."""
-SUSTAINED = 0.18
-"""The fraction of it that a run sustains. Measured on that card for SD3.5-medium, 512 px: 142 TFLOP/s (micro-batch 12,
-no recomputation) and 137 TFLOP/s (micro-batch 24, recomputation)."""
-TFLOPS = float(round(SUSTAINED * MATMUL_TFLOPS))
-"""Assumed sustained TFLOP/s of one GPU."""
 
 
 def print_choices(choices: Choices) -> None:
@@ -32,8 +28,32 @@ def print_choices(choices: Choices) -> None:
     message(*choices.lines)
 
 
-def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
-    """The size of an iteration, its memory and its time."""
+@dataclass(frozen=True)
+class Speed:
+    """The speed of one GPU that a plan assumes."""
+
+    tflops: float
+    """Sustained TFLOP/s."""
+    source: str
+    """Where it comes from, and how to change it."""
+
+
+def speed_of(card: Card | None = None, set_tflops: float | None = None) -> Speed:
+    """The speed that is set, or that of a card: an H100 if it is unknown."""
+    if set_tflops is not None:
+        return Speed(set_tflops, "as set with --tflops")
+    assumed = card or card_of(REFERENCE)
+    assert assumed is not None
+    unknown = "" if card else ", because no card is known"
+    return Speed(
+        assumed.sustained,
+        f"{SUSTAINED:.0%} of the {assumed.tflops:g} dense bf16 TFLOP/s of the {assumed.name}{unknown}; "
+        "change it with `tdmr1 plan --tflops`",
+    )
+
+
+def print_estimate(planned: Plan, iterations: int, speed: Speed) -> None:
+    """The size of an iteration, its memory and its time, and the time of all iterations."""
     message(
         f"iteration: {planned.groups} groups × {planned.images // planned.groups} images = {planned.images} images; "
         f"{_count(planned.processes, 'process', 'processes')}, each with "
@@ -47,10 +67,37 @@ def print_estimate(planned: Plan, tflops: float = TFLOPS) -> None:
         f"this is {planned.constant / GB:.1f} GB for any micro-batch, "
         f"and {planned.per_image / GB:.2g} GB more for each image of a micro-batch"
     )
+    seconds = planned.seconds(speed.tflops)
     message(
-        f"time: {planned.passes:g} network passes per image, {planned.seconds(tflops):.3g} s per iteration at "
-        f"{tflops:g} TFLOP/s, without rewards"
+        f"time: {planned.passes:g} network passes per image, {duration(seconds)} per iteration, "
+        f"{duration(seconds * iterations)} for {iterations:,} iterations, without rewards",
+        f"speed: {speed.tflops:.3g} TFLOP/s sustained ({speed.source})",
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that gives a short number: `0.12 s`, `45 s`, `27 min`, `14 hours`, `19 days`."""
+    for unit, size, most in (("s", 1.0, 120.0), ("min", 60.0, 120.0), ("hours", 3600.0, 72.0)):
+        if seconds < size * most:
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds / 86400)} days"
+
+
+def _two_digits(value: float) -> str:
+    """At least two digits that count, and all digits before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def verdict_of(choices: Choices, card: str) -> str:
+    """Whether the run fits a card, and what to change if it does not."""
+    if choices.fits:
+        return f"{card}: fits"
+    if choices.largest:
+        return f"{card}: does not fit; the largest micro-batch that fits is batch.micro_batch={choices.largest}"
+    advice = "try `--preset single-gpu`, which uses less memory"
+    if choices.planned.processes > 1 and not choices.config.memory.shard:
+        advice = "try `--set memory.shard=true`, which divides the frozen weights among the processes"
+    return f"{card}: does not fit; not even a micro-batch of one image fits; {advice}"
 
 
 def print_encoding(planned: Plan, resolved: ResolvedRun) -> None:
@@ -89,7 +136,7 @@ def print_distillation(result: RunResult, extensions: Extensions) -> None:
             file = export_lora(load_trained(result.folder, extensions), result.folder / EXPORT).file
     _print_comparison(result)
     data(str(file))
-    message(f"next: tdmr1 sample {result.folder} --prompt … --output …")
+    message(f"next: tdmr1 sample {result.folder} --prompt …")
     message(f"      tdmr1 train --model … --lora {file}")
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdmr1_cli.output import message, print_warnings
-from tdmr1_cli.settings import Flags, resolve_settings, run_changes
 from tdmr1_cli.typed_secrets import with_typed_secrets
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, close_match
 from tdmr1_core.models.licences import license_warnings
+from tdmr1_core.models.pipeline_files import INDEX
 from tdmr1_core.models.registry import SAME
+from tdmr1_core.preflight.layers import Flags, resolve_settings, run_changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,11 @@ TargetArgument = Annotated[
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
+RUNS = Path("runs")
+"""Where runs are without --output."""
+CONFIG = "config.yaml"
+
+
 @dataclass(frozen=True)
 class Target:
     """A loaded engine and what it was built from. `is_run` says whether it has the trained weights of a run."""
@@ -41,15 +47,16 @@ class Target:
 
 def is_run(target: str) -> bool:
     """Whether a folder is a run folder."""
-    return (Path(target) / "config.yaml").is_file()
+    return (Path(target) / CONFIG).is_file()
 
 
 def check_run(folder: Path) -> None:
     """Raise Tdmr1Error for a folder that is not a run folder. Nothing is loaded."""
     if not is_run(str(folder)):
+        found = f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder"
         raise Tdmr1Error(
-            f"{folder} is not a run folder: it has no config.yaml",
-            "give the --output of an earlier run",
+            f"{folder} is not a run folder: {found}",
+            _similar_path(folder) or "give the --output of an earlier run",
             code="run-folder-missing",
             values={"folder": str(folder)},
         )
@@ -129,7 +136,46 @@ def _find_run(
     return FoundTarget(target, resolve_trained(folder, extensions, changes), wanted)
 
 
+def check_target(target: str) -> None:
+    """Raise Tdmr1Error for a path to nothing, and for a folder that is neither a run nor a pipeline. Asks no hub.
+
+    A text of the form owner/name is a hub id, unless its first part is a folder here or the folder of runs.
+    """
+    path = Path(target)
+    if is_run(target) or (path.exists() and not _is_other_folder(path)):
+        return
+    local = len(path.parts) > 1 and (path.parts[0] == str(RUNS) or Path(path.parts[0]).exists())
+    if not path.exists() and not local:
+        return
+    raise Tdmr1Error(
+        f"{target} is no run folder or pipeline directory: neither {path / CONFIG} nor {path / INDEX} exists",
+        _similar_path(path) or "give the --output of an earlier run, or a model of `tdmr1 models list`",
+        code="target-unknown",
+        values={"target": target},
+    )
+
+
+def _is_other_folder(path: Path) -> bool:
+    """Whether a folder, and each folder in it, is not that of a pipeline."""
+    return path.is_dir() and not any((folder / INDEX).exists() for folder in (path, *_folders(path)))
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [each for each in path.iterdir() if each.is_dir()]
+    except OSError:
+        return []
+
+
+def _similar_path(path: Path) -> str | None:
+    """The question for a folder with a similar name in the same place; None if there is none."""
+    names = {each.name for each in _folders(path.parent)} if not path.exists() else set()
+    match = close_match(path.name, names)
+    return None if match is None else f"did you mean {path.parent / match}?"
+
+
 def _with_model(target: str, flags: Flags, extensions: Extensions) -> Flags:
+    check_target(target)
     try:
         extensions.models.get(target)
     except Tdmr1Error as error:
@@ -137,7 +183,8 @@ def _with_model(target: str, flags: Flags, extensions: Extensions) -> Flags:
             raise
         of_hub = error.code.startswith("hub-")
         raise Tdmr1Error(
-            f"{target!r} is neither a run folder, nor a model, nor a pipeline directory",
+            f"{target!r} is neither a run folder, nor a model, nor a pipeline directory"
+            + (f", and the hub was asked: {error.message}" if of_hub else ""),
             f"check the path; if it is a model on the hub, {error.hint}" if of_hub else error.hint,
             code="target-unknown",
             values={"target": target},

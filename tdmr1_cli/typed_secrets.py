@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tdmr1_cli.settings import Flags
+from tdmr1_core.preflight.layers import Flags
 
 if TYPE_CHECKING:
     from tdmr1_core.config import RewardConfig

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         UpdateStats,
     )
     from tdmr1_core.runs.run import Run
+    from tdmr1_core.training.train import train
+    from tdmr1_core.training.trained_run import TrainedRun
 
 # PEFT imports bitsandbytes if it is installed, and bitsandbytes warns on machines without a supported GPU.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -46,10 +48,12 @@ _MODULES = {
     "RunConfig": "config",
     "Scores": "records",
     "Tdmr1Error": "errors",
+    "TrainedRun": "training.trained_run",
     "Trajectory": "records",
     "UpdateStats": "records",
     "discover": "plugins",
     "resolve_run": "preflight.resolved",
+    "train": "training.train",
 }
 
 __all__ = [
@@ -66,10 +70,12 @@ __all__ = [
     "RunConfig",
     "Scores",
     "Tdmr1Error",
+    "TrainedRun",
     "Trajectory",
     "UpdateStats",
     "discover",
     "resolve_run",
+    "train",
 ]
 
 

@@ -21,9 +21,11 @@ from tdmr1_core.settings.bounds import (
     LARGEST_RANK,
     LARGEST_SEED,
     LONGEST_SIDE,
+    LONGEST_TAG,
     MOST_IMAGES,
     MOST_ITERATIONS,
     MOST_STEPS,
+    MOST_TAGS,
     MOST_WORKERS,
 )
 from tdmr1_core.settings.yaml_text import EXPONENT
@@ -182,7 +184,8 @@ class PromptConfig(Section):
     """The prompts of training and evaluation."""
 
     train: str | None = None
-    """A prompt set, or a prompt file: .txt, .jsonl, .json, .csv, .tsv or .parquet (default: that of the reward)."""
+    """A prompt set, a prompt file (.txt, .jsonl, .json, .csv, .tsv or .parquet), or a dataset of the hub:
+    hf:OWNER/DATASET:COLUMN[@SPLIT] (default: that of the reward)."""
     evaluate: str | None = None
     """Held-out prompts of evaluations, in the same form (default: the held-out set of the training prompts)."""
 
@@ -271,6 +274,12 @@ class MemoryConfig(Section):
         return "none"
 
 
+SCHEDULER_FIRST = 0.999
+"""The first u of the levels of diffusers' DPMSolverMultistepScheduler (`algorithm.flow.sigma_schedule`)."""
+SAME_LEVEL = 1e-4
+"""Largest difference of a noise level that was written with four digits."""
+
+
 class RolloutConfig(Section):
     """How the generator samples (algorithm: deterministic trajectories, paper Eq. 6)."""
 
@@ -309,6 +318,24 @@ class RolloutConfig(Section):
                 f"{len(levels) - 1} steps; set only one of them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _levels_of_shift(self) -> RolloutConfig:
+        levels, shift = self.sigmas, self.shift
+        if levels is None or shift is None:
+            return self
+        steps = len(levels) - 1
+        for first in (1.0, SCHEDULER_FIRST):
+            times = [first * (1 - k / steps) for k in range(steps + 1)]
+            if all(
+                abs(level - shift * u / (1 + (shift - 1) * u)) < SAME_LEVEL
+                for level, u in zip(levels, times, strict=True)
+            ):
+                return self
+        raise ValueError(
+            f"rollout.shift is {shift:g}, but rollout.sigmas, which a run stores, are not its noise levels; set "
+            "rollout.sigmas=null to compute them from shift and steps, or do not set rollout.shift"
+        )
 
     @property
     def step_count(self) -> int | None:
@@ -492,7 +519,10 @@ class SavingConfig(Section):
     samples_every: Interval = 10
     """Iterations between image grids with fixed prompts and noise; 0 for none."""
     tensorboard: bool = True
-    """Also write the metrics to TensorBoard files."""
+    """Also write the metrics to TensorBoard files. `tracking` replaces this setting."""
+
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab", "mlflow", "comet"]
 
 
 class RunConfig(Section):
@@ -526,6 +556,30 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     guard: GuardConfig = GuardConfig()
     saving: SavingConfig = SavingConfig()
+    tracking: tuple[TrackerName, ...] | None = None
+    """Trackers that get metrics, image grids and settings; [] for none (default: the metrics go to TensorBoard files,
+    unless saving.tensorboard is false). The JSONL files are always written."""
+    tracking_project: str = "tdmr1"
+    """Project, or experiment, of the trackers that the run belongs to."""
+    tracking_tags: tuple[str, ...] = ()
+    """Further tags of the run in trackers, besides its kind, model and rewards."""
+
+    @field_validator("tracking")
+    @classmethod
+    def _distinct_trackers(cls, trackers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = sorted({name for name in trackers or () if (trackers or ()).count(name) > 1})
+        if twice:
+            raise ValueError(f"tracker {twice[0]!r} is named more than once; name it once")
+        return trackers
+
+    @field_validator("tracking_project", "tracking_tags")
+    @classmethod
+    def _short_tags(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        tags = (value,) if isinstance(value, str) else value
+        if len(tags) > MOST_TAGS or not all(1 <= len(tag) <= LONGEST_TAG for tag in tags):
+            limits = f"1 to {LONGEST_TAG} characters, and a run has at most {MOST_TAGS} further tags"
+            raise ValueError(f"a project or tag of trackers has {limits}")
+        return value
 
     @field_validator("rewards")
     @classmethod

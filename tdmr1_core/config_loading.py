@@ -150,6 +150,25 @@ def parse_assignments(assignments: Iterable[str]) -> Tree:
     return tree
 
 
+def nest_settings(settings: Mapping[str, Any]) -> Tree:
+    """The settings of a Python program as a tree. A key may be dotted, and a value may be a mapping of settings.
+
+    Raises Tdmr1Error for a key that is not a dotted name.
+    """
+    tree: Tree = {}
+    for key, value in settings.items():
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise Tdmr1Error(
+                f"{key!r} is not the name of a setting",
+                "write it like 'generator.learning_rate'",
+                code="assignment-invalid",
+                values={"assignment": str(key)},
+            )
+        tree = merge(tree, _nested(key, nest_settings(value) if isinstance(value, Mapping) else value))
+    remember_tree(tree)
+    return tree
+
+
 def _parse_assignment(assignment: str) -> Tree:
     key, equals, value = assignment.partition("=")
     parts = key.strip().split(".")

@@ -46,6 +46,7 @@ from tdmr1_core.stages.scoring import (
     unscored_images,
     with_metrics_only,
 )
+from tdmr1_core.stages.surrogate import SurrogateStage
 from tdmr1_core.stages.trained_role import NotFinite
 from tdmr1_rewards.calling.state import State
 from tdmr1_rewards.scoring.failures import RewardFailed
@@ -365,6 +366,11 @@ class Engine:
     def size(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
         return self.config.model.height or self.entry.height, self.config.model.width or self.entry.width
+
+    @property
+    def surrogate(self) -> SurrogateStage | None:
+        """The stage that trains the surrogate; None in a distillation."""
+        return self._surrogate
 
     def conditioning(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode prompts, one row each. Each text is encoded separately, so its encoding depends on no other text."""

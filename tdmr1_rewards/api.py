@@ -159,6 +159,10 @@ class RewardSpec:
       they select here, so that the settings of the run record what was used.
     - `preflight`: a function of a RunPreview, called before anything is loaded. For each prompt it returns None, or why
       the reward cannot score images of the prompt. It raises Tdmr1Error if the run cannot use the reward.
+    - `lacks`: a function of options and the longer side of the images in pixels. It returns a list of Tdmr1Error:
+      what this machine lacks, such as weights in the cache or an environment variable, each with the command that
+      provides it as its hint. It downloads and builds nothing. Weights that are downloaded later
+      have the code "hub-unavailable".
     """
 
     name: str
@@ -179,6 +183,7 @@ class RewardSpec:
     examples: str | None = None
     freeze: str | None = None
     preflight: str | None = None
+    lacks: str | None = None
     api_version: int = API_VERSION
 
     def __post_init__(self) -> None:
@@ -202,7 +207,7 @@ class RewardSpec:
                     "expected": API_VERSION,
                 },
             )
-        for name in ("factory", "options", "examples", "freeze", "preflight"):
+        for name in ("factory", "options", "examples", "freeze", "preflight", "lacks"):
             reference = getattr(self, name)
             if reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", reference):
                 raise self._invalid(

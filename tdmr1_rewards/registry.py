@@ -24,6 +24,7 @@ import pluggy
 
 from tdmr1_rewards import hookspecs
 from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.calling import session
 from tdmr1_rewards.calling.process_state import guarded_import
 from tdmr1_rewards.calling.user_code import describe_raised
 from tdmr1_rewards.errors import Tdmr1Error, close_match_hint
@@ -95,10 +96,13 @@ class RegisteredReward:
     def fingerprint(self, python: Path | None = None) -> str:
         """A text that changes with the code of the reward: the version of its package, or the SHA-256 of its file.
 
-        For a server, and for a module of another environment (`python`), it is only the address or the module's name.
+        For an object of a Python program (`calling/session.py`), it is the SHA-256 of the code of this object. For a
+        server, and for a module of another environment (`python`), it is only the address or the module's name.
         """
         source = self.source
         file: str | None = str(source.path) if source and source.kind == "file" else None
+        if source and source.place == session.MODULE:
+            return session.fingerprint(source.attribute)
         if source and source.kind == "module" and python is None:
             file = getattr(sys.modules.get(source.place), "__file__", None)
         try:

@@ -48,9 +48,9 @@ def run(case: Case) -> None:
 
 
 def _is_small(path: Path) -> bool:
-    from tdmr1_cli.settings import Flags, resolve_settings
     from tdmr1_core.errors import Tdmr1Error
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.layers import Flags, resolve_settings
 
     try:
         config: Any = resolve_settings(Flags(config=path), "train", discover()).config

@@ -82,9 +82,9 @@ def run(case: Case) -> None:
 
 def _valid(case: Case) -> tuple[dict[str, Any], int]:
     """A configuration that `tdmr1 train` accepts, and the number of draws."""
-    from tdmr1_cli.settings import Flags, resolve_settings
     from tdmr1_core.errors import Tdmr1Error
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.layers import Flags, resolve_settings
 
     found, path, reason = discover(), case.folder / "drawn.yaml", ""
     for drawn in range(1, TRIES + 1):

@@ -10,8 +10,8 @@ import typer
 
 from tdmr1_cli.options import JsonOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, print_warnings, table, with_own_stdout
-from tdmr1_cli.settings import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
 from tdmr1_core.errors import Tdmr1Error, raise_together
+from tdmr1_core.preflight.layers import NO_PRESET, STAND_IN_REWARD, Flags, resolve_settings
 
 if TYPE_CHECKING:
     from tdmr1_core.settings.reference import SettingReference

@@ -1,47 +1,75 @@
-"""`tdmr1 doctor`: checks that this machine is ready."""
+"""`tdmr1 doctor`: checks that this machine is ready, also for a model and rewards."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-from tdmr1_cli.options import JsonOption
-from tdmr1_cli.output import emit_json, table
-from tdmr1_cli.settings import Flags, resolve_settings
+from tdmr1_cli.needs import Finding, Verdict, findings_of_run
+from tdmr1_cli.options import (
+    ConfigArgument,
+    JsonOption,
+    LoraOption,
+    ModelOption,
+    ModelPathOption,
+    PresetOption,
+    PromptsOption,
+    RewardOption,
+    SetOption,
+)
+from tdmr1_cli.output import data, emit_json, message, table
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 
-Verdict = Literal["ok", "warn", "fail"]
 
+def command(
+    config: ConfigArgument = None,
+    model: ModelOption = None,
+    reward: RewardOption = None,
+    preset: PresetOption = None,
+    prompts: PromptsOption = None,
+    sets: SetOption = None,
+    model_path: ModelPathOption = None,
+    lora: LoraOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Check versions, threads, device, plugins and the embedded model, or what a training needs from this machine.
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
+    With a model or rewards, it names packages, weights, environment variables, memory and disk space that this machine
+    lacks, each with the command that provides it. Nothing is downloaded, and no weights are loaded. The exit code is 1
+    if a check fails. Weights that a training can download are only a warning.
+    """
+    flags = Flags(config, model, reward or (), preset, prompts, None, None, sets or (), model_path, lora)
+    checks: Sequence[Callable[[], Iterator[Finding]]] = (*CHECKS, _model)
+    if flags != Flags():
+        from tdmr1_core.plugins import discover
 
-    verdict: Verdict
-    what: str
-    detail: str
-
-
-def command(json: JsonOption = False) -> int:
-    """Check versions, threads, device, the embedded model and plugins. The exit code is 1 if a check fails."""
-    findings = [finding for check in CHECKS for finding in _guarded(check)]
+        resolved = resolve_settings(flags, None, discover())
+        checks = (*CHECKS, lambda: findings_of_run(resolved, message))
+    findings = [finding for check in checks for finding in _guarded(check)]
     if json:
         emit_json([asdict(finding) for finding in findings])
     else:
         table(["", "what", "found"], [[finding.verdict, finding.what, finding.detail] for finding in findings])
+        remedies = dict.fromkeys(finding.remedy for finding in findings if finding.remedy)
+        if remedies:
+            data("to do:", *(f"  {remedy}" for remedy in remedies))
     return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """The findings of a check; an exception is a finding of its own."""
+    what = check.__name__.strip("_<>")
     try:
         yield from check()
+    except Tdmr1Error as error:
+        yield Finding("fail", what, error.message, error.hint)
     except Exception as error:
-        yield Finding("fail", check.__name__.strip("_"), f"{type(error).__name__}: {' '.join(str(error).split())}")
+        yield Finding("fail", what, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -113,4 +141,4 @@ def _working_folder() -> Iterator[Finding]:
     yield Finding("ok" if writable else "warn", "working folder", detail)
 
 
-CHECKS = (_packages, _threads, _device, _model, _plugins, _working_folder)
+CHECKS = (_packages, _threads, _device, _plugins, _working_folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +11,9 @@ import typer
 
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, RewardOption, SetOption
 from tdmr1_cli.output import emit_json, measure_document, message, plus_minus, signed, table
-from tdmr1_cli.settings import Flags, TypedReward, parse_reward
 from tdmr1_cli.targets import Target, TargetArgument, find_target
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags, TypedReward, parse_reward
 from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
 
 if TYPE_CHECKING:
@@ -24,21 +23,9 @@ if TYPE_CHECKING:
     from tdmr1_core.preflight.resolved import ResolvedEngine
     from tdmr1_core.preflight.rewards import ResolvedReward
     from tdmr1_core.prompts.sets import PromptSet
-    from tdmr1_core.runs.evaluation.evaluate import Evaluation
+    from tdmr1_core.runs.evaluation.roles import Row
     from tdmr1_core.runs.missing_inputs import Needed
     from tdmr1_rewards.api import RewardSpec
-
-STUDENT, TRAINED = "student", "trained"
-
-
-@dataclass(frozen=True)
-class Row:
-    """The evaluation of one role on one prompt set; `label` names it in the table."""
-
-    label: str
-    steps: int
-    guidance: float
-    evaluation: Evaluation
 
 
 def command(
@@ -97,6 +84,7 @@ def command(
     """
     from tdmr1_core.preflight.group_sizes import EvaluationSize
     from tdmr1_core.preflight.rewards import specs_of
+    from tdmr1_core.runs.evaluation.roles import prompt_sets
 
     typed = [parse_reward(text) for text in reward or ()]
     flags = Flags(
@@ -110,14 +98,14 @@ def command(
     settings = found.resolved.config.evaluation
     size = EvaluationSize(images or settings.images, images_per_prompt or settings.images_per_prompt)
     rewards = found.resolved.finder.resolve(_reward_configs(found.resolved, typed))
-    prompt_sets = _prompt_sets(found.resolved, prompts)
-    _check_groups(specs_of(rewards), prompt_sets, size)
+    evaluated = prompt_sets(found.resolved, prompts)
+    _check_groups(specs_of(rewards), evaluated, size)
     loaded = found.load()
     engine = loaded.engine
     tables = _measure(
         loaded,
         rewards,
-        prompt_sets,
+        evaluated,
         size,
         seed=settings.seed if seed is None else seed,
         teacher=[
@@ -141,41 +129,23 @@ def _needed(typed: Sequence[TypedReward], prompts: bool, config: RunConfig, exte
     return needed_by_evaluation(config, extensions.plugins.rewards, named, prompts=not prompts)
 
 
-def _prompt_sets(resolved: ResolvedEngine, names: Sequence[str] | None) -> list[PromptSet]:
-    """The prompt sets of --prompts, else those of the run's own evaluations: training and held-out prompts."""
-    from tdmr1_core.preflight.resolved import evaluation_prompts_name, training_prompts_name
-    from tdmr1_core.prompts.sets import load_prompt_set
-
-    config, entry = resolved.config, resolved.entry
-    if not names:
-        first = resolved.finder.resolve(config.rewards[:1])
-        training = training_prompts_name(config, entry, first)
-        names = [training, evaluation_prompts_name(config, entry, training)]
-    return [load_prompt_set(name, entry.domain) for name in dict.fromkeys(names)]
-
-
 def _reward_configs(resolved: ResolvedEngine, typed: Sequence[TypedReward]) -> list[RewardConfig]:
-    """The rewards of --reward with the options of the config, else those of the config, else the model's default.
-
-    A reward that asks people scores no evaluation. If no other is configured, the held-out rewards of the guard do.
-    """
+    """The rewards of --reward with the options of the config, else those that score the evaluations of the run."""
     from tdmr1_core.config import RewardConfig
+    from tdmr1_core.runs.evaluation.roles import reward_configs
 
-    config, default = resolved.config, resolved.entry.default_reward
-    configured = list(config.evaluation.rewards or config.rewards)
+    config = resolved.config
     if typed:
+        configured = config.evaluation.rewards or config.rewards
         known = {reward.name: reward.model_dump() for reward in (*config.rewards, *configured)}
         return [
             RewardConfig.model_validate({**known.get(name, {}), **reward.tree})
             for name, reward in {reward.name: reward for reward in typed}.items()
         ]
-    found = list(resolved.finder.evaluation_rewards(config))
-    if config.rewards and not found:
-        found = list(resolved.finder.held_out_rewards(config, resolved.entry.domain))
+    found = reward_configs(resolved)
+    if config.rewards and not resolved.finder.evaluation_rewards(config):
         asking = ", ".join(reward.name for reward in config.rewards)
         message(f"{asking}: scored by people only; the images are scored by {', '.join(r.name for r in found) or '–'}")
-    if not configured and default is not None:
-        found = [RewardConfig(name=default)]
     if not found:
         raise Tdmr1Error("no reward to evaluate with", "name one with --reward", code="reward-unknown")
     return found
@@ -192,7 +162,7 @@ def _check_groups(specs: Mapping[str, RewardSpec], prompt_sets: Sequence[PromptS
 def _measure(
     loaded: Target,
     rewards: Sequence[ResolvedReward],
-    prompt_sets: Sequence[PromptSet],
+    sets: Sequence[PromptSet],
     size: EvaluationSize,
     *,
     seed: int,
@@ -201,52 +171,19 @@ def _measure(
     """Evaluate every role on every prompt set."""
     from tdmr1_cli.progress import Stages
     from tdmr1_core.build.rewards import build_runner
-    from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.runs.evaluation.evaluate import evaluate
+    from tdmr1_core.runs.evaluation.roles import evaluate_roles
 
     engine = loaded.engine
-    tables: dict[str, list[Row]] = {prompt_set.name: [] for prompt_set in prompt_sets}
-    device = str(engine.roles.backbone.device)
     with ExitStack() as closing, Stages() as stages:
-        runner = build_runner(rewards, closing, device=device)
-        _check_groups(runner.set_up_served(), prompt_sets, size)
-
-        def evaluate_role(label: str, role: str, steps: int, guidance: float) -> None:
-            for prompt_set in prompt_sets:
-                result = evaluate(
-                    engine,
-                    runner,
-                    role,
-                    prompt_set.name,
-                    prompt_set.prompts,
-                    images=size.images,
-                    images_per_prompt=size.per_prompt,
-                    seed=seed,
-                    steps=steps,
-                    guidance_scale=guidance,
-                    progress=partial(stages, f"{label} on {prompt_set.name}"),
-                )
-                tables[prompt_set.name].append(Row(label, steps, guidance, result))
-
-        for steps, guidance in teacher:
-            evaluate_role(f"teacher, guidance {guidance:g}", TEACHER, steps, guidance)
-        trained = engine.roles.weights(GENERATOR_EMA)
-        engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-        evaluate_role(STUDENT, GENERATOR_EMA, engine.steps, 1.0)
-        if loaded.is_run:
-            engine.roles.load(GENERATOR_EMA, trained, "the run")
-            evaluate_role(TRAINED, GENERATOR_EMA, engine.steps, 1.0)
-    return tables
-
-
-def _pair(rows: Sequence[Row]) -> tuple[Evaluation, Evaluation] | None:
-    """The evaluations of student and trained model, if both exist."""
-    found = {row.label: row.evaluation for row in rows}
-    return (found[STUDENT], found[TRAINED]) if TRAINED in found else None
+        runner = build_runner(rewards, closing, device=str(engine.roles.backbone.device))
+        _check_groups(runner.set_up_served(), sets, size)
+        return evaluate_roles(
+            engine, runner, sets, size, seed=seed, teacher=teacher, trained=loaded.is_run, progress=stages
+        )
 
 
 def _show(source: str, rows: Sequence[Row]) -> None:
-    from tdmr1_core.runs.evaluation.evaluate import paired_gain
+    from tdmr1_core.runs.evaluation.roles import gains
 
     rewards = list(rows[0].evaluation.measures)
     lines = []
@@ -254,19 +191,19 @@ def _show(source: str, rows: Sequence[Row]) -> None:
         measures = row.evaluation.measures
         cells = [cell for name in rewards for cell in (plus_minus(measures[name]), str(measures[name].n))]
         lines.append([row.label, str(row.steps), *cells])
-    if pair := _pair(rows):
-        gains = [paired_gain(pair[1], pair[0], name) for name in rewards]
-        lines.append(["trained − student", "", *(cell for value in gains for cell in (signed(value), str(value.n)))])
+    if gained := gains(rows):
+        cells = [cell for value in gained.values() for cell in (signed(value), str(value.n))]
+        lines.append(["trained − student", "", *cells])
     columns = ["", "steps", *(column for name in rewards for column in (name, "n"))]
     table(columns, lines, title=f"{source}: mean ± standard error")
 
 
 def _document(target: str, loaded: Target, tables: dict[str, list[Row]]) -> dict[str, Any]:
-    from tdmr1_core.runs.evaluation.evaluate import paired_gain
+    from tdmr1_core.runs.evaluation.roles import gains
 
     sets = []
     for source, rows in tables.items():
-        pair = _pair(rows)
+        gained = gains(rows)
         listed = [
             {
                 "role": row.label.partition(",")[0],
@@ -276,8 +213,7 @@ def _document(target: str, loaded: Target, tables: dict[str, list[Row]]) -> dict
             }
             for row in rows
         ]
-        names = list(rows[0].evaluation.measures)
-        gains = {name: measure_document(paired_gain(pair[1], pair[0], name)) for name in names} if pair else None
-        sets.append({"prompts": source, "rows": listed, "gain": gains})
+        gain = {name: measure_document(value) for name, value in gained.items()} if gained else None
+        sets.append({"prompts": source, "rows": listed, "gain": gain})
     iteration = loaded.engine.iteration_index if loaded.is_run else None
     return {"target": target, "model": loaded.engine.entry.name, "iteration": iteration, "prompt_sets": sets}

@@ -9,11 +9,11 @@ import typer
 
 from tdmr1_cli.options import JsonOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, table
-from tdmr1_cli.settings import Flags
 from tdmr1_cli.signals import sigterm_as_interrupt
 from tdmr1_cli.targets import FoundTarget, RunArgument, check_run, find_target
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags
 
 
 def command(

@@ -33,6 +33,15 @@ def command(
     target: Annotated[
         Path, typer.Argument(metavar="RUN|FOLDER", help="A run with the reward `human`, or a folder of images.")
     ],
+    question: Annotated[
+        str | None,
+        typer.Option(
+            "--question",
+            metavar="TEXT",
+            help='What people are asked; like means yes, dislike means no (default: "Do you like this image?"). All '
+            "answers of a folder belong to one question.",
+        ),
+    ] = None,
     judges: Annotated[
         int,
         typer.Option("--judges", metavar="N", min=1, max=MOST_WORKERS, help="Number of people who judge each image."),
@@ -74,6 +83,9 @@ def command(
     if export is not None:
         _export(target, export, json)
         return
+    from tdmr1_rewards.feedback.question import read_question
+
+    asked = None if question is None else read_question(question)
     groups = None if is_run(str(target)) else _image_groups(target, shuffle)
     if groups is None:
         _check_has_answers(target)
@@ -83,6 +95,8 @@ def command(
     from tdmr1_rewards.feedback.serving import open_page
 
     with page_lock(_folder(target)) as address, closing(open_page(_folder(target), host, port, message)) as page:
+        if asked is not None:
+            page.store.set_question(asked)
         scan = _open_round(page.store, target, groups, judges)
         address.write(page.url)
         _print_address(page, target, host, scan, json)
@@ -183,12 +197,20 @@ def _print_address(page: Page, target: Path, host: str, scan: FolderScan | None,
     opened = sum(page.store.progress(each.id).items for each in page.store.open_rounds())
     images = scan.total if scan is not None else opened
     if json:
-        emit_json({"url": page.url, "folder": str(page.store.folder), "pictures": images})
+        emit_json(
+            {
+                "url": page.url,
+                "folder": str(page.store.folder),
+                "pictures": images,
+                "question": page.store.question(),
+            }
+        )
         return
     data(page.url)
     if host in ANY_HOST and (address := network_address()):
         port_and_token = page.url.rpartition(":")[2]
         message(f"from a phone or another machine: http://{address}:{port_and_token}")
+    message(f"question: {page.store.question()} (like: yes, dislike: no)")
     message(f"{images} images of {target} to judge; everyone with the link can judge; Ctrl-C stops")
 
 

@@ -20,9 +20,9 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import data, emit_json, measure_document, message, number, plus_minus, table
-from tdmr1_cli.settings import Flags, resolve_settings
-from tdmr1_cli.targets import is_run
+from tdmr1_cli.targets import CONFIG, check_target, is_run
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.settings.bounds import MOST_IMAGES
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def command(
 
 def _with_target(flags: Flags, target: str) -> Flags:
     if is_run(target):
-        return replace(flags, config=Path(target) / "config.yaml")
+        return replace(flags, config=Path(target) / CONFIG)
     if flags.model is not None:
         raise Tdmr1Error(
             f"the model is named twice: {target!r} and --model {flags.model!r}",
@@ -85,6 +85,7 @@ def _with_target(flags: Flags, target: str) -> Flags:
             code="option-conflict",
             values={"target": target, "model": flags.model},
         )
+    check_target(target)
     return replace(flags, model=target)
 
 

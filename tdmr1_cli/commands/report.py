@@ -1,7 +1,8 @@
-"""`tdmr1 report`: an HTML report of a run, and a summary."""
+"""`tdmr1 report`: an HTML report of one or several runs, and a summary; with --watch a page that follows them."""
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,40 +11,80 @@ import typer
 
 from tdmr1_cli.options import JsonOption
 from tdmr1_cli.output import data, emit_json, measure_document, message, plus_minus, table, warning
-from tdmr1_cli.targets import RunArgument, check_run
+from tdmr1_cli.targets import check_run
 from tdmr1_core.durable_files import check_writable
+from tdmr1_core.errors import Tdmr1Error
 
 if TYPE_CHECKING:
     from tdmr1_core.runs.output.report import Report
 
+FILE = "report.html"
+
 
 def command(
-    run: RunArgument,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared in one page.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="The HTML file (default: RUN/report.html).")
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", help="The HTML file (default: RUN/report.html; ./report.html for several runs)."
+        ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page on this machine and follow the runs until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port of --watch; 0 is a free one.")
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Write an HTML report of a run, finished or not: curves, evaluations, guard, skipped updates, settings.
+    """Write an HTML report of runs, finished or not: curves, evaluations, images, guard, cost, settings.
 
-    A summary is printed. With --json the report is printed as JSON and no file is written.
+    The file needs no network. A summary is printed. With --json the report is printed as JSON and no file is written.
     """
-    check_run(run)
-    file = output or run / "report.html"
+    for run in runs:
+        check_run(run)
+    if watch:
+        _watch(runs, output, port, json)
+        return
+    file = output or (runs[0] / FILE if len(runs) == 1 else Path(FILE))
     if not json:
         check_writable(file.parent)
     from tdmr1_core.runs.output.report import read_report
 
-    report = read_report(run)
+    reports = [read_report(run) for run in runs]
     if json:
-        emit_json(_document(report))
+        emit_json(_document(reports[0]) if len(reports) == 1 else {"runs": [_document(report) for report in reports]})
         return
     from tdmr1_core.durable_files import write_results
     from tdmr1_core.runs.output.report_page import report_page
 
-    _show(report)
-    write_results({file: report_page(report).encode()})
+    for report in reports:
+        _show(report)
+    write_results({file: report_page(reports, file).encode()})
     data(str(file))
+
+
+def _watch(runs: list[Path], output: Path | None, port: int, json: bool) -> None:
+    """Serve the live page until Ctrl-C."""
+    if output is not None:
+        raise Tdmr1Error(
+            "--output and --watch exclude each other: the live page is no file",
+            "remove one of the two",
+            code="option-conflict",
+            values={"options": ["--output", "--watch"]},
+        )
+    from tdmr1_core.runs.output.live_report import open_live_report
+
+    with closing(open_live_report(runs, port)) as page:
+        if json:
+            emit_json({"url": page.url})
+        else:
+            data(page.url)
+            message("open this link in a browser on this machine; Ctrl-C stops")
+        with suppress(KeyboardInterrupt):
+            page.run()
 
 
 def _show(report: Report) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,10 +18,10 @@ import typer
 
 from tdmr1_cli.options import JsonOption, LoraOption, ModelPathOption, SetOption
 from tdmr1_cli.output import data, emit_json, message, print_warnings
-from tdmr1_cli.settings import Flags
 from tdmr1_cli.targets import Target, TargetArgument, is_run, load_target
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.preflight.layers import Flags
 from tdmr1_core.settings.bounds import LARGEST_NUMBER, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
 from tdmr1_rewards.texts.redaction import redact
 
@@ -45,8 +47,14 @@ class SampledRole(StrEnum):
 def command(
     target: TargetArgument,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="The folder of the PNG files; no file is overwritten.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="The folder of the PNG files (default: RUN/samples-<time>, or samples-<model>-<time>); no file is "
+            "overwritten.",
+        ),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated.")
     ] = None,
@@ -94,11 +102,12 @@ def command(
             'give one with --prompt "two red circles" or --prompts SET',
             code="usage",
         )
+    output = output or default_folder(target)
     check_writable(output)
     _reject_existing([output / GRID, output / METADATA])
     texts = list(prompt or [])
     for text in texts:
-        _check_prompt(text)
+        check_prompt(text)
     flags = Flags(sets=sets or (), model_path=model_path, lora=lora)
     with _prompt_file(target, texts, prompts, flags) as flags:
         loaded = load_target(target, flags, needs_reward=False, needed=lambda config, extensions: _needed(role))
@@ -115,6 +124,14 @@ def command(
         for path in files:
             data(str(path))
         message(f"all of them: {output / GRID}")
+
+
+def default_folder(target: str) -> Path:
+    """A new folder in the run, or that of a model or pipeline in the working folder."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    base = Path(target) / f"samples-{now}" if is_run(target) else Path(f"samples-{Path(target).name}-{now}")
+    others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([base], others) if not folder.exists())
 
 
 def _reject_existing(files: Sequence[Path]) -> None:
@@ -149,7 +166,7 @@ def _needed(role: SampledRole) -> Needed:
     return Needed(start=role is SampledRole.start, teacher=role is SampledRole.teacher)
 
 
-def _check_prompt(text: str) -> None:
+def check_prompt(text: str) -> None:
     """Raise Tdmr1Error for an argument of --prompt that is not a prompt."""
     from tdmr1_core.prompts.files import find_fault
 
@@ -199,14 +216,9 @@ def _draw(
     steps: int | None,
     guidance: float | None,
 ) -> EvaluationImages:
-    from tdmr1_core.models.roles import GENERATOR_EMA, TEACHER
-    from tdmr1_core.runs.evaluation.evaluate import sample_images
+    from tdmr1_core.runs.evaluation.roles import sample_role
 
-    engine = loaded.engine
-    if role is SampledRole.start:
-        engine.roles.load(GENERATOR_EMA, engine.start, "the start of the run")
-    name = TEACHER if role is SampledRole.teacher else GENERATOR_EMA
-    return sample_images(engine, name, wanted, images, seed, steps=steps, guidance_scale=guidance)
+    return sample_role(loaded.engine, role.value, wanted, images, seed, steps=steps, guidance_scale=guidance)
 
 
 def _save(sampled: EvaluationImages, files: Sequence[Path], output: Path, columns: int) -> None:

@@ -20,7 +20,7 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.run_command import resume_run, start_run
-from tdmr1_cli.settings import Flags
+from tdmr1_core.preflight.layers import Flags
 
 
 def command(

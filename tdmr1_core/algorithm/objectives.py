@@ -30,6 +30,11 @@ def fake_score_loss(fake: Tensor, target: Tensor, teacher: Tensor, teacher_weigh
     return sample_mse(fake, target) + teacher_weight * sample_mse(fake, teacher)
 
 
+def implicit_reward(loss: Tensor, reference_loss: Tensor, beta: float) -> Tensor:
+    """r = beta (l^ref - l) per sample, (B,): beta log p_phi / p_ref up to a constant of the prompt (Eq. 7-9)."""
+    return beta * (reference_loss - loss)
+
+
 def preference_weights(
     advantages: Tensor, loss: Tensor, reference_loss: Tensor, beta: float, group_size: int
 ) -> Tensor:

@@ -96,7 +96,7 @@ def check_levels(subject: Subject) -> str:
                 height=size[0],
                 width=size[1],
                 output_type="latent",
-                **({} if subject.family.takes_sigmas else {"use_pe": False}),
+                **subject.family.call_arguments,
                 **(
                     {"sigmas": _even(steps)}
                     if subject.backbone.has_static_levels and subject.family.takes_sigmas

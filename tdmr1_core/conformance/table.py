@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from tdmr1_core.conformance.tiny_pipelines import MAKERS, make_tiny_pipeline
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.hub import cached_snapshot
+from tdmr1_core.models.library_logs import quiet_libraries
 from tdmr1_core.models.pipeline_files import INDEX, absent_parts, is_hub_id, parts_of
 from tdmr1_core.models.registry import ModelEntry
 
@@ -77,16 +77,6 @@ def require_family(name: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the warnings of diffusers and transformers about tiny random networks."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    former = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    with warnings.catch_warnings():
+    with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        diffusers_logging.set_verbosity(logging.ERROR)
-        transformers_logging.set_verbosity(logging.ERROR)
-        try:
-            yield
-        finally:
-            diffusers_logging.set_verbosity(former[0])
-            transformers_logging.set_verbosity(former[1])
+        yield

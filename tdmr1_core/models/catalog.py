@@ -8,8 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import resources
 
-from tdmr1_core.models.families import ATTENTION, GATED_ATTENTION, JOINT_ATTENTION, KLEIN, SELF_ATTENTION
-from tdmr1_core.models.registry import SCHNELL_LENGTH, ModelEntry
+from tdmr1_core.models.families import (
+    ATTENTION,
+    GATED_ATTENTION,
+    JOINT_ATTENTION,
+    KLEIN,
+    SCHNELL_LENGTH,
+    SELF_ATTENTION,
+)
+from tdmr1_core.models.registry import ModelEntry
 
 APACHE = "Apache-2.0"
 FLUX2 = "FLUX Non-Commercial License"

@@ -57,7 +57,7 @@ class ErnieImageBackbone(PatchifiedBackbone):
         call = super().sampling_call(sigmas, size, max_sequence_length)
         arguments = {name: value for name, value in call.arguments.items() if name != "sigmas"}
         steps = {"num_inference_steps": len(sigmas) - 1}
-        return SamplingCall({**steps, **arguments, "use_pe": False}, {**EXACT_LEVELS, "shift": _shift_of(sigmas)})
+        return SamplingCall({**steps, **arguments}, {**EXACT_LEVELS, "shift": _shift_of(sigmas)})
 
     def check_levels(self, sigmas: Tensor) -> None:
         """Raise Tdmr1Error unless the levels are S(1 - k / K): the pipeline takes a number of steps only."""

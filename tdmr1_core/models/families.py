@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
@@ -40,6 +40,9 @@ GATED_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_gate", "attn.
 """The attention layers of Krea 2, including those that combine the layers of the text encoder."""
 SELF_ATTENTION = ("self_attention.to_q", "self_attention.to_k", "self_attention.to_v", "self_attention.to_out.0")
 """The attention layers of ERNIE-Image."""
+
+SCHNELL_LENGTH = 256
+"""Tokens of a prompt of FLUX.1-schnell."""
 
 
 class Layout(StrEnum):
@@ -108,6 +111,14 @@ class Family:
     """Whether a call of the pipeline takes noise levels. Otherwise its scheduler must give them."""
     takes_length: bool = True
     """Whether a call of the pipeline takes max_sequence_length."""
+    call_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of every call of the pipeline."""
+    always_distilled: bool = False
+    """Whether guidance is distilled into every model of the family."""
+    length_without_guidance: int | None = None
+    """The default number of tokens of models whose denoiser has no guidance_embeds; None if they do not differ."""
+    optional_t5: bool = False
+    """Whether the third text encoder, T5, may be missing or omitted."""
     masks_padding: bool = False
     """Whether attention gets a mask where prompts have different lengths. Not every attention kernel takes one."""
     not_loaded: tuple[str, ...] = ()
@@ -205,6 +216,7 @@ for each in (
         comfy_prefix="transformer.",
         readers={"tokenizer": CLIP, "tokenizer_2": CLIP, "tokenizer_3": T5},
         diffusers="0.29",
+        optional_t5=True,
     ),
     Family(
         name="zimage",
@@ -281,6 +293,8 @@ for each in (
         mu=Mu.TOKENS,
         guidance_argument="true_cfg_scale",
         not_loaded=("image_encoder", "feature_extractor"),
+        always_distilled=True,
+        length_without_guidance=SCHNELL_LENGTH,
     ),
     Family(
         name="ernie_image",
@@ -299,6 +313,7 @@ for each in (
         not_loaded=("pe", "pe_tokenizer"),
         masks_padding=True,
         diffusers="0.38",
+        call_arguments={"use_pe": False},
     ),
 ):
     add_family(each)

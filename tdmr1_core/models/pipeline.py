@@ -208,6 +208,7 @@ class PipelineBackbone(ABC):
         }
         if self.family.takes_length:
             arguments["max_sequence_length"] = max_sequence_length
+        arguments |= self.family.call_arguments
         scheduler = self.pipeline.scheduler.config
         if self.has_static_levels:  # the scheduler applies its shift to the levels that it gets
             return SamplingCall({"sigmas": unshift_sigma(sigmas[:-1], scheduler.shift).tolist(), **arguments}, {})

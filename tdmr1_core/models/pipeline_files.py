@@ -224,14 +224,14 @@ def _incomplete(folder: Path, name: str, problem: str, hint: str) -> Tdmr1Error:
 
 
 def absent_parts(source: str, family: Family, *, with_t5: bool) -> tuple[str, ...]:
-    """The parts of a pipeline that are not loaded: those that sampling does not need, and T5 of SD3 without T5."""
-    if family.name == "sd3":
+    """The parts of a pipeline that are not loaded: those that sampling does not need, and T5 without `with_t5`."""
+    if family.optional_t5:
         return () if with_t5 and has_t5(source) else T5
     return tuple(part for part in parts_of(source) if part in family.not_loaded)
 
 
 def has_t5(source: str) -> bool:
-    """True if an SD3 pipeline has its third text encoder, T5."""
+    """True if a pipeline has its third text encoder, T5."""
     return (read_config(source, INDEX).get("text_encoder_3") or [None])[0] is not None
 
 

@@ -23,8 +23,6 @@ SAMPLE_SIZE = 128
 """Latents of an image of the default size along each axis, if the config does not contain it."""
 PIXELS = 8
 """Pixels in a latent, if the config of the autoencoder lacks its levels."""
-SCHNELL_LENGTH = 256
-"""Tokens of a prompt of FLUX.1-schnell."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class ModelEntry:
             self,
             teacher=teacher,
             teacher_steps=self.steps if itself else ModelEntry.teacher_steps,
-            teacher_guidance=1.0 if itself or self.family == "flux1" else ModelEntry.teacher_guidance,
+            teacher_guidance=1.0 if itself or FAMILIES[self.family].always_distilled else ModelEntry.teacher_guidance,
             teacher_licence=ModelEntry.teacher_licence,
             teacher_gated=False,
         )
@@ -196,12 +194,13 @@ def entry_of_pipeline(source: str) -> ModelEntry:
     pixels = pixels_per_latent(autoencoder) if has_levels(autoencoder) else PIXELS
     largest = latent_grid(family, {"in_channels": 0, **denoiser}, pixels).largest
     side = int(min(denoiser.get("sample_size", SAMPLE_SIZE) * pixels, largest))
-    distilled = bool(read_config(source, INDEX).get("is_distilled")) or family.name == "flux1"
+    distilled = bool(read_config(source, INDEX).get("is_distilled")) or family.always_distilled
     length = family.max_sequence_length
-    if family.name == "sd3" and not has_t5(source):
+    with_t5 = family.optional_t5 and has_t5(source)
+    if family.optional_t5 and not with_t5:
         length = 0
-    elif family.name == "flux1" and not denoiser.get("guidance_embeds"):
-        length = SCHNELL_LENGTH
+    elif family.length_without_guidance is not None and not denoiser.get("guidance_embeds"):
+        length = family.length_without_guidance
     return ModelEntry(
         name=Path(source).name,
         summary=f"the pipeline in {source}",
@@ -212,7 +211,7 @@ def entry_of_pipeline(source: str) -> ModelEntry:
         height=side,
         width=side,
         shift=scheduler.get("shift", 3.0) if is_static(scheduler) else None,
-        with_t5=family.name == "sd3" and has_t5(source),
+        with_t5=with_t5,
         max_sequence_length=length,
         targets=family.targets,
         guidance_distilled=distilled,

@@ -309,6 +309,14 @@ INEFFECTIVE = (
         lambda s: s.config.model.device == "cpu" and s.config.memory.trajectories == "cpu",
         "model.device is cpu",
     ),
+    # Trackers
+    Ineffective(
+        "saving.tensorboard", lambda s: s.config.tracking is not None, "tracking names the trackers of the run"
+    ),
+    *(
+        Ineffective(f"tracking_{name}", lambda s: not s.config.tracking, "tracking names no tracker")
+        for name in ("project", "tags")
+    ),
     # Evaluations and the guard
     Ineffective(
         "evaluation.every",

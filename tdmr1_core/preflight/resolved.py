@@ -6,7 +6,7 @@ what they do with it. Nothing here needs torch or loads a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,14 +114,16 @@ def resolve_run(
     run_folder: Path | None = None,
     scores: bool = True,
     evaluates: bool = True,
+    prompt_sets: Mapping[str, PromptSet] | None = None,
 ) -> ResolvedRun:
     """Look up all that a run needs, and check the settings. The config of the result has absolute paths.
 
     `entry` and `finder` are for callers that have looked up the model or rewards already. `run_folder` is the folder of
     a run that is resumed. `scores` is False for a command that scores no image: prompts are then not checked against
     the rewards. `evaluates` is False for a command without the evaluations of a run: rewards may then compare images of
-    a prompt although evaluations sample one image for each. Raises Tdmr1Error for settings that contradict each other,
-    for a model, prompt set, reward or option that does not exist, and for prompts that do not fit the rewards.
+    a prompt although evaluations sample one image for each. `prompt_sets` are loaded already, by the names that the
+    settings have. Raises Tdmr1Error for settings that contradict each other, for a model, prompt set, reward or option
+    that does not exist, and for prompts that do not fit the rewards.
     """
     extensions = extensions or discover()
     finder = finder or RewardFinder(extensions.plugins.rewards)
@@ -131,7 +133,11 @@ def resolve_run(
     rewards = finder.resolve_run(config, entry.domain)
     training = training_prompts_name(config, entry, rewards.trained)
     held_out = evaluation_prompts_name(config, entry, training)
-    sets = tuple(load_prompt_set(name, entry.domain) for name in dict.fromkeys((training, held_out)))
+    loaded = prompt_sets or {}
+    sets = tuple(
+        loaded[name] if name in loaded else load_prompt_set(name, entry.domain)
+        for name in dict.fromkeys((training, held_out))
+    )
     unscored = check_prompts(sets, rewards, run_folder) if scores else []
     if scores and evaluates and rewards.evaluation:
         check_evaluation_groups(config, sets, specs_of(rewards.evaluation), specs_of(rewards.held_out))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def read_prompt_file(path: Path) -> list[Prompt]:
             values={"path": str(path), "suffix": path.suffix},
         )
     entries = list(read(path))
+    if read is not read_text:
+        return prompts_of(entries, path)
+    return [replace(prompt, text=strip_blanks(prompt.text)) for prompt in prompts_of(entries, path, "removed")]
+
+
+def prompts_of(entries: Sequence[Entry], path: Path, blanks: str = "kept") -> list[Prompt]:
+    """The prompts of entries; `path` is where they are from, and `blanks` what happens to surrounding blanks.
+
+    Warns of blanks, and of prompts that occur more than once. Raises Tdmr1Error if there are none, and for entries that
+    are not prompts.
+    """
     if not entries:
         raise Tdmr1Error(
             f"the prompt file {path} contains no prompts",
@@ -57,13 +69,9 @@ def read_prompt_file(path: Path) -> list[Prompt]:
             values={"path": str(path)},
         )
     _check(entries, path)
-    is_text = read is read_text
-    _warn_of_blanks(entries, path, "removed" if is_text else "kept")
+    _warn_of_blanks(entries, path, blanks)
     _warn_of_duplicates(entries, path)
-    return [
-        Prompt(strip_blanks(entry.value) if is_text else entry.value, entry.metadata, path, entry.place)
-        for entry in entries
-    ]
+    return [Prompt(entry.value, entry.metadata, path, entry.place) for entry in entries]
 
 
 def find_fault(value: Any) -> str | None:

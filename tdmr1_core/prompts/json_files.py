@@ -43,7 +43,11 @@ def read_jsonl(path: Path) -> Iterator[Entry]:
 
 def read_json(path: Path) -> Iterator[Entry]:
     """A list of strings or objects, or one object per line."""
-    text = content(path)
+    return json_entries(content(path), path)
+
+
+def json_entries(text: str, path: Path) -> Iterator[Entry]:
+    """The entries of the text of a JSON file; `path` is the file in messages."""
     try:
         document = _parse(text) if text.strip() else []
     except TooDeepError as error:

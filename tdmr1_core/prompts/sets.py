@@ -111,12 +111,17 @@ EMBEDDED_DOMAINS = ("tiny", "words")
 """The domains of the embedded models."""
 
 
+HUB = "hf:"
+"""The start of the name of a dataset of the hub (`hub_datasets.py`)."""
+
+
 @dataclass(frozen=True)
 class PromptSet:
-    """A prompt set with its name in the settings: a named set or a file."""
+    """A prompt set with its name in the settings: a named set, a file, or a dataset of the hub with its commit."""
 
     name: str
     prompts: tuple[Prompt, ...]
+    commit: str | None = None
 
     def images_drawn(self, images: int, per_prompt: int | None = None) -> int:
         """The number of images that an evaluation of about `images` images samples (`spread`)."""
@@ -126,15 +131,22 @@ class PromptSet:
 
 def load_prompt_set(source: str, domain: str) -> PromptSet:
     """Load a prompt set with its name. Raises Tdmr1Error as `load_prompts` does."""
+    if source.startswith(HUB):
+        from tdmr1_core.prompts.hub_datasets import read_dataset
+
+        prompts, commit = read_dataset(source)
+        return PromptSet(source, tuple(prompts), commit)
     return PromptSet(source, tuple(load_prompts(source, domain)))
 
 
 def load_prompts(source: str, domain: str) -> list[Prompt]:
-    """Load a prompt set of the domain by name, or a prompt file.
+    """Load a prompt set of the domain by name, a prompt file, or a dataset of the hub (`hub_datasets.py`).
 
     A folder in the layout of flow_grpo is read from its train_metadata.jsonl or train.txt. Raises Tdmr1Error for an
-    unknown name, for a path that is not a file, and as `read_prompt_file` does.
+    unknown name, for a path that is not a file, and as `read_prompt_file` and `read_dataset` do.
     """
+    if source.startswith(HUB):
+        return list(load_prompt_set(source, domain).prompts)
     known = PROMPT_SETS.get(domain, {})
     if source in known:
         return known[source]()
@@ -147,7 +159,7 @@ def load_prompts(source: str, domain: str) -> list[Prompt]:
         f"the prompt set or file {source!r} is {found}"
         if found
         else f"there is no {what} {source!r} for models of the domain {domain!r}",
-        f"name a prompt set or a prompt file; {close_match_hint(source, known)}",
+        f"name a prompt set, a prompt file or a dataset (hf:OWNER/DATASET:COLUMN); {close_match_hint(source, known)}",
         code="prompts-unknown",
         values={"name": source, "domain": domain, "found": found},
     )
@@ -179,7 +191,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
     The end is the file name, with as many folders as distinguish it from the other paths.
     """
-    paths = {name: Path(name).parts for name in dict.fromkeys(names) if "/" in name}
+    paths = {name: Path(name).parts for name in dict.fromkeys(names) if "/" in name and not name.startswith(HUB)}
     short = {}
     for name, parts in paths.items():
         others = [other for other in paths.values() if other != parts]
@@ -214,5 +226,7 @@ def held_out_companion(source: str, domain: str) -> str:
 
 def companion_file(source: str) -> Path | None:
     """The place of the file test… that belongs to a prompt file train…; None for a file of another name."""
+    if source.startswith(HUB):
+        return None
     path = _in_folder(source)
     return path.with_name(path.name.replace("train", "test", 1)) if path.name.startswith("train") else None

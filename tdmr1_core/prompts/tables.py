@@ -78,12 +78,12 @@ def read_parquet(path: Path) -> Iterator[Entry]:
     except OSError as error:
         raise unreadable(path, error.strerror or str(error), "check the file and its permissions") from error
     columns = _header(path, table.column_names)
-    cells = [_cells(name, column) for name, column in zip(columns, table.columns, strict=True)]
-    for number, row in enumerate(zip(*cells, strict=True), 1):
-        values = dict(zip(columns, row, strict=True))
+    values = [cells(name, column, plain=name != KEY) for name, column in zip(columns, table.columns, strict=True)]
+    for number, row in enumerate(zip(*values, strict=True), 1):
+        entry = dict(zip(columns, row, strict=True))
         fault = next((value for value in row if isinstance(value, Fault)), None)
-        metadata = {name: value for name, value in values.items() if value is not None}
-        yield Entry(f"row {number}", fault or values[KEY], metadata)
+        metadata = {name: value for name, value in entry.items() if value is not None}
+        yield Entry(f"row {number}", fault or entry[KEY], metadata)
 
 
 def _read_table(path: Path, delimiter: str) -> Iterator[Entry]:
@@ -152,13 +152,13 @@ def _count(number: int, noun: str) -> str:
     return f"1 {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _cells(name: str, column: Any) -> list[Any]:
-    """The values of a column of Parquet, with a Fault for each that is not exact as JSON."""
+def cells(name: str, column: Any, *, plain: bool = True) -> list[Any]:
+    """The values of a column of Arrow; with `plain`, a Fault stands for each that is not exact as JSON."""
     try:
         values = column.to_pylist()
     except Exception:  # of many types: no valid UTF-8, a date that Python cannot represent, an unknown time zone
         values = [_cell(name, scalar) for scalar in column]
-    return values if name == KEY else [_plain_cell(name, value) for value in values]
+    return [_plain_cell(name, value) for value in values] if plain else values
 
 
 def _cell(name: str, scalar: Any) -> Any:

@@ -21,8 +21,9 @@ from tdmr1_core.models.pipeline_files import family_of, is_hub_id, is_on_hub
 from tdmr1_core.models.registry import SAME, ModelEntry
 from tdmr1_core.plugins import Extensions
 from tdmr1_core.preflight.option_paths import leaves, listed_rewards, path_in
-from tdmr1_core.prompts.sets import PROMPT_SETS, companion_file
+from tdmr1_core.prompts.sets import HUB, PROMPT_SETS, companion_file
 from tdmr1_core.runs.checkpoints.run_config import EVALUATIONS, Header, read_header
+from tdmr1_rewards.calling import session
 from tdmr1_rewards.calling.reference import reference_of, validated_options
 from tdmr1_rewards.registry import RewardRegistry
 from tdmr1_rewards.sources.source import Source, parse_source
@@ -94,6 +95,12 @@ def needed_by_evaluation(
     return Needed(start=True, teacher=True, prompts=prompts, rewards=rewards)
 
 
+def listed_trained(config: RunConfig, registry: RewardRegistry) -> list[tuple[str, RewardConfig]]:
+    """The trained rewards that need no people, with their places in the settings."""
+    listed = listed_rewards(config)
+    return [(place, each) for place, each in listed if place.startswith("rewards.") and _evaluates(each, registry)]
+
+
 def _evaluates(reward: RewardConfig, registry: RewardRegistry) -> bool:
     """Whether a reward may score evaluations. One that is not registered may."""
     name = reward.source or reward.name
@@ -103,8 +110,10 @@ def _evaluates(reward: RewardConfig, registry: RewardRegistry) -> bool:
 def check_inputs(folder: Path, config: RunConfig, extensions: Extensions, needed: Needed) -> None:
     """Raise a MissingInputs error that names all needed inputs of a run that do not exist.
 
-    If none of them is required for certain, they are a warning.
+    If none of them is required for certain, they are a warning. Raises another Tdmr1Error for rewards that are objects
+    of a Python program, which this process does not have.
     """
+    _check_session(folder, needed)
     missing = find_missing(folder, config, extensions, needed)
     if not any(each.required for each in missing):
         for each in missing:
@@ -123,6 +132,20 @@ def check_inputs(folder: Path, config: RunConfig, extensions: Extensions, needed
         code="file-missing",
         values={"run": str(folder), "missing": [asdict(each) for each in missing]},
     )
+
+
+def _check_session(folder: Path, needed: Needed) -> None:
+    """Raise Tdmr1Error if a reward is an object of a Python program that this process does not have."""
+    names = [name for _, reward in needed.rewards if (name := session.name_in(reward.source)) is not None]
+    absent = list(dict.fromkeys(name for name in names if not session.is_provided(name)))
+    if absent:
+        listed = ", ".join(absent)
+        given = listed if len(absent) == 1 else f"[{listed}]"
+        call = f"train(resume={str(folder)!r}, reward={given})"
+        if not needed.cache:  # an evaluation
+            given = ", ".join(f"{name!r}: {name}" for name in absent)
+            call = f"TrainedRun({str(folder)!r}, rewards={{{given}}}).evaluate()"
+        raise session.absent(*absent, hint=f"use Python: tdmr1_core.{call}")
 
 
 def _assignments(missing: Iterable[Missing]) -> str:
@@ -262,9 +285,11 @@ def _missing_prompts(config: RunConfig, entry: ModelEntry | None, header: Header
         ("prompts.train", "the training prompts", train),
         ("prompts.evaluate", "the prompts of evaluations", evaluate),
     ):
-        if name and name not in known and "/" in name and not os.path.exists(name):
+        is_path = name and name not in known and "/" in name and not name.startswith(HUB)
+        if name and is_path and not os.path.exists(name):
             yield Missing(setting, what, name, f"{setting}=NEW_FOLDER/{Path(name).name}")
-    if evaluate is None and train and train not in known and EVALUATIONS in header.prompts:
+    in_file = train and train not in known and not train.startswith(HUB)
+    if evaluate is None and train and in_file and EVALUATIONS in header.prompts:
         test = companion_file(train)  # the run began with a file test… beside its file train…
         if test is None or not test.exists():
             place, name = (str(test), test.name) if test else (f"beside {train}", "FILE")

@@ -29,6 +29,12 @@ class Observer:
     def saved(self, checkpoint: Path) -> None:
         """A checkpoint is written."""
 
+    def alarmed(self, step: int, alarm: str) -> None:
+        """The guard has raised an alarm."""
+
+    def tracked(self, address: str) -> None:
+        """A tracker reports the address of the run, such as "wandb: https://…"."""
+
     def waiting(self, text: str) -> None:
         """A reward reports what it waits for. Called from the reward's thread."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
@@ -18,15 +20,16 @@ from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import Tree
 from tdmr1_core.distill import DistillEngine
 from tdmr1_core.distributed import ALONE, Processes, set_threads
-from tdmr1_core.durable_files import lock_run, translate_write_errors
+from tdmr1_core.durable_files import lock_run, replace_durable, translate_write_errors
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import RunWarning, Tdmr1Error, warn
 from tdmr1_core.models.roles import GENERATOR
-from tdmr1_core.planning.cards import free_memory
 from tdmr1_core.planning.choices import Choices, choose_for_run
+from tdmr1_core.planning.free_memory import free_memory
 from tdmr1_core.plugins import Extensions, discover
 from tdmr1_core.preflight.prompts import check_lengths
 from tdmr1_core.preflight.resolved import ResolvedRun, freeze_rewards, resolve_run
+from tdmr1_core.preflight.trackers import check_trackers
 from tdmr1_core.records import Prompt
 from tdmr1_core.runs.checkpoints.checkpoint import (
     checkpoint_folders,
@@ -60,6 +63,10 @@ from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview, shown
 from tdmr1_rewards.calling import interrupts
 from tdmr1_rewards.errors import describe_error
+
+if TYPE_CHECKING:
+    from tdmr1_core.runs.output.resources import ResourceLog
+    from tdmr1_core.runs.tracking.client import Trackers
 
 STOPPING_LIMIT = 15.0
 """Seconds that a run waits for the current call of a reward after it was asked to stop."""
@@ -103,11 +110,14 @@ class Run:
         self._lock = lock
         self._fingerprints = Fingerprints()
         self._changed_inputs: list[RunWarning] = []
+        self.stop_signal: int | None = None
+        """The signal that asked for a stop."""
         self._stop = False
         """Whether this process was asked to stop."""
         self._stopping = False
         """Whether all processes have agreed to stop."""
         self._saved_at: int | None = None
+        self._files: dict[str, bytes] = {}
         self._logged_at = 0
         self._last_skipped: tuple[str, ...] = ()
 
@@ -124,12 +134,14 @@ class Run:
         extensions: Extensions | None = None,
         processes: Processes = ALONE,
         announce: Callable[[str], None] = lambda _: None,
+        files: Mapping[str, bytes] | None = None,
     ) -> Run:
         """A new run in a folder that is empty or does not exist.
 
         Settings that are not resolved yet are resolved here. On GPUs, settings of batch and memory that are `auto` are
         chosen for the free memory; `announce` gets a line of text if this takes seconds. The first process decides
-        about folder and config. Raises Tdmr1Error for a used folder, and as `resolve_run` does.
+        about folder and config. `files` are written into the folder, such as prompts that no other file has. Raises
+        Tdmr1Error for a used folder, and as `resolve_run` does.
         """
         resolved = (
             config if isinstance(config, ResolvedRun) else processes.on_each(lambda: resolve_run(config, extensions))
@@ -153,6 +165,7 @@ class Run:
             resolved = processes.on_each(partial(resolved.with_choices, kept))
         run = cls(folder, resolved, processes=processes)
         run.choices = choices
+        run._files = dict(files or {})
         return run
 
     @classmethod
@@ -204,6 +217,8 @@ class Run:
             device, leads = self.processes.device(self.config.model.device), self.processes.first
             if self.config.memory.shard and self.processes.count == 1:
                 _warn_of_sharding()
+            if self.config.tracking:
+                self.processes.on_first(lambda: check_trackers(self.config.tracking or ()))
             self._fingerprints = self.processes.on_first(lambda: fingerprint_inputs(self.resolved))
             if self._resume_point is not None:
                 self.processes.on_first(self._warn_of_changes)
@@ -251,14 +266,23 @@ class Run:
     def _lead(self, engine: Engine, evaluator: Evaluator, observer: Observer) -> RunResult:
         """The first process: iterate and write everything."""
         with ExitStack() as closing:
-            tracker = Tracker(self.folder, tensorboard=self.config.saving.tensorboard)
-            closing.callback(tracker.close)
+            board = self.config.saving.tensorboard and self.config.tracking is None
+            tracker = Tracker(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
+            closing.push(lambda error, *_: tracker.close(wait=error is not KeyboardInterrupt))
             try:
+                resources = self._record_for_report(engine, closing)
                 with interrupts.listening(observer.waiting):
-                    return self._loop(engine, evaluator, tracker, observer)
+                    return self._loop(engine, evaluator, tracker, observer, resources)
             except BaseException:
                 self._save_after_error(engine, tracker)
                 raise
+
+    def _open_trackers(self, observer: Observer) -> Trackers | None:
+        if not self.config.tracking:
+            return None
+        from tdmr1_core.runs.tracking.client import Trackers
+
+        return Trackers(self.folder, self.config, announce=observer.tracked)
 
     def _follow(self, engine: Engine, evaluator: Evaluator) -> RunResult:
         """Every other process: its part of each iteration and each evaluation."""
@@ -284,7 +308,9 @@ class Run:
         self._stopping = self.processes.any(self._stop)
         return self._stopping
 
-    def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
+    def _loop(
+        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer, resources: ResourceLog
+    ) -> RunResult:
         started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
         repeat = self._is_evaluated(started_at)
@@ -304,7 +330,8 @@ class Run:
                 save_first_evaluation(self.folder, evaluator.subject, before)
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
-            save_preview(engine, self._shown_prompts, self.folder)
+            self._save_preview(engine, evaluator, tracker)
+        resources.write(engine.iteration_index)
         over = self._is_over(engine)
         while not over:
             try:
@@ -314,12 +341,13 @@ class Run:
             self._last_skipped = report.skipped
             tracker.metrics(report.step, report.metrics)
             self._logged_at = report.step
+            resources.write(report.step)
             observer.iteration(report)
             last = self._is_over(engine)
             if last or report.step % self.config.saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if self._is_previewed(report.step, last):
-                save_preview(engine, self._shown_prompts, self.folder)
+                self._save_preview(engine, evaluator, tracker)
             if self._is_evaluated(report.step) and not last:
                 self._evaluate(engine, evaluator, tracker, observer)
             over = last or self._is_over(engine)
@@ -336,7 +364,22 @@ class Run:
             )
         before = before or load_first_evaluation(self.folder, evaluator.subject)
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
+        tracker.image(comparison.stem, engine.iteration_index, comparison)
         return replace(result, before=before, after=after, before_after=comparison)
+
+    def _record_for_report(self, engine: Engine, closing: ExitStack) -> ResourceLog:
+        """The log of time and memory. From here on, the engine also saves the best and worst image of groups."""
+        from tdmr1_core.runs.output.group_images import GroupImages
+        from tdmr1_core.runs.output.resources import ResourceLog
+
+        manager = engine.hooks.manager
+        manager.register(plugin := GroupImages(self.folder, self._is_previewed))
+        closing.callback(manager.unregister, plugin)
+        return ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
+
+    def _save_preview(self, engine: Engine, evaluator: Evaluator, tracker: Tracker) -> None:
+        save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
+        tracker.image(SAMPLES, engine.iteration_index, preview_file(engine, self.folder))
 
     def _is_evaluated(self, step: int) -> bool:
         """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
@@ -368,10 +411,14 @@ class Run:
                 return ()
             if self.resolved.evaluation_rewards and not self._is_stopping():
                 if tracker is not None:
+                    seed = self.config.evaluation.seed
+                    tracker.image_scores(engine.iteration_index, [result.score_row(seed) for result in results])
                     tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
                 reading = evaluator.read_guard(engine, results)
                 if reading is not None and tracker is not None:
                     tracker.guard(reading.step, reading.row())
+                    for alarm in reading.alarms:
+                        observer.alarmed(reading.step, alarm)
                     self._obey_guard(reading, engine, observer)
         return tuple(results)
 
@@ -437,11 +484,16 @@ class Run:
         """The first SIGINT or SIGTERM asks for a stop after this iteration; the second interrupts at once.
 
         The first one also ends the wait for rewards that hang, with one process: others would wait for its scores.
+        Python delivers signals to the main thread only; a run in another thread does not handle them.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if self._stop:
                 raise KeyboardInterrupt
+            self.stop_signal = number
             self.request_stop()
             interrupts.interrupt(STOPPING_LIMIT if self.processes.count == 1 else None)
             observer.stopping()
@@ -472,6 +524,8 @@ class Run:
             self._lock = lock_run(self.folder)
             if (self.folder / CONFIG).exists():
                 raise _used(self.folder, "choose another --output")
+            for name, content in self._files.items():
+                replace_durable(self.folder / name, content)
             write_config(self.folder, self.config, self._fingerprints, engine.model_files)
 
     def _warn_of_changes(self) -> None:

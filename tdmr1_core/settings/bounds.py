@@ -14,6 +14,10 @@ LONGEST_SIDE = 2**14
 """Pixels of an image in each direction. Every model has a lower limit of its own."""
 MOST_WORKERS = 1024
 """Threads, processes, retries of a call, and people who judge an image."""
+LONGEST_TAG = 64
+"""Characters of a tag, and of a project, in trackers: the limit of Weights & Biases for tags."""
+MOST_TAGS = 32
+"""Tags of a run that the user names."""
 LARGEST_RANK = 2**14
 """Rank of a LoRA; larger than the width of every supported network."""
 LARGEST_SEED = 2**63 - 1

@@ -7,10 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from tdmr1_core.algorithm.flow import renoise, renoise_velocity
+from tdmr1_core.algorithm.flow import predict_clean, renoise, renoise_velocity
 from tdmr1_core.algorithm.objectives import (
     PreferenceLoss,
     Stabilisers,
+    implicit_reward,
     preference_loss,
     preference_weights,
     sample_mse,
@@ -42,6 +43,16 @@ class _WholeGroups:
     def select(self, places: Tensor, device: torch.device) -> _WholeGroups:
         """Those of some images (B,), on a device."""
         return _WholeGroups(self.weights[places].to(device), self.reference[places].to(device))
+
+
+@dataclass(frozen=True)
+class SurrogateView:
+    """What the surrogate says about B images at one boundary, noise level and noise."""
+
+    reward: Tensor
+    """The implicit reward, (B,)."""
+    direction: Tensor
+    """x_0 of the surrogate - x_0 of the reference, both without guidance, (B, C, H, W)."""
 
 
 @dataclass(eq=False)
@@ -138,6 +149,20 @@ class SurrogateStage:
         return preference_loss(
             velocity, batch.target, reference, old_loss, advantages, weights, time_weight, self.stabilisers
         )
+
+    @torch.no_grad()
+    def view(
+        self, trajectory: Trajectory, rows: Tensor, counters: tuple[int, int], boundary: Tensor, tau: Tensor
+    ) -> SurrogateView:
+        """Implicit reward and direction of the images `rows` (B,), at the draws of an update with these `counters`.
+
+        `boundary` and `tau` have shape (N,). Nothing is trained.
+        """
+        batch = self._renoise(trajectory, rows, counters, boundary, tau)
+        velocity, reference = self._velocity(SURROGATE, batch), self._velocity(self.reference_role, batch)
+        loss, reference_loss = sample_mse(velocity, batch.target), sample_mse(reference, batch.target)
+        clean, reference_clean = (predict_clean(batch.latents, each, batch.tau) for each in (velocity, reference))
+        return SurrogateView(implicit_reward(loss, reference_loss, self.beta_dpo), clean - reference_clean)
 
     def _old_loss(self, batch: _RenoisedBatch, reference: Tensor) -> Tensor | None:
         """The loss of the surrogate's EMA per image (B,); None without a trust region."""

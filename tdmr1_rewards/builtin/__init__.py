@@ -22,6 +22,7 @@ SPECS = (
         timeout=900.0,
         examples="tdmr1_rewards.builtin.object_count:examples",
         preflight="tdmr1_rewards.builtin.object_count:check_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_object_count",
     ),
     RewardSpec(
         name="geneval",
@@ -38,6 +39,7 @@ SPECS = (
         timeout=900.0,
         examples="tdmr1_rewards.builtin.geneval:examples",
         preflight="tdmr1_rewards.builtin.geneval:check_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_geneval",
     ),
     RewardSpec(
         name="ocr_match",
@@ -93,6 +95,7 @@ SPECS = (
         needs="OpenAI's CLIP ViT-L/14 (1.7 GB) and the head (4 MB), downloaded once",
         requires=("open_clip",),
         install="tdmr1[aesthetic]",
+        lacks="tdmr1_rewards.builtin.weights:of_aesthetic",
     ),
     RewardSpec(
         name="clip_score",
@@ -105,6 +108,7 @@ SPECS = (
         needs="OpenAI's CLIP ViT-L/14 (1.7 GB), downloaded once",
         requires=("transformers",),
         examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_clip_score",
     ),
     RewardSpec(
         name="pickscore",
@@ -117,6 +121,7 @@ SPECS = (
         needs="PickScore v1 (4 GB), downloaded once",
         requires=("transformers",),
         examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_pickscore",
     ),
     RewardSpec(
         name="hpsv2",
@@ -130,6 +135,7 @@ SPECS = (
         requires=("open_clip",),
         install="tdmr1[aesthetic]",
         examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_hpsv2",
     ),
     RewardSpec(
         name="imagereward",
@@ -142,6 +148,7 @@ SPECS = (
         needs="the ImageReward checkpoint (1.8 GB) and the tokenizer of bert-base-uncased (0.7 MB), downloaded once",
         requires=("transformers",),
         examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_imagereward",
     ),
     RewardSpec(
         name="vlm_judge",
@@ -154,6 +161,7 @@ SPECS = (
         score_range="0 to 1",
         needs="an endpoint with a model that takes images; an API key if the endpoint requires one",
         examples="tdmr1_rewards.builtin.example_images:shapes_with_prompts",
+        lacks="tdmr1_rewards.builtin.weights:of_vlm_judge",
     ),
 )
 

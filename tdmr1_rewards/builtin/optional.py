@@ -9,6 +9,9 @@ from typing import Any
 
 from tdmr1_rewards.errors import Tdmr1Error
 
+CONFIGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "open_clip_config.json")
+"""Files of which a downloaded repository has at least one."""
+
 
 def import_optional(module: str, install: str) -> Any:
     """Import `module`; `install` is the pip requirement that provides it, such as "tdmr1[ocr]".
@@ -57,10 +60,25 @@ def find_file(reference: str) -> Path:
         )
     hub = import_optional("huggingface_hub", "huggingface_hub")
     try:
-        return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
+        return Path(hub.hf_hub_download(*hub_reference(reference)))
     except Exception as error:
         hint = "download it on a machine that has a connection, and give the path of the file"
         raise download_error(reference, error, hint) from error
+
+
+def hub_reference(reference: str) -> tuple[str, str | None]:
+    """The repository and the file of ORG/REPO/FILE; the file is None for a repository, ORG/REPO or REPO."""
+    parts = reference.split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:]) or None
+
+
+def is_cached(reference: str) -> bool:
+    """Whether the cache of the hub has a file, or a config of a repository. Nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, file = hub_reference(reference)
+    files = (file,) if file is not None else CONFIGS
+    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in files)
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class _Endpoint:
 
         self._url = options.base_url.rstrip("/") + "/chat/completions"
         self._timeout = options.request_timeout
-        self._key = _read_key(options.api_key_env)
+        self._key = read_key(options.api_key_env)
         self._pace = Pace(options.requests_per_minute)
         self._connection_error = requests.RequestException
         self._session = requests.Session()
@@ -308,7 +308,7 @@ def _retry(retries: int) -> Any:
     )
 
 
-def _read_key(variable: str | None) -> str | None:
+def read_key(variable: str | None) -> str | None:
     """The API key in an environment variable. Raises Tdmr1Error if the variable is not set."""
     if variable is None:
         return None

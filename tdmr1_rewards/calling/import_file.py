@@ -97,6 +97,8 @@ def find_attribute(holder: Any, attribute: str, owner: str) -> Any:
     for part in attribute.split("."):
         try:
             exists = hasattr(found, part)
+        except Tdmr1Error:  # of `session.py`
+            raise
         except Exception as error:  # of a property, or of `__getattr__` of a module
             raise _import_failed(f"{part!r} of {owner}", error) from error
         if not exists:

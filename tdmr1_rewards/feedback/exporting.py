@@ -16,7 +16,7 @@ from tdmr1_rewards.errors import Tdmr1Error
 from tdmr1_rewards.feedback.records import GivenAnswer
 from tdmr1_rewards.feedback.store import FeedbackStore
 
-COLUMNS = ("image_hash", "prompt", "answer", "person", "name", "time", "run", "step", "image")
+COLUMNS = ("image_hash", "prompt", "answer", "person", "name", "time", "run", "step", "image", "question")
 SUFFIXES = (".jsonl", ".csv")
 
 
@@ -33,7 +33,8 @@ def export_answers(store: FeedbackStore, path: Path) -> int:
             code="argument-invalid",
             values={"path": str(path), "expected": list(SUFFIXES)},
         )
-    rows = [_row(store, given) for given in store.answers()]
+    question = store.question()
+    rows = [_row(store, given, question) for given in store.answers()]
     text = _csv(rows) if path.suffix.lower() == ".csv" else "".join(_json_line(row) for row in rows)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -53,7 +54,7 @@ def export_answers(store: FeedbackStore, path: Path) -> int:
     return len(rows)
 
 
-def _row(store: FeedbackStore, given: GivenAnswer) -> dict[str, Any]:
+def _row(store: FeedbackStore, given: GivenAnswer, question: str) -> dict[str, Any]:
     timestamp = datetime.fromtimestamp(given.time, UTC).isoformat(timespec="milliseconds")
     values = (
         given.item.hash,
@@ -65,7 +66,8 @@ def _row(store: FeedbackStore, given: GivenAnswer) -> dict[str, Any]:
         given.run,
         given.step,
     )
-    return dict(zip(COLUMNS, (*values, str(store.image_path(given.item.hash) or "")), strict=True))
+    image = str(store.image_path(given.item.hash) or "")
+    return dict(zip(COLUMNS, (*values, image, question), strict=True))
 
 
 def _json_line(row: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from tdmr1_rewards.feedback.hashing import image_hash
 from tdmr1_rewards.feedback.image_groups import FEEDBACK
 from tdmr1_rewards.feedback.learning import PreferenceLearner
 from tdmr1_rewards.feedback.preference import LEAST_OF_EACH
+from tdmr1_rewards.feedback.question import Question, shared_question
 from tdmr1_rewards.feedback.records import GivenAnswer, NewItem, Progress, Round, like_fraction
 from tdmr1_rewards.feedback.serving import FeedbackPage
 from tdmr1_rewards.feedback.store import FeedbackStore
@@ -49,6 +51,11 @@ class HumanOptions(RewardOptions):
         "wait",
         description="wait: people judge all images; stored: only stored answers; model: a model of the answers; "
         "mixed: people judge a fraction of each group, the model the rest",
+    )
+    question: Question | None = Field(
+        None,
+        description="what people are asked; like means yes, dislike means no (default: the question of the answers "
+        'that are used, or "Do you like this image?")',
     )
     judges: int = Field(1, ge=1, le=100, description="number of people who judge each image that is shown")
     minutes: float = Field(
@@ -98,7 +105,7 @@ class Human:
         Raises Tdmr1Error outside a run if the option `folder` is not set, and Interrupted if the run is
         stopped while it waits.
         """
-        store = self._store = self._store or FeedbackStore(self._folder(batch))
+        store = self._store = self._store or self._open(batch)
         shown = self._choose_shown(batch)
         if shown:
             self._show(store, batch, shown)
@@ -130,6 +137,18 @@ class Human:
             self._page.stop()
         for store in filter(None, (self._store, *self._others)):
             store.close()
+
+    def _open(self, batch: RewardBatch) -> FeedbackStore:
+        """The store of this run, with the question of the run. Raises Tdmr1Error for answers to another question."""
+        store = FeedbackStore(self._folder(batch))
+        try:
+            question = shared_question([store, *self._others], self._options.question)
+            if question is not None:
+                store.set_question(question)
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def _folder(self, batch: RewardBatch) -> Path:
         """The feedback folder of this run."""
@@ -243,17 +262,22 @@ def find_answers(folder: Path) -> Path:
 
 
 def check_answers(preview: RunPreview) -> list[str | None]:
-    """None for each prompt. Raises Tdmr1Error if the mode is `model` and there are too few answers to train it."""
+    """None for each prompt.
+
+    Raises Tdmr1Error for answers to different questions, and if the mode is `model` and there are too few answers to
+    train it.
+    """
     options: HumanOptions = preview.options
     own = preview.run_folder / FEEDBACK if preview.run_folder else None
     folders = [find_answers(folder) for folder in options.answers]
     folders += [folder for folder in (options.folder, own) if folder is not None and (folder / FILE).is_file()]
+    with ExitStack() as opened:
+        stores = [FeedbackStore(folder) for folder in folders]
+        for store in stores:
+            opened.callback(store.close)
+        shared_question(stores, options.question)
+        answers = [answer for store in stores for answer in store.answers()] if options.mode == "model" else []
     if options.mode == "model":
-        answers = []
-        for folder in folders:
-            store = FeedbackStore(folder)
-            answers += store.answers()
-            store.close()
         images = {kind: {each.item.hash for each in answers if each.answer == kind} for kind in ("like", "dislike")}
         total = sum(each.answer in images for each in answers)
         likes, dislikes = len(images["like"]), len(images["dislike"])

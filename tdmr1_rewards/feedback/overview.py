@@ -23,10 +23,13 @@ class Overview:
     progress: Progress
     agreement: Agreement
     unfinished: int
+    read: float
+    """When it was read, in seconds since the epoch."""
 
 
 def read_overview(store: FeedbackStore) -> Overview:
     """The present overview. The newest round with items to judge is shown, or else the newest round."""
+    now = time.time()
     rounds = store.open_rounds()
     progress = {each.id: store.progress(each.id) for each in rounds}
     open_items = [each for each in rounds if progress[each.id].done < progress[each.id].items]
@@ -37,6 +40,7 @@ def read_overview(store: FeedbackStore) -> Overview:
         progress[shown.id] if shown else Progress(0, 0, 0),
         agreement_of(store.tallies(shown.id) if shown else ()),
         store.unfinished(),
+        now,
     )
 
 

@@ -282,6 +282,8 @@ def _state(overview: Overview, store: FeedbackStore, person: str, people: list[s
     shown = overview.shown
     return {
         "time": time.time(),
+        "read": overview.read,
+        "question": store.question(),
         "message": store.message(),
         "rounds": [each.id for each in overview.rounds],
         "round": asdict(shown) if shown else None,

@@ -42,6 +42,7 @@ from tdmr1_rewards.feedback.records import (
 
 __all__ = ["Answer", "FeedbackStore", "GivenAnswer", "Item", "NewItem", "Offer", "Progress", "Round", "like_fraction"]
 
+DEFAULT_QUESTION = "Do you like this image?"
 LOAN = 60.0
 """Seconds for which an item that one person was offered counts as answered when items are offered to others."""
 
@@ -299,16 +300,41 @@ class FeedbackStore:
         """The PNG file of the image with this hash; None if the store has no such image."""
         return self._images.find(hash)
 
+    def question(self) -> str:
+        """The question that the page asks, and that all valid answers belong to."""
+        with self._database.reading() as cursor:
+            return _note(cursor, "question") or DEFAULT_QUESTION
+
+    def answered_question(self) -> str | None:
+        """The question of the valid answers; None if there are none, so that it may be changed."""
+        with self._database.reading() as cursor:
+            given = cursor.execute("SELECT 1 FROM answers WHERE withdrawn IS NULL LIMIT 1").fetchone()
+            return (_note(cursor, "question") or DEFAULT_QUESTION) if given else None
+
+    def set_question(self, question: str) -> None:
+        """Set the question. Raises Tdmr1Error if there are valid answers to another one."""
+        with self._database.transaction() as cursor:
+            present = _note(cursor, "question") or DEFAULT_QUESTION
+            given = "SELECT count(*) FROM answers WHERE withdrawn IS NULL"
+            count = cursor.execute(given).fetchone()[0] if question != present else 0
+            if count:
+                raise Tdmr1Error(
+                    f"the {count} answers in {self.folder} are answers to {present!r}, not to {question!r}",
+                    "use another folder for another question, or keep the question of this one",
+                    code="feedback-item",
+                    values={"path": str(self.folder), "question": present, "expected": question},
+                )
+            _set_note(cursor, "question", question)
+
     def set_message(self, message: str) -> None:
         """Set the message about the run that the page shows; an empty message shows nothing."""
         with self._database.transaction() as cursor:
-            cursor.execute("INSERT OR REPLACE INTO notes (name, text) VALUES ('message', ?)", (message,))
+            _set_note(cursor, "message", message)
 
     def message(self) -> str:
         """The message about the run; empty if none was set."""
         with self._database.reading() as cursor:
-            row = cursor.execute("SELECT text FROM notes WHERE name = 'message'").fetchone()
-            return row[0] if row else ""
+            return _note(cursor, "message")
 
     def close(self) -> None:
         """Close the database."""
@@ -329,6 +355,15 @@ class FeedbackStore:
         query = f"{GIVEN} WHERE answers.withdrawn IS NULL {condition} ORDER BY answers.id"
         with self._database.reading() as cursor:
             return [_answer(row) for row in cursor.execute(query, tuple(values))]
+
+
+def _note(cursor: sqlite3.Cursor, name: str) -> str:
+    row = cursor.execute("SELECT text FROM notes WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else ""
+
+
+def _set_note(cursor: sqlite3.Cursor, name: str, text: str) -> None:
+    cursor.execute("INSERT OR REPLACE INTO notes (name, text) VALUES (?, ?)", (name, text))
 
 
 def _offer(row: Sequence[object]) -> Offer:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from tdmr1_rewards.api import Reward, RewardSpec, RunPreview
+from tdmr1_rewards.calling import session
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.calling.process_state import guarded_import
 from tdmr1_rewards.calling.reference import (
@@ -30,7 +31,7 @@ from tdmr1_rewards.calling.reference import (
     validate_options,
 )
 from tdmr1_rewards.errors import Tdmr1Error
-from tdmr1_rewards.registry import OWN_SPEC, Provenance, RegisteredReward, RewardRegistry
+from tdmr1_rewards.registry import OWN_SPEC, Provenance, RegisteredReward, RewardRegistry, availability
 from tdmr1_rewards.sources.foreign import IMAGE_FORMAT, adapt
 from tdmr1_rewards.sources.image_formats import TESTED, ImageForm, in_words
 from tdmr1_rewards.sources.parsing import FORMS, PATTERN, Source, parse_source, snake_case
@@ -45,6 +46,7 @@ __all__ = [
     "create_reward",
     "find_reward",
     "freeze_options",
+    "lacking",
     "parse_source",
     "preflight",
     "reference_for",
@@ -113,14 +115,21 @@ def reference_for(registered: RegisteredReward, options: Mapping[str, Any], pyth
     """How another process, of this interpreter or of `python`, builds a reward that `find_reward` returned.
 
     The options of a registered reward are validated here if what knows them can be imported here. Raises Tdmr1Error for
-    wrong options, for an options model that cannot be imported (without `python`), and for a server, which needs no
-    other process.
+    wrong options, for an options model that cannot be imported (without `python`), for a server, which needs no other
+    process, and for an object of this program, which no other process has.
     """
     from tdmr1_rewards.sources.elsewhere import in_file, portable_from_here
 
     source, options = source_of(registered), expand(options, registered)
     if source.kind == "remote":
         reject_other_process(registered)
+    if source.place == session.MODULE:
+        raise Tdmr1Error(
+            f"{registered} is an object of this program, which no other process has",
+            "remove `isolated` and `python` from its settings, or define it in a module",
+            code="setting-conflict",
+            values={"reward": registered.spec.name},
+        )
     if source.kind == "registered":
         reference = reference_of(registered.spec, options)
         known_by = reference.options_model or str(reference.factory)
@@ -197,6 +206,33 @@ def preflight(
     return reasons
 
 
+def lacking(registered: RegisteredReward, options: Any, pixels: int) -> list[Tdmr1Error]:
+    """What this machine lacks for a reward: modules, and what the function `lacks` of its spec finds.
+
+    `options` are validated; `pixels` is the longer side of the images. Raises Tdmr1Error if the function raises, or
+    returns anything but a list of Tdmr1Error.
+    """
+    from tdmr1_rewards.builtin.optional import missing_package
+
+    found = availability(registered.spec)
+    if not found.usable:
+        module = found.missing[0].partition(" or ")[0]
+        return [missing_package(module, registered.spec.install or module)]
+    if registered.spec.lacks is None:
+        return []
+    remedy = "correct the function, or remove `lacks` from the RewardSpec"
+    answer = call_named(registered.spec.lacks, registered, options, pixels, remedy=remedy)
+    if not isinstance(answer, list) or not all(isinstance(each, Tdmr1Error) for each in answer):
+        kind = type(answer).__name__
+        raise Tdmr1Error(
+            f"{registered}: {registered.spec.lacks} returned a {kind}, but must return a list of Tdmr1Error",
+            "correct the function",
+            code="reward-spec",
+            values={"reward": str(registered), "field": "lacks", "found": kind},
+        )
+    return answer
+
+
 def reject_other_process(registered: RegisteredReward) -> NoReturn:
     """Raise Tdmr1Error: a reward on a server needs no other process here."""
     raise Tdmr1Error(
@@ -268,7 +304,8 @@ def _importable(name: str) -> bool:
 
 def _provenance(source: Source) -> Provenance:
     module = private_name(source.path) if source.kind == "file" else source.place
-    return Provenance(source.kind, source.place, None, f"{module}:{source.attribute}")
+    place = "this Python program" if source.place == session.MODULE else source.place
+    return Provenance(source.kind, place, None, f"{module}:{source.attribute}")
 
 
 def _describe(source: Source, target: Any) -> RegisteredReward:
@@ -299,7 +336,7 @@ def _with_importable_names(spec: RewardSpec, source: Source, module: str) -> Rew
         return spec
     moved: dict[str, Any] = {
         name: f"{module}:{reference.partition(':')[2]}"
-        for name in ("factory", "options", "examples", "freeze", "preflight")
+        for name in ("factory", "options", "examples", "freeze", "preflight", "lacks")
         if (reference := getattr(spec, name)) and reference.partition(":")[0] == source.path.stem
     }
     return replace(spec, **moved)

@@ -29,7 +29,12 @@ PUBLIC |= {"cache", "eos", "bos", "pad", "unk", "sep", "cls", "mask", "start", "
 """Words before `key` or `token` in names that hold no secret, such as `metadata_key` and `eos_token`."""
 PLURALS = {"tokens", "passwords", "secrets", "apikeys"}
 """Names of several secrets, if they are texts: `max_tokens` is a number."""
-TOKEN_VARIABLES = ("TDMR1_REWARD_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+TOKEN_VARIABLES = (
+    "TDMR1_REWARD_TOKEN",
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
+    *("WANDB_API_KEY", "SWANLAB_API_KEY", "COMET_API_KEY", "TRACKIO_WRITE_TOKEN"),
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"),
+)
 SHORTEST = 4
 """Shorter secrets are redacted where their place shows that they are secrets, but not in other texts."""
 REFERENCE = re.compile(r"env:([A-Za-z_]\w*)|\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}")

@@ -7,10 +7,11 @@ import threading
 import numpy as np
 import pytest
 from human_learning import images_of
-from intervals import paired_gain
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from scripted_person import is_red
 from support.command_line import run_tdmr1, start_tdmr1
+
+from tdmr1_core.runs.looking.intervals import paired_gain
 
 pytestmark = pytest.mark.browser
 

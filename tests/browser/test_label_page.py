@@ -4,11 +4,13 @@ import re
 import time
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
-from support.browsing import PHONE, open_tab
+from support.accessibility import serious_findings
+from support.browsing import DESKTOP, PHONE, open_tab
 from support.feedback_server import Label, Person
 
-from tdmr1_rewards.feedback.store import FeedbackStore
+from tdmr1_rewards.feedback.store import FeedbackStore, NewItem
 
 pytestmark = pytest.mark.browser
 
@@ -273,10 +275,6 @@ def test_a_new_round_appears_by_itself_with_its_countdown(visit, label):
     page.wait_for_selector("#stage img")
     judge(page, "ArrowRight")
     expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
-    from PIL import Image
-
-    from tdmr1_rewards.feedback.store import NewItem
-
     store = FeedbackStore(running.folder / "feedback")
     opened = store.open_round(
         "iteration 7", [[NewItem(Image.new("RGB", (64, 64)), "a castle")]], run="r", step=7, deadline=time.time() + 90
@@ -290,6 +288,103 @@ def test_a_new_round_appears_by_itself_with_its_countdown(visit, label):
     expect(page.locator("#notice-text")).to_have_text("training goes on")
     expect(page.locator("#countdown")).to_be_hidden()
     store.close()
+
+
+def test_the_question_and_the_meaning_of_the_answers_are_shown(visit, label):
+    running = label(1, "--question", "Is this <b>red</b>?")
+    assert running.document["question"] == "Is this <b>red</b>?"
+    page = visit(running.url)
+    expect(page.locator("#question")).to_have_text("Is this <b>red</b>? ♥ Like: yes · ✕ Dislike: no · Skip: no opinion")
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_contain_text("The question is: Is this <b>red</b>? Like means yes")
+    page.click("#help .done")
+    judge(page, "ArrowRight")
+    expect(page.locator("#question")).to_be_hidden()
+
+
+def test_the_counter_changes_with_the_key_press(visit, label):
+    """Answers are held back, so that only the page itself can know of them."""
+    running = label(3)
+    page = visit(running.url)
+    page.wait_for_selector("#stage img")
+    expect(page.locator("#count")).to_have_text("0 of 3 judged · 3 left for you")
+    page.wait_for_load_state("networkidle")
+    page.context.route("**/api/answers", lambda route: route.abort())
+    judge(page, "ArrowRight")
+    assert page.inner_text("#count") == "1 of 3 judged · 2 left for you"
+    judge(page, "ArrowRight")
+    assert page.inner_text("#count") == "2 of 3 judged · 1 left for you"
+    assert page.evaluate("() => document.querySelector('progress').value") == 2
+    page.context.unroute("**/api/answers")
+    wait_for(lambda: len(answers(running)) == 2)
+    page.wait_for_timeout(2500)  # one request for the state
+    assert page.inner_text("#count") == "2 of 3 judged · 1 left for you"
+    page.keyboard.press("z")
+    assert page.inner_text("#count") == "1 of 3 judged · 2 left for you"
+    wait_for(lambda: len(answers(running)) == 1)
+    expect(page.locator("#count")).to_have_text("1 of 3 judged · 2 left for you")
+
+
+def test_the_end_page_has_no_button_for_groups(visit, label):
+    running = label(1)
+    page = visit(running.url)
+    expect(page.locator("#side")).to_be_visible()
+    judge(page, "ArrowRight")
+    expect(page.locator("#notice-title")).to_have_text("Thank you, that is all")
+    expect(page.locator("#side")).to_be_hidden()
+    expect(page.locator("#undo")).to_be_visible()
+    page.keyboard.press("z")
+    expect(page.locator("#side")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", [(240, 60), (60, 240)], ids=["wide", "tall"])
+def test_marks_are_inside_the_images_of_a_group(visit, tmp_path, size):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", size, (60 * number, 90, 90)).save(folder / f"{number}.png")
+    running = Label(folder)
+    try:
+        page = visit(running.url)
+        page.wait_for_selector("#stage img")
+        page.keyboard.press("g")
+        expect(page.locator("#stage .card")).to_have_count(4)
+        page.keyboard.press("1")
+        page.keyboard.press("2")
+        page.keyboard.press("2")
+        page.wait_for_function("() => !document.querySelector('#stage').getAnimations().length")
+        for card in page.locator("#stage .card").all():
+            image, badge = card.locator("img").bounding_box(), card.locator(".badge").bounding_box()
+            for start, length in (("x", "width"), ("y", "height")):
+                assert image[start] <= badge[start]
+                assert badge[start] + badge[length] <= image[start] + image[length]
+        focused = page.locator("#stage .card").first
+        focused.focus()
+        assert focused.evaluate("card => getComputedStyle(card).outlineStyle") == "none"
+    finally:
+        running.kill()
+
+
+@pytest.mark.parametrize("colors", ["light", "dark"])
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_is_accessible(visit, label, colors, device):
+    """One image, a group with marks, the help and the end page."""
+    page = visit(label(2).url, color_scheme=colors, reduced_motion="reduce", **device)
+    page.wait_for_selector("#stage img")
+    page.wait_for_selector("#count:not(:empty)")
+    found = serious_findings(page)
+    page.locator("#side").click()
+    expect(page.locator("#stage .card")).to_have_count(1)
+    page.locator("#stage .card").click()
+    found += serious_findings(page)
+    page.keyboard.press("?")
+    found += serious_findings(page)
+    page.click("#help .done")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => !document.querySelector('#notice').hidden")
+    found += serious_findings(page)
+    assert found == []
 
 
 @pytest.mark.parametrize("link", [lambda url: url[:-4] + "xxxx", lambda url: url.partition("#")[0]])

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 import support.small_previews  # noqa: F401
-from support.packaging import Environment, build_wheel
+from support.packaging import Environment, build_distributions
 from support.paths import ROOT
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of tdmr1, built from this source tree."""
-    return build_wheel(ROOT, tmp_path_factory.mktemp("dist"))
+def distributions(tmp_path_factory) -> tuple[Path, Path]:
+    """The source distribution of tdmr1, and the wheel built from it."""
+    return build_distributions(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions) -> Path:
+    """The wheel of tdmr1."""
+    return distributions[1]
 
 
 @pytest.fixture(scope="session")

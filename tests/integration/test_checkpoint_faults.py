@@ -373,10 +373,10 @@ def test_a_grid_that_a_kill_prevented_is_drawn_by_a_resume(tmp_path, monkeypatch
     send_signals(monkeypatch, run_module, "save_preview", 2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Run.create(small_config(*SETTINGS, "iterations=2", "saving.samples_every=9"), folder).execute(Silent())
-    assert [path.name for path in (folder / "samples").iterdir()] == ["step-000000.png"]
+    assert [path.name for path in (folder / "samples").glob("step-*.png")] == ["step-000000.png"]
     monkeypatch.undo()
     Run.resume(folder).execute(Silent())
-    names = sorted(path.name for path in (folder / "samples").iterdir())
+    names = sorted(path.name for path in (folder / "samples").glob("step-*.png"))
     assert names == ["step-000000.png", "step-000001.png", "step-000002.png"]
 
 

@@ -59,11 +59,13 @@ def test_the_folder_holds_all_documented_files(finished):
         (3, "count-held-out"),
     ]
     assert all(row["n"] >= 4 for row in evaluations)
-    assert [path.name for path in sorted((finished / "samples").iterdir())] == [
-        "step-000000.png",
-        "step-000002.png",
-        "step-000003.png",
-    ]
+    grids = ["step-000000", "step-000002", "step-000003"]
+    with_signal = [row["step"] for row in rows(finished / "metrics.jsonl") if row["zero_std_ratio"] < 1]
+    groups = [f"group-{step:06d}" for step in (2, 3) if step in with_signal]
+    assert groups
+    expected = [*(f"{name}.{kind}" for name in grids for kind in ("json", "png")), *(f"{name}.json" for name in groups)]
+    expected += [f"{name}-{word}.png" for name in groups for word in ("best", "worst")]
+    assert sorted(path.name for path in (finished / "samples").iterdir()) == sorted(expected)
     assert [path.name for path in checkpoint_folders(finished / "checkpoints")] == ["step-000002", "step-000003"]
     assert (finished / "checkpoints" / LATEST).read_text().strip() == "step-000003"
 
@@ -88,7 +90,7 @@ def test_a_stopped_run_ends_with_the_same_bits(finished, tmp_path):
     assert [report.step for report in resumed.reports] == [2, 3]
     assert rows(folder / RESUMES) == [{"checkpoint": "step-000001", "changes": {}, "differences": []}]
     one, other = files(folder), files(finished)
-    del one["samples/step-000001.png"]
+    del one["samples/step-000001.png"], one["samples/step-000001.json"]
     assert one == other
 
 

@@ -271,6 +271,24 @@ class Naive:
         gradient = _gradient(total / at.images, leaves)
         return Answer(seen, gradient, clipped, drifted)
 
+    def implicit(
+        self, s: Settings, at: Stored, k: int, taus: Sequence[float], noises: Sequence[Tensor]
+    ) -> tuple[list[float], list[Tensor]]:
+        """Section 6: the implicit reward after step k of every image, and x_0 of the surrogate - x_0 of p_ref."""
+        rewards, directions = [], []
+        low = at.sigmas[k + 1]
+        for i in range(at.images):
+            point, tau, eps, prompt = at.latents[k + 1][i], taus[i], noises[i], at.prompts[i]
+            alpha = (1 - tau) / (1 - low)
+            beta = math.sqrt(tau**2 - low**2 * alpha**2)
+            target = -point / (1 - low) + eps / beta * (tau + low**2 * alpha / (1 - low))
+            xt = lifted(point, low, tau, eps)
+            error = mean_square(target - self.velocity("surrogate", xt, tau, prompt)).item()
+            reference_error = mean_square(target - self.velocity(s.reference, xt, tau, prompt)).item()
+            rewards.append(s.beta * (reference_error - error))
+            directions.append(self.clean("surrogate", xt, tau, prompt) - self.clean(s.reference, xt, tau, prompt))
+        return rewards, directions
+
     def generator(
         self,
         s: Settings,

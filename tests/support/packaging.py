@@ -33,6 +33,13 @@ def build_wheel(source: Path, folder: Path) -> Path:
     return wheel
 
 
+def build_distributions(source: Path, folder: Path) -> tuple[Path, Path]:
+    """Build the source distribution of a package, and the wheel from it, as a release does."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
 class Environment:
     """A new virtual environment that can also import the packages of this one, except editable installs.
 

@@ -9,6 +9,7 @@ from typing import Any
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, read_preset, resolve
 from tdmr1_core.runs.checkpoints.resume import RESUMES
+from tdmr1_core.runs.output.resources import RESOURCES
 
 SMALL = (
     "iterations=3",
@@ -45,6 +46,10 @@ class Silent:
     def saved(self, checkpoint: Any) -> None: ...
 
     def stopping(self) -> None: ...
+    def tracked(self, address) -> None: ...
+
+    def alarmed(self, step, alarm) -> None: ...
+
     def waiting(self, text) -> None: ...
 
 
@@ -57,9 +62,9 @@ def rows(path: Path) -> list[dict]:
 
 
 def files(folder: Path) -> dict[str, object]:
-    """The files of a run by relative path, without timings, TensorBoard logs and the record of resumes."""
+    """The files of a run by relative path, without timings, TensorBoard logs, resumes and resources."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "tensorboard" not in path.parts and path.name != RESUMES:
+        if path.is_file() and "tensorboard" not in path.parts and path.name not in (RESUMES, RESOURCES):
             found[str(path.relative_to(folder))] = rows(path) if path.suffix == ".jsonl" else path.read_bytes()
     return found

@@ -39,6 +39,8 @@ HARMLESS = (
     "evaluation.**",
     "guard.**",
     "saving.**",
+    "tracking",
+    "tracking_tags",
     "optimizer.on_not_finite",
 )
 """Settings that may change after the start of a run: they do not change what the run learns, except for rounding.

@@ -39,8 +39,10 @@ def fingerprint_inputs(resolved: ResolvedRun) -> Fingerprints:
         "evaluation.": resolved.evaluation_rewards if config.evaluation.rewards else (),
         "guard.": resolved.held_out_rewards if config.guard.rewards else (),
     }
+    by_use = dict(zip((TRAINING, EVALUATIONS), sets, strict=False))
     return Fingerprints(
-        prompts=dict(zip((TRAINING, EVALUATIONS), (_hash(each.prompts) for each in sets), strict=False)),
+        prompts={use: _hash(each.prompts) for use, each in by_use.items()},
+        commits={use: each.commit for use, each in by_use.items() if each.commit is not None},
         rewards={
             place + reward.config.name: reward.registered.fingerprint(reward.config.python)
             for place, rewards in listed.items()
@@ -127,11 +129,13 @@ def differences(began: Fingerprints, now: Fingerprints) -> list[RunWarning]:
         ]
     changed = {name for name in began.prompts | now.prompts if began.prompts.get(name) != now.prompts.get(name)}
     if TRAINING in changed:
+        commit = began.commits.get(TRAINING)
+        restore = f"name the commit that the run began with: --prompts hf:OWNER/DATASET@{commit}:COLUMN"
         raise Tdmr1Error(
             "the training prompts are not those that the run began with",
-            "restore them, or start a new run",
+            f"{restore if commit else 'restore them'}, or start a new run",
             code="resume-inputs",
-            values={"input": "training prompts"},
+            values={"input": "training prompts", **({"commit": commit} if commit else {})},
         )
     warnings = [
         RunWarning(

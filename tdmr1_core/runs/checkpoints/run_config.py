@@ -25,12 +25,14 @@ TRAINING, EVALUATIONS = "the training", "evaluations"
 class Fingerprints(BaseModel):
     """Fingerprints of the prompts by their use, of each reward by its name, and of files in options by their setting.
 
-    An option that names a folder has the fingerprint "folder".
+    An option that names a folder has the fingerprint "folder". `commits` are those of datasets of the hub, by the use
+    of their prompts; the content of the prompts decides whether a dataset changed.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     prompts: dict[str, str] = {}
+    commits: dict[str, str] = {}
     rewards: dict[str, str] = {}
     options: dict[str, str] = {}
 

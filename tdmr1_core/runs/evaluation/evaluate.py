@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -76,6 +79,27 @@ class Evaluation:
             }
             for reward, value in self.measures.items()
         ]
+
+    def score_row(self, seed: int) -> dict[str, Any]:
+        """The line of image_scores.jsonl, without the key `step`. `seed` is that of the noise.
+
+        `images` has [key of the prompt, number of images] in the order of the scores.
+        """
+        keys = [prompt_key(prompt) for prompt in self.prompts]
+        images = [[key, len(list(same))] for key, same in groupby(keys)]
+        return {
+            "role": self.role,
+            "prompts": self.prompt_set,
+            "seed": seed,
+            "images": images,
+            "scores": self.scores,
+        }
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A key for the text and metadata of a prompt: 12 hex digits."""
+    content = json.dumps([prompt.text, prompt.metadata], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
 
 def _levels(engine: Engine, role: str, steps: int) -> Tensor:

@@ -41,7 +41,7 @@ class Evaluator:
         """
         results: list[Evaluation] = []
         settings = self.resolved.config.evaluation
-        runner = self._runner(engine)
+        runner = self.runner(engine)
         names = short_names([prompt_set.name for prompt_set in self.resolved.evaluation_prompts])
         for prompt_set in self.resolved.evaluation_prompts:
             if runner is None or stop():
@@ -62,7 +62,7 @@ class Evaluator:
             results.append(result)
         return results
 
-    def _runner(self, engine: Engine) -> RewardRunner | None:
+    def runner(self, engine: Engine) -> RewardRunner | None:
         """The rewards that score evaluations; None if nothing does, such as in a distillation without rewards."""
         if self.own_runner is None and self.resolved.evaluation_rewards and engine.scoring is not None:
             return engine.scoring.runner
@@ -74,7 +74,7 @@ class Evaluator:
         The rewards on servers are set up, because only the servers know that. For other rewards, `resolve_run` has
         checked it.
         """
-        runners = (self._runner(engine), self.guard.held_out_rewards if self.guard else None)
+        runners = (self.runner(engine), self.guard.held_out_rewards if self.guard else None)
         scored, held_out = ({} if runner is None else runner.set_up_served() for runner in runners)
         if scored or held_out:
             prompt_sets = self.resolved.evaluation_prompts

@@ -21,6 +21,16 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def webp(image: Image.Image, quality: int | None) -> bytes:
+    """The content of the WebP file of an image, with a quality of 1 to 100, or without loss for None."""
+    file = io.BytesIO()
+    if quality is None:  # higher values take ten times as long and save little
+        image.save(file, "WEBP", lossless=True, quality=50, method=2)
+    else:
+        image.save(file, "WEBP", quality=quality, method=4)
+    return file.getvalue()
+
+
 def grid(images: np.ndarray, columns: int) -> bytes:
     """Images uint8 (N, height, width, 3) as a grid with `columns` images per row."""
     return png(_grid(images, columns))
@@ -50,14 +60,22 @@ def before_after(before: np.ndarray, after: np.ndarray, captions: Sequence[str],
     return png(sheet)
 
 
+def cell_boxes(count: int, height: int, width: int, columns: int) -> list[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of each image in a grid of `count` images of this height and width, in pixels."""
+    factor = max(1, -(-MIN_CELL_SIZE // min(height, width)))
+    height, width = height * factor, width * factor
+    places = [divmod(index, columns) for index in range(count)]
+    corners = [(GAP + column * (width + GAP), GAP + row * (height + GAP)) for row, column in places]
+    return [(left, top, left + width, top + height) for left, top in corners]
+
+
 def _grid(images: np.ndarray, columns: int) -> Image.Image:
     count, height, width, _ = images.shape
-    factor = max(1, -(-MIN_CELL_SIZE // min(height, width)))
-    rows = -(-count // columns)
-    cell_height, cell_width = height * factor + GAP, width * factor + GAP
-    sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), "white")
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        tile = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-        sheet.paste(tile, (GAP + column * cell_width, GAP + row * cell_height))
+    boxes = cell_boxes(count, height, width, columns)
+    right = cell_boxes(columns, height, width, columns)[-1][2]
+    size = right + GAP, boxes[-1][3] + GAP
+    sheet = Image.new("RGB", size, "white")
+    for image, (left, top, right, bottom) in zip(images, boxes, strict=True):
+        tile = Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.NEAREST)
+        sheet.paste(tile, (left, top))
     return sheet

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.evaluation.guard import Drift, GuardReading, drifts, first_reading, is_too_far
 from tdmr1_core.runs.jsonl import LARGEST_COUNT, Row, number, read_lines, step_of
 from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS
+from tdmr1_core.runs.output.resources import Usage, read_resources
 
 ALWAYS = ("kind", "model.name", "seed", "iterations", "batch.groups", "batch.group_size", "rollout.steps")
 """Settings that are always shown, also with their default value."""
@@ -47,6 +48,7 @@ class Report:
     evaluations: list[Evaluated]
     readings: list[GuardReading]
     resumes: list[dict[str, Any]]
+    usage: list[Usage] = field(default_factory=list)
 
     @property
     def iterations(self) -> int:
@@ -71,6 +73,12 @@ class Report:
             wanted = ["loss/generator", "loss/fake"]
         curves = {name: [(row["step"], row[name]) for row in self.metrics if name in row] for name in wanted}
         return {name: points for name, points in curves.items() if points}
+
+    @property
+    def continuations(self) -> list[int]:
+        """The iteration after which each later session of the run continued."""
+        names = [resume["checkpoint"].removeprefix("step-") for resume in self.resumes]
+        return [int(name) for name in names if name.isascii() and name.isdigit()]
 
     @property
     def alarms(self) -> list[tuple[int, str]]:
@@ -120,6 +128,7 @@ def read_report(folder: Path) -> Report:
         read_evaluations(folder),
         read_lines(folder / GUARD, GuardReading.of),
         read_lines(folder / RESUMES, _resume),
+        read_resources(folder),
     )
 
 

@@ -37,12 +37,14 @@ export class Outbox {
     this.#onResult = onResult;
   }
 
-  // Store a request. Entry names sort by time. The key in the body lets the server recognize a repeated request.
+  // Store a request, and return its key. Entry names sort by time. The key in the body lets the server recognize a
+  // repeated request.
   add(path, body) {
     this.#last = Math.max(this.#last, Date.now()); // keeps the order if the clock is set back
     const order = `${String(this.#last).padStart(15, "0")}.${String(this.#count++).padStart(6, "0")}`;
     const key = randomId();
     storage.setItem(`${this.#prefix}${order}.${key}`, JSON.stringify({ path, body: { ...body, key } }));
+    return key;
   }
 
   // The unsent entries, oldest first, including those of other tabs of this browser.

@@ -21,8 +21,27 @@ let marks = new Map(); // item → like or dislike, for the group that is shown
 let steps = []; // number of answers of each past action, for undo
 let side = storage.getItem("tdmr1.side") === "1";
 let state = null, clock = 0; // the state from the server, and server clock minus local clock in milliseconds
+const unseen = new Map(); // key → what an answer (1) or undo (-1) adds to the count, and when it was confirmed, until the state contains it
+for (const { path, body } of outbox.entries()) count(body.key, path === "undo" ? -1 : 1);
 let online = true, refused = "", filling = false, wanted = null;
 let requestedAt = 0, guardedUntil = 0;
+
+// ---- the counter ----
+
+function count(key, value) {
+  unseen.set(key, { value, confirmed: null });
+}
+
+function unseenCount() {
+  return [...unseen.values()].reduce((sum, { value }) => sum + value, 0);
+}
+
+// Forget the answers that a state contains: those that were confirmed before it was read.
+function forgetSeen(read) {
+  for (const [key, { confirmed }] of unseen) {
+    if (confirmed !== null && confirmed <= read) unseen.delete(key);
+  }
+}
 
 // ---- the shown image or group ----
 
@@ -43,12 +62,13 @@ function render() {
   const marked = batch.filter((offer) => marks.has(offer.item)).length;
   view.showButtons({ side, marked, count: batch.length, usable: batch.length > 0 && elements.every(Boolean) });
   view.showWaiting(outbox.entries().length, online);
+  if (state) view.showCount(state, unseenCount());
 }
 
 function emptyNotice() {
   if (!state) return online ? ["One moment", "The images are loading."] : ["No connection", "Is tdmr1 still running? This page tries again every two seconds."];
   if (!state.round) return ["Nothing to judge right now", state.message || "New images appear here automatically."];
-  if (state.remaining > outbox.entries().length) return ["One moment", "Others are judging the last images. Images that they do not judge appear here."];
+  if (view.remaining(state, unseenCount())) return ["One moment", "Others are judging the last images. Images that they do not judge appear here."];
   return ["Thank you, that is all", state.message || "You have judged all images. Press z to change your last answer."];
 }
 
@@ -59,7 +79,8 @@ function judge(answer) {
   if (!batch.length || Date.now() < guardedUntil || !batch.every((offer) => imageElement(offer.hash, render))) return;
   for (const offer of batch) {
     const { item, round } = offer;
-    outbox.add("answers", { item, round, person: me.id, name: me.name, answer: marks.get(item) ?? answer });
+    const key = outbox.add("answers", { item, round, person: me.id, name: me.name, answer: marks.get(item) ?? answer });
+    count(key, 1);
     answered.add(item);
   }
   steps.push(batch.length);
@@ -73,8 +94,8 @@ function judge(answer) {
 }
 
 function undo() {
-  const count = steps.pop() ?? 1;
-  for (let i = 0; i < count; i++) outbox.add("undo", { person: me.id });
+  const last = steps.pop() ?? 1;
+  for (let i = 0; i < last; i++) count(outbox.add("undo", { person: me.id }), -1);
   view.press("undo");
   render();
   send();
@@ -91,6 +112,7 @@ function pick(index) {
 }
 
 function toggleSide() {
+  if (!offers.length) return;
   side = !side;
   storage.setItem("tdmr1.side", side ? "1" : "0");
   marks.clear();
@@ -106,6 +128,8 @@ async function send() {
 // The result of an outbox entry: the reply of the server, or its refusal.
 function onResult({ path, body }, reply, refusal) {
   online = true;
+  if (refusal || (path === "undo" && !reply.undone)) unseen.delete(body.key);
+  else if (unseen.has(body.key)) unseen.get(body.key).confirmed = Date.now();
   if (refusal) {
     answered.delete(body.item);
     view.toast(`An answer was refused: ${refusal.message}`);
@@ -167,6 +191,7 @@ async function poll() {
     const sent = Date.now();
     const fresh = await requestJson(`state?${new URLSearchParams({ person: me.id, name: me.name })}`);
     clock = fresh.time * 1000 - (sent + Date.now()) / 2;
+    forgetSeen(fresh.read * 1000 - clock);
     const changed = String(fresh.rounds) !== String(state?.rounds);
     state = fresh;
     online = true;

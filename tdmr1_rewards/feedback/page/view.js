@@ -28,12 +28,13 @@ export function showImages(offers, elements, { side, marks, onPick }) {
   }
   text("prompt", offers[0].prompt);
   find("prompt").hidden = !offers[0].prompt;
+  find("question").hidden = false;
   stage.hidden = false;
   find("notice").hidden = true;
 }
 
 export function showNotice(title, words) {
-  stage.hidden = find("prompt").hidden = true;
+  stage.hidden = find("prompt").hidden = find("question").hidden = true;
   stage.replaceChildren();
   shown = [];
   drawn = "";
@@ -60,26 +61,32 @@ function card(offer, index, element, marks, onPick) {
   const badge = document.createElement("span");
   badge.className = "badge";
   badge.textContent = mark === "like" ? "♥" : mark === "dislike" ? "✕" : index + 1;
-  button.append(element ? scaled(element, "") : spinner(), badge);
+  const picture = element ? scaled(element, "") : spinner();
+  if (picture.className === "picture") picture.append(badge); // on the image, which may be narrower than its cell
+  button.append(picture);
   return button;
 }
 
+// The image in a box of its size; what stands for a missing image is returned as it is.
 function scaled(element, alt) {
-  if (element instanceof HTMLImageElement) {
-    element.alt = alt;
-    element.draggable = false;
-    const { naturalWidth: width, naturalHeight: height } = element;
-    const small = Math.max(width, height) <= 128;
-    element.classList.toggle("pixelated", small);
-    element.style.setProperty("--ratio", width / height);
-    element.style.setProperty("--most", small ? `${width * LARGEST_PIXEL}px` : "100cqw");
-  }
-  return element;
+  if (!(element instanceof HTMLImageElement)) return element;
+  element.alt = alt;
+  element.draggable = false;
+  const { naturalWidth: width, naturalHeight: height } = element;
+  const small = Math.max(width, height) <= 128;
+  element.classList.toggle("pixelated", small);
+  const picture = document.createElement("span");
+  picture.className = "picture";
+  picture.style.setProperty("--ratio", width / height);
+  picture.style.setProperty("--most", small ? `${width * LARGEST_PIXEL}px` : "100cqw");
+  picture.append(element);
+  return picture;
 }
 
 function spinner() {
   const turning = document.createElement("span");
   turning.className = "spinner";
+  turning.setAttribute("role", "img");
   turning.setAttribute("aria-label", "the image is loading");
   return turning;
 }
@@ -102,13 +109,23 @@ function arrange() {
 }
 new ResizeObserver(arrange).observe(stage);
 
+// `unseen` is the number of answers of this page that the state does not contain yet.
+export function showCount(state, unseen) {
+  const judges = state.round?.judges ?? 1;
+  const done = judges > 1 ? state.done : Math.min(Math.max(state.done + unseen, 0), state.all); // with more judges, others must answer too
+  find("progress").max = Math.max(state.all, 1);
+  find("progress").value = done;
+  const people = judges > 1 ? ` · ${judges} people each` : "";
+  text("count", state.round ? `${done} of ${state.all} judged · ${remaining(state, unseen)} left for you${people}` : "");
+}
+
+// The number of images that this person can still judge.
+export const remaining = (state, unseen) => Math.max(state.remaining - unseen, 0);
+
 export function showState(state, me) {
   text("title", state.round?.title ?? "tdmr1 label");
-  find("progress").max = Math.max(state.all, 1);
-  find("progress").value = state.done;
-  text("count", state.round ? `${state.done} of ${state.all} judged · ${state.remaining} left for you` : "");
-  const judges = state.round?.judges ?? 1;
-  if (state.round && judges > 1) find("count").append(` · ${judges} people each`);
+  text("question-text", state.question);
+  text("question-again", state.question);
   const { share, pairs, alpha } = state.agreement;
   chip("agreement", share === null ? "" : `${Math.round(share * 100)} % agree`);
   text("agreement-explained", share === null ? "" :
@@ -144,6 +161,7 @@ export function showButtons({ side, marked, count, usable }) {
   find("dislike").hidden = find("like").hidden = send;
   find("skip").querySelector("kbd").textContent = side ? "enter" : "space";
   find("side").setAttribute("aria-pressed", side);
+  find("side").hidden = count === 0;
 }
 
 export function press(id) {

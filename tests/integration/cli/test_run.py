@@ -1,6 +1,7 @@
 """A run of two iterations from the command line: training, resume, samples, evaluation, report and export."""
 
 import json
+import re
 import signal
 import subprocess
 
@@ -114,7 +115,13 @@ def test_reporting_on_a_run(trained, tdmr1, tmp_path):
     assert "2 of 2 iterations" in done.stderr
     assert "count-held-out" in done.stdout
     page = (tmp_path / "report.html").read_text()
-    assert "data:image/png;base64," in page
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    (images,) = data["images"]
+    assert [frame["step"] for frame in images["grids"]["frames"]] == [0, 2]
+    assert all(frame["scores"]["object_count"] for frame in images["grids"]["frames"])
+    assert {(pair["before"]["step"], pair["after"]["step"]) for pair in images["pairs"]} == {(0, 2)}
+    assert data["runs"][0]["facts"][-2][0] == "Machine"
+    assert "Largest memory so far" in [chart["title"] for chart in data["charts"]]
     assert "picture/entropy" in page
     document = json.loads(tdmr1("report", folder, "--json").stdout)
     assert [step for step, _ in document["curves"]["reward/mean"]] == [1, 2]

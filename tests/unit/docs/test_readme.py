@@ -20,7 +20,10 @@ pytestmark = pytest.mark.unit
 
 README = (ROOT / "README.md").read_text()
 MAX_LINES = 150
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "examples/configs/README.md")]
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/configs/README.md")
+]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 

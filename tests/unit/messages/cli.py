@@ -64,21 +64,21 @@ def interrupted(tmp_path: Path) -> None:
 
 def option_conflict(tmp_path: Path) -> None:
     from tdmr1_cli.run_command import resume_run
-    from tdmr1_cli.settings import Flags
+    from tdmr1_core.preflight.layers import Flags
 
     resume_run(tmp_path, Flags(), output=None, dry_run=True, quiet=False)
 
 
 def target_unknown(tmp_path: Path) -> None:
-    from tdmr1_cli.settings import Flags
     from tdmr1_cli.targets import load_target
+    from tdmr1_core.preflight.layers import Flags
 
     load_target("sd3.5-tmd", Flags(), needs_reward=False)
 
 
 def wrong_kind(tmp_path: Path) -> None:
-    from tdmr1_cli.settings import Flags, resolve_settings
     from tdmr1_core.plugins import discover
+    from tdmr1_core.preflight.layers import Flags, resolve_settings
 
     (tmp_path / "distill.yaml").write_text("kind: distill\n")
     resolve_settings(Flags(config=tmp_path / "distill.yaml"), "train", discover())

@@ -171,6 +171,7 @@ def evaluation_cut_off(tmp_path: Path) -> None:
             evaluator,
             MagicMock(),
             MagicMock(),
+            MagicMock(),
         )
 
 
@@ -180,6 +181,14 @@ def guard_alarm(tmp_path: Path) -> None:
 
     guard = SimpleNamespace(read=lambda engine, results: GuardReading(40, {}, (ALARM,)))
     Evaluator(SimpleNamespace(), None, guard).read_guard(None, [])
+
+
+def tracker_failed(tmp_path: Path) -> None:
+    from tdmr1_core.runs.tracking.client import Trackers
+
+    tracked = Trackers.__new__(Trackers)
+    tracked._folder = tmp_path / "run"
+    tracked._report_one({"tracker": "wandb", "failed": "cannot be started: no API key is configured"})
 
 
 def guard_stopped(tmp_path: Path) -> None:
@@ -232,6 +241,7 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     "evaluation-cut-off": evaluation_cut_off,
     "guard-alarm": guard_alarm,
     "guard-stopped": guard_stopped,
+    "tracker-failed": tracker_failed,
     "guard-limited": guard_limited,
     "export-mismatch": export_mismatch,
 }

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from tdmr1_cli import main as entry
 from tdmr1_cli.main import main
 from tdmr1_cli.run_command import start_run
-from tdmr1_cli.settings import Flags
 from tdmr1_core import plugins
 from tdmr1_core.config_loading import describe
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.planning import estimate
+from tdmr1_core.preflight.layers import Flags
 
 pytestmark = pytest.mark.unit
 

@@ -1,14 +1,13 @@
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from support.errors import raises
 
 from tdmr1_cli.output import data, emit_json, fields, message, number, table, warning
-from tdmr1_cli.progress import Bar, Lines, Quiet, Stages, build_observer, sparkline, trend
+from tdmr1_cli.progress import Bar, Lines, Stages
 from tdmr1_core.durable_files import check_writable
 from tdmr1_rewards.errors import printable
 
@@ -73,49 +72,9 @@ def test_numbers():
     assert number(float("nan")) == "–"
 
 
-def test_trend_looks_ten_values_back():
-    assert trend([1.0]) == ""
-    assert trend([0.0, 0.5]) == "↗ +0.500 in 1"
-    assert trend([5.0, *[1.0] * 10, 0.75]) == "↘ -0.250 in 10"
-    assert trend([1.0, 1.0]) == "→ +0.000 in 1"
-
-
-def test_sparkline_spans_its_values():
-    assert sparkline([]) == ""
-    assert sparkline([1.0, 1.0]) == "▁▁"
-    assert sparkline([0.0, 1.0, 0.5]) == "▁█▄"
-
-
-def a_run(iterations: int = 4, done: int = 1) -> SimpleNamespace:
-    config = SimpleNamespace(
-        iterations=iterations, batch=SimpleNamespace(groups=2, group_size=3), rewards=[SimpleNamespace(name="r")]
-    )
-    return SimpleNamespace(config=config, iteration_index=done, entry=SimpleNamespace(name="m"), model_files=None)
-
-
-METRICS = {"reward/mean": 0.5, "zero_std_ratio": 0.25, "images_per_second": 3.0}
-
-
 def terminal() -> tuple[Console, io.StringIO]:
     screen = io.StringIO()
     return Console(file=screen, force_terminal=True, width=120, color_system=None), screen
-
-
-def test_the_live_bar_shows_iteration_reward_and_checkpoint():
-    console, screen = terminal()
-    with Bar(Path("run"), console) as bar:
-        bar.started(a_run())
-        bar.iteration(SimpleNamespace(step=2, metrics=METRICS, skipped=("surrogate: no difference",)))
-        bar.saved(Path("checkpoints/step-000002"))
-        bar.iteration(SimpleNamespace(step=3, metrics=METRICS | {"reward/mean": 0.75}, skipped=()))
-    shown = screen.getvalue()
-    assert "resuming after iteration 1: m, r, 4 iterations of 2 groups × 3 images" in shown
-    assert "surrogate: no difference" in shown
-    last = shown[shown.rindex("iteration ━") :]
-    assert "3/4" in last
-    assert "left" in last
-    assert "reward 0.750 ↗ +0.250 in 1  zero-std 25%  3.0 images/s  last checkpoint step-000002" in last
-    assert "▁█" in last
 
 
 def test_stages_show_a_bar_with_rate_and_time_left():
@@ -135,23 +94,6 @@ def test_stages_tell_a_few_lines_in_a_pipe(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"drawing: {done}/40" for done in (0, 10, 20, 30, 40)]
     assert all(line.endswith("left") for line in lines[1:])
-
-
-def test_lines_report_a_skipped_update_once(capsys):
-    observer = Lines(Path("run"))
-    observer.started(a_run())
-    for step in (2, 3):
-        observer.iteration(SimpleNamespace(step=step, metrics=METRICS, skipped=("surrogate: no difference",)))
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "resuming after iteration 1" in err
-    assert err.count("surrogate: no difference") == 1
-    assert "iteration 3/4  reward 0.500 → +0.000 in 1  zero-std 25%  3.0 images/s" in err
-
-
-def test_a_pipe_gets_lines_and_quiet_nothing():
-    assert type(build_observer(Path("run"), quiet=False)) is Lines
-    assert type(build_observer(Path("run"), quiet=True)) is Quiet
 
 
 def test_writability_is_checked_at_the_nearest_folder(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from support.command_line import environment
 
 from tdmr1_cli.main import main
+from tdmr1_cli.run_summary import duration
 from tdmr1_core.planning import estimate
 
 pytestmark = pytest.mark.unit
@@ -31,7 +32,9 @@ memory.text_encoders=auto (on the GPU only while they encode)
 iteration: 48 groups × 24 images = 1152 images; 1 process, each with 48 micro-batches of up to 24 images; LoRA rank 32
 peak memory: 71.0 GB per process with micro-batches of 24 images
 this is 8.8 GB for any micro-batch, and 2.6 GB more for each image of a micro-batch
-time: 34 network passes per image, 627 s per iteration at 139 TFLOP/s, without rewards
+time: 34 network passes per image, 10 min per iteration, 7.3 days for 1,000 iterations, without rewards
+speed: 139 TFLOP/s sustained (14% of the 989 dense bf16 TFLOP/s of the H100, because no card is known; change it with \
+`tdmr1 plan --tflops`)
 text encoders: all 160 prompts of the run (0.27 GB) are encoded at the start (memory.prompt_cache_gb=8); then the \
 encoders are released
 80GB: fits
@@ -110,6 +113,46 @@ def test_a_document_names_what_was_chosen(capsys):
     assert document["peak"] <= 0.92 * 80e9
 
 
+def test_a_card_by_name_gives_memory_and_speed(capsys):
+    error = planned(capsys, "--gpu", "RTX 4090").err
+    assert error.endswith("\nRTX 4090 (24 GB): fits\n")
+    assert "\nspeed: 23.2 TFLOP/s sustained (14% of the 165.2 dense bf16 TFLOP/s of the RTX 4090; change it" in error
+    by_size, named = (json.loads(planned(capsys, "--gpu", gpu, "--json").out) for gpu in ("24GB", "rtx4090"))
+    assert by_size["micro_batch"] == named["micro_batch"]
+    assert named["seconds"] == pytest.approx(by_size["seconds"] * 989 / 165.2)
+
+
+def test_the_speed_that_is_set_is_used(capsys):
+    error = planned(capsys, "--gpu", "H100", "--tflops", "70", "--set", "iterations=500").err
+    assert "21 min per iteration, 7.2 days for 500 iterations, without rewards" in error
+    assert "\nspeed: 70 TFLOP/s sustained (as set with --tflops)\n" in error
+    document = json.loads(planned(capsys, "--gpu", "H100", "--tflops", "70", "--set", "iterations=500", "--json").out)
+    assert document["total_seconds"] == pytest.approx(500 * document["seconds"])
+    assert document["speed"] == {"tflops": 70, "source": "as set with --tflops"}
+
+
+def test_an_unknown_card_is_refused_with_similar_names(capsys):
+    error = planned(capsys, "--gpu", "H101", code=2).err
+    assert "--gpu 'H101' is neither a known card nor a size" in error
+    assert "did you mean H100?" in error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.123, "0.12 s"),
+        (9.04, "9 s"),
+        (119, "119 s"),
+        (1620, "27 min"),
+        (50_400, "14 hours"),
+        (1_641_600, "19 days"),
+        (1e9, "11,574 days"),
+    ],
+)
+def test_durations_are_short(seconds, expected):
+    assert duration(seconds) == expected
+
+
 def test_without_a_card_nothing_is_chosen(capsys):
     document = json.loads(planned(capsys, "--json").out)
     assert (document["chosen"], document["fits"], document["micro_batch"]) == (None, None, 1152)
@@ -117,11 +160,12 @@ def test_without_a_card_nothing_is_chosen(capsys):
 
 def test_the_card_of_this_machine_is_used(capsys, tmp_path):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 76294\n")
+    tool.write_text("#!/bin/sh\necho 76294, NVIDIA A100-SXM4-80GB\n")
     tool.chmod(0o755)
     lines = lines_of(planned(capsys))
     assert lines[-1] == "80 GB free: fits"
     assert lines[0].startswith("batch.micro_batch=")
+    assert any(line.startswith("speed: 43.9 TFLOP/s") and "of the A100 80GB;" in line for line in lines)
 
 
 @pytest.mark.parametrize("model", ["qwen-image-lightning", "flux2-klein-9b"])

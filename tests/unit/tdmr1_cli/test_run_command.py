@@ -8,8 +8,8 @@ from support.errors import raises
 
 from tdmr1_cli.main import main
 from tdmr1_cli.run_command import resume_run, start_run
-from tdmr1_cli.settings import Flags
 from tdmr1_core.config_loading import dump, parse_assignments, read_preset, resolve
+from tdmr1_core.preflight.layers import Flags
 from tdmr1_core.runs import run as run_module
 from tdmr1_core.runs.checkpoints.resume import ResumePoint, load_run_config
 from tdmr1_core.runs.run import Run

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from tdmr1_cli.settings import Flags, run_changes
 from tdmr1_cli.typed_secrets import with_typed_secrets
 from tdmr1_core.config import RewardConfig
+from tdmr1_core.preflight.layers import Flags, run_changes
 from tdmr1_rewards.texts.redaction import redact
 
 pytestmark = pytest.mark.unit

@@ -78,7 +78,7 @@ CASES = {
     "evaluate tiny-tdm --seed 9223372036854775808": "--seed",
     "probe tiny-tdm --updates 0": "--updates",
     "plan --tflops inf": "--tflops",
-    f"plan --gpu {'9' * 400}": "is not a size in GB or GiB",
+    f"plan --gpu {'9' * 400}": "neither a known card nor a size in GB or GiB",
     "train --processes 1000000000": "--processes",
     "rewards serve object_count --port 65536": "--port",
     "rewards try object_count @pipe --prompt x": "pipe",

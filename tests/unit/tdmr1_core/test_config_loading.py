@@ -321,3 +321,20 @@ def test_every_setting_has_a_description():
     rows = describe(RunConfig)
     assert len(rows) > 60
     assert [name for name, _, _, meaning in rows if not meaning] == []
+
+
+@pytest.mark.parametrize("levels", ["euler", "scheduler"])
+def test_stored_noise_levels_and_a_shift_agree(levels):
+    """A run stores its noise levels. Another shift in a copy of its settings would have no effect."""
+    from tdmr1_core.algorithm.flow import sigma_schedule
+
+    stored = sigma_schedule(4, 3.0, levels).tolist()
+    assert resolve([{**REWARD, "rollout": {"shift": 3.0, "sigmas": stored}}]).rollout.shift == 3.0
+    assert resolve([{**REWARD, "rollout": {"sigmas": stored}}]).rollout.step_count == 4
+    with raises("setting-invalid") as raised:
+        resolve([{**REWARD, "rollout": {"shift": 3.0, "sigmas": stored}}, {"rollout": {"shift": 5.0}}])
+    assert "rollout.shift is 5, but rollout.sigmas, which a run stores, are not its noise levels" in str(raised.value)
+    changed = resolve(
+        [{**REWARD, "rollout": {"shift": 3.0, "sigmas": stored}}, {"rollout": {"shift": 5.0, "sigmas": None}}]
+    )
+    assert changed.rollout.sigmas is None

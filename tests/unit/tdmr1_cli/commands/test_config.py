@@ -10,9 +10,9 @@ import pytest
 from support.paths import ROOT
 
 from tdmr1_cli.main import main
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 
 pytestmark = pytest.mark.unit
 

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from support.errors import raises
 from support.paths import ROOT
 
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.models import pipeline_files
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.hub import hub_file, revision_of
@@ -26,6 +25,7 @@ from tdmr1_core.models.loading import fetch_model, find_lora
 from tdmr1_core.models.pipeline_files import is_hub_id
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 
 pytestmark = pytest.mark.unit
 

@@ -1,57 +1,85 @@
-"""The free memory of cards, from a stand-in for `nvidia-smi` and for torch."""
+"""Names of well-known cards, as typed and as drivers write them."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
 
-from tdmr1_core.planning.cards import MIB, found_card, free_memory
+from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.planning.cards import CARDS, SUSTAINED, card_of, parse_room
 
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture
-def tool(tmp_path, monkeypatch):
-    """Writes an `nvidia-smi` that runs a shell line."""
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def write(line: str) -> None:
-        path = tmp_path / "nvidia-smi"
-        path.write_text(f"#!/bin/sh\n{line}\n")
-        path.chmod(0o755)
-
-    return write
-
-
-def test_the_first_card_is_that_of_a_single_process(tool):
-    tool("echo 20000; echo 10000; echo 5000")
-    assert found_card() == 20000 * MIB
-    assert found_card(2) == 10000 * MIB
-    assert found_card(4) is None
-
-
-def test_only_visible_cards_count(tool, monkeypatch):
-    tool('case "$*" in *--id=1*) echo 10000;; *) echo 20000;; esac')
-    assert found_card() == 20000 * MIB
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert found_card() == 10000 * MIB
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("H100", "H100"),
+        ("h100", "H100"),
+        ("RTX 4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
+        ("4090", "RTX 4090"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB"),
+        ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti"),
+        ("A100", "A100 80GB"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+    ],
+)
+def test_names_of_cards(typed, name):
+    card = card_of(typed)
+    assert card is not None
+    assert card.name == name
 
 
-@pytest.mark.parametrize("line", ["exit 9", "echo No devices were found", "true"])
-def test_a_machine_without_a_card(tool, line):
-    tool(line)
-    assert found_card() is None
+@pytest.mark.parametrize("name", ["", "  ", "NVIDIA", "Radeon", "RTX", "RTX 6000"])
+def test_unknown_names_are_no_card(name):
+    assert card_of(name) is None
 
 
-def test_a_machine_without_the_tool(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert found_card() is None
+def test_no_name_stands_for_two_cards():
+    for card in CARDS:
+        assert all(card_of(name) is card for name in (card.name, *card.aliases)), card.name
 
 
-def test_free_memory_is_known_for_cuda_only(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
-    assert free_memory(torch.device("cuda", 0)) == 7
-    assert free_memory(torch.device("cpu")) is None
+def test_the_assumed_speed_is_that_measured_on_an_h100():
+    card = card_of("H100")
+    assert card is not None
+    assert card.sustained == pytest.approx(139)
+    assert card.sustained / 774 == pytest.approx(0.18, abs=0.001)
+    assert pytest.approx(0.14, abs=0.001) == SUSTAINED
+
+
+def test_every_card_has_a_source_and_speeds_and_sizes_of_real_cards():
+    assert len(CARDS) > 20
+    for card in CARDS:
+        assert card.source.startswith("NVIDIA "), card.name
+        assert 16 <= card.gigabytes <= 180
+        assert 70 <= card.tflops <= 2250
+
+
+@pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30), ("L4", 24e9)])
+def test_memory_as_typed(text, expected):
+    assert parse_room(text).memory == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("H101", ["H100"]),
+        ("rtx 6000", ["RTX PRO 6000", "RTX 6000 Ada"]),
+        ("a lot", []),
+        ("24TB", []),
+        ("H100 SX", ["H100", "H100 NVL", "H100 PCIe"]),
+    ],
+)
+def test_another_text_is_refused_with_similar_names(text, near):
+    with pytest.raises(Tdmr1Error, match="neither a known card nor a size") as raised:
+        parse_room(text)
+    assert raised.value.code == "argument-invalid"
+    assert raised.value.values["near"] == near
+    assert ("did you mean" if near else "known cards: B200, H200") in str(raised.value.hint)

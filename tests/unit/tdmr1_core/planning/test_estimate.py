@@ -14,7 +14,6 @@ from support.errors import raises
 from support.runs import small_config
 from torch.nn import functional
 
-from tdmr1_cli.commands.plan import parse_memory
 from tdmr1_core.engine import Engine
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.catalog import BUILTIN_MODELS
@@ -295,13 +294,6 @@ def test_a_size_that_does_not_fit_is_rejected():
     assert known.latent_shape(6144, 512) == (16, 768, 64)
     with raises("setting-invalid", width=512, height=6160, largest=6144):
         known.latent_shape(6160, 512)
-
-
-@pytest.mark.parametrize(("text", "expected"), [("24GB", 24e9), ("24", 24e9), ("1.5 GiB", 1.5 * 2**30)])
-def test_memory_as_typed(text, expected):
-    assert parse_memory(text) == expected
-    with pytest.raises(Tdmr1Error, match="--gpu"):
-        parse_memory("a lot")
 
 
 def test_a_sharded_run_divides_weights_and_gathers_blocks(entry, whole):

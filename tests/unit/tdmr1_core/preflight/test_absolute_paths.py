@@ -8,12 +8,12 @@ import sys
 import pytest
 from support.errors import raises
 
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.config import RunConfig
 from tdmr1_core.config_loading import parse_assignments, resolve
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.plugins import discover
 from tdmr1_core.preflight.absolute_paths import make_absolute
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.preflight.resolved import resolve_run
 from tdmr1_core.runs.run import Run
 from tdmr1_rewards.sources.source import find_reward

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from support.errors import raises
 
-from tdmr1_cli.settings import Flags, resolve_settings
 from tdmr1_core.config_loading import read_file, read_preset
 from tdmr1_core.plugins import discover
+from tdmr1_core.preflight.layers import Flags, resolve_settings
 from tdmr1_core.tiny.world import COLOURS
 
 pytestmark = pytest.mark.unit

@@ -107,6 +107,8 @@ def test_state_items_images_answers_and_undo(client, store, opened):
     assert state["agreement"]["pairs"] == 1
     assert sorted(state["people"]) == ["", "Ada"]
     assert abs(state["time"] - time.time()) < 5
+    assert 0 <= state["time"] - state["read"] < 5
+    assert state["question"] == "Do you like this image?"
     assert (state["round"]["title"], state["round"]["deadline"]) == ("title", opened.deadline)
     undone = client.post("/api/undo", json={"key": "u", "person": "p"}).json()["undone"]
     assert undone == offers[0]

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from support.errors import raises
 
-from tdmr1_cli.settings import Flags, parse_reward, resolve_settings
 from tdmr1_core.build.rewards import build_runner
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.models.catalog import BUILTIN_MODELS
 from tdmr1_core.models.registry import ModelRegistry
 from tdmr1_core.plugins import Extensions, discover
+from tdmr1_core.preflight.layers import Flags, parse_reward, resolve_settings
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling.import_file import private_name
 from tdmr1_rewards.registry import Provenance, RewardRegistry

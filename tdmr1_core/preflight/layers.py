@@ -1,4 +1,4 @@
-"""From the options of a command line to a resolved run.
+"""From the options of a command line, or the arguments of `tdmr1_core.train`, to a resolved run.
 
 Settings come from four layers, and a later layer overrides an earlier one: preset, CONFIG.yaml, options, --set. The
 preset is the first of these that exists: --preset; the model's preset for the first reward (`tiny-human`); the model's
@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tdmr1_core.plugins import Extensions
     from tdmr1_core.preflight.resolved import ResolvedRun
     from tdmr1_core.preflight.rewards import RewardFinder
+    from tdmr1_core.prompts.sets import PromptSet
 
 DEFAULT_MODEL = "tiny-tdm"
 NO_PRESET = "none"
@@ -39,11 +40,14 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Flags:
-    """The options of a command line that are settings, as typed."""
+    """The options of a command line that are settings, as typed, or the same arguments of a Python program.
+
+    A program may give the settings of a reward in place of a text of --reward. Its `settings` override `sets`.
+    """
 
     config: Path | None = None
     model: str | None = None
-    rewards: Sequence[str] = ()
+    rewards: Sequence[str | Tree] = ()
     preset: str | None = None
     prompts: str | None = None
     iterations: int | None = None
@@ -51,6 +55,7 @@ class Flags:
     sets: Sequence[str] = ()
     model_path: Path | None = None
     lora: Path | None = None
+    settings: Tree = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,14 @@ def resolve_settings(
     needs_reward: bool = True,
     previews: bool = False,
     evaluates: bool = True,
+    prompt_sets: Mapping[str, PromptSet] | None = None,
 ) -> ResolvedRun:
     """Merge the layers into one config and look up everything it refers to. Torch is not needed.
 
     `kind` is what the command does; None takes it from the settings. Without `needs_reward` a stand-in reward is used
     if none is named; prompts are then checked only against named rewards, and with `previews` also against the default
-    reward of the model, as in a training. `evaluates` is that of `resolve_run`. Raises one Tdmr1Error with all
-    mistakes.
+    reward of the model, as in a training. `evaluates` and `prompt_sets` are those of `resolve_run`. Raises one
+    Tdmr1Error with all mistakes.
     """
     from tdmr1_core.config_loading import (
         fitting_evaluation,
@@ -140,7 +146,14 @@ def resolve_settings(
     used_preset = preset_name if preset_name != NO_PRESET else None
     scores = needs_reward or bool(named) or (previews and entry is not None and entry.default_reward is not None)
     return resolve_run(
-        config, extensions, entry=entry, finder=finder, preset=used_preset, scores=scores, evaluates=evaluates
+        config,
+        extensions,
+        entry=entry,
+        finder=finder,
+        preset=used_preset,
+        scores=scores,
+        evaluates=evaluates,
+        prompt_sets=prompt_sets,
     )
 
 
@@ -171,7 +184,7 @@ def _read_layers(flags: Flags, errors: list[Tdmr1Error]) -> _Layers:
     except Tdmr1Error as error:
         errors.append(error)
     try:
-        sets = parse_assignments(flags.sets)
+        sets = merge(parse_assignments(flags.sets), flags.settings)
     except Tdmr1Error as error:
         errors.append(error)
     try:
@@ -253,7 +266,7 @@ def _flag_tree(flags: Flags) -> Tree:
     if given:
         tree["model"] = given
     if flags.rewards:
-        tree["rewards"] = [parse_reward(text).tree for text in flags.rewards]
+        tree["rewards"] = [parse_reward(each).tree if isinstance(each, str) else each for each in flags.rewards]
     if flags.prompts is not None:
         tree["prompts"] = {"train": _absolute(flags.prompts)}
     numbers = {"iterations": flags.iterations, "seed": flags.seed}
@@ -264,7 +277,7 @@ def run_changes(flags: Flags) -> Tree:
     """The settings of a command line that change those of a run, with absolute paths. Presets and files are ignored."""
     from tdmr1_core.config_loading import merge, parse_assignments
 
-    return dict(merge(_flag_tree(flags), _with_absolute_paths(parse_assignments(flags.sets))))
+    return dict(merge(_flag_tree(flags), _with_absolute_paths(merge(parse_assignments(flags.sets), flags.settings))))
 
 
 def _with_absolute_paths(tree: Any, key: str = "") -> Any:

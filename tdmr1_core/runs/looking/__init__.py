@@ -1,0 +1,1 @@
+"""Looks into finished and unfinished runs: compares several, and explains what a surrogate learned."""

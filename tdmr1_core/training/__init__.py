@@ -1,0 +1,1 @@
+"""Training from Python: `train` and the run object that it returns."""
