@@ -270,9 +270,9 @@ class Run:
             tracker = Tracker(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
             closing.push(lambda error, *_: tracker.close(wait=error is not KeyboardInterrupt))
             try:
-                resources = self._record_for_report(engine, closing)
+                self._save_group_images(engine, closing)
                 with interrupts.listening(observer.waiting):
-                    return self._loop(engine, evaluator, tracker, observer, resources)
+                    return self._loop(engine, evaluator, tracker, observer)
             except BaseException:
                 self._save_after_error(engine, tracker)
                 raise
@@ -308,9 +308,7 @@ class Run:
         self._stopping = self.processes.any(self._stop)
         return self._stopping
 
-    def _loop(
-        self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer, resources: ResourceLog
-    ) -> RunResult:
+    def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
         started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
         repeat = self._is_evaluated(started_at)
@@ -331,7 +329,7 @@ class Run:
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
             self._save_preview(engine, evaluator, tracker)
-        resources.write(engine.iteration_index)
+        resources = self._open_resource_log(engine)
         over = self._is_over(engine)
         while not over:
             try:
@@ -367,15 +365,21 @@ class Run:
         tracker.image(comparison.stem, engine.iteration_index, comparison)
         return replace(result, before=before, after=after, before_after=comparison)
 
-    def _record_for_report(self, engine: Engine, closing: ExitStack) -> ResourceLog:
-        """The log of time and memory. From here on, the engine also saves the best and worst image of groups."""
+    def _save_group_images(self, engine: Engine, closing: ExitStack) -> None:
+        """From here on, the engine saves the best and the worst image of a group for the report."""
         from tdmr1_core.runs.output.group_images import GroupImages
-        from tdmr1_core.runs.output.resources import ResourceLog
 
         manager = engine.hooks.manager
         manager.register(plugin := GroupImages(self.folder, self._is_previewed))
         closing.callback(manager.unregister, plugin)
-        return ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
+
+    def _open_resource_log(self, engine: Engine) -> ResourceLog:
+        """The log of time and memory, with a first line."""
+        from tdmr1_core.runs.output.resources import ResourceLog
+
+        log = ResourceLog(self.folder, engine.roles.backbone.device, self.processes.count)
+        log.write(engine.iteration_index)
+        return log
 
     def _save_preview(self, engine: Engine, evaluator: Evaluator, tracker: Tracker) -> None:
         save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))

@@ -165,11 +165,10 @@ def evaluation_cut_off(tmp_path: Path) -> None:
     run._stop = True
     evaluator = MagicMock(guard=None)
     evaluator.evaluate.return_value = []
-    with patch("tdmr1_core.runs.run.save_comparison"):
+    with patch("tdmr1_core.runs.run.save_comparison"), patch.object(run, "_open_resource_log"):
         run._loop(
             SimpleNamespace(iteration_index=3, trained={"generator": SimpleNamespace(updates=3)}),
             evaluator,
-            MagicMock(),
             MagicMock(),
             MagicMock(),
         )
