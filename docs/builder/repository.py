@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "vulnerabilities.md",
     "examples/configs/README.md": "processes.md",
 }
 """Files outside of docs/ that are pages of the site."""
