@@ -17,7 +17,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "reporting.md",
+    "SECURITY.md": "vulnerabilities.md",
     "examples/configs/README.md": "processes.md",
 }
 """Files outside of docs/ that are pages of the site."""

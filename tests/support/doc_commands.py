@@ -54,6 +54,7 @@ def _without_comment(line: str) -> str:
 
 
 RUN = {
+    "models.md": ["tdmr1 plan --model sd3.5-tdm --gpu H100"],
     "quickstart.md": [
         "tdmr1 doctor",
         "tdmr1 report runs/first",
@@ -70,7 +71,6 @@ RUN = {
         'tdmr1 sample runs/first --prompt "three red circles" --output images/after',
         'tdmr1 sample runs/first --prompt "three red circles" --role start --output images/before',
     ],
-    "explain.md": ['tdmr1 explain runs/first --prompt "three red circles"'],
     "human.md": ["tdmr1 sample runs/first --prompts count --output images"],
     "errors.md": ["tdmr1 rewards info object_cuont"],
 }
@@ -98,19 +98,31 @@ DRY_RUN_LONG = {
 }
 """The same for `make test-long`."""
 PARSED = {
-    "README.md": [
-        "tdmr1 train --reward red_share",
-        "tdmr1 train --reward my_reward.py:score",
-        "tdmr1 plan --model sd3.5-tdm --gpu 24GB",
-    ],
     "compare.md": [
         "tdmr1 compare runs/real runs/permuted",
         "tdmr1 compare runs/real runs/permuted --json",
         "tdmr1 compare runs/real runs/permuted --csv table.csv --plot curves.svg --axis images",
     ],
+    "explain.md": [
+        "tdmr1 train --model tiny-words-tdm --reward ocr_match --iterations 40 --set batch.prompts=teaching --output runs/signs",  # noqa: E501
+        "tdmr1 explain runs/signs --prompt 'a sign \"XKU\"'",
+    ],
+    "reports.md": [
+        "tdmr1 report runs/my-run",
+        "tdmr1 report runs/a runs/b --output ab.html",
+        "tdmr1 report runs/my-run --watch",
+    ],
+    "tracking.md": [
+        "tdmr1 train --set 'tracking=[trackio]'",
+    ],
+    "README.md": [
+        "tdmr1 train --reward red_share",
+        "tdmr1 train --reward my_reward.py:score",
+        "tdmr1 plan --model sd3.5-tdm --gpu 24GB",
+    ],
     "human.md": [
-        "tdmr1 label images",
         'tdmr1 label images --question "Is the text in the image readable?"',
+        "tdmr1 label images",
         "tdmr1 train --reward human --model my-model --set rewards.0.options.judges=3",
         "tdmr1 train --reward human --set rewards.0.options.mode=model --set rewards.0.options.answers='[images]'",
     ],
@@ -120,21 +132,14 @@ PARSED = {
         "tdmr1 train --reward ocr_match --model sd3.5-large-tdm --lora mine.safetensors",
         "tdmr1 export RUN --push OWNER/NAME --private --dry-run",
         "tdmr1 export RUN --push OWNER/NAME --private",
-        "tdmr1 plan --model sd3.5-tdm --gpu H100",
     ],
-    "reports.md": [
-        "tdmr1 report runs/my-run",
-        "tdmr1 report runs/a runs/b --output ab.html",
-        "tdmr1 report runs/my-run --watch",
-    ],
-    "tracking.md": ["tdmr1 train --set 'tracking=[trackio]'"],
     "security.md": ["tdmr1 train --resume RUN --set rewards.0.options.api_key=env:NAME"],
     "troubleshooting.md": ["tdmr1 probe --reward object_count", "tdmr1 plan --model sd3.5-tdm --gpu 24GB"],
     "usage.md": [
-        "tdmr1 train --reward geneval --model sd3.5-tdm --prompts hf:OWNER/DATASET:caption",
+        "tdmr1 doctor --model sd3.5-tdm --reward ocr_match --reward pickscore",
         "tdmr1 train --reward geneval --model sd3.5-tdm --prompts hf:OWNER/DATASET:caption@train[:5000] "
         "--set prompts.evaluate=hf:OWNER/DATASET:caption@test",
-        "tdmr1 doctor --model sd3.5-tdm --reward ocr_match --reward pickscore",
+        "tdmr1 train --reward geneval --model sd3.5-tdm --prompts hf:OWNER/DATASET:caption",
         'tdmr1 sample RUN --prompt "two red circles" --output DIR --set model.path=/new/base',
         "tdmr1 train --resume RUN --set model.path=/new/base --set prompts.train=/new/train.txt "
         "--set rewards.0.source=/new/warm.py:warm --set rewards.0.python=/new/env/bin/python",
