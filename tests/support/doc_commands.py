@@ -71,6 +71,7 @@ RUN = {
         'tdmr1 sample runs/first --prompt "three red circles" --output images/after',
         'tdmr1 sample runs/first --prompt "three red circles" --role start --output images/before',
     ],
+    "explain.md": ['tdmr1 explain runs/first --prompt "three red circles"'],
     "human.md": ["tdmr1 sample runs/first --prompts count --output images"],
     "errors.md": ["tdmr1 rewards info object_cuont"],
 }
