@@ -104,10 +104,6 @@ PARSED = {
         "tdmr1 compare runs/real runs/permuted --json",
         "tdmr1 compare runs/real runs/permuted --csv table.csv --plot curves.svg --axis images",
     ],
-    "explain.md": [
-        "tdmr1 train --model tiny-words-tdm --reward ocr_match --iterations 40 --set batch.prompts=teaching --output runs/signs",  # noqa: E501
-        "tdmr1 explain runs/signs --prompt 'a sign \"XKU\"'",
-    ],
     "reports.md": [
         "tdmr1 report runs/my-run",
         "tdmr1 report runs/a runs/b --output ab.html",
