@@ -7,7 +7,7 @@ rewards are YAML files in `tdmr1_core/presets`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -280,6 +280,20 @@ SAME_LEVEL = 1e-4
 """Largest difference of a noise level that was written with four digits."""
 
 
+def _have_shift(levels: Sequence[float], shift: float) -> bool:
+    """Whether noise levels are S(u) with this shift, perhaps stretched to another last level (`flow.stretch`)."""
+    steps = len(levels) - 1
+    for first in (1.0, SCHEDULER_FIRST):
+        times = [first * (1 - k / steps) for k in range(steps)]
+        shifted = [shift * u / (1 + (shift - 1) * u) for u in times]
+        stretching = (1 - levels[-2]) / (1 - shifted[-1]) if steps > 1 else 1.0
+        for factor in (1.0, stretching):
+            expected = [1 - factor * (1 - level) for level in shifted]
+            if all(abs(level - other) < SAME_LEVEL for level, other in zip(levels[:-1], expected, strict=True)):
+                return True
+    return False
+
+
 class RolloutConfig(Section):
     """How the generator samples (algorithm: deterministic trajectories, paper Eq. 6)."""
 
@@ -322,16 +336,8 @@ class RolloutConfig(Section):
     @model_validator(mode="after")
     def _levels_of_shift(self) -> RolloutConfig:
         levels, shift = self.sigmas, self.shift
-        if levels is None or shift is None:
+        if levels is None or shift is None or _have_shift(levels, shift):
             return self
-        steps = len(levels) - 1
-        for first in (1.0, SCHEDULER_FIRST):
-            times = [first * (1 - k / steps) for k in range(steps + 1)]
-            if all(
-                abs(level - shift * u / (1 + (shift - 1) * u)) < SAME_LEVEL
-                for level, u in zip(levels, times, strict=True)
-            ):
-                return self
         raise ValueError(
             f"rollout.shift is {shift:g}, but rollout.sigmas, which a run stores, are not its noise levels; set "
             "rollout.sigmas=null to compute them from shift and steps, or do not set rollout.shift"

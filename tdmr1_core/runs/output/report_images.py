@@ -12,10 +12,12 @@ from typing import Any
 from PIL import Image
 
 from tdmr1_core.durable_files import MALFORMED
+from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.runs.jsonl import number, whole_number
 from tdmr1_core.runs.output.group_images import BEST, WORST
 from tdmr1_core.runs.output.image_grids import cell_boxes, webp
 from tdmr1_core.runs.output.previews import BEFORE_AFTER, SAMPLES
+from tdmr1_rewards.calling.image_files import read_image
 from tdmr1_rewards.texts.documents import MOST_BYTES, read_json
 
 MOST_GRIDS, MOST_GROUPS = 40, 6
@@ -31,7 +33,7 @@ SMALL = 640 * 480
 """Pixels of an image that may be stored without loss."""
 SMALLEST = 64
 """Smallest width of an image in pixels: it is stored at this size even if it exceeds its bytes."""
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError, *MALFORMED)
+UNREADABLE = (OSError, Tdmr1Error, *MALFORMED)
 """What reading an image or its JSON file raises if the file is damaged."""
 
 Box = tuple[int, int, int, int]
@@ -127,19 +129,17 @@ class Images:
 @lru_cache(maxsize=256)
 def _encode(file: Path, stamp: int, most_bytes: int, most_width: int, box: Box | None) -> tuple[bytes, int, int]:
     """The WebP content, width and height of an image. `stamp` is the time of the file, so that a new one is read."""
-    with _open(file, stamp) as opened:
-        if box is not None and (box[2] > opened.width or box[3] > opened.height):
-            raise ValueError(f"{file} is smaller than its description says")
-        part = opened if box is None else opened.crop(box)
-        return shrink(part.convert("RGB"), most_bytes, most_width)
+    opened = _open(file, stamp)
+    if box is not None and (box[2] > opened.width or box[3] > opened.height):
+        raise ValueError(f"{file} is smaller than its description says")
+    part = opened if box is None else opened.crop(box)
+    return shrink(part, most_bytes, most_width)
 
 
 @lru_cache(maxsize=2)
 def _open(file: Path, stamp: int) -> Image.Image:
     """A decoded image file; the pairs of a grid are parts of the same one."""
-    image = Image.open(file)
-    image.load()
-    return image
+    return read_image(file)
 
 
 def shrink(image: Image.Image, most_bytes: int, most_width: int) -> tuple[bytes, int, int]:

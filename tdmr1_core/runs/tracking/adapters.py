@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmr1_core.runs.tracking.state import TRACKING, TrackedRun
+from tdmr1_rewards.calling.image_files import read_image
 
 ITERATION = "iteration"
 """The metric of W&B that is the x axis of all others: W&B's own step cannot go back to add an evaluation."""
@@ -115,7 +116,7 @@ class TensorBoard(Adapter):
         """Send an image file."""
         import numpy as np
 
-        image = np.asarray(_read_image(path))
+        image = np.asarray(read_image(path))
         self.tracker.log_images({name: image[None]}, step=step, dataformats="NHWC")
 
 
@@ -243,7 +244,7 @@ class MLflow(Adapter):
         """Send an image file."""
         import mlflow
 
-        mlflow.log_image(_read_image(path), key=name, step=step, synchronous=True)
+        mlflow.log_image(read_image(path), key=name, step=step, synchronous=True)
 
 
 class Comet(Adapter):
@@ -287,11 +288,3 @@ def accepted_name(name: str, longest: int = LONGEST_NAME) -> str:
     parts = re.sub(r"[^A-Za-z0-9_\-. /]", "_", name).split("/")
     kept = [part.strip(". ") for part in parts]
     return "/".join(part for part in kept if part)[:longest] or "_"
-
-
-def _read_image(path: Path) -> Any:
-    """The image in a file, in RGB."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.convert("RGB")

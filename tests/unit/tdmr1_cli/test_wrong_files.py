@@ -71,7 +71,7 @@ CASES = {
     "train --set model.device=cuda:99 --dry-run": "the device 'cuda:99' does not exist here",
     'train --set memory.prompt_cache="\\ud800" --dry-run': "memory.prompt_cache must be a path or null",
     'train --set model.name="a\\0b" --dry-run': "model.name must be a text",
-    "evaluate @run": "@run is not a pipeline directory",
+    "evaluate @run": "@run is no run folder or pipeline directory",
     "report @prompts.txt": "@prompts.txt is not a run folder",
     "sample tiny-tdm --prompt x --output o --images 1000000000000": "--images",
     "sample tiny-tdm --prompt x --output o --guidance nan": "--guidance",

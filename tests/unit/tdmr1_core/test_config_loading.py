@@ -323,12 +323,26 @@ def test_every_setting_has_a_description():
     assert [name for name, _, _, meaning in rows if not meaning] == []
 
 
-@pytest.mark.parametrize("levels", ["euler", "scheduler"])
-def test_stored_noise_levels_and_a_shift_agree(levels):
-    """A run stores its noise levels. Another shift in a copy of its settings would have no effect."""
-    from tdmr1_core.algorithm.flow import sigma_schedule
+@pytest.mark.parametrize("shift", [1.0, 1.6289, 3.0])
+@pytest.mark.parametrize("terminal", [None, 0.02])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+def test_a_resume_accepts_the_noise_levels_of_every_schedule(steps, terminal, shift):
+    from tdmr1_core.algorithm.flow import sigma_schedule, stretch
 
-    stored = sigma_schedule(4, 3.0, levels).tolist()
+    stored = sigma_schedule(steps, shift)
+    stored = stretch(stored, terminal) if terminal is not None and steps > 1 else stored
+    rollout = {"shift": shift, "sigmas": [round(level, 4) for level in stored.tolist()]}
+    assert resolve([{**REWARD, "rollout": rollout, "timesteps": {"per_iteration": 1}}]).rollout.shift == shift
+
+
+@pytest.mark.parametrize("terminal", [None, 0.02])
+@pytest.mark.parametrize("levels", ["euler", "scheduler"])
+def test_stored_noise_levels_and_a_shift_agree(levels, terminal):
+    """A run stores its noise levels. Another shift in a copy of its settings would have no effect."""
+    from tdmr1_core.algorithm.flow import sigma_schedule, stretch
+
+    stored = sigma_schedule(4, 3.0, levels)
+    stored = (stored if terminal is None else stretch(stored, terminal)).tolist()
     assert resolve([{**REWARD, "rollout": {"shift": 3.0, "sigmas": stored}}]).rollout.shift == 3.0
     assert resolve([{**REWARD, "rollout": {"sigmas": stored}}]).rollout.step_count == 4
     with raises("setting-invalid") as raised:
