@@ -196,9 +196,9 @@ def run(variant: Variant, precision: str, folder: Path) -> Records:
 
 def _stop_after_one() -> None:
     """Send Ctrl-C to this process when it has written the metrics of its first iteration."""
-    from tdmr1_core.runs.metrics_log import Tracker
+    from tdmr1_core.runs.metrics_log import RunLog
 
-    after(Tracker, "metrics", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    after(RunLog, "metrics", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def _stop_when_written(metrics: Path) -> None:

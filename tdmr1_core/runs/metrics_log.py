@@ -27,7 +27,7 @@ LogEvent = tuple[str, int, Mapping[str, Any]]
 
 
 @dataclass(eq=False)
-class Tracker:
+class RunLog:
     """Appends to the log files of a run folder. Every line is flushed to the disk, so that a crash loses none.
 
     Call `open_board` before anything else, or `go_back` in a folder that has log files. `tensorboard` is whether this

@@ -57,7 +57,7 @@ from tdmr1_core.runs.evaluation.evaluate import Evaluation
 from tdmr1_core.runs.evaluation.evaluator import Evaluator, build_evaluator
 from tdmr1_core.runs.evaluation.first_evaluation import load_first_evaluation, save_first_evaluation
 from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped
-from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.metrics_log import RunLog
 from tdmr1_core.runs.missing_inputs import check_inputs, needed_by_resume
 from tdmr1_core.runs.observer import Observer
 from tdmr1_core.runs.output.previews import SAMPLES, preview_file, save_comparison, save_preview, shown
@@ -267,14 +267,14 @@ class Run:
         """The first process: iterate and write everything."""
         with ExitStack() as closing:
             board = self.config.saving.tensorboard and self.config.tracking is None
-            tracker = Tracker(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
-            closing.push(lambda error, *_: tracker.close(wait=error is not KeyboardInterrupt))
+            log = RunLog(self.folder, tensorboard=board, trackers=self._open_trackers(observer))
+            closing.push(lambda error, *_: log.close(wait=error is not KeyboardInterrupt))
             try:
                 self._save_group_images(engine, closing)
                 with interrupts.listening(observer.waiting):
-                    return self._loop(engine, evaluator, tracker, observer)
+                    return self._loop(engine, evaluator, log, observer)
             except BaseException:
-                self._save_after_error(engine, tracker)
+                self._save_after_error(engine, log)
                 raise
 
     def _open_trackers(self, observer: Observer) -> Trackers | None:
@@ -308,27 +308,27 @@ class Run:
         self._stopping = self.processes.any(self._stop)
         return self._stopping
 
-    def _loop(self, engine: Engine, evaluator: Evaluator, tracker: Tracker, observer: Observer) -> RunResult:
+    def _loop(self, engine: Engine, evaluator: Evaluator, log: RunLog, observer: Observer) -> RunResult:
         started_at = self._logged_at = engine.iteration_index
         # The evaluation after the last checkpoint may be missing or incomplete: it is repeated.
         repeat = self._is_evaluated(started_at)
         if self._resume_point is None:
-            tracker.open_board()
+            log.open_board()
         else:
             evaluated = started_at - 1 if repeat else started_at
-            tracker.go_back(started_at, evaluated=evaluated)
+            log.go_back(started_at, evaluated=evaluated)
             if evaluator.guard is not None:
                 evaluator.guard.recall(self.folder, evaluated)
         observer.started(engine)
         before: tuple[Evaluation, ...] = ()
         if repeat and started_at < self.config.iterations:
-            results = self._evaluate(engine, evaluator, tracker, observer)
+            results = self._evaluate(engine, evaluator, log, observer)
             before = results if started_at == 0 else ()
             if before and not self._stopping:
                 save_first_evaluation(self.folder, evaluator.subject, before)
         # The last session may have ended between a checkpoint and its grid.
         if self.config.saving.samples_every > 0 and not preview_file(engine, self.folder).exists():
-            self._save_preview(engine, evaluator, tracker)
+            self._save_preview(engine, evaluator, log)
         resources = self._open_resource_log(engine)
         over = self._is_over(engine)
         while not over:
@@ -337,7 +337,7 @@ class Run:
             except interrupts.Interrupted:  # while a reward waited, before anything was updated
                 break
             self._last_skipped = report.skipped
-            tracker.metrics(report.step, report.metrics)
+            log.metrics(report.step, report.metrics)
             self._logged_at = report.step
             resources.write(report.step)
             observer.iteration(report)
@@ -345,15 +345,15 @@ class Run:
             if last or report.step % self.config.saving.checkpoint_every == 0:
                 self._save(engine, observer)
             if self._is_previewed(report.step, last):
-                self._save_preview(engine, evaluator, tracker)
+                self._save_preview(engine, evaluator, log)
             if self._is_evaluated(report.step) and not last:
-                self._evaluate(engine, evaluator, tracker, observer)
+                self._evaluate(engine, evaluator, log, observer)
             over = last or self._is_over(engine)
         result = self._result(engine)
         if not result.finished:
             self._save(engine, observer)
             return result
-        after = self._evaluate(engine, evaluator, tracker, observer)
+        after = self._evaluate(engine, evaluator, log, observer)
         if self._stopping and self.resolved.evaluation_rewards:
             warn(
                 f"the last evaluation was interrupted; `tdmr1 train --resume {self.folder}` repeats it",
@@ -362,7 +362,7 @@ class Run:
             )
         before = before or load_first_evaluation(self.folder, evaluator.subject)
         comparison = save_comparison(engine, self._shown_prompts, self.folder)
-        tracker.image(comparison.stem, engine.iteration_index, comparison)
+        log.image(comparison.stem, engine.iteration_index, comparison)
         return replace(result, before=before, after=after, before_after=comparison)
 
     def _save_group_images(self, engine: Engine, closing: ExitStack) -> None:
@@ -381,9 +381,9 @@ class Run:
         log.write(engine.iteration_index)
         return log
 
-    def _save_preview(self, engine: Engine, evaluator: Evaluator, tracker: Tracker) -> None:
+    def _save_preview(self, engine: Engine, evaluator: Evaluator, log: RunLog) -> None:
         save_preview(engine, self._shown_prompts, self.folder, evaluator.runner(engine))
-        tracker.image(SAMPLES, engine.iteration_index, preview_file(engine, self.folder))
+        log.image(SAMPLES, engine.iteration_index, preview_file(engine, self.folder))
 
     def _is_evaluated(self, step: int) -> bool:
         """Whether an evaluation follows iteration `step`; 0 is the start of the run."""
@@ -399,10 +399,10 @@ class Run:
         self,
         engine: Engine,
         evaluator: Evaluator,
-        tracker: Tracker | None = None,
+        log: RunLog | None = None,
         observer: Observer | None = None,
     ) -> tuple[Evaluation, ...]:
-        """Evaluate, and in the first process, which has a tracker, write the results and obey the guard.
+        """Evaluate, and in the first process, which has a log, write the results and obey the guard.
 
         All processes call this together. Nothing is written for an evaluation that is stopped, so that a resume repeats
         it. The results of an earlier session stay until new ones are written.
@@ -414,13 +414,13 @@ class Run:
             except interrupts.Interrupted:
                 return ()
             if self.resolved.evaluation_rewards and not self._is_stopping():
-                if tracker is not None:
+                if log is not None:
                     seed = self.config.evaluation.seed
-                    tracker.image_scores(engine.iteration_index, [result.score_row(seed) for result in results])
-                    tracker.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
+                    log.image_scores(engine.iteration_index, [result.score_row(seed) for result in results])
+                    log.evaluations(engine.iteration_index, [row for result in results for row in result.rows()])
                 reading = evaluator.read_guard(engine, results)
-                if reading is not None and tracker is not None:
-                    tracker.guard(reading.step, reading.row())
+                if reading is not None and log is not None:
+                    log.guard(reading.step, reading.row())
                     for alarm in reading.alarms:
                         observer.alarmed(reading.step, alarm)
                     self._obey_guard(reading, engine, observer)
@@ -466,7 +466,7 @@ class Run:
         with heartbeat.stage(heartbeat.SAVING):
             return save_checkpoint(engine, self.folder / CHECKPOINTS, self.config.saving.keep)
 
-    def _save_after_error(self, engine: Engine, tracker: Tracker) -> None:
+    def _save_after_error(self, engine: Engine, log: RunLog) -> None:
         """Save the last complete iteration and its metrics, so that a resume continues there with the same bits.
 
         Nothing is saved after an error in the middle of an update, or after a failed save: the last checkpoint is what
@@ -477,7 +477,7 @@ class Run:
             return
         try:
             if report is not None and self._logged_at < step:
-                tracker.complete_metrics(step, report.metrics)
+                log.complete_metrics(step, report.metrics)
             self._write_checkpoint(engine)
         except Exception as error:
             reason, where = describe_error(error), str(self.folder / CHECKPOINTS)

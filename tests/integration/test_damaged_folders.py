@@ -38,7 +38,7 @@ from tdmr1_core.runs.checkpoints.checkpoint import (
 )
 from tdmr1_core.runs.checkpoints.manifest import MANIFEST, describe
 from tdmr1_core.runs.load_run import load_trained
-from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.metrics_log import RunLog
 from tdmr1_core.runs.output import export
 from tdmr1_core.runs.run import Run
 
@@ -220,7 +220,7 @@ def test_an_obstacle_where_the_run_writes_is_named(engine, copied, name, code):
         run = Run.resume(copied)
         try:
             run._open_folder(engine)
-            Tracker(copied, tensorboard=True).go_back(2, evaluated=2)
+            RunLog(copied, tensorboard=True).go_back(2, evaluated=2)
         finally:
             run._release()
 

@@ -19,7 +19,7 @@ from tdmr1_core.plugins import Hooks
 from tdmr1_core.runs import run as run_module
 from tdmr1_core.runs.checkpoints.checkpoint import LATEST, REWARDS, checkpoint_folders
 from tdmr1_core.runs.evaluation.evaluator import Evaluator
-from tdmr1_core.runs.metrics_log import METRICS, Tracker
+from tdmr1_core.runs.metrics_log import METRICS, RunLog
 from tdmr1_core.runs.run import Run
 from tdmr1_core.stages.scoring import ScoringStage
 from tdmr1_rewards.errors import Tdmr1Error
@@ -74,7 +74,7 @@ def failing(monkeypatch, owner: object, name: str, at: int, error: BaseException
     monkeypatch.setattr(owner, function, sometimes)
 
 
-def half_a_row(tracker: Tracker, step: int, values: object) -> None:
+def half_a_row(tracker: RunLog, step: int, values: object) -> None:
     """A write of metrics that fails in the middle of a line."""
     with (tracker.folder / METRICS).open("a") as file:
         file.write(f'{{"step": {step}, "rew')
@@ -137,7 +137,7 @@ def test_the_last_complete_iteration_is_saved(create, undisturbed, tmp_path, mon
 
 @pytest.mark.filterwarnings("ignore:the guard ignores")
 def test_metrics_that_were_half_written_are_completed(create, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(Tracker, "metrics", half_a_row)
+    monkeypatch.setattr(RunLog, "metrics", half_a_row)
     with pytest.raises(RuntimeError, match="the metrics"):
         create(tmp_path / "run", 100).execute(Silent())
     monkeypatch.undo()

@@ -13,14 +13,14 @@ from tdmr1_core.errors import RunWarning
 from tdmr1_core.runs import run
 from tdmr1_core.runs.evaluation import guard
 from tdmr1_core.runs.evaluation.guard import GuardReading, GuardStopped, find_alarms
-from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.metrics_log import RunLog
 from tdmr1_core.runs.run import Run
 
 pytestmark = pytest.mark.integration
 
 
 def test_alarms_are_counted_in_the_row_of_the_evaluated_iteration(tmp_path):
-    tracker = Tracker(tmp_path, tensorboard=False)
+    tracker = RunLog(tmp_path, tensorboard=False)
     tracker.guard(0, {"alarms": []})
     assert not (tmp_path / "metrics.jsonl").exists()
     for step in (1, 2, 3):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from support.fake_hub import serve
 
 
 @dataclass
@@ -133,12 +134,5 @@ ROUTES = (
 @contextmanager
 def serving() -> Iterator[DatasetHub]:
     """A hub without datasets on a free port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.hub = DatasetHub(f"http://127.0.0.1:{server.server_port}")
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield server.hub
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serve(Handler, DatasetHub) as hub:
+        yield hub

@@ -11,10 +11,11 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import yaml
 
@@ -163,14 +164,21 @@ ROUTES = (
 
 
 @contextmanager
-def serving() -> Iterator[FakeHub]:
-    """A hub without repositories on a free port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def serve(handler: type[BaseHTTPRequestHandler], make_hub: Callable[[str], Any]) -> Iterator[Any]:
+    """A server on a free port. `make_hub` makes its attribute `hub` from the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.hub = FakeHub(f"http://127.0.0.1:{server.server_port}")
+    server.hub = make_hub(f"http://127.0.0.1:{server.server_port}")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server.hub
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serving() -> Iterator[FakeHub]:
+    """A hub without repositories on a free port."""
+    with serve(Handler, FakeHub) as hub:
+        yield hub

@@ -11,15 +11,15 @@ from support.errors import raises, warns
 
 from tdmr1_core import durable_files
 from tdmr1_core.runs import jsonl
-from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS, Tracker
+from tdmr1_core.runs.metrics_log import EVALUATIONS, GUARD, METRICS, RunLog
 
 pytestmark = pytest.mark.unit
 READING = {"alarms": ["an alarm"]}
 
 
 @pytest.fixture
-def tracker(tmp_path) -> Tracker:
-    tracker = Tracker(tmp_path, tensorboard=False)
+def tracker(tmp_path) -> RunLog:
+    tracker = RunLog(tmp_path, tensorboard=False)
     for step in (1, 2, 3):
         tracker.metrics(step, {"reward/mean": step / 8})
         tracker.evaluations(step, [{"prompts": name, "n": 4} for name in ("one", "other")])
@@ -96,7 +96,7 @@ def test_a_new_file_and_its_folder_are_flushed(tmp_path, monkeypatch):
 def test_tensorboard_drops_what_a_resume_repeats(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for first, last in ((1, 3), (3, 4)):  # it stopped after iteration 2 was saved, before it was evaluated
-        tracker = Tracker(tmp_path, tensorboard=True)
+        tracker = RunLog(tmp_path, tensorboard=True)
         tracker.go_back(first - 1, evaluated=first - 2)
         for step in range(first, last + 1):
             tracker.metrics(step, {"reward/mean": step + first / 8})

@@ -23,7 +23,7 @@ from tdmr1_core.runs.evaluation.evaluate import Evaluation, EvaluationImages, me
 from tdmr1_core.runs.looking.compare import compare, short_labels
 from tdmr1_core.runs.looking.curves_plot import X_AXES, plot
 from tdmr1_core.runs.looking.image_scores import pair, read_image_scores
-from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.metrics_log import RunLog
 
 pytestmark = pytest.mark.unit
 
@@ -58,7 +58,7 @@ def write_run(
     config = RunConfig.model_validate({**base, "evaluation": {"seed": noise}, **settings})
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"tdmr1": header or {}, **dump(config)}))
-    tracker = Tracker(folder, tensorboard=False)
+    tracker = RunLog(folder, tensorboard=False)
     for step in (1, 2):
         tracker.metrics(step, {"reward/mean": 0.5, "time/iteration": 1.0, "images_per_second": 6.0})
     if machine is not None:

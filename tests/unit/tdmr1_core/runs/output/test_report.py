@@ -23,7 +23,7 @@ from tdmr1_core.config_loading import dump
 from tdmr1_core.errors import RunWarning
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.evaluation.guard import GuardReading
-from tdmr1_core.runs.metrics_log import Tracker
+from tdmr1_core.runs.metrics_log import RunLog
 from tdmr1_core.runs.output.live_report import LiveData
 from tdmr1_core.runs.output.report import read_report
 from tdmr1_core.runs.output.report_page import PAGE, page_data, report_page
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     )
     header = {"versions": {"torch": "2.13.0"}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"tdmr1": header, **dump(config)}))
-    tracker = Tracker(tmp_path, tensorboard=False)
+    tracker = RunLog(tmp_path, tensorboard=False)
     for step in range(1, 5):
         norms = {f"grad_norm/{role}": 1.0 for role in ("fake", "surrogate", "generator") if (role, step) != ("fake", 3)}
         broken = {"not_finite/fake": 2.0} if step == 3 else {}
@@ -155,7 +155,7 @@ def test_a_folder_that_grows_is_read_again(folder):
     first = json.loads(live.answer(""))
     assert first["data"]["charts"]
     assert json.loads(live.answer(first["version"])) == {"version": first["version"]}
-    Tracker(folder, tensorboard=False).evaluations(5, [{"prompts": "count", "n": 1, "x/mean": 1.0, "x/stderr": 0.0}])
+    RunLog(folder, tensorboard=False).evaluations(5, [{"prompts": "count", "n": 1, "x/mean": 1.0, "x/stderr": 0.0}])
     again = json.loads(live.answer(first["version"]))
     assert again["version"] != first["version"]
     assert "x in evaluations" in [chart["title"] for chart in again["data"]["charts"]]
