@@ -12,12 +12,12 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tdmr1_core.errors import PeerExited, Tdmr1Error
+from tdmr1_core.errors import PeerExited, Tdmr1Error, shorten
 from tdmr1_core.heartbeat import Heartbeat, Peer, coordinating_host
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ NO_LIMIT = timedelta(days=365)
 POLL = 0.5
 """Seconds between two checks of a process that waits: for signals, and for lost processes."""
 GPU_POLL = 0.001
+REFUSAL = 30
+"""Seconds that the first process waits for the others to read why the run is refused."""
 BACKENDS = "cpu:gloo,cuda:nccl"
 """Objects are exchanged on the CPU, also if gradients are on GPUs."""
 _abandoned = False
@@ -367,15 +369,17 @@ def join_processes(device: str, timeout: float = 15.0) -> Processes:
             code="device-unavailable",
             values={"process": local_rank + 1, "gpus": gpus},
         )
-    limit = timedelta(minutes=timeout)
+    limit, began = timedelta(minutes=timeout), time.monotonic()
     try:
         store, *_ = next(torch.distributed.rendezvous("env://", timeout=limit))
         _check_same_devices(store, rank, count, "cpu" if on_cpu else "cuda")
         backend = {} if on_cpu else {"backend": BACKENDS}
         PartialState(cpu=on_cpu, timeout=NO_LIMIT, store=store, rank=rank, world_size=count, **backend)
     except RuntimeError as error:
+        in_time = time.monotonic() - began < limit.total_seconds()
+        why = f": {shorten(' '.join(str(error).split()), 200)}" if in_time else f" within {timeout:g} minutes"
         raise Tdmr1Error(
-            f"the {count} processes could not be connected within {timeout:g} minutes",
+            f"the {count} processes could not be connected{why}",
             "did one of them not start? Its machine may be busy, or unreachable",
             code="process-failed",
             values={"processes": count, "minutes": timeout},
@@ -394,8 +398,11 @@ def _check_same_devices(store: torch.distributed.Store, rank: int, count: int, k
     without = [number for number, found in enumerate(kinds, 1) if found == "cpu"]
     if len(without) in (0, count):
         return
+    store.set(f"tdmr1/device/{rank}/refused", "")
     if rank > 0:
         raise PeerExited
+    with suppress(RuntimeError):  # the store ends with this process, and the others still read from it
+        store.wait([f"tdmr1/device/{other}/refused" for other in range(count)], timedelta(seconds=REFUSAL))
     raise Tdmr1Error(
         f"{len(without)} of {count} processes have no GPU, such as process {without[0]}, but the others have one",
         "start processes only on machines with GPUs, or set model.device to cpu",

@@ -1,6 +1,5 @@
 """Settings of every test: one thread, no access to a hub, and Ctrl-C enabled in the processes that tests start."""
 
-import math
 import os
 import signal
 
@@ -26,9 +25,13 @@ def secrets_forgotten():
 
 @pytest.fixture(autouse=True)
 def hanging_rewards_forgotten():
-    """A reward that still hangs in a thread after its test does not hide changes by the rewards of the next tests."""
+    """A reward that still hangs in a thread after its test changes nothing in the next ones.
+
+    At its end, the thread would restore the process as it was in its own test, with what that test had patched.
+    """
     yield
-    process_state._active.update(dict.fromkeys(list(process_state._active), -math.inf))
+    if process_state._active:
+        process_state._active, process_state._shared = {}, None
 
 
 @pytest.fixture(scope="session", autouse=True)

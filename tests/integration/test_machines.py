@@ -122,9 +122,12 @@ def test_machines_may_have_different_numbers_of_processes(machines, tmp_path):
 
 
 def join_with_gpu(rank: int) -> None:
-    """Join as a process with or without a GPU. Nothing is computed."""
+    """Join as a process with or without a GPU. Nothing is computed. The second process is late."""
     import torch
 
+    if os.environ["RANK"] == "1":
+        read = torch.distributed.TCPStore.get
+        torch.distributed.TCPStore.get = lambda store, key: time.sleep(0.3) or read(store, key)
     torch.cuda.is_available = lambda: os.environ["RANK"] == str(rank)
     torch.cuda.device_count = lambda: 2
     join_processes("auto")
