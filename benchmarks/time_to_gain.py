@@ -10,9 +10,9 @@
 
 The runs follow one another: for each seed all variants, in the reverse order for every other seed. A run saves a
 checkpoint every `--every` iterations. After all runs, this tree samples from each checkpoint the raw and the averaged
-generator with fixed noise and measures the first sheet of `subjects.py`. Seconds are the sum of `time/iteration`: they
-contain neither evaluations nor checkpoints. The gain is measured against the student, and the point at which it is
-reached is interpolated between two checkpoints.
+generator with fixed noise and measures the first sheet of `subjects.py`. After both have the gain, it measures only the
+last checkpoint. Seconds are the sum of `time/iteration`: they contain neither evaluations nor checkpoints. The gain is
+measured against the student, and the point at which it is reached is interpolated between two checkpoints.
 
 The script skips runs and measurements that are finished. Do not edit the tree meanwhile. Run it on idle cores.
 """
@@ -40,7 +40,7 @@ from tiny_learning import measure
 ROLES = {"generator": "raw", "generator_ema": "averaged"}
 METRICS = {"count": "exact", "composition": "geneval", "words": "exact"}
 """The measured headline of each subject."""
-CURVE, DONE = "curve.json", "finished"
+DONE = "finished"
 COMMON = ("evaluation.images=2", "guard.enabled=false", "saving.samples_every=0", "saving.tensorboard=false")
 MOST_CHECKPOINTS = 10**6
 
@@ -112,10 +112,11 @@ def train(folder: Path, code: Path, variant: Variant, subject: Subject, seed: in
     print(f"trained: {folder.name}", file=sys.stderr, flush=True)
 
 
-def curve_of(folder: Path, sheet: Sheet, metric: str) -> list[Point]:
-    """The points of a finished run; the first is the student."""
-    if (folder / CURVE).exists():
-        return [Point(**row) for row in json.loads((folder / CURVE).read_text())]
+def curve_of(folder: Path, sheet: Sheet, metric: str, gain: float) -> list[Point]:
+    """The points of a finished run until both generators have the gain, and the last one; the first is the student."""
+    stored = folder / f"curve-{gain:g}-{len(sheet.clusters)}.json"
+    if stored.exists():
+        return [Point(**row) for row in json.loads(stored.read_text())]
     from tdmr1_core.runs.checkpoints.checkpoint import checkpoint_folders, iteration_of, load_checkpoint
     from tdmr1_core.runs.load_run import load_trained
 
@@ -124,13 +125,16 @@ def curve_of(folder: Path, sheet: Sheet, metric: str) -> list[Point]:
     engine.roles.load("generator", engine.start, "student")
     student = float(np.mean(measure(engine, "generator", [sheet])[metric]))
     points = [Point(0, 0.0, 0, student, student)]
-    for checkpoint in checkpoint_folders(folder / "checkpoints"):
+    checkpoints = checkpoint_folders(folder / "checkpoints")
+    for checkpoint in checkpoints:
+        if checkpoint != checkpoints[-1] and all(when_gained(points, role, gain) for role in ROLES):
+            continue
         load_checkpoint(engine, checkpoint, moments=False, roles=tuple(ROLES))
         done = iteration_of(checkpoint)
         seconds = sum(row["time/iteration"] for row in rows[:done])
         values = [float(np.mean(measure(engine, role, [sheet])[metric])) for role in ROLES]
         points.append(Point(done, seconds, done * batch.groups * batch.group_size, *values))
-    (folder / CURVE).write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    stored.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
     print(f"measured: {folder.name}", file=sys.stderr, flush=True)
     return points
 
@@ -211,7 +215,7 @@ def main() -> None:
     curves: dict[str, dict[int, list[Point]]] = {each.name: {} for each in variants}
     signal: dict[str, list[float]] = {each.name: [] for each in variants}
     for (name, seed), folder in folders.items():
-        curves[name][seed] = curve_of(folder, sheet, METRICS[options.subject])
+        curves[name][seed] = curve_of(folder, sheet, METRICS[options.subject], options.gain)
         signal[name].append(1 - float(np.mean([row["zero_std_ratio"] for row in metrics_of(folder)])))
     print("\n".join(table(curves, signal, options.gain)))
 

@@ -26,6 +26,7 @@ from tdmr1_core.runs.output.export import EXPORT
 from tdmr1_core.runs.output.previews import BEFORE_AFTER, SAMPLES
 from tdmr1_core.runs.output.report import read_report
 from tdmr1_core.runs.output.report_page import live_page, page_data, page_files
+from tdmr1_core.runs.output.resources import RESOURCES
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -37,7 +38,7 @@ HOST = "127.0.0.1"
 STOPPING_LIMIT = 2
 """Seconds that a stopping server allows for requests in progress."""
 POLICY = "default-src 'self'; img-src 'self' blob:"
-WATCHED = (CONFIG, *LOGS, RESUMES, BEFORE_AFTER, SAMPLES, EXPORT)
+WATCHED = (CONFIG, *LOGS, RESOURCES, RESUMES, BEFORE_AFTER, SAMPLES, EXPORT)
 """Files and folders of a run whose change changes the report. A new file changes the time of its folder."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
+import time_to_gain
 from subjects import SUBJECTS
 from support.paths import ROOT
-from time_to_gain import Point, Variant, table, train, when_gained
+from time_to_gain import Point, Variant, curve_of, table, train, when_gained
 
 pytestmark = pytest.mark.unit
 
@@ -59,3 +62,34 @@ def test_a_variant_runs_the_code_of_its_tree(tmp_path, monkeypatch):
     options = Namespace(threads=1, every=5, iterations=None)
     train(tmp_path / "old-0", code, Variant.parse(["old@HEAD"]), SUBJECTS["count"], 0, options)
     assert (tmp_path / "old-0.log").read_text().strip() == str(code / "tdmr1_cli" / "__main__.py")
+
+
+def test_a_curve_is_measured_until_both_generators_have_the_gain(tmp_path, monkeypatch):
+    """The raw generator gains 20 points by iteration 2, the averaged one by iteration 3; 6 is the last."""
+    engine = SimpleNamespace(
+        config=SimpleNamespace(batch=SimpleNamespace(groups=2, group_size=3)),
+        start=None,
+        roles=SimpleNamespace(load=lambda *_: None),
+        iteration=0,
+    )
+
+    def measure(engine, role, sheets):
+        return {"exact": [0.4 + 0.1 * (engine.iteration - (role == "generator_ema" and engine.iteration > 0))]}
+
+    def load(engine, checkpoint, **_):
+        engine.iteration = int(checkpoint.name.removeprefix("step-"))
+
+    monkeypatch.setattr("tdmr1_core.runs.load_run.load_trained", lambda folder: engine)
+    monkeypatch.setattr("tdmr1_core.runs.checkpoints.checkpoint.load_checkpoint", load)
+    monkeypatch.setattr(time_to_gain, "measure", measure)
+    rows = [{"step": step, "time/iteration": 2.0} for step in range(1, 7)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in range(1, 7):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    sheet = SimpleNamespace(clusters=range(5))
+    found = curve_of(tmp_path, sheet, "exact", 0.19)
+    assert [point.iteration for point in found] == [0, 1, 2, 3, 6]
+    assert [point.seconds for point in found] == [0, 2, 4, 6, 12]
+    assert found[-1].images == 36
+    monkeypatch.setattr(time_to_gain, "measure", None)  # the stored curve is read
+    assert curve_of(tmp_path, sheet, "exact", 0.19) == found
