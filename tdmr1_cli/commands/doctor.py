@@ -49,7 +49,11 @@ def command(
         from tdmr1_core.plugins import discover
 
         resolved = resolve_settings(flags, None, discover())
-        checks = (*CHECKS, lambda: findings_of_run(resolved, message))
+
+        def training() -> Iterator[Finding]:
+            return findings_of_run(resolved, message)
+
+        checks = (*CHECKS, training)
     findings = [finding for check in checks for finding in _guarded(check)]
     if json:
         emit_json([asdict(finding) for finding in findings])
@@ -63,7 +67,7 @@ def command(
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """The findings of a check; an exception is a finding of its own."""
-    what = check.__name__.strip("_<>")
+    what = check.__name__.strip("_")
     try:
         yield from check()
     except Tdmr1Error as error:

@@ -69,7 +69,7 @@ def command(
 
     flags = Flags(config, model, reward or (), preset, None, None, None, sets or (), model_path, lora)
     resolved = resolve_settings(flags, None, discover(), needs_reward=False, previews=True)
-    room = parse_room(gpu) if gpu else _found_room(resolved.config, processes or 1)
+    room = parse_room(gpu) if gpu is not None else _found_room(resolved.config, processes or 1)
     speed = speed_of(None if room is None else room.card, tflops)
     print_warnings(license_warnings(resolved.entry))
     from tdmr1_core.planning.choices import choose

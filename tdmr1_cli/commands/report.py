@@ -76,7 +76,10 @@ def _watch(runs: list[Path], output: Path | None, port: int, json: bool) -> None
             values={"options": ["--output", "--watch"]},
         )
     from tdmr1_core.runs.output.live_report import open_live_report
+    from tdmr1_core.runs.output.report import read_report
 
+    for run in runs:
+        read_report(run)  # raises for a folder that the page could not show
     with closing(open_live_report(runs, port)) as page:
         if json:
             emit_json({"url": page.url})

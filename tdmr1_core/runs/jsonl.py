@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,6 +92,15 @@ def number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return float(value)
+
+
+def score(value: Any) -> float | None:
+    """A score read from JSON, or None. Raises ValueError for one that is not finite, and as `number` does."""
+    if value is None:
+        return None
+    if not math.isfinite(found := number(value)):
+        raise ValueError(f"{value!r} is not finite")
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:

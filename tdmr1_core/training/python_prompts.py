@@ -32,7 +32,9 @@ def read_prompts(prompts: Any, argument: str, file: Path) -> ListedPrompts | Non
     """
     if prompts is None or isinstance(prompts, str | Path):
         return None
-    if hasattr(prompts, "to_dict") and hasattr(prompts, "columns"):
+    if hasattr(prompts, "to_dicts") and hasattr(prompts, "columns"):  # polars
+        prompts = prompts.to_dicts()
+    elif hasattr(prompts, "to_dict") and hasattr(prompts, "columns"):  # pandas
         prompts = prompts.to_dict("records")
     if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
         raise Tdmr1Error(
@@ -46,7 +48,7 @@ def read_prompts(prompts: Any, argument: str, file: Path) -> ListedPrompts | Non
         raise Tdmr1Error(f"{argument} is empty", "give at least one prompt", code="prompts-empty")
     try:
         text = json.dumps(items, ensure_ascii=False, indent=1, default=_plain)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Tdmr1Error(
             f"the metadata of {argument} cannot be written as JSON: {error}",
             "use strings, numbers, lists and dicts",

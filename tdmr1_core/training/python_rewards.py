@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from numbers import Real
@@ -15,12 +15,12 @@ from typing import Any
 
 from tdmr1_core.config import RewardConfig, RunConfig
 from tdmr1_core.config_loading import Tree
-from tdmr1_core.errors import Tdmr1Error
+from tdmr1_core.errors import Tdmr1Error, shorten
 from tdmr1_core.preflight.layers import parse_reward
 from tdmr1_core.preflight.option_paths import listed_rewards
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling import session
-from tdmr1_rewards.sources.parsing import ATTRIBUTE, snake_case
+from tdmr1_rewards.sources.parsing import ATTRIBUTE, parse_source, snake_case
 
 LAMBDA = "function"
 """The name of a lambda as a reward."""
@@ -43,16 +43,16 @@ class PythonRewards:
         return [str(settings["name"]) for settings in self.settings]
 
 
-def read_rewards(reward: Any) -> PythonRewards:
+def read_rewards(reward: Any, *, as_objects: Collection[str] = ()) -> PythonRewards:
     """The settings of the rewards of an argument; see `FORMS`. None has none.
 
-    A function or class that can be imported is named by its module. Any other object belongs to this program. Raises
-    Tdmr1Error for an argument of another form.
+    A function or class that can be imported is named by its module, unless its name is in `as_objects`. Any other
+    object belongs to this program. Raises Tdmr1Error for an argument of another form.
     """
     settings: list[Tree] = []
     objects: dict[str, Any] = {}
     for item, weight in _listed(reward):
-        given = _settings(item, objects)
+        given = _settings(item, objects, as_objects)
         settings.append(given if weight is None else {**given, "weight": weight})
     return PythonRewards(tuple(settings), objects)
 
@@ -60,12 +60,12 @@ def read_rewards(reward: Any) -> PythonRewards:
 def match_objects(config: RunConfig, reward: Any) -> dict[str, Any]:
     """The objects of `reward` for those rewards of a run that are objects of a program, by their names.
 
-    A single object is used for the only such reward, whatever its name. Raises Tdmr1Error for objects that are missing
-    or that the run does not have.
+    A function that the run knows as an object may be in a module now. A single object is used for the only such reward,
+    whatever its name. Raises Tdmr1Error for objects that are missing or that the run does not have.
     """
     sources = [each.source for _, each in listed_rewards(config)]
     wanted = list(dict.fromkeys(name for source in sources if (name := session.name_in(source)) is not None))
-    given = read_rewards(reward)
+    given = read_rewards(reward, as_objects=wanted)
     objects = dict(given.objects)
     if len(wanted) == len(objects) == 1:
         objects = {wanted[0]: next(iter(objects.values()))}
@@ -98,7 +98,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Real) and not isinstance(item[0], Real)
 
 
-def _settings(item: Any, objects: dict[str, Any]) -> Tree:
+def _settings(item: Any, objects: dict[str, Any], as_objects: Collection[str]) -> Tree:
     """The settings of one reward. An object of this program is added to `objects`."""
     if isinstance(item, str):
         return parse_reward(item).tree
@@ -106,21 +106,28 @@ def _settings(item: Any, objects: dict[str, Any]) -> Tree:
         return item.model_dump(exclude_unset=True)
     if isinstance(item, Mapping):
         others = {str(name): value for name, value in item.items() if name != "reward"}
-        return {**_settings(item["reward"], objects), **others} if "reward" in item else others
+        if "reward" in item:
+            return {**_settings(item["reward"], objects, as_objects), **others}
+        if "name" not in others and isinstance(others.get("source"), str):
+            others["name"] = parse_source(others["source"]).name
+        if "name" not in others:
+            raise _not_a_reward(item)
+        return others
     if not (callable(item) or callable(getattr(item, "score", None)) or isinstance(item, RewardSpec)):
-        raise Tdmr1Error(
-            f"{item!r} is not a reward",
-            FORMS,
-            code="reward-source",
-            values={"type": type(item).__name__},
-        )
+        raise _not_a_reward(item)
     name = _name(item)
-    source = _importable(item)
+    source = None if name in as_objects else _importable(item)
     if source is None:
         name = _unique(name, item, objects)
         objects[name] = item
         source = session.source_of(name)
     return {"name": name, "source": source}
+
+
+def _not_a_reward(item: Any) -> Tdmr1Error:
+    return Tdmr1Error(
+        f"{shorten(repr(item))} is not a reward", FORMS, code="reward-source", values={"type": type(item).__name__}
+    )
 
 
 def _name(item: Any) -> str:

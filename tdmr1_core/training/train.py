@@ -58,15 +58,16 @@ def train(
     {"reward": …, "weight": …, "options": {…}}, or a list of these. `prompts` and `evaluation_prompts` are the name of
     a prompt set, file or dataset, or a list of strings or of dicts with the key "prompt" and metadata; lists are
     written into the run folder. `settings` are further settings, such as {"generator.learning_rate": 1e-4}. `output` is
-    the run folder (default: runs/<model>-<rewards>-<time>). `progress` is False for no output, or an Observer.
+    the run folder (default: runs/<model>-<rewards>-<time>, without a model or rewards that only `config` or `settings`
+    name). `progress` is False for no output, or an Observer.
 
     `resume` is the folder of a run to continue; then only `iterations` (the new total), `settings` that may change, and
     the functions among its rewards can be given.
 
     One Ctrl-C (or the stop button of a notebook) finishes the iteration, saves it, and returns the run, whose
     `finished` is False. A second one raises KeyboardInterrupt at once. SIGTERM also finishes and saves the iteration,
-    and then has its usual effect. If an exception ends a run that had started, the
-    last complete iteration is saved, and the attribute `run` of the exception is the run. Raises Tdmr1Error for
+    and then has its usual effect. If an exception ends a run that had started, the last complete iteration is saved,
+    unless an update was under way, and the attribute `run` of the exception is the run. Raises Tdmr1Error for
     everything that the user can correct.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import; waiting threads slow a busy machine
@@ -87,12 +88,13 @@ def train(
         )
         return _resume(Path(resume), reward, iterations, changed, observer)
     rewards = read_rewards(reward)
-    folder = Path(output if output is not None else _default_folder(model, rewards.names)).absolute()
+    named = DEFAULT_MODEL if model is None and config is None else model
+    folder = Path(output if output is not None else _default_folder(named, rewards.names)).absolute()
     training = read_prompts(prompts, "prompts", folder / PROMPTS)
     evaluation = read_prompts(evaluation_prompts, "evaluation_prompts", folder / EVALUATION_PROMPTS)
     if evaluation_prompts is not None:
-        named = evaluation.prompts.name if evaluation else str(evaluation_prompts)
-        changed = merge(changed, {"prompts": {"evaluate": named}})
+        evaluated = evaluation.prompts.name if evaluation else str(evaluation_prompts)
+        changed = merge(changed, {"prompts": {"evaluate": evaluated}})
     flags = Flags(
         config=None if config is None else Path(config),
         model=None if model is None else str(model),
@@ -198,8 +200,8 @@ def _resume_call(folder: Path, names: Sequence[str]) -> str:
 
 
 def _default_folder(model: str | Path | None, rewards: Sequence[str]) -> Path:
-    """runs/<model>-<rewards>-<time>; rewards that are not named are omitted."""
-    parts = [Path(model or DEFAULT_MODEL).name, "+".join(rewards), time.strftime("%Y%m%d-%H%M%S")]
+    """runs/<model>-<rewards>-<time>; a model or rewards that only settings name are omitted."""
+    parts = ["" if model is None else Path(model).name, "+".join(rewards), time.strftime("%Y%m%d-%H%M%S")]
     return RUNS / "-".join(filter(None, parts))
 
 

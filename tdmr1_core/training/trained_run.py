@@ -89,7 +89,7 @@ class TrainedRun:
 
         `role` is "generator" (the trained model), "start" (what the run started from) or "teacher"; they have the same
         initial noise for the same seed and prompt. `steps` and `guidance` are by default those of the role. Raises
-        Tdmr1Error for a text that is not a prompt, an unknown role, and a run without a checkpoint.
+        Tdmr1Error for a text that is not a prompt, numbers below 1, an unknown role, and a run without a checkpoint.
         """
         from PIL import Image
 
@@ -101,9 +101,9 @@ class TrainedRun:
             if found := find_fault(text):
                 hint = "give a text with at least one visible character"
                 raise _invalid(f"{text!r} is not a prompt: it is {found}", hint, prompt=str(text), found=found)
-        if not texts or images < 1:
-            what = f"there is nothing to sample: the number of prompts is {len(texts)}, that of images of each {images}"
-            raise _invalid(what, "give at least one prompt, and at least one image")
+        if not texts:
+            raise _invalid("there is no prompt to sample", "give at least one prompt")
+        _check_counts(images=images, steps=steps)
         if role not in SAMPLED:
             raise _invalid(f"there is no role {role!r}", f"the roles are {', '.join(SAMPLED)}", role=role)
         engine = self._load(Needed(start=role == "start", teacher=role == "teacher"))
@@ -113,7 +113,7 @@ class TrainedRun:
 
     def evaluate(
         self,
-        prompts: str | Sequence[str] | None = None,
+        prompts: str | Path | Sequence[str | Path] | None = None,
         *,
         images: int | None = None,
         images_per_prompt: int | None = None,
@@ -126,7 +126,7 @@ class TrainedRun:
         about the number of images of each set; like `images_per_prompt` and `seed` it is by default that of the run.
         Without `teacher`, only student and trained model are evaluated. Returns a table with the columns `prompts`,
         `role`, `steps`, `guidance`, `reward`, `mean`, `stderr` and `n`; the role `gain` is trained − student, paired
-        image by image. Raises Tdmr1Error for prompts and rewards that cannot be found.
+        image by image. Raises Tdmr1Error for prompts and rewards that cannot be found, and for numbers below 1.
         """
         from tdmr1_core.build.rewards import build_runner
         from tdmr1_core.plugins import discover
@@ -136,7 +136,9 @@ class TrainedRun:
         from tdmr1_core.runs.load_run import resolve_trained
         from tdmr1_core.runs.missing_inputs import needed_by_evaluation
 
-        names = [prompts] if isinstance(prompts, str) else prompts
+        _check_counts(images=images, images_per_prompt=images_per_prompt)
+        given = [prompts] if isinstance(prompts, str | Path) else prompts
+        names = None if given is None else [str(name) for name in given]
         with session.provide(self._objects), ExitStack() as closing:
             extensions, config = discover(), self.config
             settings = config.evaluation
@@ -145,7 +147,10 @@ class TrainedRun:
             resolved = resolve_trained(self.folder, extensions)
             rewards = resolved.finder.resolve(reward_configs(resolved))
             sets = prompt_sets(resolved, names)
-            size = EvaluationSize(images or settings.images, images_per_prompt or settings.images_per_prompt)
+            size = EvaluationSize(
+                settings.images if images is None else images,
+                settings.images_per_prompt if images_per_prompt is None else images_per_prompt,
+            )
             reject_single_images(specs_of(rewards), sets, size, Names("images", "images_per_prompt", "the run"))
             runner = build_runner(rewards, closing, device=str(engine.roles.backbone.device))
             tables = evaluate_roles(
@@ -227,6 +232,13 @@ def as_table(rows: list[LogRow]) -> Any:
 
 def _row(place: dict[str, Any], reward: str, measure: Measure) -> dict[str, Any]:
     return {**place, "reward": reward, "mean": measure.mean, "stderr": measure.stderr, "n": measure.n}
+
+
+def _check_counts(**counts: int | None) -> None:
+    """Raise Tdmr1Error for a number that is no integer of at least 1. None stands for the default."""
+    for name, count in counts.items():
+        if count is not None and (type(count) is not int or count < 1):
+            raise _invalid(f"{name} is {count!r}, not an integer of at least 1", f"give {name} a number", **counts)
 
 
 def _invalid(message: str, hint: str, **values: Any) -> Tdmr1Error:

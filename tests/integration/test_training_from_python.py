@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,9 @@ def test_samples_are_images_of_the_trained_model(run):
     for wrong in ("", [], ["one", " "]):
         with raises("argument-invalid"):
             run.sample(wrong)
+    for numbers in ({"images": 0}, {"steps": 0}, {"images": 1.5}):
+        with raises("argument-invalid", **numbers):
+            run.sample("two red circles", **numbers)
     with raises("argument-invalid", role="student"):
         run.sample("two red circles", role="student")
 
@@ -119,6 +123,17 @@ def test_an_evaluation_compares_the_trained_model_with_its_start(run, monkeypatc
     assert found["gain"]["mean"] == pytest.approx(found["trained"]["mean"] - found["student"]["mean"])
     assert found["gain"]["n"] == 6
     assert not session.is_provided("light")
+    for numbers in ({"images": 0}, {"images": -5}, {"images_per_prompt": -2}):
+        with raises("argument-invalid", **numbers):
+            run.evaluate(**numbers)
+
+
+def test_prompts_of_an_evaluation_may_be_a_path(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    file = tmp_path / "two.txt"
+    file.write_text("two red circles\none blue square\n")
+    found = run.evaluate(file, images=4, teacher=False)
+    assert {(Path(row["prompts"]).name, row["n"]) for row in found} == {("two.txt", 4)}
 
 
 def test_the_export_is_the_lora_of_diffusers(run, tmp_path):

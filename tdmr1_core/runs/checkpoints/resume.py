@@ -13,6 +13,7 @@ from tdmr1_core.config_loading import (
     Tree,
     compared,
     from_portable,
+    merge,
     read_file,
     resolve,
     with_former_defaults,
@@ -45,13 +46,15 @@ class ResumePoint:
 def find_resume_point(folder: Path, iterations: int | None = None, changes: Tree | None = None) -> ResumePoint:
     """The checkpoint and the settings to continue a run with, changed by `changes`.
 
-    With `iterations`, the run gets this total number. Raises Tdmr1Error if no checkpoint is intact, and for settings
-    that are missing or may not change. A setting newer than the run may be missing if the checkpoint has the value of
-    `FORMER_DEFAULTS`, with which config.yaml is read.
+    With `iterations`, the run gets this total number. Raises Tdmr1Error if no checkpoint is intact, for a number that
+    the setting `iterations` refuses, and for settings that are missing or may not change. A setting newer than the run
+    may be missing if the checkpoint has the value of `FORMER_DEFAULTS`, with which config.yaml is read.
     """
     config, path = load_run_config(folder, changes), folder / CONFIG
-    if iterations is not None and iterations != config.iterations:
-        config = _with_iterations(config, iterations)
+    if iterations is not None:
+        checked = load_run_config(folder, merge(changes or {}, {"iterations": iterations})).iterations
+        if checked != config.iterations:
+            config = _with_iterations(config, checked)
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
     done, saved = iteration_of(checkpoint), with_former_defaults(from_portable(read_config(checkpoint), folder))
     newer = FORMER_DEFAULTS.keys() - find_changes(saved, compared(config)).keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdmr1_core.runs.jsonl import Row, number, read_lines, step_of, whole_number
+from tdmr1_core.runs.jsonl import Row, read_lines, score, step_of, whole_number
 from tdmr1_core.runs.metrics_log import IMAGE_SCORES
 
 ImageKey = tuple[str, int]
@@ -71,10 +71,7 @@ def _read_row(row: Row) -> tuple[Place, ImageScores]:
         first = numbers[str(prompt)]
         numbers[str(prompt)] += whole_number(count)
         keys += [(str(prompt), place) for place in range(first, numbers[str(prompt)])]
-    scores = {
-        str(name): tuple(None if value is None else number(value) for value in values)
-        for name, values in row["scores"].items()
-    }
+    scores = {str(name): tuple(map(score, values)) for name, values in row["scores"].items()}
     if any(len(values) != len(keys) for values in scores.values()):
         raise ValueError("a reward does not have one score for each image")
     return (str(row["prompts"]), step_of(row)), ImageScores(whole_number(row["seed"]), tuple(keys), scores)

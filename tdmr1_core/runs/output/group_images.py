@@ -24,6 +24,8 @@ BEST, WORST = "best", "worst"
 class GroupImages:
     """A plugin of the engine: of each iteration that is `wanted`, it saves two images of the group that differs most.
 
+    With several processes, it sees the groups of the first one only.
+
     `group-000010.json` in `samples/` has the prompt, the combined rewards of the whole group, and the scores of both
     images; `group-000010-best.png` and `group-000010-worst.png` are the images. `wanted` gets the number of the
     iteration, from 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.output.report import Report
-from tdmr1_core.runs.output.thinning import kept_points
+from tdmr1_core.runs.output.thinning import kept_means, kept_points
 
 Point = tuple[int, float, float]
 """Iteration, value, and standard deviation or half width of the interval (0 if there is none)."""
@@ -204,11 +205,16 @@ def chart_data(charts_of_runs: Sequence[Sequence[Chart]], names: Sequence[str]) 
     """
     if len(charts_of_runs) == 1:
         return [_as_data(chart, [(0, each.name, each) for each in chart.series]) for chart in charts_of_runs[0]]
+    names_of: dict[tuple[str, str], set[str]] = {}
+    for chart in itertools.chain.from_iterable(charts_of_runs):
+        names_of.setdefault((chart.section, chart.title), set()).update(each.name for each in chart.series)
     split: dict[tuple[str, str], tuple[Chart, list[tuple[int, str, Series]]]] = {}
     for run, charts in enumerate(charts_of_runs):
         for chart in charts:
             for series in chart.series:
-                single = len(chart.series) == 1 and (not series.sparse or series.name in chart.title)
+                single = len(names_of[chart.section, chart.title]) == 1 and (
+                    not series.sparse or series.name in chart.title
+                )
                 title = chart.title if single else f"{chart.title}: {series.name}"
                 _, curves = split.setdefault((chart.section, title), (chart, []))
                 curves.append((run, names[run], series))
@@ -227,8 +233,13 @@ def _as_data(chart: Chart, curves: Sequence[tuple[int, str, Series]], title: str
 
 
 def _series_data(run: int, name: str, series: Series) -> dict[str, Any]:
-    kept = kept_points([value for _, value, _ in series.points])
-    steps, values, spreads = zip(*(series.points[index] for index in kept), strict=True)
+    """A curve as data. A thinned one also has the means `m` of the values and `em` of the spreads, for smoothing."""
+    steps, values, spreads = zip(*series.points, strict=True)
+    kept = kept_points(values)
+    means: dict[str, Any] = {}
+    if len(kept) < len(values):
+        means = {"m": kept_means(values, kept), "em": kept_means(spreads, kept) if series.spread else None}
+        steps, values, spreads = (tuple(column[index] for index in kept) for column in (steps, values, spreads))
     return {
         "run": run,
         "name": name,
@@ -237,6 +248,7 @@ def _series_data(run: int, name: str, series: Series) -> dict[str, Any]:
         "y": [_short(value) for value in values],
         "spread": series.spread,
         "e": [_short(value) for value in spreads] if series.spread else None,
+        **{name: [_short(value) for value in column] for name, column in means.items() if column is not None},
     }
 
 

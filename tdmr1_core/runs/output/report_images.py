@@ -13,7 +13,7 @@ from PIL import Image
 
 from tdmr1_core.durable_files import MALFORMED
 from tdmr1_core.errors import Tdmr1Error
-from tdmr1_core.runs.jsonl import number, whole_number
+from tdmr1_core.runs.jsonl import score, whole_number
 from tdmr1_core.runs.output.group_images import BEST, WORST
 from tdmr1_core.runs.output.image_grids import cell_boxes, webp
 from tdmr1_core.runs.output.previews import BEFORE_AFTER, SAMPLES
@@ -80,24 +80,15 @@ def _frame(step: int, file: Path) -> Frame:
     try:
         row = read_json(file.with_suffix(".json"), MOST_BYTES)
         prompts, columns = tuple(map(str, row["prompts"])), whole_number(row["columns"])
-        if columns > MOST_COLUMNS:
+        if not 1 <= columns <= MOST_COLUMNS:
             raise ValueError(f"{columns} columns")
         boxes = cell_boxes(len(prompts) * columns, whole_number(row["height"]), whole_number(row["width"]), columns)
-        scores = {str(name): [_score(value) for value in values] for name, values in row["scores"].items()}
+        scores = {str(name): [score(value) for value in values] for name, values in row["scores"].items()}
         if any(len(values) != len(boxes) for values in scores.values()):
             raise ValueError("not one score for each image")
         return Frame(step, file, prompts, columns, tuple(boxes), scores)
     except (OSError, ZeroDivisionError, *MALFORMED):
         return Frame(step, file)
-
-
-def _score(value: Any) -> float | None:
-    """A score read from JSON. Raises ValueError for one that is not finite."""
-    if value is None:
-        return None
-    if not math.isfinite(found := number(value)):
-        raise ValueError(f"{value!r} is not finite")
-    return found
 
 
 def spread_over(count: int, most: int) -> list[int]:
@@ -212,10 +203,10 @@ def _group(file: Path, most: int, images: Images) -> dict[str, Any] | None:
         group = {
             "step": whole_number(row["step"]),
             "prompt": str(row["prompt"]),
-            "rewards": [_score(value) for value in row["rewards"]],
+            "rewards": [score(value) for value in row["rewards"]],
         }
         scores = {
-            word: {str(name): _score(value) for name, value in row["scores"][word].items()} for word in (BEST, WORST)
+            word: {str(name): score(value) for name, value in row["scores"][word].items()} for word in (BEST, WORST)
         }
     except (OSError, *MALFORMED):
         return None

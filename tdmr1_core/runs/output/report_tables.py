@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tdmr1_core.preflight.rewards import trained_directions
 from tdmr1_core.runs.checkpoints.run_config import CONFIG
 from tdmr1_core.runs.evaluation.evaluate import Measure
 from tdmr1_core.runs.metrics_log import METRICS
@@ -121,9 +122,9 @@ def interval(value: Measure) -> str:
 
 
 def evaluations_table(reports: Sequence[Report], names: Sequence[str]) -> Table | None:
-    """First and last evaluation of every reward on every prompt set."""
+    """First, last and best evaluation of every reward on every prompt set."""
     rows = [
-        [*([name] if len(reports) > 1 else []), *_evaluation_row(each)]
+        [*([name] if len(reports) > 1 else []), *_evaluation_row(each, trained_directions(report.config))]
         for report, name in zip(reports, names, strict=True)
         for each in report.evaluations
     ]
@@ -132,9 +133,10 @@ def evaluations_table(reports: Sequence[Report], names: Sequence[str]) -> Table 
     return _table([*(["run"] if len(reports) > 1 else []), *columns], rows, caption)
 
 
-def _evaluation_row(each: Evaluated) -> list[str]:
+def _evaluation_row(each: Evaluated, directions: Mapping[str, int]) -> list[str]:
+    """The cells of a reward. The best value of a reward that training reduces is the lowest one."""
     (first, before), (last, after) = each.points[0], each.points[-1]
-    step, best = max(each.points, key=lambda point: point[1].mean)
+    step, best = max(each.points, key=lambda point: directions.get(each.reward, 1) * point[1].mean)
     later = last > first
     return [
         each.prompts,

@@ -37,7 +37,7 @@ OF_THE_RUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZ
 """Environment variables that would make the process of the trackers a process of the run."""
 QUIET = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GIT_PYTHON_REFRESH": "quiet"}
 QUIET |= {"COMET_DISABLE_AUTO_LOGGING": "1"}  # it would end its experiment with the run of MLflow
-HINT = "the JSONL files are complete; a resume sends what a tracker has not received"
+HINT = "the JSONL files are complete; a resume sends what follows the last iteration that a tracker accepted"
 
 
 class Trackers:

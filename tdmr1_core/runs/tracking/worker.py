@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tdmr1_core.runs.tracking.adapters import ADAPTERS, Adapter, RunFacts, accepted_name
 from tdmr1_core.runs.tracking.state import OUTPUT, TRACKING, load_tracked_run, state_file
 from tdmr1_rewards.texts.documents import parse_json
@@ -32,6 +34,8 @@ Event = dict[str, Any]
 Report = Callable[..., None]
 QUEUED = 1000
 """Events that wait for one tracker."""
+FORMER_LIMIT = 60.0
+"""Seconds to wait for the process of the session before, which may still send: longer than it has to close."""
 
 
 class Sender:
@@ -130,7 +134,10 @@ def serve(lines: Iterable[bytes], report: Report) -> None:
         for name in opening["trackers"]
     ]
     for line in lines:
-        event = parse_json(line, None)
+        try:
+            event = parse_json(line, None)
+        except ValueError:  # the run was killed while it wrote
+            break
         for sender in senders:
             sender.put(event.get("history", [event]))
     deadline = time.monotonic() + opening["closing_limit"]
@@ -144,7 +151,6 @@ class _RedactedLog(io.TextIOBase):
     """A text file without secrets."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
 
     def writable(self) -> bool:
@@ -159,11 +165,16 @@ class _RedactedLog(io.TextIOBase):
 
 def main() -> None:
     """Serve the run that started this process. Trackers cannot read stdin or write to stdout and stderr."""
+    folder = Path(sys.argv[1]) / TRACKING
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    with suppress(Timeout):
+        lock.acquire(timeout=FORMER_LIMIT)
     channel, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     empty = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(empty, descriptor)
-    log = _RedactedLog(Path(sys.argv[1]) / TRACKING / OUTPUT)
+    log = _RedactedLog(folder / OUTPUT)
     sys.stdout = sys.stderr = log
     with suppress(OSError):
         os.nice(10)

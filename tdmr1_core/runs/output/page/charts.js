@@ -145,7 +145,9 @@ const Charts = (() => {
     values() {
       const columns = this.data.series.map((each) => {
         const strength = each.sparse ? 0 : shared.smoothing;
-        const line = smooth(each.y, strength), spread = each.e && smooth(each.e, strength);
+        /* Of a thinned curve, the means of its ranges are smoothed: its points are only minima and maxima. */
+        const [y, e] = strength ? [each.m ?? each.y, each.em ?? each.e] : [each.y, each.e];
+        const line = smooth(y, strength), spread = e && smooth(e, strength);
         const ends = spread ? [line.map((value, i) => value - spread[i]), line.map((value, i) => value + spread[i])] : [];
         return [each.x, line, ...(each.sparse ? [] : [each.y]), ...ends];
       });

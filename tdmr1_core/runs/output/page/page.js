@@ -175,7 +175,8 @@ const Page = (() => {
 
   /* Ask the server for new data, with the token from the address. */
   async function follow(token) {
-    let version = "", status = document.getElementById("written");
+    let version = "", written = "";
+    const status = document.getElementById("written");
     for (;;) {
       let pause = POLL;
       try {
@@ -184,14 +185,18 @@ const Page = (() => {
           status.textContent = "This link does not work. Open the complete link that tdmr1 printed, including the part after the #.";
           return;
         }
-        if (!response.ok) throw new Error(String(response.status));
         const answer = await response.json();
-        if (answer.data) render(answer.data);
+        if (!response.ok) throw new Error(answer.error);
+        if (answer.data) {
+          render(answer.data);
+          written = status.textContent;
+        }
         ({ version } = answer);
-        status.textContent = status.textContent.replace(/ \(not connected\)$/, "");
-      } catch {
+        status.textContent = written;
+      } catch (error) {
         pause = RETRY;
-        if (!status.textContent.endsWith("(not connected)")) status.textContent += " (not connected)";
+        const reason = error instanceof TypeError ? "not connected" : error.message;
+        status.textContent = `${written} (${reason})`.trim();
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
     }

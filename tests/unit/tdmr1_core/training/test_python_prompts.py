@@ -17,6 +17,26 @@ pytestmark = pytest.mark.unit
 MIXED = ["one", {"prompt": "two “2”", "n": np.int64(3), "sizes": np.array([1.5]), "path": Path("a/b"), "none": None}]
 
 
+def deep(levels: int) -> list:
+    """A list in a list, and so on."""
+    nested: list = []
+    for _ in range(levels):
+        nested = [nested]
+    return nested
+
+
+class Polars:
+    """The part of a polars.DataFrame that is used. Its `to_dict` has no argument for the form."""
+
+    columns = ("prompt", "count")
+
+    def to_dict(self, *, as_series=True):
+        raise AssertionError
+
+    def to_dicts(self):
+        return [{"prompt": "one", "count": 1}]
+
+
 def test_the_file_of_a_list_has_the_same_prompts(tmp_path):
     file = tmp_path / "prompts.json"
     listed = read_prompts([*MIXED, Prompt("three", {"count": 3})], "prompts", file)
@@ -40,6 +60,7 @@ def test_a_name_is_no_list(name, tmp_path):
         ([{"promt": "one"}], "prompt-invalid", {"places": ["item 1"]}),
         ([{"prompt": "one", "score": float("nan")}], "prompt-invalid", {"places": ["item 1"]}),
         ([{"prompt": "one", "call": print}], "prompt-invalid", {"argument": "prompts"}),
+        ([{"prompt": "one", "deep": deep(100_000)}], "prompt-invalid", {"argument": "prompts"}),
         ({"prompt": "one"}, "argument-invalid", {"type": "dict"}),
         (3, "argument-invalid", {"type": "int"}),
     ],
@@ -58,3 +79,8 @@ def test_a_data_frame_has_a_prompt_in_each_row(tmp_path):
     frame = pytest.importorskip("pandas").DataFrame({"prompt": ["one", "two"], "count": [1, 2]})
     listed = read_prompts(frame, "prompts", tmp_path / "prompts.json")
     assert [(prompt.text, prompt.metadata["count"]) for prompt in listed.prompts.prompts] == [("one", 1), ("two", 2)]
+
+
+def test_a_data_frame_of_polars_has_a_prompt_in_each_row(tmp_path):
+    listed = read_prompts(Polars(), "prompts", tmp_path / "prompts.json")
+    assert listed.prompts.prompts == (Prompt("one", {"prompt": "one", "count": 1}),)

@@ -78,7 +78,7 @@ def test_objects_with_one_name_get_numbers():
     assert read.objects == {"function": dark, "function_2": other}
 
 
-@pytest.mark.parametrize("wrong", [3, object(), [1, 2], {"reward": 4}])
+@pytest.mark.parametrize("wrong", [3, object(), [1, 2], {"reward": 4}, {"weight": 2}, {"source": 5}])
 def test_other_values_are_no_rewards(wrong):
     with raises("reward-source"):
         read_rewards(wrong)
@@ -106,3 +106,18 @@ def test_missing_and_further_objects_are_named():
         match_objects(_config("bright"), [bright, "ocr_match"])
     with raises("option-conflict", rewards=["bright"]):
         match_objects(_config(), bright)
+
+
+def light(images, prompts):
+    return [1.0] * len(images)
+
+
+def test_a_function_that_is_in_a_module_now_continues_a_run_that_knew_it_as_an_object():
+    assert read_rewards(light).objects == {}
+    assert match_objects(_config("light"), light) == {"light": light}
+    assert match_objects(_config("light", "bright"), [light, bright]) == {"light": light, "bright": bright}
+
+
+def test_a_reward_without_a_name_is_named_by_its_source():
+    (settings,) = read_rewards({"source": "my.py:Score", "weight": 2}).settings
+    assert settings == {"source": "my.py:Score", "weight": 2, "name": "score"}

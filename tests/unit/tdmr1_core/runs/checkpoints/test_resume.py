@@ -109,3 +109,15 @@ def test_a_former_default_may_not_be_changed(tmp_path: Path) -> None:
     with raises("resume-settings") as caught:
         find_resume_point(tmp_path)
     assert changes.items() <= caught.value.values["changes"].items()
+
+
+@pytest.mark.parametrize("wrong", [0, 10**10, 20.5, "many"])
+def test_a_wrong_number_of_iterations_is_refused_before_it_is_stored(tmp_path, wrong):
+    write_run(tmp_path, settings(), settings())
+    with raises("setting-invalid", settings=["iterations"]):
+        find_resume_point(tmp_path, wrong)
+
+
+def test_a_run_is_extended(tmp_path):
+    write_run(tmp_path, settings(), settings())
+    assert find_resume_point(tmp_path, 5000).config.iterations == 5000

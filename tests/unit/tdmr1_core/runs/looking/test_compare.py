@@ -107,10 +107,11 @@ def test_pairs_are_images_of_the_same_prompt_and_number_with_two_scores(tmp_path
     assert found.prompts.tolist() == [prompt_key(DOGS), prompt_key(CATS)]
 
 
-def test_a_line_with_too_few_scores_is_skipped_with_a_warning(tmp_path, recwarn):
+@pytest.mark.parametrize("scores", [[0.0, 0.0, 0.5], [float("nan")] * 4, [1.0, 2.0, 3.0, float("inf")]])
+def test_a_line_with_missing_or_infinite_scores_is_skipped_with_a_warning(tmp_path, recwarn, scores):
     folder = write_run(tmp_path / "run", {0: evaluation(START)})
     row = json.loads((folder / "image_scores.jsonl").read_text())
-    row["scores"]["neatness"].pop()
+    row["scores"]["neatness"] = scores
     (folder / "image_scores.jsonl").write_text(json.dumps(row) + "\n")
     assert read_image_scores(folder) == {}
     assert "cannot be read" in str(recwarn.pop().message)

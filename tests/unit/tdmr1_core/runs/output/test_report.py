@@ -129,6 +129,16 @@ def test_the_page_is_complete_and_has_no_external_files(folder):
     assert base64.b64decode(page.data["files"][0])[8:12] == b"WEBP"
 
 
+@pytest.mark.parametrize(("weight", "best"), [(1.0, "0.750 (4)"), (-1.0, "0.250 (0)")])
+def test_the_best_evaluation_is_the_lowest_one_if_training_reduces_the_reward(folder, weight, best):
+    path = folder / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["rewards"][0]["weight"] = weight
+    path.write_text(yaml.safe_dump(tree))
+    (table,) = page_data([read_report(folder)])["tables"]["evaluations"]
+    assert dict(zip(table["columns"], table["rows"][0], strict=True))["best"] == best
+
+
 def test_links_are_relative_to_the_page(folder, tmp_path):
     (folder / "export").mkdir()
     (folder / "tensorboard").mkdir()

@@ -4,7 +4,7 @@ import pytest
 from support.report_runs import write_run
 
 from tdmr1_core.runs.output.report import read_report
-from tdmr1_core.runs.output.report_charts import Curves, chart_data, charts_of
+from tdmr1_core.runs.output.report_charts import Chart, Curves, Series, chart_data, charts_of
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +42,7 @@ def test_every_metric_has_a_chart(run, charts):
 def test_rewards_have_a_band_and_evaluations_have_intervals(charts):
     reward = charts["Training reward"]["series"][0]
     assert (reward["spread"], reward["sparse"]) == ("standard deviation", False)
+    assert "m" not in reward, "a short curve has all of its points"
     assert reward["e"][0] == pytest.approx(0.39)
     evaluated = charts["object_count in evaluations"]["series"]
     assert [each["name"] for each in evaluated] == ["count", "count-held-out"]
@@ -78,6 +79,19 @@ def test_several_runs_have_one_metric_per_chart(run):
     assert "object_count in evaluations: count-held-out" in by_title
 
 
+def test_runs_with_different_curves_of_a_chart_have_a_chart_for_each():
+    def chart(*names: str) -> Chart:
+        return Chart("cost", "Memory", "GB", tuple(Series(name, [(1, 2.0, 0.0)]) for name in names))
+
+    both = chart_data([[chart("process")], [chart("process", "GPU")]], ["one", "two"])
+    assert {each["title"]: [curve["name"] for curve in each["series"]] for each in both} == {
+        "Memory: process": ["one", "two"],
+        "Memory: GPU": ["two"],
+    }
+    apart = chart_data([[chart("process")], [chart("GPU")]], ["one", "two"])
+    assert [each["title"] for each in apart] == ["Memory: process", "Memory: GPU"]
+
+
 def test_long_curves_are_thinned(tmp_path):
     report = read_report(write_run(tmp_path / "long", 2500, every=2500))
     series = [each for chart in chart_data([charts_of(report)], ["long"]) for each in chart["series"]]
@@ -88,3 +102,4 @@ def test_long_curves_are_thinned(tmp_path):
         pytest.approx(min(values), rel=1e-5),
         pytest.approx(max(values), rel=1e-5),
     )
+    assert len(reward["m"]) == len(reward["em"]) == len(reward["x"])

@@ -111,6 +111,7 @@ def test_grids_of_earlier_versions_have_no_scores(folder):
 
 WRONG = [
     {"columns": 0},
+    {"columns": 0, "prompts": [], "scores": {}},
     {"columns": 10**12},
     {"columns": 2},
     {"height": 10**9},

@@ -108,6 +108,19 @@ def test_a_resumed_run_keeps_its_id_and_sends_only_what_is_missing(tmp_path):
     assert (second.run.name, second.run.sent) == (first.run.name, {"metrics": 4, "evaluations": 2})
 
 
+def test_a_line_that_is_cut_ends_the_trackers_properly(tmp_path):
+    opening = {"trackers": ["good"], "folder": str(tmp_path), "project": "p", "tags": [], "config": {}}
+    lines = [
+        json.dumps({**opening, "closing_limit": 5.0}).encode(),
+        json.dumps(metrics(1)).encode(),
+        b'{"history": [{"k',
+    ]
+    answers: list[dict] = []
+    worker.serve(lines, lambda **answer: answers.append(answer))
+    assert EVERY[0].is_finished
+    assert answers[-1] == {"tracker": "good", "lost": 0, "closed": True}
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"id": "x"}', b'{"name": 1, "id": "x", "url": null, "sent": {}}'])
 def test_a_damaged_record_begins_a_new_tracked_run(tmp_path, content):
     serve(tmp_path, ["good"], metrics(1))
