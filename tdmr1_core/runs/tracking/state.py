@@ -11,6 +11,7 @@ from pathlib import Path
 from tdmr1_core.durable_files import MALFORMED, replace_durable
 from tdmr1_core.runs.jsonl import whole_number
 from tdmr1_rewards.texts.documents import read_json
+from tdmr1_rewards.texts.redaction import redact_texts
 
 TRACKING, OUTPUT = "tracking", "output.txt"
 """The folder in a run folder with these records and the local files of trackers, and the file of what they print."""
@@ -35,9 +36,9 @@ class TrackedRun:
         return step <= self.sent.get(kind, -1)
 
     def save(self, path: Path) -> None:
-        """Write the record. Raises OSError."""
+        """Write the record, without secrets. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_durable(path, json.dumps(asdict(self), indent=1).encode())
+        replace_durable(path, json.dumps(redact_texts(asdict(self)), indent=1).encode())
 
 
 def state_file(folder: Path, tracker: str) -> Path:
