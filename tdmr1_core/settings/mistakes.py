@@ -199,7 +199,7 @@ def _words(annotation: Any, bounds: Sequence[Any]) -> Iterator[str]:
             yield from _words(member, bounds)
     elif origin is Annotated:
         inner, *extras = get_args(annotation)
-        yield from _words(inner, [*bounds, *(bound for extra in extras for bound in extra.metadata)])
+        yield from _words(inner, [*bounds, *(bound for extra in extras for bound in getattr(extra, "metadata", ()))])
     elif origin is Literal:
         yield from map(str, get_args(annotation))
     elif origin is tuple:
