@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from builder.commands_page import commands_page
+from builder.curves import figure, measured
 from builder.settings_page import settings_page
-from builder.sketches import SKETCHES, sketch
 
 FOLDER = Path(__file__).parent
 
@@ -14,10 +14,9 @@ FOLDER = Path(__file__).parent
 def generated_files() -> dict[str, str]:
     """The text of each generated file by its path. docs/errors.md is written by tests/unit/docs/test_errors.py."""
     pages = {"commands.md": commands_page(), "settings.md": settings_page()}
-    return pages | {f"sketches/{name}.svg": sketch(name) for name in SKETCHES}
+    return pages | {f"curves/{name}.svg": figure(curves) for name, curves in measured().items()}
 
 
 if __name__ == "__main__":
-    (FOLDER / "sketches").mkdir(exist_ok=True)
     for name, text in generated_files().items():
         (FOLDER / name).write_text(text, encoding="utf-8")

@@ -32,6 +32,10 @@ def value(item: Any) -> str:
         return code(f"{item:.12g}")
     if isinstance(item, list | tuple | dict) and not item:
         return code("{}" if isinstance(item, dict) else "[]")
+    if isinstance(item, tuple):
+        return code(f"[{', '.join(map(str, item))}]")
+    if isinstance(item, str) and "\n" in item:
+        return f"a text of {item.count(chr(10)) + 1} lines"
     return code(item)
 
 

@@ -1,12 +1,16 @@
-"""docs/settings.md: every setting, read from the pydantic models, and the options of every reward."""
+"""docs/settings.md: every setting, read from the pydantic models, and the options of every reward of tdmr1."""
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 from builder.cells import code, prose, table, value
 from tdmr1_core.config import RewardConfig, RunConfig
+from tdmr1_core.settings.mistakes import accepted_values
 from tdmr1_core.settings.reference import REWARD_ENTRY, SettingReference, setting_references
+from tdmr1_rewards.api import RewardSpec
+from tdmr1_rewards.builtin import SPECS
 
 HEAD = """# Settings
 
@@ -25,8 +29,13 @@ REWARDS_HEAD = """## `rewards[N]`
 
 `rewards`, `evaluation.rewards` and `guard.rewards` are lists of entries with these settings. In `--set`, N is the
 number of the entry, from 0: `--set rewards.0.timeout=60`.
-[When a reward fails](writing_rewards.md#when-a-reward-fails) explains the failures. `tdmr1 rewards info NAME` shows the
-options of a reward.
+[When a reward fails](writing_rewards.md#when-a-reward-fails) explains the failures. The options of each reward are
+[below](#options-of-rewards).
+"""
+OPTIONS_HEAD = """## Options of rewards
+
+What `rewards[N].options` accepts for each reward of tdmr1, such as `--set rewards.0.options.score=graded`.
+`tdmr1 rewards info NAME` shows the options of any installed reward in a terminal.
 """
 
 
@@ -40,7 +49,7 @@ def settings_page() -> str:
             section = name
             parts.append(_heading(section))
         parts.append(_entry(setting))
-    return "\n".join(parts)
+    return "\n".join([*parts, OPTIONS_HEAD, *map(_options, SPECS)])
 
 
 def _heading(section: str) -> str:
@@ -60,6 +69,18 @@ def _entry(setting: SettingReference) -> str:
     row = table(["default", "values", "unit", "published", "source"], [cells])
     shown = setting.name.replace(REWARD_ENTRY, "rewards[N].")
     return f"### `{shown}`\n\n{prose(setting.meaning)}\n\n{row}\n"
+
+
+def _options(spec: RewardSpec) -> str:
+    """The heading of a reward and the table of its options."""
+    heading = f"### Options of `{spec.name}`\n\n{prose(spec.summary)}\n"
+    if spec.options is None:
+        return f"{heading}\nIt has no options.\n"
+    rows = []
+    for name, field in resolve_name(spec.options).model_fields.items():
+        default = "required" if field.is_required() else value(field.get_default(call_default_factory=True))
+        rows.append([code(name), default, prose(accepted_values(field)), prose(field.description or "–")])
+    return f"{heading}\n{table(['option', 'default', 'values', 'meaning'], rows)}\n"
 
 
 def _is_required(setting: SettingReference) -> bool:

@@ -7,20 +7,23 @@ import hashlib
 import posixpath
 import re
 from pathlib import PurePosixPath
+from pkgutil import resolve_name
 
 import pytest
 import yaml
 from builder.api_pages import api_pages, page_of_module
+from builder.curves import axis, figure, measured
 from builder.repository import PAGES as REPOSITORY_PAGES
 from builder.repository import repository_pages, site_markdown
-from builder.sketches import SKETCHES
 from generate import generated_files
 from support.paths import ROOT
+from troubleshooting_curves import RUNS
 
 from tdmr1_core.config import RewardConfig
 from tdmr1_core.config_loading import describe
 from tdmr1_core.settings.origins import ORIGINS
 from tdmr1_core.settings.reference import REWARD_ENTRY, setting_references
+from tdmr1_rewards.builtin import SPECS
 
 pytestmark = pytest.mark.unit
 
@@ -120,11 +123,38 @@ def test_linked_source_files_have_a_page():
     assert set(REPOSITORY_PAGES.values()) <= set(pages)
 
 
-def test_every_sketch_is_shown_and_says_that_it_is_one():
+def test_every_measured_curve_is_shown_and_has_a_run():
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    assert re.findall(r"!\[[^\]]{20,}\]\(sketches/(\w+)\.svg\)", page) == list(SKETCHES)
-    for name in SKETCHES:
-        assert "sketch, not data" in (DOCS / "sketches" / f"{name}.svg").read_text(encoding="utf-8")
+    curves = measured()
+    assert re.findall(r"!\[[^\]]{20,}\]\(curves/(\w+)\.svg\)", page) == list(curves) == list(RUNS)
+    for name, shown in curves.items():
+        assert list(shown) == list(RUNS[name].curves)
+        assert all(len(points) >= 2 for points in shown.values()), name
+
+
+def test_a_figure_has_the_range_of_each_curve_in_its_legend():
+    curves = {"reward": [(0, 0.0), (10, 0.5)], "norm": [(0, 2.0), (5, 31.0)], "size": [(0, -2.5), (10, -1.0)]}
+    drawn = figure(curves)
+    for text in ("reward (0 to 1)", "norm (0 to 40)", "size (-3 to -1)", "iteration 10"):
+        assert f">{text}</text>" in drawn
+    assert 'd="M14.0 144.0 L348.0 79.0"' in drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [((0.1, 0.5), (0, 1)), ((2, 31), (0, 40)), ((18.8, 27.1), (18, 28)), ((3.0, 3.0), (0, 3)), ((0.0, 0.0), (0, 0))],
+)
+def test_the_axis_of_a_curve_has_round_ends(values, ends):
+    assert axis(values) == ends
+
+
+def test_every_option_of_a_reward_has_a_meaning():
+    page = (DOCS / "settings.md").read_text(encoding="utf-8").partition("## Options of rewards")[2]
+    for spec in SPECS:
+        section = page.partition(f"### Options of `{spec.name}`\n")[2].partition("###")[0]
+        names = list(resolve_name(spec.options).model_fields) if spec.options else []
+        assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == names
+        assert "| – |" not in section
 
 
 def test_the_vendored_script_is_the_named_one():
