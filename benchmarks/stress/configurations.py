@@ -23,6 +23,9 @@ RESUMED = 6
 PROMPTS = [None, "count", "count-held-out", "ordered-pairs", "words", "geneval"]
 REWARDS = ("object_count", "jpeg_size")
 NAMED: dict[str, list[Any]] = {
+    "tracking": [None, ["tensorboard"]],
+    "tracking_project": ["tdmr1", "another project"],
+    "tracking_tags": [[], ["first", "second"]],
     "kind": ["train"],
     "iterations": [1, 1, 2],
     "threads": [1],
