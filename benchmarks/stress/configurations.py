@@ -23,6 +23,7 @@ RESUMED = 6
 PROMPTS = [None, "count", "count-held-out", "ordered-pairs", "words", "geneval"]
 REWARDS = ("object_count", "jpeg_size")
 NAMED: dict[str, list[Any]] = {
+    "rollout.sigmas": [None, [1, 0.9, 0.75, 0.5, 0], [0.9, 0.4, 0]],
     "tracking": [None, ["tensorboard"]],
     "tracking_project": ["tdmr1", "another project"],
     "tracking_tags": [[], ["first", "second"]],
