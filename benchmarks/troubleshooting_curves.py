@@ -29,7 +29,7 @@ TOO_HARD = [
     for color in ("red", "green", "blue", "yellow")
     for shape in ("circle", "square", "triangle")
 ]
-"""Prompts whose metadata asks for seven objects. The model learned to draw one to four, and almost never draws seven."""
+"""Prompts whose metadata asks for seven objects. The model learned to draw at most four, and rarely draws more."""
 
 Series = tuple[str, str, Mapping[str, str]]
 """A log file, a key in its lines, and what other keys of these lines must be."""
