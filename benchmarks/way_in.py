@@ -92,7 +92,7 @@ LAYERS = {
     ),
     "tdmr1_cli": (
         "streams",
-        "options output signals exits stopping",
+        "options output signals exits stopping allocator",
         "error_boundary live_view progress settings targets typed_secrets measuring run_summary needs multiprocess "
         "launching "
         "conformance",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from tdmr1_cli.allocator import keep_freed_memory
 from tdmr1_cli.error_boundary import guarded, report_stray_exceptions
 from tdmr1_cli.exits import exit_at_once, settle
 from tdmr1_core.distributed import has_abandoned
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     remember_arguments(given)
     if arguments is None:
         report_stray_exceptions()
+        keep_freed_memory()
     code = guarded(lambda: _run(given), as_json="--json" in given)
     if has_abandoned():
         exit_at_once(code)
