@@ -96,20 +96,19 @@ def find_attribute(holder: Any, attribute: str, owner: str) -> Any:
     found = holder
     for part in attribute.split("."):
         try:
-            exists = hasattr(found, part)
+            found = getattr(found, part)
         except Tdmr1Error:  # of `session.py`
             raise
-        except Exception as error:  # of a property, or of `__getattr__` of a module
-            raise _import_failed(f"{part!r} of {owner}", error) from error
-        if not exists:
+        except AttributeError:
             public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
             raise Tdmr1Error(
                 f"{owner} has no {part!r}",
                 close_match_hint(part, public),
                 code="reward-import",
                 values={"source": owner, "attribute": part},
-            )
-        found = getattr(found, part)
+            ) from None
+        except Exception as error:  # of a property, or of `__getattr__` of a module
+            raise _import_failed(f"{part!r} of {owner}", error) from error
     return found
 
 

@@ -20,6 +20,10 @@ MODULE = __name__
 _provided: dict[str, Any] = {}
 
 
+class AbsentObject(Tdmr1Error, AttributeError):
+    """This process does not have an object. It is an AttributeError, because pickle asks every module for names."""
+
+
 @contextmanager
 def provide(objects: Mapping[str, Any]) -> Iterator[None]:
     """Within the context, the objects are attributes of this module. Names are valid names of Python."""
@@ -60,10 +64,10 @@ def fingerprint(name: str) -> str:
     return f"{name} of sha256 {hashlib.sha256(code.encode()).hexdigest()}"
 
 
-def absent(*names: str, hint: str = "resume the run in Python: tdmr1_core.train(resume=RUN, reward=…)") -> Tdmr1Error:
+def absent(*names: str, hint: str = "resume the run in Python: tdmr1_core.train(resume=RUN, reward=…)") -> AbsentObject:
     """The error for objects that this process does not have."""
     what = "is an object" if len(names) == 1 else "are objects"
-    return Tdmr1Error(
+    return AbsentObject(
         f"{' and '.join(map(repr, names))} {what} of a Python program or notebook, which this process does not have",
         hint,
         code="reward-import",
@@ -72,7 +76,7 @@ def absent(*names: str, hint: str = "resume the run in Python: tdmr1_core.train(
 
 
 def __getattr__(name: str) -> Any:
-    """A provided object. Raises Tdmr1Error for another name, except those that Python itself looks up."""
+    """A provided object. Raises AbsentObject for another name, except those that Python itself looks up."""
     if name in _provided:
         return _provided[name]
     if name.startswith("__"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
+from support.command_line import SMALL, run_tdmr1
 from support.product import make_engine
 from support.role_updates import SECTIONS, largest_difference, updated
 from torch import nn
@@ -32,3 +36,18 @@ def test_compiled_blocks_give_the_same_updates(monkeypatch, roles):
             assert largest_difference(updated(engine, roles), plain) <= 1e-12
         finally:
             torch._dynamo.reset()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+def test_the_command_line_trains_with_compiled_blocks(tmp_path):
+    """With torch's own compiler, and everything that the command line imports."""
+    rows = {}
+    for compiled in ("false", "true"):
+        options = ["--iterations", 1, "--set", f"memory.compile={compiled}", "--output", tmp_path / compiled]
+        run_tdmr1("train", *SMALL, *options, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+        (line,) = (tmp_path / compiled / "metrics.jsonl").read_text().splitlines()
+        rows[compiled] = json.loads(line)
+    assert (tmp_path / "cache").is_dir()
+    for name in ("loss/fake", "loss/preference", "loss/kl"):
+        assert rows["true"][name] == pytest.approx(rows["false"][name], rel=1e-4)

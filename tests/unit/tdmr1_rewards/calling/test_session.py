@@ -65,3 +65,9 @@ def test_python_itself_gets_attribute_errors():
     assert session.name_in("package.module:bright") is None
     assert session.name_in(None) is None
     assert session.name_in(SOURCE) == "bright"
+
+
+def test_other_names_are_attributes_that_the_module_does_not_have():
+    """pickle and torch.compile ask every loaded module for names, and expect an AttributeError."""
+    assert getattr(session, "torch", None) is None
+    assert not hasattr(session, "bright")
