@@ -245,7 +245,8 @@ class MemoryConfig(Section):
     """The kernel of torch that computes attention in the denoiser; auto lets torch choose. A kernel that torch does not
     have for the device, the precision or the padding masks of the model is refused."""
     compile: bool = False
-    """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs."""
+    """Compile the blocks of the network (torch.compile). The start takes minutes longer. Rounding differs. On a CPU it
+    needs a C++ compiler."""
 
     @property
     def recomputes(self) -> bool:

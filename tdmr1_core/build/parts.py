@@ -22,7 +22,7 @@ from tdmr1_core.models.backbone import PRECISIONS, Backbone
 from tdmr1_core.models.families import FAMILIES
 from tdmr1_core.models.loading import ModelFiles, fetch_model, load_backbones, load_encoders
 from tdmr1_core.models.lora.shape import LoraShape
-from tdmr1_core.models.memory import compile_blocks, enable_gradient_checkpointing, save_vae_memory
+from tdmr1_core.models.memory import check_compiler, compile_blocks, enable_gradient_checkpointing, save_vae_memory
 from tdmr1_core.models.noise_levels import NoiseSchedule
 from tdmr1_core.models.offloaded_encoders import OffloadedEncoders
 from tdmr1_core.models.quantization import bitsandbytes, quantize
@@ -180,6 +180,7 @@ def apply_memory_settings(settings: MemoryConfig, roles: Roles) -> None:
     if settings.decoder == "sliced" or settings.decoder == "tiled":
         save_vae_memory(roles.backbone, settings.decoder)
     if settings.compile:
+        check_compiler(roles.backbone.device)
         compile_blocks(roles)
 
 

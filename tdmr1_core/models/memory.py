@@ -6,6 +6,9 @@ Results change only by rounding, except with tiled decoding, which can show seam
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -66,6 +69,18 @@ def save_vae_memory(backbone: Backbone, how: Literal["sliced", "tiled"]) -> None
     vae.enable_slicing()
     if how == "tiled":
         vae.enable_tiling()
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise Tdmr1Error if torch.compile lacks the C++ compiler that it calls for the CPU: CXX, by default g++."""
+    program = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(program) is None:
+        raise Tdmr1Error(
+            f"memory.compile needs a C++ compiler on the CPU, and {program} is not installed",
+            f"install {program}, name another compiler in the environment variable CXX, or set memory.compile to false",
+            code="dependency-missing",
+            values={"program": program},
+        )
 
 
 def compile_blocks(roles: Roles) -> None:

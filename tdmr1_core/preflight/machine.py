@@ -55,9 +55,10 @@ def _caught(check: Callable[[ResolvedRun], None], resolved: ResolvedRun) -> Iter
 
 
 def _check_settings(resolved: ResolvedRun) -> None:
-    """Raise Tdmr1Error if the device, the attention kernel, bitsandbytes or the prompt cache cannot be used."""
+    """Raise Tdmr1Error if the device, attention kernel, bitsandbytes, compiler or prompt cache cannot be used."""
     from tdmr1_core.models.attention import check_attention
     from tdmr1_core.models.backbone import PRECISIONS
+    from tdmr1_core.models.memory import check_compiler
 
     config, memory = resolved.config, resolved.config.memory
     device, family = ALONE.device(config.model.device), FAMILIES[resolved.entry.family]
@@ -65,6 +66,8 @@ def _check_settings(resolved: ResolvedRun) -> None:
         check_attention(memory.attention, device, PRECISIONS[config.model.precision], family)
     if {memory.weights, memory.optimizer} != {"none"}:
         bitsandbytes()
+    if memory.compile:
+        check_compiler(device)
     if memory.prompt_cache is not None:
         check_writable(memory.prompt_cache, "set memory.prompt_cache to a writable folder")
 

@@ -1,11 +1,13 @@
 """What a dry run checks about this machine."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from support.errors import raises
 
 from tdmr1_core.config import EvaluationConfig, MemoryConfig, RewardConfig, RunConfig
+from tdmr1_core.engine import Engine
 from tdmr1_core.preflight.machine import check_machine
 from tdmr1_core.preflight.resolved import resolve_run
 
@@ -51,3 +53,14 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
         check_machine(resolve_run(config))
     assert "memory.prompt_cache" in caught.value.hint
     assert Path(caught.value.values["folder"]) == memory.prompt_cache
+
+
+def test_compilation_without_a_compiler_is_refused(monkeypatch):
+    config = RunConfig(rewards=(RewardConfig(name="object_count"),), memory=MemoryConfig(compile=True))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with raises("dependency-missing", program="no-such-compiler"):
+        check_machine(resolve_run(config))
+    with raises("dependency-missing", program="no-such-compiler"):
+        Engine.from_config(config)
+    monkeypatch.setenv("CXX", sys.executable)
+    check_machine(resolve_run(config))
