@@ -73,6 +73,8 @@ def run(case: Case) -> None:
     """Train with a random valid configuration; then resume or report the run."""
     tree, drawn = _valid(case)
     path, folder = case.folder / "config.yaml", case.folder / "run"
+    if tree.get("memory", {}).get("prompt_cache") is not None:
+        tree["memory"]["prompt_cache"] = str(case.folder / tree["memory"]["prompt_cache"])
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     case.notes = [] if drawn == 1 else ["drawn again, because it was not valid"]
     trained = case.tdmr1("train", path, "--output", folder)
