@@ -1,7 +1,6 @@
 """Compare iterations of `tdmr1 train` with and without the settings of tdmr1_cli/allocator.py.
 
-    python benchmarks/allocator.py                   # the embedded model, preset tiny, 6 pairs of 6 iterations
-    python benchmarks/allocator.py --preset ocr      # other settings
+    python benchmarks/allocator.py --pairs 5         # the embedded model, preset tiny, 5 pairs of runs of 6 iterations
 
 Each run is a process of its own, and both kinds take turns. The first iteration of a run does not count. Printed are,
 for each pair, the median seconds of an iteration, their ratio kept / default, the CPU seconds that the system used for

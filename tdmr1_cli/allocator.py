@@ -12,7 +12,8 @@ LARGE_BLOCK = 32 * 2**20
 """Larger blocks go back to the system when they are freed. By default the limit adapts, up to this one."""
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt in glibc's malloc.h."""
-OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+USER_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+"""Environment variables with which a user sets the allocator of glibc."""
 
 
 def keep_freed_memory() -> None:
@@ -22,7 +23,7 @@ def keep_freed_memory() -> None:
     user's environment have priority. Without glibc, nothing changes.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if sys.platform != "linux" or any(name in os.environ for name in OWN_SETTINGS):
+    if sys.platform != "linux" or any(name in os.environ for name in USER_SETTINGS):
         return
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if adjust is not None:

@@ -76,9 +76,7 @@ def absent(*names: str, hint: str = "resume the run in Python: tdmr1_core.train(
 
 
 def __getattr__(name: str) -> Any:
-    """A provided object. Raises AbsentObject for another name, except those that Python itself looks up."""
+    """A provided object. Raises AbsentObject for another name."""
     if name in _provided:
         return _provided[name]
-    if name.startswith("__"):
-        raise AttributeError(name)
     raise absent(name)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tdmr1_cli.allocator import OWN_SETTINGS, keep_freed_memory
+from tdmr1_cli.allocator import USER_SETTINGS, keep_freed_memory
 
 pytestmark = [pytest.mark.unit, pytest.mark.skipif(sys.platform != "linux", reason="only glibc has these settings")]
 
@@ -29,7 +29,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def fresh_pages(how, **environment):
     """The number of pages that the system provides while blocks are allocated and freed again and again."""
-    inherited = {name: value for name, value in os.environ.items() if name not in OWN_SETTINGS}
+    inherited = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, how],
         env={**inherited, **environment},
