@@ -120,7 +120,7 @@ def test_the_slider_shows_the_grid_of_an_iteration(reports, opened):
     slider.focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator(".slider output")).to_have_text("iteration 30 (grid 4 of 5)")
-    assert image.get_attribute("src") != before
+    expect(image).not_to_have_attribute("src", before)
     page.wait_for_function("() => document.querySelector('.grids img').naturalWidth > 200")
 
 

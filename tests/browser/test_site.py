@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 from support.accessibility import record_visit, serious_findings
 from support.browsing import DESKTOP, PHONE
 from support.paths import ROOT
@@ -130,5 +131,6 @@ def test_an_equation_is_drawn_and_leads_to_its_function(address, opened):
     assert len(boxes) >= 14
     assert all(box["height"] > 12 and box["width"] > 60 for box in boxes)
     tab.get_by_role("link", name="preference_weights").click()
-    assert tab.url.endswith("api/algorithm.html#tdmr1_core.algorithm.objectives.preference_weights")
-    assert tab.locator("[id='tdmr1_core.algorithm.objectives.preference_weights']").is_visible()
+    name = "tdmr1_core.algorithm.objectives.preference_weights"
+    expect(tab).to_have_url(f"{address}/api/algorithm.html#{name}")
+    expect(tab.locator(f"[id='{name}']")).to_be_visible()
