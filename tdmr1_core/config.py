@@ -408,7 +408,7 @@ class FakeConfig(Section):
     updates: Steps = 1
     """Fake score updates per generator update, each with its own noise level and noise."""
     teacher_weight: NotNegative = 0.02
-    """Weight of ||v_teacher - v_fake||^2 (published: 0.02)."""
+    """Weight of ||v_teacher - v_fake||^2 (published: 0.02). With 0, the teacher is not evaluated for it."""
     start: Literal["generator", "zero"] = "zero"
     """Start at zero, which is the teacher (published), or as a copy of the few-step LoRA."""
 

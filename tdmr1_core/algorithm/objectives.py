@@ -25,9 +25,13 @@ def fake_target(renoised: Tensor, clean: Tensor, tau: Tensor) -> Tensor:
     return (renoised - clean) / expand(tau, renoised)
 
 
-def fake_score_loss(fake: Tensor, target: Tensor, teacher: Tensor, teacher_weight: float) -> Tensor:
-    """||target - v_fake||^2 + weight ||v_teacher - v_fake||^2 per sample, (B,). The paper's weight is 0.02."""
-    return sample_mse(fake, target) + teacher_weight * sample_mse(fake, teacher)
+def fake_score_loss(fake: Tensor, target: Tensor, teacher: Tensor | None, teacher_weight: float) -> Tensor:
+    """||target - v_fake||^2 + weight ||v_teacher - v_fake||^2 per sample, (B,). The paper's weight is 0.02.
+
+    Without `teacher`, the second term is left out.
+    """
+    loss = sample_mse(fake, target)
+    return loss if teacher is None else loss + teacher_weight * sample_mse(fake, teacher)
 
 
 def implicit_reward(loss: Tensor, reference_loss: Tensor, beta: float) -> Tensor:

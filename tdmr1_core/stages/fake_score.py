@@ -24,6 +24,7 @@ class FakeScoreStage:
     role: TrainedRole
     _: KW_ONLY
     teacher_weight: float
+    """The weight of the teacher term. With 0, the teacher is not evaluated."""
     micro_batches: MicroBatches
     seed: int
 
@@ -81,8 +82,10 @@ class FakeScoreStage:
                     velocity = backbone.velocity(start, sigma, conditioning)
             clean = predict_clean(start, velocity, sigma)
             renoised = renoise(euler_step(start, velocity, sigma, sigma_next), sigma_next, tau, noise)
-            with self.roles.acting(TEACHER) as backbone:
-                teacher = backbone.velocity(renoised, tau, conditioning)
+            teacher: Tensor | None = None
+            if self.teacher_weight > 0:
+                with self.roles.acting(TEACHER) as backbone:
+                    teacher = backbone.velocity(renoised, tau, conditioning)
         with self.roles.acting(FAKE) as backbone:
             fake = backbone.velocity(renoised, tau, conditioning)
         return fake_score_loss(fake, fake_target(renoised, clean, tau), teacher, self.teacher_weight)

@@ -60,6 +60,7 @@ def test_fake_score_loss() -> None:
     # d/df: (f - target) + 0.02 (f - teacher).
     assert fake.grad is not None
     assert_equal(fake.grad, -2, -0.08)
+    assert_equal(fake_score_loss(fake, pairs((3, 2)), None, 0.02), 2)
 
 
 def test_preference_weights_by_hand() -> None:

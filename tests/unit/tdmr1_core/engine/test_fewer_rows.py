@@ -5,7 +5,7 @@ import torch
 from support.product import ADVANTAGES, make_engine, random_trajectory
 from support.role_updates import SECTIONS
 
-from tdmr1_core.models.roles import FAKE, REFERENCE, SURROGATE
+from tdmr1_core.models.roles import FAKE, REFERENCE, SURROGATE, TEACHER
 from tdmr1_core.records import Advantages
 
 pytestmark = pytest.mark.unit
@@ -74,6 +74,16 @@ def test_micro_batches_below_a_group_evaluate_the_reference_once():
     engine.update_surrogate(trajectory_of(engine), ADVANTAGES)
     assert rows[REFERENCE] == 6
     assert rows[SURROGATE] == 12
+
+
+def test_a_teacher_without_weight_is_not_evaluated_for_the_fake_score():
+    rows = []
+    for weight in (0.02, 0.0):
+        engine = make_engine({**SECTIONS, **PRECISE, "fake": {"teacher_weight": weight}})
+        rows.append(count_rows(engine))
+        engine.update_fake(trajectory_of(engine))
+    assert rows[0] == {**rows[1], TEACHER: 6}
+    assert rows[1][FAKE] == 6
 
 
 def test_a_started_update_of_the_fake_score_ends_with_the_same_bits():
