@@ -21,7 +21,7 @@ from tdmr1_cli import streams
 from tdmr1_cli.exits import end, exits_refused
 from tdmr1_cli.output import emit_json, message, warning
 from tdmr1_cli.signals import CheckFailed, ExitWithCode, Stopped
-from tdmr1_core.distributed import leads_machine, rank_and_world
+from tdmr1_core.distributed import leads_machine, rank_and_world, set_waiting
 from tdmr1_core.errors import PeerExited, RunWarning
 from tdmr1_core.models.library_logs import LIBRARIES
 from tdmr1_rewards.calling.damage import on_damage
@@ -41,14 +41,13 @@ DEBUG_VARIABLE = "TDMR1_DEBUG"
 PEER_EXITED = 3
 """The exit code of a process whose peer failed; the peer or the launcher reports the reason."""
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
-"""Environment variables that are set unless the user has set them. Threads that wait actively slow a busy machine."""
+"""Environment variables that are set unless the user has set them."""
 MAX_LENGTH = 1500
 """Characters of a printed message or hint."""
 _usual_format = warnings.formatwarning
@@ -111,6 +110,7 @@ def _prepare() -> None:
     streams.install()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    set_waiting()
     warnings.filterwarnings("ignore", module=LIBRARIES)
     warnings.formatwarning = _format_warning
 

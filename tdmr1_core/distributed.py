@@ -38,6 +38,12 @@ REFUSAL = 30
 """Seconds that the first process waits for the others to read why the run is refused."""
 BACKENDS = "cpu:gloo,cuda:nccl"
 """Objects are exchanged on the CPU, also if gradients are on GPUs."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""How the CPU threads of torch wait for the others of an operation: 1,000 checks (about 25 us), then they sleep.
+
+To wake a thread takes longer than many operations of a small network. On a busy machine, threads that wait longer
+without sleeping keep others from working.
+"""
 _abandoned = False
 
 
@@ -77,6 +83,12 @@ def set_threads(limit: int | None) -> None:
 
     if limit is not None:
         torch.set_num_threads(min(limit, torch.get_num_threads()))
+
+
+def set_waiting() -> None:
+    """Set how the CPU threads of torch wait, unless the user's environment does. Call this before torch is imported."""
+    if not WAITING.keys() & os.environ.keys():
+        os.environ.update(WAITING)
 
 
 def check_split(groups: int, count: int) -> None:

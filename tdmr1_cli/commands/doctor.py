@@ -22,6 +22,7 @@ from tdmr1_cli.options import (
     SetOption,
 )
 from tdmr1_cli.output import data, emit_json, message, table
+from tdmr1_core.distributed import WAITING
 from tdmr1_core.errors import Tdmr1Error
 from tdmr1_core.preflight.layers import Flags, resolve_settings
 
@@ -99,7 +100,7 @@ def _threads() -> Iterator[Finding]:
     import torch
 
     processors, threads = os.cpu_count() or 1, torch.get_num_threads()
-    settings = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"))
+    settings = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in ("OMP_NUM_THREADS", *WAITING))
     yield Finding(
         "ok" if threads <= processors else "warn", "threads", f"{threads} of {processors} processors, {settings}"
     )

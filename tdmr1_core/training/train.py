@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmr1_core.config_loading import Tree, merge, nest_settings
-from tdmr1_core.distributed import rank_and_world
+from tdmr1_core.distributed import rank_and_world, set_waiting
 from tdmr1_core.durable_files import check_writable
 from tdmr1_core.errors import Tdmr1Error, warn
 from tdmr1_core.models.library_logs import quiet_libraries
@@ -70,7 +69,7 @@ def train(
     unless an update was under way, and the attribute `run` of the exception is the run. Raises Tdmr1Error for
     everything that the user can correct.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch's import; waiting threads slow a busy machine
+    set_waiting()
     _reject_processes()
     observer = progress if isinstance(progress, Observer) else Progress() if progress else Observer()
     changed = nest_settings(settings or {})
