@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, connection, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
@@ -36,6 +37,8 @@ STOP_GRACE = 4.0
 """Seconds that processes have to exit after a second stop request."""
 POLL = 0.2
 """Seconds between two checks whether a process must be killed."""
+PORTS = range(20_000, 32_768)
+"""Ports that Linux, macOS and Windows do not give to programs that ask for any port."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
 """The operation of Linux's `prctl` that sets the signal sent when the parent ends."""
@@ -201,6 +204,12 @@ def _start_resource_tracker() -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port of this machine, if possible outside of the range from which systems choose ports for programs.
+
+    Some seconds pass until the first process opens it.
+    """
+    for port in (*random.SystemRandom().sample(PORTS, 50), 0):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise OSError("this machine has no free port")

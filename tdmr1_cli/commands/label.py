@@ -7,7 +7,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,12 +97,13 @@ def command(
     with page_lock(_folder(target)) as address, closing(open_page(_folder(target), host, port, message)) as page:
         if asked is not None:
             page.store.set_question(asked)
-        scan = _open_round(page.store, target, groups, judges)
-        address.write(page.url)
-        _print_address(page, target, host, scan, json)
-        if _wants_browser(open_browser, host):
-            webbrowser.open(page.url)
-        _serve(page, target, scan)
+        with suppress(KeyboardInterrupt), _opened_round(page.store, target, groups, judges) as scan:
+            address.write(page.url)
+            _print_address(page, target, host, scan, json)
+            if _wants_browser(open_browser, host):
+                webbrowser.open(page.url)
+            with _progress(page, scan):
+                page.run()
 
 
 def _folder(target: Path) -> Path:
@@ -156,21 +157,35 @@ def _export(target: Path, file: Path, json: bool) -> None:
         message(f"{count} answers")
 
 
-def _open_round(
+@contextmanager
+def _opened_round(
     store: FeedbackStore, target: Path, groups: list[list[NewItem]] | None, judges: int
-) -> FolderScan | None:
-    """Open a round of the images of a folder, or of the images of a run that still lack answers."""
+) -> Iterator[FolderScan | None]:
+    """Open a round of the images of a folder, or of the images of a run that still lack answers.
+
+    At the end, also after Ctrl-C, the totals are printed and the rounds of this command are closed, so that a running
+    training shows only its own.
+    """
     from tdmr1_rewards.feedback.scanning import FolderScan
 
-    run = _round_owner(target)
+    run, before = _round_owner(target), len(store.answers())
     store.close_open_rounds(run)
-    if groups is not None:
-        scan = FolderScan(store, target, groups, run=run, judges=judges, skip=warning)
-        scan.start()
-        return scan
-    if missing := _unanswered(store, judges):
-        store.open_round(f"{target.resolve().name}: earlier images", missing, run=run, step=None, judges=judges)
-    return None
+    scan: FolderScan | None = None
+    with ExitStack() as ending:
+        ending.callback(store.close_open_rounds, run)
+        if groups is not None:
+            scan = FolderScan(store, target, groups, run=run, judges=judges, skip=warning)
+            ending.callback(scan.stop)
+            scan.start()
+        elif missing := _unanswered(store, judges):
+            store.open_round(f"{target.resolve().name}: earlier images", missing, run=run, step=None, judges=judges)
+        ending.callback(_print_totals, store, target, before)
+        yield scan
+
+
+def _print_totals(store: FeedbackStore, target: Path, before: int) -> None:
+    after = len(store.answers())
+    message(f"{after} answers ({after - before:+d}) in {_database(target)}")
 
 
 def _round_owner(target: Path) -> str:
@@ -220,25 +235,6 @@ def _wants_browser(wanted: bool | None, host: str) -> bool:
         return wanted
     screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     return results().isatty() and screen and is_loopback(host)
-
-
-def _serve(page: Page, target: Path, scan: FolderScan | None) -> None:
-    """Serve the page until Ctrl-C."""
-    before = len(page.store.answers())
-    try:
-        with _progress(page, scan), suppress(KeyboardInterrupt):
-            page.run()
-    finally:
-        if scan is not None:
-            scan.stop()
-        _finish(page.store, target, before)
-
-
-def _finish(store: FeedbackStore, target: Path, before: int) -> None:
-    """Close the rounds of this command, so that a running training shows only its own, and print the totals."""
-    store.close_open_rounds(_round_owner(target))
-    after = len(store.answers())
-    message(f"{after} answers ({after - before:+d}) in {_database(target)}")
 
 
 @contextmanager

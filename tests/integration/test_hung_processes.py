@@ -68,7 +68,7 @@ def test_two_stop_requests_end_a_stopped_process(rank, tmp_path, capfd):
         while not (tmp_path / "stops").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.5)
+        time.sleep(2)
         requested.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGTERM)
 

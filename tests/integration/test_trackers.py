@@ -162,18 +162,18 @@ def test_trackers_that_fail_or_block_stop_neither_the_run_nor_each_other(tmp_pat
     monkeypatch.setattr(client, "EXIT_LIMIT", 60)
     folder = tmp_path / "run"
     folder.mkdir()
-    tracked = Trackers(folder, small_config("tracking=[wandb, trackio, swanlab, tensorboard]"), closing_limit=1)
+    tracked = Trackers(folder, small_config("tracking=[wandb, trackio, swanlab, tensorboard]"), closing_limit=10)
     slowest = 0.0
     for step in range(1, 4):
         began = time.monotonic()
         tracked.numbers(METRICS, step, {"reward/mean": step / 4})
         slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 0.2
+    assert slowest < 2
     with warns("tracker-failed", tracker="wandb") as recorded:
         tracked.close()
     texts = sorted(str(warning.message).partition(" (")[0] for warning in recorded)
     assert texts == [
-        "tracker swanlab did not end within 1 s; it lacks 3 events or more",
+        "tracker swanlab did not end within 10 s; it lacks 3 events or more",
         "tracker trackio does not accept the metrics of iteration 1: refused",
         "tracker trackio lacks 3 events of the run",
         "tracker wandb cannot be started: no network",

@@ -126,7 +126,7 @@ def hangs(batch):
         open({mark!r}, "w").close()
         for _ in range({signals}):
             os.kill({pid}, signal.SIGTERM)
-            time.sleep(0.3)
+            time.sleep({pause})
         time.sleep(600)
     return RewardResult([0.01 * i for i in batch.image_ids])
 """
@@ -137,10 +137,10 @@ def hangs(batch):
     [(1, False, "after iteration 1 of 3"), (1, True, "after iteration 1 of 3"), (2, False, "at once")],
 )
 def test_a_signal_ends_a_run_although_a_reward_without_limit_hangs(tmp_path, monkeypatch, signals, isolated, stopped):
-    monkeypatch.setattr(run_module, "STOPPING_LIMIT", 1.0)
+    monkeypatch.setattr(run_module, "STOPPING_LIMIT", 1.0 if signals == 1 else 30.0)
     monkeypatch.setattr(supervisor, "GRACE", 0.2)
     source, mark = tmp_path / "hanging.py", tmp_path / "signalled"
-    source.write_text(HANGING.format(signals=signals, pid=os.getpid(), mark=str(mark)))
+    source.write_text(HANGING.format(pause=2 if signals > 1 else 0, signals=signals, pid=os.getpid(), mark=str(mark)))
     reward = {"name": "hangs", "source": f"{source}:hangs", "timeout": "none", "isolated": isolated}
     config = small_config("saving.checkpoint_every=1", "guard.rewards=[]", rewards=[reward])
     with pytest.raises(Stopped, match=f"stopped {stopped}; saved: .*step-000001"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from support.command_line import changed, run_tdmr1, start_tdmr1
+from support.waiting import wait_until
 
 from tdmr1_rewards.feedback.store import FeedbackStore
 
@@ -41,7 +42,7 @@ class Training:
 
     def url(self):
         """The URL of the labelling page, once it is printed."""
-        return wait_for(lambda: next(iter(re.findall(r"labelling page: (\S+)", "".join(self.messages))), None))
+        return wait_until(lambda: next(iter(re.findall(r"labelling page: (\S+)", "".join(self.messages))), None))
 
     def signal(self, number):
         self._process.send_signal(number)
@@ -61,15 +62,6 @@ def running(*arguments):
     finally:
         started.signal(signal.SIGKILL)
         started.end()
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("timeout")
 
 
 class Reviewer:
@@ -100,7 +92,7 @@ class Reviewer:
                 pass
             return given >= count
 
-        wait_for(one)
+        wait_until(one)
 
 
 def judged_items(folder):
@@ -152,7 +144,7 @@ def test_after_a_kill_no_answer_is_lost_and_no_image_is_shown_again(packaged_mod
         assert restarted not in (server, None)
         train.signal(signal.SIGKILL)
         train.end()
-        wait_for(lambda: page_process(url) is None)  # the page ends with its training run
+        wait_until(lambda: page_process(url) is None)  # the page ends with its training run
     assert judged_items(folder) == reviewer.confirmed
     assert len(reviewer.confirmed) == IMAGES + 3
 
@@ -193,7 +185,7 @@ def test_ctrl_c_does_not_wait_for_reviewers(packaged_model, tmp_path):
 
 def test_without_answers_the_run_stops_after_the_time_limit_and_can_be_resumed(packaged_model, tmp_path):
     folder = tmp_path / "run"
-    done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.02", iterations=2), code=2)
+    done = run_tdmr1(*training(folder, "rewards.0.options.minutes=0.1", iterations=2), code=2)
     assert "waiting for people: 0 of 6 images judged" in done.stderr
     assert "nobody judged the image in time" in done.stderr
     assert "[nothing-scored]" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.command_line import environment, small, start_tdmr1
 from support.paths import ROOT
+from support.waiting import is_running
 
 pytestmark = pytest.mark.integration
 
@@ -84,14 +85,6 @@ def children_of(process):
     ranks = [pid for pid in found if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(ranks) == 2
     return sorted(ranks)
-
-
-def is_running(pid):
-    """Whether a process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_second_stop_request_ends_a_stopped_process_and_names_what_is_saved(packaged_model, tmp_path):

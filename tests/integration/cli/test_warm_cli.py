@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from support.command_line import environment, run_script, run_tdmr1, start_tdmr1, warm
+from support.feedback_server import draw_folder
 from support.warm_cli import WarmProcess
 
 from tdmr1_cli.main import main
@@ -58,7 +59,8 @@ def test_commands_are_forked_even_if_libraries_set_variables_in_this_process():
 
 
 def test_a_forked_command_can_be_killed(tmp_path):
-    process = start_tdmr1("label", tmp_path, "--no-open", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    folder = draw_folder(tmp_path / "images", 1)  # so that the command runs until it is killed
+    process = start_tdmr1("label", folder, "--no-open", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     assert isinstance(process, WarmProcess)
     process.send_signal(signal.SIGKILL)
     process.communicate(60)

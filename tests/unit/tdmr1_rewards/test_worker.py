@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from support.environments import bare_environment, image_environment
 from support.errors import raises
 from support.paths import TESTS
 from support.reward_batches import FOO, active, faulty, make_batch
+from support.waiting import is_running, wait_until
 
 from tdmr1_rewards.api import RewardSpec
 from tdmr1_rewards.calling import process as process_module
@@ -51,20 +51,6 @@ def call_failure(running, *prompts):
         running.call(make_batch(*prompts))
     assert caught.value.code == "reward-failed"
     return caught.value
-
-
-def is_running(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.05)
 
 
 def test_output_and_input_of_a_reward_do_not_disturb_the_protocol(tmp_path, monkeypatch):

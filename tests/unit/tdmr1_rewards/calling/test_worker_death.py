@@ -7,9 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from support.reward_batches import make_batch
+from support.waiting import is_running
 
 from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.reference import Reference
@@ -94,10 +94,6 @@ def start(folder, kind="Mortal", **options):
     return host
 
 
-def is_running(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def check_ends(pid):
     deadline = time.monotonic() + 30
     while is_running(pid):
@@ -128,7 +124,7 @@ def test_a_death_is_reported_at_once_although_a_child_holds_the_pipes(tmp_path, 
     began = time.monotonic()
     with pytest.raises(CallFailed) as caught:
         STEPS[step](host)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # the child keeps the pipes for 600 s
     assert quoted in caught.value.reason
     assert hint in (caught.value.hint or "")
     assert host.gone

@@ -63,7 +63,7 @@ def test_readers_do_not_wait_while_a_writer_waits_for_another_program(store, mon
         time.sleep(0.1)
         began = time.monotonic()
         assert [each.id for each in store.open_rounds()] == [opened.id]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5  # the writer waits up to 10 s
         assert thread.is_alive()
         other.execute("COMMIT")
         thread.join(20)

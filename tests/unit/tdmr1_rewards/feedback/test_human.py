@@ -127,8 +127,8 @@ def test_several_people_judge_each_image(tmp_path, visitor):
 def test_images_without_answers_have_no_score_when_the_time_is_over(tmp_path, visitor):
     visitor.limit = 3
     started = time.monotonic()
-    result = judge(tmp_path, batch_of([RED, BLUE, BLUE, RED, RED, RED], tmp_path), minutes=0.5 / 60)
-    assert 0.5 <= time.monotonic() - started < 10
+    result = judge(tmp_path, batch_of([RED, BLUE, BLUE, RED, RED, RED], tmp_path), minutes=2 / 60)
+    assert 2 <= time.monotonic() - started < 30
     assert result.scores == [1.0, 0.0, 0.0, None, None, None]
 
 
@@ -221,8 +221,8 @@ def test_a_change_of_the_system_clock_does_not_change_the_waiting_time(visitor, 
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     visitor.limit = 1
     started = time.monotonic()
-    result = judge(tmp_path, batch_of([RED, BLUE], tmp_path), minutes=0.5 / 60)
-    assert 0.5 <= time.monotonic() - started < 10
+    result = judge(tmp_path, batch_of([RED, BLUE], tmp_path), minutes=2 / 60)
+    assert 2 <= time.monotonic() - started < 30
     assert [score is None for score in result.scores] == [False, True]
 
 

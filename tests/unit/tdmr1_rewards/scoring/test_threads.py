@@ -12,6 +12,7 @@ from contextlib import suppress
 import pytest
 from support.errors import raises
 from support.reward_batches import active, faulty, make_batch
+from support.waiting import wait_until
 
 from tdmr1_rewards.api import RewardResult
 from tdmr1_rewards.calling.reference import Reference
@@ -36,13 +37,6 @@ def new_threads():
     before = set(threading.enumerate())
     yield lambda: sorted(thread.name for thread in set(threading.enumerate()) - before)
     wait_until(lambda: set(threading.enumerate()) <= before)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.005)
 
 
 def constant(batch):
@@ -194,7 +188,7 @@ def test_an_aborted_process_ends_with_all_threads(new_threads):
     runner = RewardRunner([active(faulty(), timeout="none")], "weighted_sum", 1)
     runner.set_up()
     future = runner.submit(make_batch("hang"))
-    time.sleep(0.1)
+    wait_until(runner._supervisors["x"].gate.locked)
     runner.close()
     with raises("reward-failed", reward="x", exit_code=-9):
         future.result(0)
@@ -208,7 +202,7 @@ def test_one_reward_that_cannot_be_built_ends_the_start_of_the_others(tmp_path, 
     with raises("reward-build"):
         RewardRunner([active(faulty("broken")), active(slow, "slow")], "weighted_sum", 2)
     assert time.monotonic() - began < 30
-    assert new_threads() == []
+    wait_until(lambda: new_threads() == [])
 
 
 def test_every_future_ends_for_any_failures_and_at_any_moment_of_close():

@@ -30,7 +30,7 @@ print(json.dumps({"tracker": "wandb", "lost": 0, "closed": True}), flush=True)
 def started(tmp_path, monkeypatch):
     """Trackers whose process runs this Python code."""
 
-    def start(code: str, announce=lambda _: None) -> Trackers:
+    def start(code: str, announce=lambda _: None, limit=0.5) -> Trackers:
         def process(_):
             command, pipe = [sys.executable, "-I", "-S", "-c", code], subprocess.PIPE
             return subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
@@ -40,7 +40,7 @@ def started(tmp_path, monkeypatch):
         config = small_config(
             "tracking=[wandb]", rewards=[{"name": "object_count", "options": {"api_key": "SECRET-KEY-2"}}]
         )
-        return Trackers(tmp_path, config, announce=announce, closing_limit=0.5)
+        return Trackers(tmp_path, config, announce=announce, closing_limit=limit)
 
     return start
 
@@ -63,17 +63,17 @@ def test_a_process_that_reads_nothing_never_blocks_the_run(started, code):
 
 
 def test_a_run_that_ends_at_once_does_not_wait(started):
-    tracked = started(DEAF)
+    tracked = started(DEAF, limit=5)
     began = time.monotonic()
     tracked.close(wait=False)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 4
     tracked._process.kill()
     tracked._process.wait()
 
 
 def test_what_is_sent_has_settings_tags_numbers_and_no_secrets(started, tmp_path):
     sent: list[str] = []
-    tracked = started(ECHO, sent.append)
+    tracked = started(ECHO, sent.append, limit=30)
     tracked.numbers("metrics.jsonl", 1, {"reward/mean": 0.5, "note": "SECRET-KEY-2", "step": 1, "is_x": True})
     tracked.image("samples", 1, tmp_path / "grid.png")
     tracked.close()
