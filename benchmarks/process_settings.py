@@ -27,11 +27,16 @@ from typing import Any
 from children import without_times
 from time_to_gain import metrics_of
 
+from tdmr1_cli.allocator import USER_SETTINGS
+from tdmr1_core.distributed import WAITING
+
 WITHOUT = {
     "allocator": {"THP_MEM_ALLOC_ENABLE": "0", "GLIBC_TUNABLES": ""},
     "waiting": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-"""Environments in which tdmr1 makes no such setting. With this policy, threads sleep at once, as they did before."""
+"""Environments in which tdmr1 makes no such setting. With the policy PASSIVE, threads sleep at once."""
+USERS = {"allocator": (*USER_SETTINGS, "THP_MEM_ALLOC_ENABLE"), "waiting": tuple(WAITING)}
+"""Variables with which a user's environment decides instead of tdmr1."""
 BUSY = "while True: pass"
 QUICK = ("evaluation.images=2", "guard.enabled=false")
 
@@ -86,19 +91,21 @@ def main() -> None:
     parser.add_argument("--reward", default="object_count")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
+    if decided := [name for name in USERS[options.setting] if name in os.environ]:
+        parser.error(f"the environment has {', '.join(decided)}, so tdmr1 makes no such setting; unset it")
     ratios = []
     kinds: dict[str, dict[str, str]] = {"without": WITHOUT[options.setting], "with": {}}
     with tempfile.TemporaryDirectory() as place, busy(options.busy):
         for pair in range(options.pairs):
             order = list(kinds.items()) if pair % 2 else list(kinds.items())[::-1]
             found = {kind: run(Path(place, f"{pair}-{kind}"), extra, options) for kind, extra in order}
-            changed, default = found["with"], found["without"]
-            if changed.metrics != default.metrics:
+            given, without = found["with"], found["without"]
+            if given.metrics != without.metrics:
                 raise SystemExit("the metrics of the two runs differ")
-            ratios.append(changed.seconds / default.seconds)
+            ratios.append(given.seconds / without.seconds)
             print(
-                f"{default.seconds:.2f} s → {changed.seconds:.2f} s ({ratios[-1]:.3f}), system {default.system:.1f} s "
-                f"→ {changed.system:.1f} s, resident {default.resident:.0f} MB → {changed.resident:.0f} MB",
+                f"{without.seconds:.2f} s → {given.seconds:.2f} s ({ratios[-1]:.3f}), system {without.system:.1f} s "
+                f"→ {given.system:.1f} s, resident {without.resident:.0f} MB → {given.resident:.0f} MB",
                 flush=True,
             )
     print(f"with / without: median {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})")

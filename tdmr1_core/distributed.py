@@ -39,9 +39,9 @@ REFUSAL = 30
 BACKENDS = "cpu:gloo,cuda:nccl"
 """Objects are exchanged on the CPU, also if gradients are on GPUs."""
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How the CPU threads of torch wait for the others of an operation: 1,000 checks (about 25 us), then they sleep.
+"""How the CPU threads of torch wait for the others of an operation: 1,000 checks, about 25 microseconds, then sleep.
 
-To wake a thread takes longer than many operations of a small network. On a busy machine, threads that wait longer
+Waking a thread takes longer than many operations of a small network. On a busy machine, threads that wait longer
 without sleeping keep others from working.
 """
 _abandoned = False

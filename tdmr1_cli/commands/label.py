@@ -97,7 +97,7 @@ def command(
     with page_lock(_folder(target)) as address, closing(open_page(_folder(target), host, port, message)) as page:
         if asked is not None:
             page.store.set_question(asked)
-        with suppress(KeyboardInterrupt), _opened_round(page.store, target, groups, judges) as scan:
+        with _opened_round(page.store, target, groups, judges) as scan, suppress(KeyboardInterrupt):
             address.write(page.url)
             _print_address(page, target, host, scan, json)
             if _wants_browser(open_browser, host):

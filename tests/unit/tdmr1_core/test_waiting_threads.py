@@ -9,7 +9,7 @@ import pytest
 
 import tdmr1_core
 from tdmr1_cli.main import main
-from tdmr1_core.distributed import WAITING, set_waiting
+from tdmr1_core.distributed import set_waiting
 from tdmr1_core.errors import Tdmr1Error
 
 pytestmark = pytest.mark.unit
@@ -21,7 +21,7 @@ LOADED = "from tdmr1_core.distributed import set_waiting; set_waiting(); import 
 @pytest.fixture
 def variables(monkeypatch):
     """The environment without settings of the waiting. It is restored after the test."""
-    for name in WAITING:
+    for name in SHORT:
         monkeypatch.setenv(name, "")  # so that a variable that the test sets is removed
         monkeypatch.delenv(name)
     return monkeypatch
@@ -32,7 +32,7 @@ def waiting():
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "0"}])
-def test_threads_wait_shortly_unless_the_user_decided(given, variables):
+def test_threads_wait_briefly_unless_the_user_decided(given, variables):
     for name, value in given.items():
         variables.setenv(name, value)
     set_waiting()

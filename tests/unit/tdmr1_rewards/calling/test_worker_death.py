@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.reward_batches import make_batch
-from support.waiting import is_running
+from support.waiting import is_running, wait_until
 
 from tdmr1_rewards.calling.process import ProcessHost
 from tdmr1_rewards.calling.reference import Reference
@@ -95,10 +95,7 @@ def start(folder, kind="Mortal", **options):
 
 
 def check_ends(pid):
-    deadline = time.monotonic() + 30
-    while is_running(pid):
-        assert time.monotonic() < deadline, "the process did not end"
-        time.sleep(0.02)
+    wait_until(lambda: not is_running(pid), 30)
 
 
 STEPS = {
